@@ -1,0 +1,1 @@
+"""The commands: read flags, call one function of the library, print. One file per command."""

@@ -1,0 +1,1 @@
+"""Command lines and supervision of distributed runs. Nothing here imports torch."""

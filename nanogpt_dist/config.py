@@ -1,0 +1,137 @@
+"""Every setting of a run, declared once: name, type, default, bounds and help. Flags and TOML files come from here.
+
+Names are nanoGPT's where nanoGPT has them. `None` means off, or, where the help says so, derived.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nanogpt_dist.errors import ConfigError, MissingInputError
+
+
+def setting(default: Any, group: str, help: str, **bounds: Any) -> Any:
+    """A config field: its default, the group it is shown under in --help, what it means with its unit, its bounds."""
+    return Field(default, description=help, json_schema_extra={"group": group}, **bounds)
+
+
+class ModelConfig(BaseModel):
+    """The architecture: GPT-2. Equal ModelConfigs have checkpoints of equal shapes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block_size: int = setting(1024, "Model", "Context length, in tokens.", ge=1)
+    vocab_size: int | None = setting(
+        None, "Model", "Rows of the token table; unset: the data set's vocabulary, rounded up to a multiple of 64.", ge=1
+    )
+    n_layer: int = setting(12, "Model", "Transformer blocks.", ge=1)
+    n_head: int = setting(12, "Model", "Attention heads per block; divides n_embd.", ge=1)
+    n_embd: int = setting(768, "Model", "Width of the residual stream.", ge=1)
+    dropout: float = setting(0.0, "Model", "Dropout probability; 0 for pretraining, 0.1 and more on little data.", ge=0, lt=1)
+    bias: bool = setting(False, "Model", "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them.")
+    gelu: Literal["exact", "tanh"] = setting("exact", "Model", "Form of GELU; OpenAI's weights want tanh.")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelConfig":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        return self
+
+
+class TrainConfig(ModelConfig):
+    """Everything that `nanogpt train` takes. Defaults are those of nanoGPT's train_gpt2 recipe."""
+
+    # Data
+    dataset: str = setting("data/openwebtext", "Data", "Folder that `nanogpt prepare` wrote.")
+    batch_size: int = setting(12, "Data", "Micro-batch: sequences in one forward pass of one rank, at most.", ge=1)
+    gradient_accumulation_steps: int = setting(
+        40, "Data", "Micro-batches in one update, in total over all ranks; global batch = batch_size × this.", ge=1
+    )
+    seed: int = setting(1337, "Data", "Seed of the weights, the order of the data and dropout.", ge=0)
+
+    # Optimizer
+    max_iters: int = setting(600_000, "Optimizer", "Updates to make.", ge=0)
+    learning_rate: float = setting(6e-4, "Optimizer", "Peak learning rate.", gt=0)
+    decay_lr: bool = setting(True, "Optimizer", "Warm up and decay the learning rate; off: constant.")
+    warmup_iters: int = setting(2000, "Optimizer", "Updates of linear warm-up.", ge=0)
+    lr_decay_iters: int | None = setting(None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1)
+    min_lr: float = setting(6e-5, "Optimizer", "Learning rate after the cosine decay.", ge=0)
+    weight_decay: float = setting(0.1, "Optimizer", "AdamW weight decay of the matrices (vectors are not decayed).", ge=0)
+    beta1: float = setting(0.9, "Optimizer", "AdamW β1.", ge=0, lt=1)
+    beta2: float = setting(0.95, "Optimizer", "AdamW β2.", ge=0, lt=1)
+    grad_clip: float = setting(1.0, "Optimizer", "Clip the gradient's norm to this; 0: off.", ge=0)
+
+    # Evaluation, logs and checkpoints
+    out_dir: str | None = setting(None, "Output", "Run folder; unset: out/PRESET.")
+    eval_interval: int = setting(2000, "Output", "Updates between evaluations.", ge=1)
+    eval_iters: int = setting(200, "Output", "Evaluation reads this many micro-batches, spread over the val split.", ge=1)
+    log_interval: int = setting(10, "Output", "Updates between log lines.", ge=1)
+    save_interval: int | None = setting(None, "Output", "Updates between checkpoints; unset: at every evaluation.", ge=1)
+    always_save_checkpoint: bool = setting(
+        True, "Output", "Save at every evaluation; off: only where the val loss is the best so far."
+    )
+    keep_checkpoints: int = setting(2, "Output", "Newest checkpoints to keep, beside the best one.", ge=2)
+    tensorboard: bool = setting(True, "Output", "Write TensorBoard scalars into the run folder.")
+
+    # Machine
+    device: str = setting("auto", "Machine", "auto | cpu | cuda | mps.", pattern=r"^(auto|cpu|cuda|mps)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Machine", "Autocast type; auto: bfloat16 where the device is fast in it."
+    )
+    compile: bool | None = setting(None, "Machine", "Run the model through torch.compile; unset: on cuda only.")
+    timeout_s: int = setting(300, "Machine", "Seconds after which a rank that does not answer ends the run.", ge=1)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "TrainConfig":
+        if self.decay_lr and self.min_lr > self.learning_rate:
+            raise ValueError(f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}")
+        return self
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences in one update, over all ranks."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def architecture(self) -> ModelConfig:
+        """The part of the settings that fixes the shapes of the weights."""
+        return ModelConfig(**self.model_dump(include=set(ModelConfig.model_fields)))
+
+
+def resolve(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """A validated TrainConfig from a preset's or file's `values` with `overrides` on top.
+
+    Raises ConfigError naming every wrong setting at once, an unknown one with the nearest name.
+    """
+    try:
+        return TrainConfig(**{**values, **(overrides or {})})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.5)
+        return f"unknown setting {name}" + (f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them")
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{name} = {problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. Raises MissingInputError, ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingInputError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def to_toml(config: BaseModel) -> str:
+    """`config` as TOML that read_toml gives back; unset (None) settings are left out."""
+    import tomli_w
+
+    return tomli_w.dumps(config.model_dump(exclude_none=True))

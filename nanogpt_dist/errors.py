@@ -1,0 +1,86 @@
+"""What can go wrong, told to the person at the keyboard: one line (what, where, what to type next) and an exit code.
+
+Raise these for the user's mistakes and the machine's faults; `assert` is for our own invariants.
+"""
+
+from enum import IntEnum
+
+MAX_LINE = 200  # characters of an error line
+
+
+class Exit(IntEnum):
+    """Exit codes of every command, after BSD's sysexits.h where it has one."""
+
+    DONE = 0
+    USAGE = 2
+    BAD_DATA = 65
+    MISSING_INPUT = 66
+    HUB_UNAVAILABLE = 69
+    BUG = 70
+    CANNOT_CREATE = 73
+    IO_ERROR = 74
+    STOPPED = 75  # stopped cleanly: the same command again resumes
+    CONFIG = 78
+
+
+class NanogptError(Exception):
+    """Base of all errors that end in one line; `code` is what the process returns."""
+
+    code = Exit.BUG
+
+
+class UsageError(NanogptError):
+    """The command line asks for something that does not exist or does not fit together."""
+
+    code = Exit.USAGE
+
+
+class BadDataError(NanogptError):
+    """A file is there but its content is wrong: truncated, edited, of another tokenizer or architecture."""
+
+    code = Exit.BAD_DATA
+
+
+class MissingInputError(NanogptError):
+    """A file or folder that the command reads does not exist."""
+
+    code = Exit.MISSING_INPUT
+
+
+class HubUnavailableError(NanogptError):
+    """The hub could not be reached, or gave up serving."""
+
+    code = Exit.HUB_UNAVAILABLE
+
+
+class CannotCreateError(NanogptError):
+    """Output cannot be created: it exists already, is locked by another run, or may not be written."""
+
+    code = Exit.CANNOT_CREATE
+
+
+class StorageError(NanogptError):
+    """Reading or writing failed: disk full, input/output error."""
+
+    code = Exit.IO_ERROR
+
+
+class StoppedError(NanogptError):
+    """Stopped cleanly on request, everything saved."""
+
+    code = Exit.STOPPED
+
+
+class ConfigError(NanogptError):
+    """A setting has a wrong value, or two settings contradict each other."""
+
+    code = Exit.CONFIG
+
+
+def one_line(text: str) -> str:
+    """`text` on one line of at most MAX_LINE characters; what is cut is the middle, since the end says what to type."""
+    line = " ".join(text.split())
+    if len(line) <= MAX_LINE:
+        return line
+    head, tail = MAX_LINE // 2, MAX_LINE - MAX_LINE // 2 - 3
+    return f"{line[:head]} … {line[-tail:]}"

@@ -1,0 +1,105 @@
+"""Named recipes: what differs from the defaults in config.py. A preset is a plain dict; flags go on top.
+
+Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from nanogpt_dist.config import TrainConfig, read_toml, resolve
+from nanogpt_dist.errors import ConfigError
+
+DEFAULT_PRESET = "gpt2-124m"
+
+MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024}
+LARGE = {"n_layer": 36, "n_head": 20, "n_embd": 1280}
+XL = {"n_layer": 48, "n_head": 25, "n_embd": 1600}
+
+# nanoGPT's train_gpt2: the vocabulary padded from 50257 to a multiple of 64, no biases, exact GELU.
+PRETRAIN = {"vocab_size": 50304}
+# The architecture of OpenAI's released weights.
+OPENAI = {"vocab_size": 50257, "bias": True, "gelu": "tanh"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2-124m": {**PRETRAIN, "eval_interval": 1000},
+    "gpt2-350m": {**PRETRAIN, **MEDIUM, "eval_interval": 1000, "learning_rate": 3e-4, "min_lr": 3e-5},
+    "gpt2-774m": {**PRETRAIN, **LARGE, "eval_interval": 1000, "learning_rate": 2.5e-4, "min_lr": 2.5e-5},
+    "gpt2-1558m": {**PRETRAIN, **XL, "eval_interval": 1000, "learning_rate": 2e-4, "min_lr": 2e-5},
+    "gpt2": {**OPENAI},
+    "gpt2-medium": {**OPENAI, **MEDIUM},
+    "gpt2-large": {**OPENAI, **LARGE},
+    "gpt2-xl": {**OPENAI, **XL},
+    "shakespeare-char": {
+        "dataset": "data/shakespeare_char",
+        "vocab_size": 65,
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+        "block_size": 256,
+        "dropout": 0.2,
+        "batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "min_lr": 1e-4,
+        "beta2": 0.99,
+        "warmup_iters": 100,
+        "max_iters": 5000,
+        "eval_interval": 250,
+        "always_save_checkpoint": False,
+    },
+    "shakespeare-char-cpu": {
+        "dataset": "data/shakespeare_char",
+        "vocab_size": 65,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "block_size": 64,
+        "batch_size": 12,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "min_lr": 1e-4,
+        "beta2": 0.99,
+        "warmup_iters": 100,
+        "max_iters": 2000,
+        "eval_interval": 250,
+        "eval_iters": 20,
+        "always_save_checkpoint": False,
+    },
+    "quickstart": {
+        "dataset": "data/python-stdlib",
+        "vocab_size": 4096,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "block_size": 128,
+        "batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 2e-3,
+        "min_lr": 2e-4,
+        "beta2": 0.99,
+        "warmup_iters": 50,
+        "max_iters": 600,
+        "eval_interval": 200,
+        "eval_iters": 10,
+    },
+}
+
+
+def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """The config of a preset or of a TOML file, with `overrides` on top and out_dir filled in (out/NAME).
+
+    name: a key of PRESETS or a path that ends in .toml; None: gpt2-124m.
+    Raises ConfigError, MissingInputError.
+    """
+    name = name or DEFAULT_PRESET
+    if name.endswith(".toml"):
+        values, stem = read_toml(Path(name)), Path(name).stem
+    elif name in PRESETS:
+        values, stem = PRESETS[name], name
+    else:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
+        raise ConfigError(f"no preset {name}; {hint}")
+    config = resolve(values, overrides)
+    return config if config.out_dir else config.model_copy(update={"out_dir": f"out/{stem}"})
