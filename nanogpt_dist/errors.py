@@ -24,15 +24,20 @@ class Exit(IntEnum):
 
 
 class NanogptError(Exception):
-    """Base of all errors that end in one line; `code` is what the process returns."""
+    """Base of all errors that end in one line; `code` is what the process returns.
+
+    agreed: every rank of the run raises this same error, so that each may leave without telling the others.
+    """
 
     code = Exit.BUG
+    agreed = False
 
 
 class UsageError(NanogptError):
     """The command line asks for something that does not exist or does not fit together."""
 
     code = Exit.USAGE
+    agreed = True  # all ranks have the same command line
 
 
 class BadDataError(NanogptError):
@@ -69,12 +74,14 @@ class StoppedError(NanogptError):
     """Stopped cleanly on request, everything saved."""
 
     code = Exit.STOPPED
+    agreed = True  # the ranks vote on it
 
 
 class ConfigError(NanogptError):
     """A setting has a wrong value, or two settings contradict each other."""
 
     code = Exit.CONFIG
+    agreed = True  # all ranks have the same settings
 
 
 def one_line(text: str) -> str:

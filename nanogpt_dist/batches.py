@@ -1,0 +1,120 @@
+"""Which tokens an update sees: a pure function of (seed, data set id, block_size, step). No state, no scan, no memory.
+
+The split is cut into windows of block_size tokens. In each epoch every window comes once, in an order of its own: a
+keyed pseudo-random permutation that gives the i-th window in constant time. Update s reads samples sG … (s+1)G − 1 of
+that endless order, G = batch_size × gradient_accumulation_steps, and each rank takes a slice of them: so neither the
+number of ranks nor the size of a micro-batch enters, and the position in the data is the step.
+
+Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (Feistel network, cycle-walking).
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanogpt_dist.errors import BadDataError, ConfigError
+from nanogpt_dist.shards import Split
+
+ROUNDS = 6  # of the Feistel network; four give a pseudo-random permutation (Luby & Rackoff 1988), two for good measure
+
+Positions = NDArray[np.int64]
+Tokens = NDArray[np.int64]
+
+
+def _keys(*parts: object) -> NDArray[np.uint64]:
+    """Eight 64-bit keys that are a function of `parts`."""
+    text = "/".join(str(part) for part in parts).encode()
+    return np.frombuffer(hashlib.sha512(text).digest(), dtype="<u8")
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser: every input bit moves every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(index: Positions, size: int, keys: NDArray[np.uint64]) -> Positions:
+    """Where a keyed permutation of range(size) sends each element of `index` (any shape)."""
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))  # bits in one half of the Feistel block
+    mask = np.uint64((1 << int(half)) - 1)
+    x = index.astype(np.uint64)
+    walking = np.ones(x.shape, dtype=bool)
+    while walking.any():  # the block has up to 4 × size values: walk until the value falls into range(size)
+        left, right = x[walking] >> half, x[walking] & mask
+        for key in keys[:ROUNDS]:
+            left, right = right, left ^ (_mix(right + key) & mask)
+        x[walking] = (left << half) | right
+        walking = x >= np.uint64(size)
+    return x.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The endless order of the training windows of one split of `tokens` tokens."""
+
+    seed: int
+    dataset_id: str
+    block_size: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < self.block_size + 1:
+            raise BadDataError(
+                f"the train split has {self.tokens} tokens, one window needs {self.block_size + 1}; "
+                f"type --block-size {max(1, self.tokens - 1)} or prepare more text"
+            )
+
+    @property
+    def windows(self) -> int:
+        """Windows in one epoch: as many as fit behind any shift below block_size."""
+        return max(1, (self.tokens - self.block_size) // self.block_size)
+
+    def starts(self, samples: Positions) -> Positions:
+        """The first token of each sample of the endless order. A window is block_size tokens and the one that follows."""
+        starts = np.empty_like(samples)
+        epochs = samples // self.windows
+        for epoch in np.unique(epochs):
+            keys = _keys(self.seed, self.dataset_id, self.block_size, epoch)
+            here = epochs == epoch
+            window = permute(samples[here] % self.windows, self.windows, keys)
+            # Each epoch cuts the split at another shift, so that a document's tokens meet new neighbours.
+            shift = int(keys[-1] % np.uint64(min(self.block_size, self.tokens - self.windows * self.block_size)))
+            starts[here] = window * self.block_size + shift
+        return starts
+
+
+def global_batch(order: Order, step: int, global_batch_size: int) -> Positions:
+    """Starts of the global_batch_size windows that the update after `step` updates reads, over all ranks."""
+    return order.starts(np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64))
+
+
+def micro_batch_size(batch_size: int, global_batch_size: int, ranks: int) -> int:
+    """Sequences in one forward pass of one rank: the largest divisor of a rank's share that is ≤ batch_size.
+
+    Raises ConfigError where the global batch cannot be shared out evenly.
+    """
+    if global_batch_size % ranks:
+        valid = ", ".join(str(n) for n in range(1, min(global_batch_size, 512) + 1) if global_batch_size % n == 0)
+        raise ConfigError(f"{ranks} ranks cannot share {global_batch_size} sequences per update; possible: {valid}")
+    share = global_batch_size // ranks
+    return max(n for n in range(1, min(batch_size, share) + 1) if share % n == 0)
+
+
+def read_windows(split: Split, starts: Positions, block_size: int) -> tuple[Tokens, Tokens]:
+    """Inputs and their next-token targets, each (len(starts), block_size) int64."""
+    rows = np.stack([split.read(int(start), block_size + 1) for start in starts]).astype(np.int64)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def micro_batches(
+    split: Split, order: Order, step: int, global_batch_size: int, batch_size: int, rank: int, ranks: int
+) -> Iterator[tuple[Tokens, Tokens]]:
+    """This rank's micro-batches of one update, as (inputs, targets)."""
+    share = global_batch_size // ranks
+    starts = global_batch(order, step, global_batch_size)[rank * share : (rank + 1) * share]
+    for i in range(0, share, batch_size):
+        yield read_windows(split, starts[i : i + batch_size], order.block_size)

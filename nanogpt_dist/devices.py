@@ -1,0 +1,104 @@
+"""What the machine offers: device, number format, peak speed, memory."""
+
+import contextlib
+import resource
+import sys
+import time
+from contextlib import AbstractContextManager
+
+import torch
+
+from nanogpt_dist.errors import ConfigError
+
+# Dense bf16 matmul peaks in TFLOP/s, from the vendors' data sheets; the first name found in the device's name counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "GH200": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10G": 70.0,
+    "A6000": 155.0,
+    "4090": 165.0,
+    "3090": 71.0,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is cuda, else mps, else cpu. Raises ConfigError where the named one is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise ConfigError(f"local rank {local_rank} has no GPU, {count} found; start fewer ranks or --device cpu")
+        return torch.device("cuda", local_rank)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("no mps device found; type --device cpu")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies matrices faster in it, float16 on older GPUs, else float32."""
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+    if name == "float16" and device.type != "cuda":
+        raise ConfigError("float16 needs a CUDA device and its gradient scaler; type --dtype bfloat16 or float32")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Matrix products in `dtype`; nothing changes for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3) -> float:
+    """Peak of one device in TFLOP/s: from the table for a known GPU, else a matmul of 1024² timed for `measure_s`."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for key, peak in PEAK_TFLOPS.items():
+            if key in name:
+                return peak if dtype != torch.float32 else peak / 2  # TF32 runs at half the rate of bf16
+    n = 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype, generator=_generator(device)) for _ in range(2))
+    a @ b
+    best, deadline = float("inf"), time.perf_counter() + measure_s
+    while time.perf_counter() < deadline:
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best / 1e12
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)  # of its own: measuring must not move the training's randomness
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Most memory that this process held so far: on the GPU, or of the process itself on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

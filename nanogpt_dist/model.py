@@ -1,0 +1,154 @@
+"""GPT-2 in reading order: attention → MLP → block → GPT. Names of modules and weights are nanoGPT's.
+
+Shape letters: B sequences in the batch, T tokens of a sequence (≤ block_size), C = n_embd, H = n_head, D = C / H,
+V = vocab_size.
+
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.3 (pre-norm, residual scaling);
+Vaswani et al. 2017, "Attention Is All You Need", §3.2; Hendrycks & Gimpel 2016, "Gaussian Error Linear Units";
+Press & Wolf 2017, "Using the Output Embedding to Improve Language Models" (the tied head).
+"""
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanogpt_dist.config import ModelConfig
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what came before: (B, T, C) → (B, T, C)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys and values at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=2)  # 3 × (B, T, C)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # 3 × (B, H, T, D)
+        # softmax(q kᵀ / √D + causal mask) v
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) → (B, T, C), heads side by side
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """Widen four times, GELU, narrow again: (B, T, C) → (B, T, C)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gelu(self.c_fc(x))  # (B, T, 4C)
+        return self.dropout(self.c_proj(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)): (B, T, C) → (B, T, C)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """Token ids to the logits of the next token: (B, T) → (B, T, V). The head's matrix is the token table's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.vocab_size is not None, "resolve vocab_size before building the model"
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits and, with targets, the mean cross-entropy in nats/token.
+
+        idx, targets: (B, T) int64. Returns logits (B, T, V), or (B, 1, V) of the last position without targets,
+        and the loss, a scalar, or None.
+        """
+        logits = self.logits(idx, last_only=targets is None)
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1))
+        return logits, loss
+
+    def logits(self, idx: Tensor, last_only: bool = False) -> Tensor:
+        """idx (B, T) int64 → (B, T, V); last_only: (B, 1, V)."""
+        T = idx.size(1)
+        assert T <= self.config.block_size, f"{T} tokens do not fit into block_size {self.config.block_size}"
+        position = torch.arange(T, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C) + (T, C)
+        x = self.transformer.drop(x)
+        for block in self.transformer.h:
+            x = block(x)
+        x = self.transformer.ln_f(x[:, -1:] if last_only else x)
+        return self.lm_head(x)  # (B, T, V)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> "GPT":
+        """nanoGPT's initialisation: N(0, 0.02), the two residual projections of a block N(0, 0.02 / √(2·n_layer)).
+
+        Each weight has a generator of its own, seeded by (seed, its name), on the CPU: the values depend neither on
+        the device, nor on the number of ranks, nor on which other weights there are.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:  # LayerNorm
+                parameter.fill_(1.0)
+            else:
+                scale = 1 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1.0
+                generator = torch.Generator().manual_seed(_seed_of(seed, name))
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02 * scale, generator=generator))
+        return self
+
+    def crop_block_size(self, block_size: int) -> None:
+        """Keep the first `block_size` positions only: a shorter context from weights trained with a longer one."""
+        assert block_size <= self.config.block_size
+        self.config = self.config.model_copy(update={"block_size": block_size})
+        self.transformer.wpe = nn.Embedding.from_pretrained(self.transformer.wpe.weight[:block_size], freeze=False)
+
+    def num_params(self, non_embedding: bool = False) -> int:
+        """Parameters, the tied table counted once; non_embedding: without the position table, as nanoGPT prints it."""
+        total = sum(p.numel() for p in self.parameters())
+        return total - (self.transformer.wpe.weight.numel() if non_embedding else 0)
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of forward and backward: 6 N for the matrices, 12·L·H·D·T for attention.
+
+        Source: Chowdhery et al. 2022, "PaLM", appendix B.
+        """
+        c = self.config
+        return 6 * self.num_params(non_embedding=True) + 12 * c.n_layer * c.n_embd * c.block_size
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
