@@ -5,7 +5,7 @@ keyed pseudo-random permutation that gives the i-th window in constant time. Upd
 that endless order, G = batch_size × gradient_accumulation_steps, and each rank takes a slice of them: so neither the
 number of ranks nor the size of a micro-batch enters, and the position in the data is the step.
 
-Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (Feistel network, cycle-walking).
+Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (a Feistel network that walks).
 """
 
 import hashlib
@@ -74,7 +74,7 @@ class Order:
         return max(1, (self.tokens - self.block_size) // self.block_size)
 
     def starts(self, samples: Positions) -> Positions:
-        """The first token of each sample of the endless order. A window is block_size tokens and the one that follows."""
+        """First token of each sample of the endless order; a window is block_size tokens and the one that follows."""
         starts = np.empty_like(samples)
         epochs = samples // self.windows
         for epoch in np.unique(epochs):
@@ -87,19 +87,16 @@ class Order:
         return starts
 
 
-def global_batch(order: Order, step: int, global_batch_size: int) -> Positions:
-    """Starts of the global_batch_size windows that the update after `step` updates reads, over all ranks."""
-    return order.starts(np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64))
-
-
 def micro_batch_size(batch_size: int, global_batch_size: int, ranks: int) -> int:
     """Sequences in one forward pass of one rank: the largest divisor of a rank's share that is ≤ batch_size.
 
     Raises ConfigError where the global batch cannot be shared out evenly.
     """
     if global_batch_size % ranks:
-        valid = ", ".join(str(n) for n in range(1, min(global_batch_size, 512) + 1) if global_batch_size % n == 0)
-        raise ConfigError(f"{ranks} ranks cannot share {global_batch_size} sequences per update; possible: {valid}")
+        valid = ", ".join(str(n) for n in range(1, min(global_batch_size, 64) + 1) if global_batch_size % n == 0)
+        raise ConfigError(
+            f"{ranks} ranks cannot share {global_batch_size} sequences an update evenly; possible: {valid}"
+        )
     share = global_batch_size // ranks
     return max(n for n in range(1, min(batch_size, share) + 1) if share % n == 0)
 
@@ -110,11 +107,30 @@ def read_windows(split: Split, starts: Positions, block_size: int) -> tuple[Toke
     return rows[:, :-1], rows[:, 1:]
 
 
-def micro_batches(
-    split: Split, order: Order, step: int, global_batch_size: int, batch_size: int, rank: int, ranks: int
-) -> Iterator[tuple[Tokens, Tokens]]:
-    """This rank's micro-batches of one update, as (inputs, targets)."""
-    share = global_batch_size // ranks
-    starts = global_batch(order, step, global_batch_size)[rank * share : (rank + 1) * share]
-    for i in range(0, share, batch_size):
-        yield read_windows(split, starts[i : i + batch_size], order.block_size)
+@dataclass(frozen=True)
+class Batches:
+    """One rank's view of the global batches. batch_size: sequences of a micro-batch, a divisor of the rank's share."""
+
+    split: Split
+    order: Order
+    global_batch_size: int
+    batch_size: int
+    rank: int
+    ranks: int
+
+    @property
+    def per_update(self) -> int:
+        """Micro-batches of this rank in one update."""
+        return self.global_batch_size // self.ranks // self.batch_size
+
+    def starts(self, step: int) -> Positions:
+        """First tokens of all windows of the update after `step` updates, over all ranks: (global_batch_size,)."""
+        first = step * self.global_batch_size
+        return self.order.starts(np.arange(first, first + self.global_batch_size, dtype=np.int64))
+
+    def of(self, step: int) -> Iterator[tuple[Tokens, Tokens]]:
+        """This rank's micro-batches of the update after `step` updates: inputs and targets, each (B, T) int64."""
+        share = self.global_batch_size // self.ranks
+        mine = self.starts(step)[self.rank * share : (self.rank + 1) * share]
+        for i in range(0, share, self.batch_size):
+            yield read_windows(self.split, mine[i : i + self.batch_size], self.order.block_size)

@@ -25,12 +25,17 @@ class ModelConfig(BaseModel):
 
     block_size: int = setting(1024, "Model", "Context length, in tokens.", ge=1)
     vocab_size: int | None = setting(
-        None, "Model", "Rows of the token table; unset: the data set's vocabulary, rounded up to a multiple of 64.", ge=1
+        None,
+        "Model",
+        "Rows of the token table; unset: the data set's vocabulary, rounded up to a multiple of 64.",
+        ge=1,
     )
     n_layer: int = setting(12, "Model", "Transformer blocks.", ge=1)
     n_head: int = setting(12, "Model", "Attention heads per block; divides n_embd.", ge=1)
     n_embd: int = setting(768, "Model", "Width of the residual stream.", ge=1)
-    dropout: float = setting(0.0, "Model", "Dropout probability; 0 for pretraining, 0.1 and more on little data.", ge=0, lt=1)
+    dropout: float = setting(
+        0.0, "Model", "Dropout probability; 0 for pretraining, 0.1 and more on little data.", ge=0, lt=1
+    )
     bias: bool = setting(False, "Model", "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them.")
     gelu: Literal["exact", "tanh"] = setting("exact", "Model", "Form of GELU; OpenAI's weights want tanh.")
 
@@ -57,9 +62,13 @@ class TrainConfig(ModelConfig):
     learning_rate: float = setting(6e-4, "Optimizer", "Peak learning rate.", gt=0)
     decay_lr: bool = setting(True, "Optimizer", "Warm up and decay the learning rate; off: constant.")
     warmup_iters: int = setting(2000, "Optimizer", "Updates of linear warm-up.", ge=0)
-    lr_decay_iters: int | None = setting(None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1)
+    lr_decay_iters: int | None = setting(
+        None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1
+    )
     min_lr: float = setting(6e-5, "Optimizer", "Learning rate after the cosine decay.", ge=0)
-    weight_decay: float = setting(0.1, "Optimizer", "AdamW weight decay of the matrices (vectors are not decayed).", ge=0)
+    weight_decay: float = setting(
+        0.1, "Optimizer", "AdamW weight decay of the matrices (vectors are not decayed).", ge=0
+    )
     beta1: float = setting(0.9, "Optimizer", "AdamW β1.", ge=0, lt=1)
     beta2: float = setting(0.95, "Optimizer", "AdamW β2.", ge=0, lt=1)
     grad_clip: float = setting(1.0, "Optimizer", "Clip the gradient's norm to this; 0: off.", ge=0)
@@ -67,9 +76,13 @@ class TrainConfig(ModelConfig):
     # Evaluation, logs and checkpoints
     out_dir: str | None = setting(None, "Output", "Run folder; unset: out/PRESET.")
     eval_interval: int = setting(2000, "Output", "Updates between evaluations.", ge=1)
-    eval_iters: int = setting(200, "Output", "Evaluation reads this many micro-batches, spread over the val split.", ge=1)
+    eval_iters: int = setting(
+        200, "Output", "Evaluation reads this many micro-batches, spread over the val split.", ge=1
+    )
     log_interval: int = setting(10, "Output", "Updates between log lines.", ge=1)
-    save_interval: int | None = setting(None, "Output", "Updates between checkpoints; unset: at every evaluation.", ge=1)
+    save_interval: int | None = setting(
+        None, "Output", "Updates between checkpoints; unset: at every evaluation.", ge=1
+    )
     always_save_checkpoint: bool = setting(
         True, "Output", "Save at every evaluation; off: only where the val loss is the best so far."
     )
@@ -115,7 +128,9 @@ def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.5)
-        return f"unknown setting {name}" + (f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them")
+        return f"unknown setting {name}" + (
+            f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them"
+        )
     reason = problem["msg"].removeprefix("Value error, ")
     return f"{name} = {problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
 

@@ -29,14 +29,17 @@ PEAK_TFLOPS = {
 }
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is cuda, else mps, else cpu. Raises ConfigError where the named one is not there."""
+def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """`auto` is cuda, else mps, else cpu; rank `local_rank` of the `local_size` on this machine gets a GPU of its own.
+
+    Raises ConfigError where the device is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
         count = torch.cuda.device_count()
-        if local_rank >= count:
-            raise ConfigError(f"local rank {local_rank} has no GPU, {count} found; start fewer ranks or --device cpu")
+        if local_size > count:
+            raise ConfigError(f"{local_size} ranks on this machine, {count} GPUs found; start fewer or --device cpu")
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("no mps device found; type --device cpu")

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
-from nanogpt_dist.errors import Exit, MAX_LINE, NanogptError, one_line
+from nanogpt_dist.errors import MAX_LINE, Exit, NanogptError, one_line
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,10 @@ class World:
         """Rank 0's `text` on all ranks."""
         if self.size == 1:
             return text
-        data = text.encode()
-        length = torch.tensor([len(data)])
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        length = torch.tensor([data.numel()])
         dist.broadcast(length, src=0)
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.leads else None
-        buffer = buffer if buffer is not None else torch.empty(int(length.item()), dtype=torch.uint8)
+        buffer = data if self.leads else torch.empty(int(length.item()), dtype=torch.uint8)
         if buffer.numel():
             dist.broadcast(buffer, src=0)
         return bytes(buffer.tolist()).decode()
@@ -90,9 +89,9 @@ class World:
 @contextlib.contextmanager
 def connect(device_name: str, timeout_s: int) -> Iterator[World]:
     """The World that torchrun's environment describes, or a World of one without it. Leaves the group at the end."""
-    rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in
-                              (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
-    device = pick_device(device_name, local_rank)
+    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    size, local_size = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = pick_device(device_name, local_rank, local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:

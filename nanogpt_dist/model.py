@@ -69,48 +69,54 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Transformer(nn.Module):
+    """Everything below the head: token ids (B, T) → (B, T, C)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.vocab_size is not None, "fill in vocab_size before building the model"
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        position = torch.arange(idx.size(1), device=idx.device)  # (T,)
+        x = self.drop(self.wte(idx) + self.wpe(position))  # (B, T, C) + (T, C)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+
 class GPT(nn.Module):
     """Token ids to the logits of the next token: (B, T) → (B, T, V). The head's matrix is the token table's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None, "resolve vocab_size before building the model"
+        assert config.vocab_size is not None, "fill in vocab_size before building the model"
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "drop": nn.Dropout(config.dropout),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
-            }
-        )
+        self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits and, with targets, the mean cross-entropy in nats/token.
 
-        idx, targets: (B, T) int64. Returns logits (B, T, V), or (B, 1, V) of the last position without targets,
-        and the loss, a scalar, or None.
+        idx, targets: (B, T) int64, T ≤ block_size. Returns logits (B, T, V) and the loss, a scalar; without targets,
+        logits (B, 1, V) of the last position, and None.
         """
-        logits = self.logits(idx, last_only=targets is None)
         if targets is None:
-            return logits, None
-        loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1))
-        return logits, loss
+            return self.logits(idx, last_only=True), None
+        logits = self.logits(idx)
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1))
 
     def logits(self, idx: Tensor, last_only: bool = False) -> Tensor:
         """idx (B, T) int64 → (B, T, V); last_only: (B, 1, V)."""
-        T = idx.size(1)
-        assert T <= self.config.block_size, f"{T} tokens do not fit into block_size {self.config.block_size}"
-        position = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C) + (T, C)
-        x = self.transformer.drop(x)
-        for block in self.transformer.h:
-            x = block(x)
-        x = self.transformer.ln_f(x[:, -1:] if last_only else x)
-        return self.lm_head(x)  # (B, T, V)
+        T, block_size = idx.size(1), self.config.block_size
+        assert block_size >= T, f"{T} tokens do not fit into block_size {block_size}"
+        x = self.transformer(idx)  # (B, T, C)
+        return self.lm_head(x[:, -1:] if last_only else x)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> "GPT":

@@ -1,0 +1,42 @@
+# The same commands for people and for CI. Everything is installed into .venv; nothing else is touched.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.PHONY: quickstart test setup check lint type fmt dist clean help
+
+help:            ## list the targets
+	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+quickstart: $(STAMP)  ## the whole line on an embedded corpus: prepare, train on 2 ranks, eval, sample
+	$(BIN)/nanogpt quickstart
+
+test: $(STAMP)   ## all tests
+	$(BIN)/python -m pytest
+
+setup: $(STAMP)  ## .venv with the toolkit (editable) and its development tools
+
+check: lint type test  ## what must be green before a commit
+
+lint: $(STAMP)   ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)   ## static types
+	$(BIN)/mypy
+
+fmt: $(STAMP)    ## format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dist: $(STAMP)   ## sdist, and the wheel from it
+	$(BIN)/python -m build --outdir dist .
+
+clean:           ## remove what make made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)

@@ -1,0 +1,72 @@
+"""`nanogpt launch COMMAND …`: any command in several ranks, through torchrun."""
+
+import difflib
+import os
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from launch import supervisor, torchrun
+from nanogpt_dist.errors import UsageError
+
+# Options end at the command's name: all that follows it belongs to the command, even `--help` and `--nnodes`.
+CONTEXT = {"allow_interspersed_args": False, "token_normalize_func": lambda name: name.replace("_", "-")}
+
+
+def launch(
+    context: typer.Context,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND …", help="The nanogpt command to run in every rank, with its options."),
+    ],
+    nproc_per_node: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto", help="Ranks on this node. auto: one per GPU; without a GPU one per core, at most 2."
+        ),
+    ] = "auto",
+    nnodes: Annotated[int, typer.Option(metavar="N", help="Number of nodes; run the same launch on each of them.")] = 1,
+    node_rank: Annotated[
+        int | None,
+        typer.Option(metavar="R", help="This node's number, from 0. Unset: nodes are numbered as they arrive."),
+    ] = None,
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where several nodes meet: the first node and a free port on it."),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Times that all ranks are started again after one has failed.")
+    ] = 0,
+    shutdown_timeout: Annotated[
+        int, typer.Option(min=1, metavar="SECONDS", help="Seconds that the ranks have for saving when asked to stop.")
+    ] = 60,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command for a shell, and run nothing.")] = False,
+) -> None:
+    """Run a nanogpt command in several ranks, e.g. `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
+
+    Ctrl-C or SIGTERM lets every rank save, and returns 75: the same command again resumes.
+    """
+    _check_command(arguments[0], _commands(context))
+    ranks = torchrun.ranks(nproc_per_node)
+    line = torchrun.command(ranks, nnodes, node_rank, rdzv_endpoint, max_restarts, arguments)
+    added = torchrun.environment(ranks, shutdown_timeout, os.environ)
+    if dry_run:
+        typer.echo(torchrun.pasteable(line, added))
+        return
+    raise typer.Exit(supervisor.run(line, {**os.environ, **added}, shutdown_timeout))
+
+
+def _commands(context: typer.Context) -> list[str]:
+    """The commands of the program that `launch` is one of, without launch itself."""
+    assert context.parent
+    assert isinstance(context.parent.command, TyperGroup)
+    return [name for name in context.parent.command.list_commands(context.parent) if name != context.info_name]
+
+
+def _check_command(name: str, commands: list[str]) -> None:
+    if name in commands:
+        return
+    nearest = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+    advice = f"did you mean {nearest[0]}?" if nearest else f"give one of {', '.join(commands)}"
+    raise UsageError(f"cannot launch {name!r}: {advice}")

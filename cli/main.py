@@ -1,0 +1,115 @@
+"""The command `nanogpt`: its subcommands, and the one place where an error becomes a line and an exit code."""
+
+import errno
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from cli.eval import eval_command
+from cli.launch import CONTEXT as LAUNCH_CONTEXT
+from cli.launch import launch
+from cli.options import CONTEXT, nanogpt_style
+from cli.prepare import prepare
+from cli.quickstart import quickstart
+from cli.sample import sample
+from cli.show import show_app
+from cli.train import train
+from launch import verdict
+from nanogpt_dist import __version__
+from nanogpt_dist.errors import Exit, NanogptError, one_line
+
+DEBUG = "NANOGPT_DEBUG"  # set by --debug, inherited by the ranks that a command starts
+
+app = typer.Typer(
+    name="nanogpt",
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Pretrain GPTs: a corpus to shards, shards to checkpoints on any number of GPUs, checkpoints to text.",
+    epilog="Start with: nanogpt quickstart. In several ranks: torchrun --nproc-per-node 8 nanogpt train …",
+)
+app.command(rich_help_panel="From text to text")(prepare)
+app.command(rich_help_panel="From text to text")(train)
+app.command("eval", rich_help_panel="From text to text")(eval_command)
+app.command(rich_help_panel="From text to text")(sample)
+app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
+app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is: counts, shapes, a drawing.")
+app.command(rich_help_panel="Around it")(quickstart)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nanogpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere in the line.")] = False,
+) -> None:
+    pass
+
+
+def main() -> int:
+    """Run the command line; returns the exit code. An error is one line on stderr, with --debug a traceback too."""
+    arguments = sys.argv[1:]
+    if "--debug" in arguments:
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        os.environ[DEBUG] = "1"
+    try:
+        code = app(nanogpt_style(arguments), prog_name="nanogpt", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else Exit.DONE
+    except BrokenPipeError:  # `nanogpt … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+    except BaseException as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        return _leave(*explain(error))
+
+
+def explain(error: BaseException) -> tuple[int, str, bool]:
+    """Exit code, line, and whether all ranks are known to end in the same way."""
+    if isinstance(error, NanogptError):
+        return error.code, str(error), error.agreed
+    if isinstance(error, typer.TyperException):
+        return Exit.USAGE, f"{error.format_message().rstrip('.')}; --help shows what there is", True
+    name = type(error).__name__
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130, "interrupted; the same command again goes on from the last checkpoint", False
+    if isinstance(error, SystemExit):
+        return int(error.code or 0), "", False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Exit.IO_ERROR, f"no space left for {error.filename}; free some and type the same again", False
+    if isinstance(error, PermissionError):
+        return Exit.CANNOT_CREATE, f"no permission for {error.filename}; choose another folder", False
+    if isinstance(error, FileNotFoundError):
+        return Exit.MISSING_INPUT, f"{error.filename} does not exist", False
+    if isinstance(error, OSError):
+        return Exit.IO_ERROR, f"{error.strerror or error}: {error.filename}", False
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return Exit.BUG, "out of memory; halve --batch-size and double --gradient-accumulation-steps", False
+    if name.startswith("Dist") or "gloo" in str(error) or "Connection closed by peer" in str(error):
+        return Exit.IO_ERROR, f"lost the other ranks, see their message ({error})", False
+    return Exit.BUG, f"bug: {name}: {error}; please report it with what --debug prints", False
+
+
+def _leave(code: int, line: str, agreed: bool) -> int:
+    """Print the line once, leave the verdict for a launcher, and choose what this process returns."""
+    rank = int(os.environ.get("RANK", "0"))
+    line = one_line(line)
+    if line and (rank == 0 or not agreed):
+        word = "nanogpt" if code == Exit.STOPPED else "nanogpt: error"
+        where = f" (rank {rank})" if rank and not agreed else ""
+        print(f"{word}{where}: {line}", file=sys.stderr, flush=True)
+    left = verdict.write(verdict.Verdict(code, line, rank, agreed))
+    # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see that all went well.
+    return Exit.DONE if left and agreed else code

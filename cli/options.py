@@ -1,0 +1,63 @@
+"""Flags made from the settings in config.py, so that a setting is declared once."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from pydantic import BaseModel
+
+# `--learning_rate` is `--learning-rate`, as in nanoGPT.
+CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-")}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
+
+
+def takes_settings(
+    model: type[BaseModel], panel: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag for each setting of `model`, with its type and help; `panel` overrides their groups.
+
+    The command's parameter `settings` receives {name: value} of those that were given.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            flags = {name: given.pop(name) for name in model.model_fields}
+            function(**given, settings={name: value for name, value in flags.items() if value is not None})
+
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(function).parameters.items()
+            if name != "settings"
+        ]
+        parameters = own + [_flag(name, field, panel) for name, field in model.model_fields.items()]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _flag(name: str, field: Any, panel: str | None) -> inspect.Parameter:
+    group = panel or field.json_schema_extra["group"]
+    default = "" if field.default is None else f" [dim]\\[default: {str(field.default).lower()}][/dim]"
+    option = typer.Option(help=f"{field.description}{default}", rich_help_panel=group, show_default=False)
+    annotation = Annotated[field.annotation | None, option]  # unset: what the preset says
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def nanogpt_style(arguments: list[str]) -> list[str]:
+    """nanoGPT writes --compile=False where we write --no-compile: turn the one into the other."""
+    result = []
+    for argument in arguments:
+        match = re.fullmatch(r"--([A-Za-z][\w-]*)=(true|false)", argument, re.IGNORECASE)
+        if match:
+            result.append(f"--{match[1]}" if match[2].lower() == "true" else f"--no-{match[1]}")
+        else:
+            result.append(argument)
+    return result

@@ -1,0 +1,77 @@
+"""`nanogpt sample`: text from a checkpoint."""
+
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Json
+
+
+def sample(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[RUN|CHECKPOINT]", help="Unset: the newest run under out/.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What to go on from: text, or FILE:path.")] = "\n",
+    num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample, in tokens.")] = 500,
+    temperature: Annotated[float, typer.Option(min=0, help="Below 1: bolder; 0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: among all.")] = 200,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Choose among the likeliest tokens of this total probability.")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End a sample before this text; may be given again.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal samples.")] = 1337,
+    stream: Annotated[bool, typer.Option("--stream", help="Print each sample while it comes.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at --max-new-tokens."""
+    from nanogpt_dist.errors import UsageError
+
+    if stream and json:
+        raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
+    text = read_prompt(prompt)
+
+    from nanogpt_dist import runs, sampling
+    from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
+    from nanogpt_dist.devices import pick_device
+
+    found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
+    model, _ = load_model(found, pick_device(device))
+    tokenizer = load_checkpoint_tokenizer(found)
+    settings = sampling.Settings(max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed)
+    typer.echo(f"sampling from {found}", err=True)
+    if json:
+        samples = sampling.sample(model, tokenizer, text, num_samples, settings)
+        typer.echo(dumps({"samples": [asdict(each) for each in samples], "checkpoint": str(found)}))
+        return
+    if stream:
+        for i in range(num_samples):
+            typer.echo(text, nl=False)
+            for piece in sampling.stream(model, tokenizer, text, sampling.reseeded(settings, i)):
+                typer.echo(piece, nl=False)
+            typer.echo("\n" + "─" * 40 if i + 1 < num_samples else "")
+        return
+    for i, each in enumerate(sampling.sample(model, tokenizer, text, num_samples, settings)):
+        typer.echo(each.prompt + each.text)
+        if i + 1 < num_samples:
+            typer.echo("─" * 40)
+
+
+def read_prompt(prompt: str) -> str:
+    """`prompt` itself, or the text of the file that FILE:path names. Raises MissingInputError, BadDataError."""
+    from nanogpt_dist.errors import BadDataError, MissingInputError
+
+    if not prompt.startswith("FILE:"):
+        return prompt
+    path = Path(prompt.removeprefix("FILE:"))
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingInputError(f"the prompt's file {path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"the prompt's file {path} is not UTF-8 at byte {error.start}") from None

@@ -1,0 +1,179 @@
+"""`nanogpt show params|components|full|config`: what a preset or TOML file stands for, without training anything."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import CONTEXT, Json, takes_settings
+from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.presets import DEFAULT_PRESET, load
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nanogpt_dist.describe import Component, Parameters
+
+WIDTH = 100  # columns at most; a narrower terminal gets narrower tables
+GB = 10**9
+
+Preset = Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a TOML file of settings.")]
+Settings = dict[str, Any]  # those given as flags, which go on top
+
+show_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+model_flags = takes_settings(ModelConfig, panel="Settings to override")
+
+
+@show_app.command()
+@model_flags
+def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
+    """Parameters, component by component, and the memory they take."""
+    config = _load_architecture(preset, settings)
+    from nanogpt_dist.describe import count_parameters
+
+    counted = count_parameters(config)
+    if as_json:
+        _print_json(asdict(counted))
+        return
+    _print(f"{preset}: {counted.total:,} parameters, {counted.non_embedding:,} without the position table\n")
+    _print(_component_table(counted))
+    _print("\n" + "\n".join(_facts(counted)))
+
+
+@show_app.command()
+@model_flags
+def components(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
+    """What flows into and out of every component, in the order of execution."""
+    config = _load_architecture(preset, settings)
+    from nanogpt_dist.describe import letter_sizes, trace
+
+    traced, sizes = trace(config, config.batch_size), letter_sizes(config, config.batch_size)
+    if as_json:
+        _print_json({"letters": sizes, "components": [asdict(component) for component in traced]})
+        return
+    _print(f"{preset}\n{_legend(sizes)}\n")
+    _print(_shape_table(traced))
+
+
+@show_app.command()
+@model_flags
+def full(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
+    """A drawing of the whole model, with shapes and parameters."""
+    config = _load_architecture(preset, settings)
+    from nanogpt_dist.describe import count_parameters, letter_sizes, trace
+    from nanogpt_dist.drawing import draw
+
+    counted, traced = count_parameters(config), trace(config, config.batch_size)
+    sizes = letter_sizes(config, config.batch_size)
+    if as_json:
+        shapes = [asdict(component) for component in traced]
+        _print_json({"letters": sizes, "parameters": asdict(counted), "components": shapes})
+        return
+    typer.echo(f"{preset}: {counted.total:,} parameters\n{_legend(sizes)}\n")
+    typer.echo(draw(counted, traced))
+
+
+@show_app.command()
+@model_flags
+def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
+    """Every setting, as a TOML file that `nanogpt train` takes."""
+    resolved = load(preset, settings)
+    if as_json:
+        _print_json(resolved.model_dump())
+    else:
+        typer.echo(commented_toml(resolved, preset), nl=False)
+
+
+def commented_toml(config: TrainConfig, name: str) -> str:
+    """`config` as TOML that read_toml gives back, each setting with its help, one that is not the default with a star.
+
+    name: what the first line calls it.
+    """
+    import tomli_w
+
+    lines = [f"# {name}, for `nanogpt train FILE.toml`. A star: not the default. A # in front: not set."]
+    group = None
+    for key, field in TrainConfig.model_fields.items():
+        extra, value = field.json_schema_extra, getattr(config, key)
+        assert isinstance(extra, dict)
+        if extra["group"] != group:
+            group = extra["group"]
+            lines += ["", f"# {group}"]
+        assignment = f"# {key} =" if value is None else tomli_w.dumps({key: value}).strip()
+        star = " " if value == field.default else "*"
+        lines.append(f"{assignment:<36} # {star} {field.description}")
+    return "\n".join(lines) + "\n"
+
+
+def _load_architecture(preset: str, settings: Settings) -> TrainConfig:
+    """The config, its vocab_size known; otherwise ConfigError."""
+    config = load(preset, settings)
+    if config.vocab_size is None:
+        raise ConfigError(f"{preset} leaves vocab_size to the data set; add --vocab-size, e.g. --vocab-size 50304")
+    return config
+
+
+def _component_table(counted: "Parameters") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    table.add_column("component", "total")
+    for header, footer in {"each": "", "times": "", "parameters": f"{counted.total:,}", "share": "100.0 %"}.items():
+        table.add_column(header, footer, justify="right")
+    for name, count in counted.by_component.items():
+        times = counted.n_layer if name.startswith("h.") else 1
+        label = "lm_head (is wte)" if name == "lm_head" else name
+        table.add_row(label, f"{count // times:,}", f"× {times}", f"{count:,}", f"{100 * count / counted.total:.1f} %")
+    return table
+
+
+def _facts(counted: "Parameters") -> list[str]:
+    return [
+        f"blocks       {counted.blocks:,}; 12·n_layer·n_embd² = {counted.rule_of_thumb:,}"
+        f" ({counted.rule_of_thumb_error:+.3f} %)",
+        f"decayed      {counted.decayed:,} in {counted.decayed_tensors} tensors (matrices and tables)",
+        f"not decayed  {counted.not_decayed:,} in {counted.not_decayed_tensors} tensors (biases and LayerNorms)",
+        f"weights      {counted.fp32_bytes / GB:,.3f} GB in fp32, {counted.bf16_bytes / GB:,.3f} GB in bf16",
+        f"AdamW        {counted.training_bytes / GB:,.3f} GB for weights, gradients and both moments in fp32;"
+        " activations on top",
+    ]
+
+
+def _shape_table(traced: "list[Component]") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("component", no_wrap=True)
+    table.add_column("input → output", no_wrap=True)
+    table.add_column("what it does")
+    for component in traced:
+        depth = 0 if component.name == "GPT" else component.name.count(".") + 1
+        letters = f"{_tuple(component.input_letters)} → {_tuple(component.output_letters)}"
+        sizes = f"{_tuple(component.input)} → {_tuple(component.output)}"
+        table.add_row("  " * depth + component.name.split(".")[-1], f"{letters}\n{sizes}", component.about)
+    return table
+
+
+def _tuple(items: tuple[object, ...]) -> str:
+    return f"({', '.join(map(str, items))})" if items else "scalar"
+
+
+def _legend(sizes: dict[str, int]) -> str:
+    B, T, C, H, D, V = (sizes[letter] for letter in "BTCHDV")
+    return f"B = {B} sequences, T = {T} tokens, C = {C} channels, H = {H} heads of D = {D}, V = {V} ids"
+
+
+def _print(what: "str | Table") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    console.print(what)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value))

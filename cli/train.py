@@ -1,0 +1,57 @@
+"""`nanogpt train`: from shards to checkpoints."""
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import Json, takes_settings
+from nanogpt_dist import presets
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.errors import NanogptError
+from nanogpt_dist.stopping import StopRequest
+
+
+@takes_settings(TrainConfig)
+def train(
+    settings: dict[str, Any],
+    preset: Annotated[
+        str,
+        typer.Argument(metavar="[PRESET|FILE.toml]", help=f"One of {', '.join(presets.PRESETS)}; or your settings."),
+    ] = presets.DEFAULT_PRESET,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start at step 0, and refuse if the run folder has checkpoints.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train, or go on from the newest good checkpoint of the run folder.
+
+    In several ranks: `torchrun --nproc-per-node 8 nanogpt train …`. Ctrl-C or SIGTERM saves and returns 75; the same
+    command again resumes.
+    """
+    stop = StopRequest().listen()
+    try:
+        config = presets.load(preset, settings)
+    except NanogptError as error:
+        error.agreed = True  # every rank read the same command line
+        raise
+
+    from nanogpt_dist.distributed import connect
+    from nanogpt_dist.training import train as run
+
+    with connect(config.device, config.timeout_s) as world:
+        result = run(config, world, stop, fresh)
+    if world.leads:
+        _report(result, json)
+
+
+def _report(result: Any, as_json: bool) -> None:
+    from dataclasses import asdict
+    from json import dumps
+
+    if as_json:
+        typer.echo(dumps(asdict(result)))
+        return
+    val_loss = "–" if result.val_loss is None else f"{result.val_loss:.4f}"
+    best = "–" if result.best_val_loss is None else f"{result.best_val_loss:.4f}"
+    typer.echo(f"{result.checkpoint}: step {result.step:,}, val loss {val_loss} nats/token (best {best})")
+    typer.echo(f"Next: nanogpt sample {result.checkpoint.rsplit('/checkpoints/', 1)[0]}")

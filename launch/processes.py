@@ -1,0 +1,67 @@
+"""Finding and ending the processes of a run, through Linux's /proc. Elsewhere the finders find nothing."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def children(parent: int) -> set[int]:
+    """Process ids of the direct children of `parent`."""
+    return {pid for pid in _all() if _parent(pid) == parent}
+
+
+def marked(name: str, value: str) -> set[int]:
+    """Ids of the living processes that were started with `name`=`value` in their environment.
+
+    Unlike the family tree this also finds those whose parent has died, in whatever session they are.
+    """
+    entry = os.fsencode(f"{name}={value}")
+    return {pid for pid in _all() if entry in _read(pid, "environ").split(b"\0")}
+
+
+def send(number: signal.Signals, pids: Iterable[int]) -> None:
+    """Sends a signal to each of `pids` that still exists."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """A preexec_fn by which the new process gets SIGTERM when its parent dies, even by SIGKILL; None if not on Linux.
+
+    The parent is the thread that starts it, and must stay: use it from the main thread.
+    """
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def ask() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it died before we could ask
+            os._exit(1)
+
+    return ask
+
+
+def _all() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _parent(pid: int) -> int | None:
+    # "12 (name, which may hold blanks and brackets) S 1 …": the state and the parent follow the last bracket.
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if fields else None
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:  # it has ended, or is somebody else's
+        return b""

@@ -1,0 +1,174 @@
+"""Runs torchrun, passes a request to stop on to the ranks, leaves no process behind, and says how it all ended.
+
+torchrun forwards SIGTERM too, but returns 1 even if every rank saved and exited 0, and is gone before its ranks are
+when it is killed itself. So it runs in a session of its own, where Ctrl-C at the terminal does not reach it, and the
+ranks are signalled past it: they save and exit 0, and torchrun ends as if nothing had been.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from launch import processes, verdict
+from launch.verdict import Verdict
+from nanogpt_dist.errors import CannotCreateError, Exit, NanogptError, StoppedError
+
+POLL_S = 0.1
+SAME_SIGNAL_S = 0.1  # timeout(1) signals its command twice at once: to the process, then to its group
+SECOND_SIGNAL_S = 5.0
+UNKILLABLE_S = 10.0  # a process that outlives SIGKILL for so long hangs in the kernel: nothing can be done
+
+
+@dataclass
+class Stop:
+    """What was asked of us from outside. Times are in seconds of the monotonic clock."""
+
+    timeout_s: float
+    first: float | None = None
+    latest: float | None = None
+    forced: bool = False
+    killed: bool = False
+
+    @property
+    def requested(self) -> bool:
+        return self.first is not None
+
+    @property
+    def overdue(self) -> bool:
+        """The ranks were to be gone by now."""
+        return self.forced or (self.first is not None and time.monotonic() > self.first + self.timeout_s)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler. Ctrl-C within 5 s of another signal forces; SIGTERM does not: schedulers repeat it."""
+        now = time.monotonic()
+        if self.latest is not None and number == signal.SIGINT:
+            self.forced |= SAME_SIGNAL_S < now - self.latest < SECOND_SIGNAL_S
+        if self.first is None:
+            self.first = now
+            if sys.stderr.isatty():
+                os.write(2, b"\nstopping once every rank has saved; Ctrl-C again within 5 s kills them\n")
+        self.latest = now
+
+
+def run(command: list[str], environment: Mapping[str, str], shutdown_timeout_s: float = 60.0) -> int:
+    """Runs `command`, a torchrun, in `environment` until all its processes are gone; returns the exit code of the run.
+
+    That is the code of the verdict that all ranks agreed on, or 0 if torchrun returned 0. SIGINT, SIGTERM and SIGHUP
+    ask the ranks to stop; after shutdown_timeout_s, or upon a second Ctrl-C within 5 s, they are killed. Standard
+    input, output and error are inherited. Must be called from the main thread.
+
+    Raises: NanogptError, with the code that the failing rank gave, if the run failed; StoppedError if it was stopped
+    before the ranks were up; CannotCreateError if there is no folder for temporary files.
+    """
+    stop = Stop(shutdown_timeout_s)
+    with _private_folder() as folder, _listening(stop):
+        path = folder / "verdict.json"
+        returncode = _attend(_start(command, {**environment, verdict.VARIABLE: str(path)}), path, stop)
+        return conclude(returncode, verdict.read(path), stop)
+
+
+def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:
+    """The exit code of a run from torchrun's `returncode`, the verdict that was left, and what was asked of us.
+
+    A verdict that not all ranks agreed on loses against a torchrun that returned 0: it had restarted them.
+
+    Raises: see `run`.
+    """
+    if left and left.agreed:
+        return left.code
+    if returncode == 0:
+        return Exit.DONE
+    if left:
+        raise _failure(left)
+    if stop.killed:
+        reason = "on the second Ctrl-C" if stop.forced else f"as they did not stop within {stop.timeout_s:g} s"
+        raise NanogptError(f"the ranks were killed {reason}; the same command resumes from the last checkpoint")
+    if stop.requested:
+        raise StoppedError("stopped before the ranks were up; the same command starts or resumes the run")
+    how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"returned {returncode}"
+    raise NanogptError(
+        f"torchrun {how} and no rank said why: see the report above (exitcode -9: killed, mostly for lack of memory); "
+        "the same command resumes"
+    )
+
+
+def _failure(left: Verdict) -> NanogptError:
+    error = NanogptError(f"rank {left.rank}: {left.message}")
+    error.code = Exit(left.code) if left.code in set(Exit) else Exit.BUG
+    return error
+
+
+def _start(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=processes.end_with_parent())
+
+
+def _attend(torchrun: subprocess.Popen[bytes], mark: Path, stop: Stop) -> int:
+    """Waits for torchrun to end, and passes on a request to stop. Returns its code, all its processes being gone."""
+    asked: set[int] = set()
+    met = False  # whether torchrun has had ranks yet
+    try:
+        while (returncode := _wait(torchrun)) is None:
+            ranks = processes.children(torchrun.pid) if stop.requested or not met else set()
+            met |= bool(ranks)
+            if stop.overdue:
+                stop.killed = True
+                os.killpg(torchrun.pid, signal.SIGKILL)
+            elif stop.requested:
+                # Before it has ranks, torchrun itself must go. Afterwards it may restart some: ask these too.
+                waiting = (ranks if met else {torchrun.pid}) - asked
+                processes.send(signal.SIGTERM, waiting)
+                asked |= waiting
+        return returncode
+    finally:
+        _end_rest(str(mark), stop)
+
+
+def _wait(torchrun: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return torchrun.wait(timeout=POLL_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _end_rest(mark: str, stop: Stop) -> None:
+    """Ends what torchrun left when it was killed: the ranks are asked to save, and killed if they take too long."""
+    asked: set[int] = set()
+    deadline = time.monotonic() + stop.timeout_s
+    while (left := processes.marked(verdict.VARIABLE, mark)) and time.monotonic() < deadline + UNKILLABLE_S:
+        stop.killed |= stop.overdue or time.monotonic() > deadline
+        processes.send(*((signal.SIGKILL, left) if stop.killed else (signal.SIGTERM, left - asked)))
+        asked |= left
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="nanogpt-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise CannotCreateError(f"no temporary folder: {error.strerror}; set TMPDIR to a folder with space") from error
+    with temporary as name:
+        yield Path(name)
+
+
+@contextmanager
+def _listening(stop: Stop) -> Iterator[None]:
+    """Lets `stop` hear SIGINT, SIGTERM and SIGHUP; one that we inherited as ignored (nohup) stays ignored."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, stop.on_signal)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

@@ -1,0 +1,119 @@
+"""The model as a drawing in plain Unicode: embeddings → blocks → head, with the shapes at the arrows."""
+
+import math
+
+from nanogpt_dist.describe import Component, Parameters
+
+WIDTH = 90  # columns
+CENTRE = 40  # column of the arrows
+RAIL = 5  # column on which the residual stream passes a sublayer by
+BOX = 60  # width of a box
+
+# The boxes of the two sublayers: component and what stands beside its name.
+ATTENTION = {
+    "h.ln_1": "LayerNorm",
+    "h.attn.c_attn": "C → 3C, queries, keys, values",
+    "h.attn.sdpa": "softmax(q kᵀ / √D + mask) v",
+    "h.attn.c_proj": "C → C, heads side by side",
+}
+MLP = {
+    "h.ln_2": "LayerNorm",
+    "h.mlp.c_fc": "C → 4C",
+    "h.mlp.gelu": "GELU",
+    "h.mlp.c_proj": "4C → C",
+}
+
+
+def draw(parameters: Parameters, components: list[Component]) -> str:
+    """The whole model from token ids to loss; parameters and components describe the same configuration."""
+    at = {component.name: component for component in components}
+    lines = [
+        *_embeddings(parameters, at),
+        *_blocks(parameters, at),
+        *_box("ln_f", "LayerNorm", _count(parameters, "ln_f")),
+        _arrow(_shape(at["lm_head"].input_letters, at["lm_head"].input)),
+        *_box("lm_head", "C → V, the matrix of wte", "tied"),
+        _arrow(f"logits {_shape(at['GPT'].output_letters, at['GPT'].output)}"),
+        _put("", CENTRE, f"▼ loss, untrained ≈ ln V = {math.log(at['GPT'].output[-1]):.3f} nats/token"),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _embeddings(parameters: Parameters, at: dict[str, Component]) -> list[str]:
+    """The two tables side by side, their sum below."""
+    start, gap, width = 1, 3, 38
+    tokens, positions = start + width // 2, start + width + gap + width // 2  # columns of their arrows
+    left = _frame("wte  token table V × C", _count(parameters, "wte"), width)
+    right = _frame("wpe  positions T × C", _count(parameters, "wpe"), width)
+    top, middle, bottom = (" " * start + a + " " * gap + b for a, b in zip(left, right, strict=True))
+    joint = "└" + "─" * (positions - tokens - 1) + "┘"
+    return [
+        _put("", tokens, f"│ token ids {_shape(at['GPT'].input_letters, at['GPT'].input)}"),
+        _put(top, tokens, "▼"),
+        middle,
+        _put(_put(bottom, tokens, "┬"), positions, "┬"),
+        _put(_put("", tokens, joint), CENTRE, "+"),
+        _arrow(_shape(at["h"].input_letters, at["h"].input)),
+    ]
+
+
+def _blocks(parameters: Parameters, at: dict[str, Component]) -> list[str]:
+    """The frame of the repeated block with its two sublayers, and the arrow out of it."""
+    title = f" block × {parameters.n_layer} "
+    count = f" {parameters.blocks // parameters.n_layer:,} each, {parameters.blocks:,} together "
+    top = "╔══" + title + "═" * (WIDTH - 6 - len(title) - len(count)) + count + "══╗"
+    inside = [*_sublayer(ATTENTION, parameters, at), *_sublayer(MLP, parameters, at)]
+    return [
+        _put(top, CENTRE, "▼"),
+        *(_put(_put(line, 0, "║"), WIDTH - 1, "║") for line in inside),
+        _put("╚" + "═" * (WIDTH - 2) + "╝", CENTRE, "╤"),
+        _arrow(_shape(at["h"].output_letters, at["h"].output)),
+    ]
+
+
+def _sublayer(boxes: dict[str, str], parameters: Parameters, at: dict[str, Component]) -> list[str]:
+    """Boxes in a row, and to their left the residual rail, which carries the input to the sum at the end."""
+    lines = []
+    for name, text in boxes.items():
+        each = "q, k, v each " if name == "h.attn.sdpa" else ""
+        lines.append(_arrow(each + _shape(at[name].input_letters, at[name].input)))
+        lines += _box(name, text, _count(parameters, name))
+    lines = [_put(line, RAIL, "│") for line in lines]
+    lines[0] = _put(lines[0], RAIL, "┌" + "─" * (CENTRE - RAIL - 1) + "┤")
+    total = "└" + "─" * (CENTRE - RAIL - 2) + "►+ " + _shape(at["h"].output_letters, at["h"].output)
+    return [*lines, _put("", RAIL, total)]
+
+
+def _box(name: str, text: str, count: str) -> list[str]:
+    """A box on the centre line, an arrow coming in at the top and one leaving at the bottom."""
+    start = CENTRE - BOX // 2
+    top, middle, bottom = (_put("", start, line) for line in _frame(f"{name:<14} {text}", count, BOX))
+    return [_put(top, CENTRE, "▼"), middle, _put(bottom, CENTRE, "┬")]
+
+
+def _frame(text: str, count: str, width: int) -> list[str]:
+    return [
+        "┌" + "─" * (width - 2) + "┐",
+        f"│ {text}{count:>{width - 4 - len(text)}} │",
+        "└" + "─" * (width - 2) + "┘",
+    ]
+
+
+def _count(parameters: Parameters, name: str) -> str:
+    """The parameters of one instance of the component; nothing for a function without any."""
+    count = parameters.by_component.get(name, 0)
+    count //= parameters.n_layer if name.startswith("h.") else 1
+    return f"{count:,}" if count else ""
+
+
+def _arrow(label: str) -> str:
+    return _put("", CENTRE, f"│ {label}")
+
+
+def _shape(letters: tuple[str, ...], sizes: tuple[int, ...]) -> str:
+    return f"({', '.join(letters)}) = ({', '.join(map(str, sizes))})"
+
+
+def _put(line: str, column: int, text: str) -> str:
+    """`line` with `text` written over it from `column` on."""
+    return line[:column].ljust(column) + text + line[column + len(text) :]

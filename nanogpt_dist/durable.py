@@ -1,0 +1,147 @@
+"""Single files on disk: written whole or not at all, and every failure told in one line."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+
+from nanogpt_dist.errors import CannotCreateError, StorageError
+
+SHOWN = 60  # characters of a path that an error line shows
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def shown(path: Path) -> str:
+    """`path` for an error line: its end, which names the file, when it is long."""
+    text = str(path)
+    return text if len(text) <= SHOWN else f"…{text[1 - SHOWN :]}"
+
+
+@contextmanager
+def told(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns an OSError of the block into a StorageError about `path`; `needed`: bytes that the block would write."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(_reason(error, path, needed)) from error
+
+
+def _reason(error: OSError, path: Path, needed: int | None) -> str:
+    if error.errno in FULL:
+        need = "" if needed is None else f"needs {needed:,} bytes, "
+        return (
+            f"disk full: {shown(path)} {need}{free_bytes(path):,} are free; make room, then run the same command again"
+        )
+    why = error.strerror or str(error)
+    return f"{shown(path)}: {why}; check the disk and the permissions, then run the same command again"
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user may still write where `path` is, or will be."""
+    while not path.exists():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free
+
+
+def probe_writable(folder: Path) -> None:
+    """Makes `folder` if need be, and a file in it that it removes again.
+
+    Raises: CannotCreateError when either fails. Call it before the slow work whose result goes there.
+    """
+    probe = folder / staging_name("probe")
+    try:
+        make_folder(folder)
+        try:
+            write_new(probe, b"?")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CannotCreateError(
+            f"cannot write in {shown(folder)}: {why}; name a folder that you may write to"
+        ) from error
+
+
+def staging_name(name: str, kind: str = "tmp") -> str:
+    """A new name for what is not there yet (`tmp`) or not there any more (`trash`); steps.sweep() knows it again."""
+    return f".{kind}-{name}-{secrets.token_hex(4)}"  # not from `random`: the run's generators stay as they are
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Opens a regular file for reading. Raises: OSError, also for a symbolic link, a folder, a pipe or a device."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block us
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return os.fdopen(fd, "rb")
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file in hexadecimal, read in pieces. Raises: StorageError when it cannot be read."""
+    with told(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the names in a folder durable: files created, renamed and removed so far. Raises: OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and its missing parents, durably; fine if it exists. Raises: OSError."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Creates `path`, which must not exist, with `data` on the disk; its name is durable only after fsync_folder().
+
+    Raises: OSError; then a part of the file may be there.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:  # write() may take less than it is given
+            rest = rest[os.write(fd, rest) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Puts `data` in the place of `path`: after a crash at any point the old content is there or the new one, whole.
+
+    Raises: StorageError, with nothing left behind. If only the last step failed, the folder's fsync, the new content
+    stands but may not outlive a power cut.
+    """
+    tmp = path.with_name(staging_name(path.name))
+    with told(path, len(data)):
+        try:
+            write_new(tmp, data)
+            os.replace(tmp, path)
+        except BaseException:
+            with suppress(OSError):
+                tmp.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not its target) or a folder with all that is in it. Raises: OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

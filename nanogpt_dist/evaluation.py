@@ -1,0 +1,114 @@
+"""Loss of a model on fixed windows of a split, on all ranks at once, without touching the training's randomness.
+
+Shape letters: B windows in a batch, T tokens of a window.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from nanogpt_dist.batches import Positions, read_windows
+from nanogpt_dist.devices import autocast
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.model import GPT
+from nanogpt_dist.shards import Split
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where to read: starts (n,) and the number of tokens to predict from each, lengths (n,)."""
+
+    starts: Positions
+    lengths: Positions
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """loss in nats/token over `tokens` predicted tokens; standard_error of it, over windows; bits per UTF-8 byte."""
+
+    val_loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    standard_error: float
+
+
+def whole_split(tokens: int, block_size: int) -> Windows:
+    """Windows that predict every token of a split but the first exactly once; the last one may be short."""
+    if tokens < 2:
+        raise BadDataError(f"the val split has {tokens} tokens; prepare with a larger --val-fraction")
+    starts = np.arange(0, tokens - 1, block_size, dtype=np.int64)
+    return Windows(starts, np.minimum(block_size, tokens - 1 - starts))
+
+
+def spread(tokens: int, block_size: int, count: int) -> Windows:
+    """At most `count` of whole_split's full windows, evenly spread, the same ones every time."""
+    whole = whole_split(tokens, block_size)
+    full = max(1, int((whole.lengths == block_size).sum()))
+    chosen = np.arange(min(count, full)) * full // min(count, full)
+    return Windows(whole.starts[chosen], whole.lengths[chosen])
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Judges models on the same windows each time, with the same figure on any number of ranks.
+
+    byte_lengths: (V,) UTF-8 bytes of each token id, for bits per byte. batch_size: windows in one forward pass.
+    """
+
+    split: Split
+    windows: Windows
+    byte_lengths: NDArray[np.int64]
+    world: World
+    batch_size: int
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, model: GPT) -> Evaluation:
+        """The Evaluation of `model`; all ranks call it together, and its training mode is left as it was."""
+        was_training = model.training
+        model.eval()
+        losses, nbytes = self._window_losses(model)
+        model.train(was_training)
+        tokens, n = int(self.windows.lengths.sum()), len(losses)
+        loss = float(losses.sum()) / tokens
+        per_window = losses / self.windows.lengths  # (n,) nats/token
+        return Evaluation(
+            val_loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),
+            bits_per_byte=float(losses.sum()) / math.log(2) / max(1, nbytes),
+            tokens=tokens,
+            standard_error=float(per_window.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0,
+        )
+
+    @torch.no_grad()
+    def _window_losses(self, model: GPT) -> tuple[NDArray[np.float64], int]:
+        """Summed loss of each window (n,), in nats, and the UTF-8 bytes of all targets together.
+
+        Batches are the same for every number of ranks, and each rank adds its windows to zeros: the sums are exact.
+        """
+        sums = torch.zeros(len(self.windows.starts), dtype=torch.float64)
+        nbytes = torch.zeros(1, dtype=torch.int64)
+        with self.world.together():
+            for batch in _batches(self.windows, self.batch_size)[self.world.rank :: self.world.size]:
+                x, y = read_windows(
+                    self.split, self.windows.starts[batch], int(self.windows.lengths[batch][0])
+                )  # (B, T)
+                targets = torch.from_numpy(y).to(self.world.device)
+                with autocast(self.world.device, self.dtype):
+                    logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
+                losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B·T,)
+                sums[batch] = losses.view(targets.shape).sum(1).double().cpu()
+                nbytes += int(self.byte_lengths[y].sum())
+        return self.world.sum(sums).numpy(), int(self.world.sum(nbytes).item())
+
+
+def _batches(windows: Windows, batch_size: int) -> list[slice]:
+    """Runs of at most batch_size windows of equal length."""
+    n, full = len(windows.starts), int((windows.lengths == windows.lengths[0]).sum())
+    batches = [slice(i, min(i + batch_size, full)) for i in range(0, full, batch_size)]
+    return batches + [slice(i, i + 1) for i in range(full, n)]

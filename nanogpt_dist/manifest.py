@@ -1,0 +1,181 @@
+"""manifest.json of a data folder: every file with its size and sha256, what was read, how it was split and encoded.
+
+Without times, paths and host names, so that equal inputs give equal bytes. Its last entry is the sha256 of the rest;
+the sha256 of the whole file is the data set id that checkpoints remember.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nanogpt_dist.durable import open_plain, shown, told
+from nanogpt_dist.errors import BadDataError, MissingInputError
+
+MANIFEST = "manifest.json"
+FORMAT: Literal["nanogpt-data"] = "nanogpt-data"
+VERSION: Literal[1] = 1
+MAX_BYTES = 256 << 20  # of a manifest: 150 a source file, so 1.7 million of them
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
+SplitName = Literal["train", "val"]
+SplitRule = Literal["documents", "characters"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileRecord(_Record):
+    """A file of the folder."""
+
+    name: FileName
+    bytes: Count
+    sha256: Sha256
+
+
+class ShardRecord(_Record):
+    """A shard and its sidecars. documents: those that end in it."""
+
+    tokens: Count
+    documents: Count
+    largest_id: Count
+    file: FileRecord
+    checksums: FileRecord
+    ends: FileRecord
+
+
+class SplitRecord(_Record):
+    """Totals of a split. bytes: UTF-8 bytes of its text."""
+
+    tokens: Count
+    documents: Count
+    bytes: Count
+    shards: Annotated[list[ShardRecord], Field(min_length=1)]
+
+
+class TokenizerRecord(_Record):
+    """What encoded the text. spec: gpt2, byte, char, bpe:N or file; probe: the ids of a fixed text."""
+
+    name: str
+    spec: str
+    n_vocab: Annotated[int, Field(ge=1, strict=True)]
+    eot_id: Count | None
+    fingerprint: Sha256
+    probe: list[Count]
+    file: FileRecord
+
+
+class SourceRecord(_Record):
+    """A file that was read; its name is relative to the source that was given."""
+
+    name: str
+    bytes: Count
+    sha256: Sha256
+
+
+class SourcesRecord(_Record):
+    """Where the text is from. revision: where it is pinned to one; column: the field that was read, if any."""
+
+    description: str
+    licence: str
+    address: str | None
+    revision: str | None
+    column: str | None
+    files: list[SourceRecord]
+
+
+class SplitRuleRecord(_Record):
+    """How text went to train and val: whole documents by a seeded hash, or one text cut in two."""
+
+    rule: SplitRule
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    seed: Count
+
+
+class CountsRecord(_Record):
+    """Documents that did not go in as they are. empty: without a character, left out."""
+
+    empty: Count = 0
+    replaced: Count = 0
+    skipped: Count = 0
+
+
+class Manifest(_Record):
+    """The content of manifest.json."""
+
+    format: Literal["nanogpt-data"] = FORMAT
+    version: Literal[1] = VERSION
+    name: FileName
+    tokenizer: TokenizerRecord
+    split: SplitRuleRecord
+    counts: CountsRecord
+    splits: dict[SplitName, SplitRecord]
+    sources: SourcesRecord
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if set(self.splits) != {"train", "val"}:
+            raise ValueError("splits are not train and val")
+        for name, split in self.splits.items():
+            shards = split.shards
+            sums = sum(s.tokens for s in shards), sum(s.documents for s in shards)
+            if sums != (split.tokens, split.documents):
+                raise ValueError(f"the shards of {name} do not add up to its totals")
+        names = [file.name for file in self.files()]
+        if len(set(names)) != len(names):
+            raise ValueError("a file is listed twice")
+        return self
+
+    def files(self) -> list[FileRecord]:
+        """Every file of the folder but the manifest."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        return [self.tokenizer.file, *(file for s in shards for file in (s.file, s.checksums, s.ends))]
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes, a function of the content."""
+        body = self.model_dump(mode="json")
+        digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+        return json.dumps({**body, "sha256": digest}, indent=1).encode() + b"\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> tuple[Self, str]:
+        """The manifest of a folder and the data set id. Raises MissingInputError, BadDataError, StorageError."""
+        path, name = folder / MANIFEST, shown(folder / MANIFEST)
+        if not folder.is_dir():
+            raise MissingInputError(
+                f"{shown(folder)} does not exist; type: nanogpt prepare CORPUS --out {shown(folder)}"
+            )
+        if not path.exists():
+            raise BadDataError(f"{name} is missing: not prepared to the end; run the same nanogpt prepare again")
+        with told(path), open_plain(path) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise BadDataError(f"{name} is longer than the {MAX_BYTES:,} bytes of any manifest; prepare the data again")
+        manifest = cls._parse(data, name)
+        if manifest.to_bytes() != data:
+            raise BadDataError(f"{name} was edited or damaged: its own sha256 does not match; prepare the data again")
+        return manifest, hashlib.sha256(data).hexdigest()
+
+    @classmethod
+    def _parse(cls, data: bytes, name: str) -> Self:
+        try:
+            content: Any = json.loads(data)
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise BadDataError(f"{name} is not the manifest of a data folder, or cut off; prepare the data again")
+        if content.get("version") != VERSION:
+            found = str(content.get("version"))[:20]
+            raise BadDataError(f"{name} has version {found}, this nanogpt reads {VERSION}; update nanogpt")
+        content.pop("sha256", None)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BadDataError(f"{name}: {where[:60]} {first['msg'][:60]}; prepare the data again") from None

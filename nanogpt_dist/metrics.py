@@ -1,0 +1,111 @@
+"""What a run tells while it runs: metrics.jsonl (the record), TensorBoard (best effort), a line on the terminal."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanogpt_dist import storage
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+RECORD = "metrics.jsonl"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42s, 3m07s, 5h20m, 4d06h."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    if s < 86400:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 86400}d{s % 86400 // 3600:02d}h"
+
+
+def cut_record(path: Path, step: int) -> None:
+    """Drop what metrics.jsonl tells of updates after `step`, and a torn last line: they are about to be made again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    storage.write_atomic(path, b"".join(kept))
+
+
+class Console:
+    """Lines on stderr; on a terminal the progress line is rewritten in place."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.live = enabled and sys.stderr.isatty()
+
+    def progress(self, text: str) -> None:
+        """A line that the next one may replace."""
+        self._write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._write(f"\r\x1b[K{text}\n" if self.live else f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        if self.enabled:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+class Recorder:
+    """Writes one object per logged update and per evaluation. Made on rank 0 only."""
+
+    def __init__(self, run: Path, step: int, tensorboard: bool, console: Console) -> None:
+        cut_record(run / RECORD, step)
+        self._record = (run / RECORD).open("a", encoding="utf-8")
+        self._console = console
+        self._board = self._open_board(run / "tensorboard", step) if tensorboard else None
+
+    def update(self, values: dict[str, Any], progress: str) -> None:
+        """Record one update: `values` holds step and scalars; `progress` is its line on the terminal."""
+        self._write("train", values)
+        self._console.progress(progress)
+
+    def evaluation(self, values: dict[str, Any], line: str) -> None:
+        """Record one evaluation."""
+        self._write("val", values)
+        self._console.line(line)
+
+    def close(self) -> None:
+        """Flush and close; what TensorBoard cannot write is lost with a warning."""
+        self._record.close()
+        self._to_board(lambda board: board.close())
+
+    def _write(self, group: str, values: dict[str, Any]) -> None:
+        self._record.write(json.dumps(values) + "\n")
+        self._record.flush()
+        step, scalars = values["step"], {name: value for name, value in values.items() if name != "step"}
+        self._to_board(lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in scalars.items()])
+
+    def _open_board(self, folder: Path, step: int) -> "SummaryWriter | None":
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            return SummaryWriter(str(folder), purge_step=step + 1, flush_secs=10)
+        except OSError as error:
+            self._board_failed(error)
+            return None
+
+    def _to_board(self, write: Any) -> None:
+        if self._board is not None:
+            try:
+                write(self._board)
+            except OSError as error:
+                self._board = None
+                self._board_failed(error)
+
+    def _board_failed(self, error: OSError) -> None:
+        self._console.line(f"warning: TensorBoard's files cannot be written ({error}); {RECORD} has everything")

@@ -1,0 +1,98 @@
+"""How a run is doing: speed, MFU, memory, time left; to the terminal and to the run folder. Only rank 0 tells."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from nanogpt_dist import runs, storage
+from nanogpt_dist.checkpoint import TrainState
+from nanogpt_dist.config import TrainConfig, to_toml
+from nanogpt_dist.devices import memory_bytes, peak_tflops
+from nanogpt_dist.distributed import World
+from nanogpt_dist.evaluation import Evaluation
+from nanogpt_dist.metrics import Console, Recorder, duration
+from nanogpt_dist.update import Update, Updater
+
+
+class Progress:
+    """Keeps the clock of the updates (evaluations and saves are left out of it) and writes what is due."""
+
+    def __init__(
+        self, run: Path, config: TrainConfig, world: World, updater: Updater, state: TrainState, console: Console
+    ) -> None:
+        self.config, self.world, self.console = config, world, console
+        self.batch_tokens = config.global_batch_size * config.block_size
+        self.first_step = state.step
+        self.seconds = 0.0  # spent in updates since this process started, less the first: it warms up
+        self.timed = 0  # updates in `seconds`
+        self.recent = (0.0, 0)  # the same since the last log line
+        self.flops_per_token = updater.model.flops_per_token()
+        self.peak_flops = peak_tflops(world.device, updater.dtype) * 1e12 * world.size
+        self.recorder = self._open(run, state) if world.leads else None
+        self.clock = time.perf_counter()
+
+    def _open(self, run: Path, state: TrainState) -> Recorder:
+        runs.describe(run, self.world.size, torch.get_num_threads(), torch=torch.__version__)
+        storage.write_atomic(run / "config.toml", to_toml(self.config).encode())
+        return Recorder(run, state.step, self.config.tensorboard, self.console)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over all ranks, mean of this process's lifetime; None before the second update."""
+        return self.timed * self.batch_tokens / self.seconds if self.timed else None
+
+    def updated(self, state: TrainState, update: Update) -> None:
+        """Stop the clock for an update that was made; log it where it is due."""
+        now = time.perf_counter()
+        if state.step > self.first_step + 1:
+            self.seconds += now - self.clock
+            self.timed += 1
+            self.recent = (self.recent[0] + now - self.clock, self.recent[1] + 1)
+        self.clock = now
+        due = state.step % self.config.log_interval == 0 or state.step in (1, self.config.max_iters)
+        if due and self.recorder is not None:
+            self._log(self.recorder, state, update)
+        if due:
+            self.recent = (0.0, 0)
+
+    def _log(self, recorder: Recorder, state: TrainState, update: Update) -> None:
+        seconds, updates = self.recent
+        speed = updates * self.batch_tokens / seconds if updates else 0.0
+        mfu = speed * self.flops_per_token / self.peak_flops
+        left = (self.config.max_iters - state.step) * seconds / updates if updates else None
+        values = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "loss": update.loss,
+            "learning_rate": update.learning_rate,
+            "grad_norm": update.grad_norm,
+            "tokens_per_second": speed,
+            "mfu": mfu,
+            "memory_bytes": memory_bytes(self.world.device),
+        }
+        recorder.update(
+            values,
+            f"step {state.step:,}/{self.config.max_iters:,} · loss {update.loss:.4f} · lr {update.learning_rate:.2e} · "
+            f"norm {update.grad_norm:.2f} · {speed:,.0f} tokens/s · mfu {mfu:.1%}"
+            + (f" · eta {duration(left)}" if left is not None else ""),
+        )
+
+    def evaluated(self, state: TrainState, found: Evaluation, improved: bool) -> None:
+        """Record an evaluation."""
+        if self.recorder is not None:
+            self.recorder.evaluation(
+                {"step": state.step, **asdict(found)},
+                f"step {state.step:,} · val loss {found.val_loss:.4f} ± {found.standard_error:.4f} nats/token · "
+                f"{found.bits_per_byte:.3f} bits/byte" + (" · best so far" if improved else ""),
+            )
+
+    def restart_clock(self) -> None:
+        """After an evaluation or a save: they do not count as training time."""
+        self.clock = time.perf_counter()
+
+    def close(self) -> None:
+        """Flush what is open."""
+        if self.recorder is not None:
+            self.recorder.close()

@@ -1,0 +1,73 @@
+"""Before the first update: whose run folder this is, and where to go on."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanogpt_dist import checkpoint, runs, storage
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, StoppedError
+from nanogpt_dist.metrics import Console
+from nanogpt_dist.shards import DataFolder
+
+# A run goes on only with these as they were: they fix the weights' shapes, or which tokens an update sees.
+FIXED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu", "seed", "global_batch_size")
+
+
+@contextlib.contextmanager
+def run_folder(config: TrainConfig, world: World) -> Iterator[Path]:
+    """The run's folder, locked by rank 0 against a second run; what ended the block stands in its status.json."""
+    assert config.out_dir is not None
+    run = Path(config.out_dir)
+    with contextlib.ExitStack() as stack:
+        with world.together():
+            if world.leads:
+                storage.probe_writable(run)
+                stack.enter_context(storage.RunLock(run))
+        try:
+            yield run
+        except BaseException as error:
+            if world.leads:
+                _write_verdict(run, error)
+            raise
+
+
+def _write_verdict(run: Path, error: BaseException) -> None:
+    before = runs.read_json(run / "status.json")
+    verdict = "stopped" if isinstance(error, StoppedError) else "failed"
+    code = error.code if isinstance(error, NanogptError) else Exit.BUG
+    message = str(error) or type(error).__name__
+    with contextlib.suppress(NanogptError):  # a full disk may be what ended the run: its own error says so
+        runs.write_status(run, verdict, int(code), before.get("step", 0), message, before.get("checkpoint"))
+
+
+def resume_point(
+    run: Path, config: TrainConfig, data: DataFolder, fresh: bool, world: World, console: Console
+) -> Path | None:
+    """The checkpoint to go on from, None for step 0. Rank 0 looks and verifies; all ranks are told the name."""
+    chosen = ""
+    with world.together():
+        if world.leads:
+            storage.sweep(runs.checkpoints_of(run))
+            found = runs.resume_point(run, fresh, lambda text: console.line(f"warning: {text}"))
+            if found is not None:
+                check_same_run(found, config, data)
+                chosen = found.name
+    chosen = world.text_from_lead(chosen)
+    return runs.checkpoints_of(run) / chosen if chosen else None
+
+
+def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
+    """Raises ConfigError where `found` has other shapes or another order of the data, BadDataError for other data."""
+    saved = checkpoint.load_config(found)
+    before = {name: (getattr(saved, name), getattr(config, name)) for name in FIXED}
+    changed = [f"{name} {old} (now {new})" for name, (old, new) in before.items() if old != new]
+    if changed:
+        raise ConfigError(f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir")
+    _, facts = checkpoint.load_state(found)
+    if facts.get("dataset_id") != data.dataset_id:
+        raise BadDataError(
+            f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, {data.path} is "
+            f"{data.dataset_id[:12]}; give another --out-dir or the old --dataset"
+        )

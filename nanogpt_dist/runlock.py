@@ -1,0 +1,75 @@
+"""One run per folder: a lock that dies with its holder, also by SIGKILL."""
+
+import fcntl
+import json
+import os
+import re
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nanogpt_dist.durable import make_folder, shown
+from nanogpt_dist.errors import CannotCreateError
+
+LOCK = "run.lock"
+
+
+class RunLock:
+    """`with RunLock(folder):` holds the run folder for this process; whoever comes second is refused at once.
+
+    The file run.lock says who holds it or held it last, and stays: the lock is the flock on it, not its existence.
+    Raises on entry: CannotCreateError with the holder's host, process id and start time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self._fd: int | None = None
+
+    def __enter__(self) -> Self:
+        assert self._fd is None, "held already"
+        try:
+            make_folder(self.path.parent)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            os.register_at_fork(after_in_child=self._close)  # else a worker that outlives us would keep the lock
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, _holder(), 0)
+        except OSError as error:
+            reason = self._refusal(error)
+            self._close()
+            raise CannotCreateError(reason) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Lets go. In a forked child it closes the child's copy only, and the parent keeps the lock."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _refusal(self, error: OSError) -> str:
+        folder = shown(self.path.parent)
+        if isinstance(error, BlockingIOError) and self._fd is not None:
+            return (
+                f"{folder} is in use by {_read_holder(self._fd)}; stop that run, or name another folder with --out-dir"
+            )
+        return f"cannot lock {folder}: {error.strerror}; name a folder with --out-dir that you may write to"
+
+
+def _holder() -> bytes:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}).encode() + b"\n"
+
+
+def _read_holder(fd: int) -> str:
+    """Who holds the lock, in words; what stands in the file is only shown, so odd characters become `?`."""
+    try:
+        note = json.loads(os.pread(fd, 1000, 0))
+        host, pid, started = (re.sub(r"[^\w.:+-]", "?", str(note[key]))[:40] for key in ("host", "pid", "started"))
+    except (OSError, ValueError, KeyError, TypeError):  # it holds the lock, but has not written the note yet
+        return "another process"
+    return f"process {pid} on {host} since {started}"

@@ -1,0 +1,124 @@
+"""The run folder out/NAME: who may write in it, what it says of itself, and how to find a checkpoint in it. No torch.
+
+config.toml · run.json · status.json · metrics.jsonl · tensorboard/ · run.lock · checkpoints/step-00001000/
+"""
+
+import json
+import os
+import platform
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nanogpt_dist import __version__, storage
+from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError
+
+OUT = Path("out")  # where runs lie by default
+
+
+def checkpoints_of(run: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return run / "checkpoints"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace `path` by `content`, whole or not at all."""
+    storage.write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, {} where there is none. Raises BadDataError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise BadDataError(f"{path} holds no JSON object")
+    return content
+
+
+def describe(run: Path, world_size: int, threads: int, **more: Any) -> None:
+    """Write run.json: where, when and by what this attempt was started."""
+    write_json(
+        run / "run.json",
+        {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "python": platform.python_version(),
+            "world_size": world_size,
+            "threads_per_rank": threads,
+            **more,
+        },
+    )
+
+
+def write_status(run: Path, verdict: str, code: int, step: int, message: str, checkpoint: str | None) -> None:
+    """Write status.json: verdict running | done | stopped | failed, the exit code, and the newest checkpoint's name."""
+    write_json(
+        run / "status.json",
+        {"verdict": verdict, "code": code, "step": step, "message": message, "checkpoint": checkpoint},
+    )
+
+
+def resume_point(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
+    """The newest good checkpoint to go on from, None to start at step 0.
+
+    Raises CannotCreateError for `fresh` in a folder that has checkpoints, and MissingInputError where status.json tells
+    of a checkpoint but none is left: starting over is never chosen for the user.
+    """
+    checkpoints = checkpoints_of(run)
+    steps = storage.list_steps(checkpoints)
+    if fresh:
+        if steps:
+            raise CannotCreateError(
+                f"{run} holds a run at {steps[0].name}; --fresh needs another --out-dir, or rm -r {run}"
+            )
+        return None
+    if not steps and (lost := read_json(run / "status.json").get("checkpoint")):
+        raise MissingInputError(f"{run} has lost its checkpoint {lost}; restore it, or start over with --fresh")
+    return storage.newest_good(checkpoints, warn) if steps else None
+
+
+def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str], None] = lambda _: None) -> Path:
+    """The checkpoint that RUN, CHECKPOINT or nothing (the newest run under out/) means, verified.
+
+    A run stands for its newest good checkpoint, or with `best` for the one of the lowest val loss.
+    Raises MissingInputError, BadDataError.
+    """
+    path = Path(target) if target else newest_run(OUT)
+    if not path.is_dir():
+        raise MissingInputError(f"{path} does not exist; give a run folder (out/NAME) or a checkpoint in it")
+    if storage.step_of(path.resolve().name) is not None:
+        storage.good(path)
+        return path
+    steps = storage.list_steps(checkpoints_of(path))
+    if not steps:
+        raise MissingInputError(f"{path} holds no checkpoint; type: nanogpt train --out-dir {path}")
+    if best and (best_step := read_json(steps[0] / "state.json").get("best_step")) is not None:
+        chosen = checkpoints_of(path) / storage.step_name(best_step)
+        storage.good(chosen)
+        return chosen
+    reasons = []
+    for step in steps:  # reading only: a bad one is passed over here, and set aside when training resumes
+        try:
+            storage.good(step)
+        except BadDataError as error:
+            reasons.append(str(error))
+            warn(f"{error}; taking the one before")
+        else:
+            return step
+    raise BadDataError(f"all {len(steps)} checkpoints of {path} are bad; the newest: {reasons[0]}")
+
+
+def newest_run(out: Path) -> Path:
+    """The run under `out` that was started last and has a checkpoint. Raises MissingInputError."""
+    runs = [run for run in out.glob("*/") if storage.list_steps(checkpoints_of(run))]
+    if not runs:
+        raise MissingInputError(f"no run with a checkpoint under {out}/; type: nanogpt train, or give a run folder")
+    return max(runs, key=lambda run: str(read_json(run / "run.json").get("started", "")))

@@ -1,0 +1,154 @@
+"""Text from a model: choose the next token, append, repeat. Never an id that the tokenizer cannot decode.
+
+Shape letters: B samples, T tokens so far, V rows of the token table.
+
+Sources: Fan et al. 2018, "Hierarchical Neural Story Generation", §5.2 (top-k); Holtzman et al. 2020, "The Curious Case
+of Neural Text Degeneration", §3.1 (top-p).
+"""
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nanogpt_dist.model import GPT
+from nanogpt_dist.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to choose. temperature 0 takes the most probable token; top_k and top_p None are off."""
+
+    max_new_tokens: int = 500
+    temperature: float = 0.8
+    top_k: int | None = 200
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 1337
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model wrote after `prompt`: `ids` end before the end-of-text token or the first stop text."""
+
+    prompt: str
+    text: str
+    ids: list[int]
+
+
+def reseeded(settings: Settings, index: int) -> Settings:
+    """The settings for the index-th of several samples that are drawn one by one."""
+    return replace(settings, seed=settings.seed + index)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """All but the k largest of each row set to −∞: (B, V) → (B, V)."""
+    kth = logits.topk(min(k, logits.size(-1))).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < kth, float("-inf"))
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """All but the smallest set of tokens that together have probability ≥ p set to −∞: (B, V) → (B, V)."""
+    ordered, index = logits.sort(descending=True)
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability  # probability of all that is more likely
+    return logits.masked_fill((before >= p).scatter(-1, index, before >= p), float("-inf"))
+
+
+def choose(logits: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+    """One id per row: (B, V) → (B, 1)."""
+    if settings.temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / settings.temperature
+    if settings.top_k is not None:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p is not None:
+        logits = keep_top_p(logits, settings.top_p)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
+
+
+@torch.no_grad()
+def generate(model: GPT, ids: Tensor, settings: Settings, n_vocab: int) -> Iterator[Tensor]:
+    """The next token of every row, again and again: ids (B, T) → max_new_tokens × (B,), only ids below n_vocab.
+
+    The context is cropped to the model's last block_size tokens.
+    """
+    generator = torch.Generator(ids.device).manual_seed(settings.seed)
+    for _ in range(settings.max_new_tokens):
+        logits, _ = model(ids[:, -model.config.block_size :])
+        chosen = choose(logits[:, -1, :n_vocab].float(), settings, generator)  # (B, 1)
+        yield chosen[:, 0]
+        ids = torch.cat([ids, chosen], dim=1)
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's ids; an empty prompt is the end-of-text token, which documents follow, or else a line break."""
+    ids = tokenizer.encode(prompt).tolist()
+    if ids:
+        return ids
+    return [tokenizer.eot_id] if tokenizer.eot_id is not None else tokenizer.encode("\n").tolist()
+
+
+def sample(model: GPT, tokenizer: Tokenizer, prompt: str, count: int, settings: Settings) -> list[Sample]:
+    """`count` samples after one prompt, in one batch."""
+    start = encode_prompt(prompt, tokenizer)
+    device = model.lm_head.weight.device
+    tokens = torch.tensor([start] * count, device=device)  # (B, T)
+    rows: list[list[int]] = [[] for _ in range(count)]
+    done = [False] * count
+    for new in generate(model, tokens, settings, tokenizer.n_vocab):
+        for row, chosen in enumerate(new.tolist()):
+            if not done[row]:
+                done[row] = chosen == tokenizer.eot_id
+                if not done[row]:
+                    rows[row].append(chosen)
+                    done[row] = _find_stop(_tail(rows[row], tokenizer, settings.stop), settings.stop) is not None
+        if all(done):
+            break
+    return [_finish(prompt, row, tokenizer, settings.stop) for row in rows]
+
+
+def stream(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings) -> Iterator[str]:
+    """One sample, piece by piece as it comes; joined, the pieces are sample()'s text for the same seed."""
+    tokens = torch.tensor([encode_prompt(prompt, tokenizer)], device=model.lm_head.weight.device)  # (1, T)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # holds back a character's first bytes
+    held = ""  # what may be the beginning of a stop text
+    longest = max((len(stop) for stop in settings.stop), default=0)
+    for new in generate(model, tokens, settings, tokenizer.n_vocab):
+        chosen = int(new.item())
+        if chosen == tokenizer.eot_id:
+            break
+        held += decoder.decode(tokenizer.decode_bytes([chosen]))
+        if (found := _find_stop(held, settings.stop)) is not None:
+            yield held[:found]
+            return
+        safe = len(held) - max(0, longest - 1)
+        if safe > 0:
+            yield held[:safe]
+            held = held[safe:]
+    yield held + decoder.decode(b"", final=True)
+
+
+def _find_stop(text: str, stops: tuple[str, ...]) -> int | None:
+    """Where the first stop text begins in `text`."""
+    return min((found for stop in stops if (found := text.find(stop)) >= 0), default=None)
+
+
+def _tail(ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> str:
+    """The end of the text so far, long enough to hold any stop text that the last token completed."""
+    if not stops:
+        return ""
+    bytes_needed = 2 * max(len(stop.encode()) for stop in stops)
+    return tokenizer.decode(ids[-bytes_needed - 1 :])  # every token has at least one byte
+
+
+def _finish(prompt: str, ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> Sample:
+    text = tokenizer.decode(ids)
+    found = _find_stop(text, stops)
+    if found is not None:
+        text = text[:found]
+        while ids and len(tokenizer.decode_bytes(ids)) > len(text.encode()):
+            ids = ids[:-1]
+    return Sample(prompt, text, ids)

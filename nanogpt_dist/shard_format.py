@@ -1,0 +1,88 @@
+"""A shard: llm.c's format, 256 little-endian int32 words, then token ids and nothing else.
+
+    words     content
+    0, 1, 2   magic, version, tokens: as llm.c and modded-nanogpt read them
+    3         version of what follows, which is ours
+    4, 5      vocabulary size; end-of-text id, or -1
+    6, 7      largest id; documents that end in this shard
+    8 … 15    fingerprint of the tokenizer, 32 bytes
+    16 … 23   sha256 of the ids' bytes
+    24 … 254  zero
+    255       CRC32 of the words before it
+
+Beside each shard lie `.crc32`, one CRC32 (uint32) for each MiB of ids, and `.ends`, for each document that ends in the
+shard the position behind its last id (uint64, in ids from the shard's start).
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from nanogpt_dist.errors import BadDataError
+
+MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes per id: llm.c's magic and version
+VERSION = 1
+HEADER_BYTES = 1024
+BLOCK_BYTES = 1 << 20  # of ids under one CRC32
+SHARD_TOKENS = 100_000_000
+MAX_SHARD_BYTES = 2**31 - 1  # llm.c keeps offsets in an int
+
+_WORDS = struct.Struct("<8i32s32s924x")
+
+
+def id_type(n_vocab: int) -> np.dtype:
+    """How an id is stored: uint16, or uint32 for vocabularies above 65,536; little-endian."""
+    return np.dtype("<u2" if n_vocab <= 65_536 else "<u4")
+
+
+def shard_name(name: str, split: str, index: int) -> str:
+    """File name of a shard, e.g. openwebtext_train_000000.bin."""
+    return f"{name}_{split}_{index:06d}.bin"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first 1,024 bytes of a shard say. fingerprint and sha256 in hexadecimal; eot_id None: there is none."""
+
+    tokens: int
+    n_vocab: int
+    eot_id: int | None
+    largest_id: int
+    documents: int
+    fingerprint: str
+    sha256: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        return id_type(self.n_vocab)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the whole shard."""
+        return HEADER_BYTES + self.tokens * self.dtype.itemsize
+
+    def pack(self) -> bytes:
+        words = (*MAGIC[self.dtype.itemsize], self.tokens, VERSION, self.n_vocab)
+        eot = -1 if self.eot_id is None else self.eot_id
+        hashes = bytes.fromhex(self.fingerprint), bytes.fromhex(self.sha256)
+        head = _WORDS.pack(*words, eot, self.largest_id, self.documents, *hashes)
+        return head + zlib.crc32(head).to_bytes(4, "little")
+
+    @classmethod
+    def parse(cls, data: bytes, name: str) -> Self:
+        """Read a header. Raises BadDataError, naming the file as `name`, for anything that `pack` would not write."""
+        if len(data) != HEADER_BYTES:
+            raise BadDataError(f"{name} ends in its header, {len(data)} of {HEADER_BYTES} bytes; prepare it again")
+        if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise BadDataError(f"{name}: damaged header, or not a shard that nanogpt prepare wrote; prepare it again")
+        magic, version, tokens, ours, n_vocab, eot, largest, documents, tokenizer, digest = _WORDS.unpack(data[:-4])
+        if ours != VERSION:
+            raise BadDataError(f"{name} has header version {ours}, this nanogpt reads {VERSION}; update nanogpt")
+        eot_id = None if eot == -1 else eot
+        header = cls(tokens, n_vocab, eot_id, largest, documents, tokenizer.hex(), digest.hex())
+        if (magic, version) != MAGIC[header.dtype.itemsize] or tokens < 1 or not 0 <= largest < n_vocab:
+            raise BadDataError(f"{name}: its header contradicts itself; prepare it again")
+        return header

@@ -1,0 +1,129 @@
+"""The checkpoints of a run: folders checkpoints/step-00001000, ordered by step and never by the clock.
+
+    step-00001000          sealed: see sealed.py
+    latest                 the newest name, for people and scripts; this program trusts only what it finds
+    .tmp-… .trash-…        of attempts that died; sweep() removes them
+    .bad-step-00001000-1   set aside as damaged, kept for whoever wants to look
+
+Every other name is the user's, and is neither read nor touched. What changes the folder needs the run lock.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from nanogpt_dist.durable import fsync_folder, open_plain, remove, shown, staging_name, told, write_atomic
+from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.sealed import NewerFormatError, set_aside, verify
+
+STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")  # one spelling per number: no second zero-padded form
+LEFTOVER = re.compile(r"\.(tmp|trash)-[A-Za-z0-9._-]+-[0-9a-f]{8}")  # as durable.staging_name() makes them
+LATEST = "latest"
+
+
+def step_name(step: int) -> str:
+    """1000 → "step-00001000"."""
+    assert step >= 0, step
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """ "step-00001000" → 1000; None for a name that step_name() does not give."""
+    match = STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def list_steps(checkpoints: Path) -> list[Path]:
+    """The entries with a step's name, good or bad, highest step first; empty without such a folder."""
+    with told(checkpoints):
+        names = os.listdir(checkpoints) if checkpoints.exists() else []
+    found = {step: name for name in names if (step := step_of(name)) is not None}
+    return [checkpoints / found[step] for step in sorted(found, reverse=True)]
+
+
+def newest_good(checkpoints: Path, warn: Callable[[str], None], rename_bad: bool = True) -> Path | None:
+    """The newest checkpoint of which every byte is as sealed; None only if there is none at all, good or bad.
+
+    Newer bad ones get one line to `warn` each and are set aside; not with rename_bad=False, for whoever reads without
+    the run lock. Raises: BadDataError if all are bad, or one is of a later format; then nothing was changed.
+    """
+    bad: list[tuple[Path, str]] = []
+    for folder in list_steps(checkpoints):
+        problems = verify(folder)
+        if not problems:
+            for other, reason in bad:
+                warn(f"{other.name} is damaged ({reason}){_put_away(other, rename_bad)}; using {folder.name}")
+            return folder
+        bad.append((folder, f"{problems[0][0][:40]} {problems[0][1]}"))
+    if not bad:
+        return None
+    (first, reason), where = bad[0], shown(checkpoints)
+    raise BadDataError(
+        f"all {len(bad)} checkpoints in {where} are damaged ({first.name}: {reason[:45]}); "
+        "restore a backup, or use --fresh in another folder"
+    )
+
+
+def _put_away(folder: Path, rename: bool) -> str:
+    """Half a sentence on what was done; a folder that may not be written keeps its bad checkpoints."""
+    if not rename:
+        return ""
+    try:
+        return f", set aside as {set_aside(folder).name}"
+    except OSError as error:
+        return f", left in place ({error.strerror})"
+
+
+def prune(checkpoints: Path, keep: int, also: set[str]) -> list[str]:
+    """Deletes all checkpoints but the newest `keep` and the names in `also`; returns the names, newest first.
+
+    One that looks damaged (manifest, names, sizes) or is of a later format neither counts nor goes: it must not push
+    out a good one. Raises: StorageError; then each is there whole, or gone from its name.
+    """
+    assert keep >= 1, keep
+    whole = [folder for folder in list_steps(checkpoints) if _looks_whole(folder)]
+    doomed = [folder for folder in whole[keep:] if folder.name not in also]
+    with told(checkpoints):
+        trash = [folder.with_name(staging_name(folder.name, "trash")) for folder in doomed]
+        for folder, place in zip(doomed, trash, strict=True):
+            os.rename(folder, place)
+        if trash:
+            fsync_folder(checkpoints)  # first the names, then the files: a power cut leaves no half checkpoint
+        for place in trash:
+            remove(place)
+    return [folder.name for folder in doomed]
+
+
+def _looks_whole(folder: Path) -> bool:
+    try:
+        return not verify(folder, hashes=False)
+    except NewerFormatError:
+        return False
+
+
+def sweep(checkpoints: Path) -> list[str]:
+    """Removes what dead attempts left (.tmp-…, .trash-…) and returns the names.
+
+    Call it only under the run lock: a living attempt's staging folder looks the same. Raises: StorageError.
+    """
+    with told(checkpoints):
+        names = sorted(filter(LEFTOVER.fullmatch, os.listdir(checkpoints))) if checkpoints.exists() else []
+        for name in names:
+            remove(checkpoints / name)
+    return names
+
+
+def write_latest(checkpoints: Path, name: str) -> None:
+    """Notes the newest checkpoint's name in the file `latest`. Raises: StorageError."""
+    write_atomic(checkpoints / LATEST, f"{name}\n".encode())
+
+
+def read_latest(checkpoints: Path) -> str | None:
+    """The name in `latest`, a hint that may be out of date; None if it is missing or makes no sense."""
+    try:
+        with open_plain(checkpoints / LATEST) as file:
+            name = file.read(100).decode().removesuffix("\n")
+    except (OSError, ValueError):
+        return None
+    return name if step_of(name) is not None else None

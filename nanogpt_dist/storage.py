@@ -1,0 +1,49 @@
+"""All that goes between a run and its disk, as one name: `from nanogpt_dist import storage`.
+
+    durable.py   single files: whole or absent
+    sealed.py    folders that appear complete or not at all, with a sha256 for every byte
+    steps.py     the checkpoints of a run: name, newest good one, pruning
+    runlock.py   one run per folder
+
+None of them imports torch, so that a test can kill a save at each of its system calls.
+"""
+
+from nanogpt_dist.durable import free_bytes, fsync_folder, make_folder, probe_writable, sha256_file, write_atomic
+from nanogpt_dist.runlock import RunLock
+from nanogpt_dist.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
+from nanogpt_dist.steps import (
+    list_steps,
+    newest_good,
+    prune,
+    read_latest,
+    step_name,
+    step_of,
+    sweep,
+    write_latest,
+)
+
+__all__ = [
+    "NewerFormatError",
+    "RunLock",
+    "begin",
+    "commit",
+    "discard",
+    "free_bytes",
+    "fsync_folder",
+    "good",
+    "list_steps",
+    "make_folder",
+    "newest_good",
+    "probe_writable",
+    "prune",
+    "read_latest",
+    "read_manifest",
+    "seal",
+    "sha256_file",
+    "step_name",
+    "step_of",
+    "sweep",
+    "verify",
+    "write_atomic",
+    "write_latest",
+]

@@ -1,0 +1,168 @@
+"""The training run in the order of time: open the data, find where to go on, build; update · log · evaluate · save."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanogpt_dist import checkpoint, runs
+from nanogpt_dist.batches import Batches, Order, micro_batch_size
+from nanogpt_dist.checkpoint import TrainState
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import pick_dtype
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import ConfigError, StoppedError
+from nanogpt_dist.evaluation import Evaluator, spread
+from nanogpt_dist.metrics import Console
+from nanogpt_dist.progress import Progress
+from nanogpt_dist.resuming import resume_point, run_folder
+from nanogpt_dist.saving import Saver, due, enough_room
+from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.update import Update, Updater
+
+MAX_SKIPPED_IN_A_ROW = 3  # updates whose gradient was not finite; then the run stops
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run reports; losses in nats/token."""
+
+    step: int
+    tokens: int
+    val_loss: float | None
+    best_val_loss: float | None
+    tokens_per_second: float | None
+    checkpoint: str
+    verdict: str
+
+
+def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = False) -> Result:
+    """Make max_iters updates, going on from the newest good checkpoint of config.out_dir.
+
+    fresh: go on from nothing; refused where there are checkpoints. Raises StoppedError once `stop` was asked for and
+    everything is saved, and any other NanogptError, the same on all ranks.
+    """
+    console = Console(world.leads)
+    with world.together():
+        data = DataFolder.open(Path(config.dataset))
+        config = fit_to_data(config, data)
+        dtype = pick_dtype(config.dtype, world.device)
+        batches, evaluator = read_plan(config, data, world, dtype)
+    with run_folder(config, world) as run:
+        start = resume_point(run, config, data, fresh, world, console)
+        state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
+        if start and state.step >= config.max_iters:
+            console.line(f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by --max-iters")
+            return _finish(run, state, start, None, world)
+        updater = Updater(config, world, dtype)
+        if start:
+            with world.together():
+                updater.load(start, facts)
+        saver = Saver(run, config, world, data, console, newest=start)
+        with contextlib.closing(Progress(run, config, world, updater, state, console)) as progress:
+            _introduce(console, world, updater, batches, run, start)
+            last = loop(config, world, state, batches, updater, evaluator, saver, progress, stop)
+        return _finish(run, state, last, progress.tokens_per_second, world)
+
+
+def loop(
+    config: TrainConfig, world: World, state: TrainState, batches: Batches, updater: Updater, evaluator: Evaluator,
+    saver: Saver, progress: Progress, stop: StopRequest,
+) -> Path:  # fmt: skip
+    """From state.step to max_iters; returns the last checkpoint."""
+    skipped = 0
+    while state.step < config.max_iters:
+        update = updater.update(state.step, batches.of(state.step), batches.per_update)
+        skipped = 0 if update.finite else skipped + 1
+        state.step += 1
+        state.tokens += config.global_batch_size * config.block_size
+        state.skipped += not update.finite
+        progress.updated(state, update)
+        if skipped:
+            _judge_skipped(skipped, state, update, config, progress)
+
+        last = state.step == config.max_iters
+        evaluated = last or state.step % config.eval_interval == 0
+        improved = False
+        if evaluated:
+            found = evaluator(updater.model)
+            improved = state.best_val_loss is None or found.val_loss < state.best_val_loss
+            state.val_loss, state.best_val_loss = found.val_loss, found.val_loss if improved else state.best_val_loss
+            progress.evaluated(state, found, improved)
+        if due(config, state.step, evaluated, improved):
+            state.best_step = state.step if improved else state.best_step
+            saver.save(state, updater, required=last)
+        elif world.any(bool(stop)):
+            saver.save(state, updater, required=True)
+            raise StoppedError(f"stopped and saved at step {state.step}; the same command again goes on from there")
+        progress.restart_clock()
+    assert saver.newest is not None
+    return saver.newest
+
+
+def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
+    """`config` with vocab_size filled in from the data. Raises ConfigError where the data has ids beyond it."""
+    n_vocab = data.tokenizer.n_vocab
+    if config.vocab_size is None:
+        return config.model_copy(update={"vocab_size": math.ceil(n_vocab / 64) * 64})
+    if config.vocab_size < n_vocab:
+        raise ConfigError(
+            f"vocab_size {config.vocab_size} is less than the {n_vocab} ids of {data.path}; type --vocab-size {n_vocab}"
+        )
+    return config
+
+
+def read_plan(config: TrainConfig, data: DataFolder, world: World, dtype: torch.dtype) -> tuple[Batches, Evaluator]:
+    """What this rank reads: the batches of every update, and the windows of every evaluation."""
+    train, val = data.split("train"), data.split("val")
+    order = Order(config.seed, data.dataset_id, config.block_size, train.tokens)
+    batch_size = micro_batch_size(config.batch_size, config.global_batch_size, world.size)
+    batches = Batches(train, order, config.global_batch_size, batch_size, world.rank, world.size)
+    windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
+    return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype)
+
+
+def _judge_skipped(skipped: int, state: TrainState, update: Update, config: TrainConfig, progress: Progress) -> None:
+    progress.console.line(
+        f"warning: step {state.step} left out, its gradient's norm is {update.grad_norm} (loss {update.loss})"
+    )
+    if skipped >= MAX_SKIPPED_IN_A_ROW:
+        raise ConfigError(
+            f"no finite gradient in {skipped} updates up to step {state.step}; go on from the last checkpoint with a "
+            f"--learning-rate below {config.learning_rate:g}"
+        )
+
+
+def _introduce(
+    console: Console, world: World, updater: Updater, batches: Batches, run: Path, start: Path | None
+) -> None:
+    config, dtype = updater.config, str(updater.dtype).removeprefix("torch.")
+    epochs = config.max_iters * config.global_batch_size / batches.order.windows
+    console.line(
+        f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
+        f"{torch.get_num_threads()} threads each · {config.dataset}: {batches.split.tokens:,} tokens, {epochs:.3g} epochs"
+    )
+    console.line(
+        f"{config.global_batch_size * config.block_size:,} tokens an update = {world.size} ranks × "
+        f"{batches.per_update} micro-batches × {batches.batch_size} sequences × {config.block_size}"
+    )
+    console.line(f"{run}: " + (f"going on from {start.name}" if start else "starting at step 0"))
+    if warning := enough_room(run, updater, config.keep_checkpoints):
+        console.line(f"warning: {warning}")
+
+
+def _finish(run: Path, state: TrainState, newest: Path, tokens_per_second: float | None, world: World) -> Result:
+    if world.leads:
+        runs.write_status(run, "done", 0, state.step, "", newest.name)
+    return Result(
+        step=state.step,
+        tokens=state.tokens,
+        val_loss=state.val_loss,
+        best_val_loss=state.best_val_loss,
+        tokens_per_second=tokens_per_second,
+        checkpoint=str(newest),
+        verdict="done",
+    )

@@ -1,0 +1,58 @@
+"""What several tests share: a small prepared corpus, and the command run as a user runs it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CLONE = Path(__file__).resolve().parents[1]
+SHARED = CLONE.parent / "shared"  # corpora and vocabularies that stand beside the clone, if they do
+
+# One thread per process: equal bits everywhere, and no two processes spinning on the same two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+# A model that makes an update in milliseconds.
+TINY = [
+    *("--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-size", "4"),
+    *("--gradient-accumulation-steps", "2", "--learning-rate", "1e-2", "--min-lr", "1e-3", "--warmup-iters", "5"),
+    *("--eval-iters", "2", "--device", "cpu", "--dtype", "float32"),
+]
+
+
+def command(*arguments: object, ranks: int = 0) -> list[str]:
+    """The command line of `nanogpt ARGUMENTS`, with ranks under torchrun."""
+    torchrun = [*("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node"), str(ranks)]
+    return [sys.executable, *(torchrun if ranks else []), str(CLONE / "nanogpt"), *map(str, arguments)]
+
+
+@pytest.fixture
+def nanogpt(tmp_path: Path) -> Run:
+    """Run `nanogpt ARGUMENTS` in an empty folder of its own; ranks=N: under torchrun; code=C: what it must return."""
+
+    def run(*arguments: object, ranks: int = 0, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command(*arguments, ranks=ranks), cwd=tmp_path, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
+        )
+        assert code is None or done.returncode == code, f"{arguments} returned {done.returncode}:\n{done.stderr[-3000:]}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data folder: some of Python's own sources, byte by byte, 257 ids."""
+    from prepare.build import build
+
+    folder = tmp_path_factory.mktemp("corpus")
+    stdlib = Path(os.__file__).parent
+    texts = [(stdlib / name).read_text(encoding="utf-8") for name in ("argparse.py", "ast.py", "bisect.py", "heapq.py")]
+    (folder / "stdlib.txt").write_text("\n".join(texts), encoding="utf-8")
+    build("text", folder / "data", sources=[folder / "stdlib.txt"], tokenizer="byte", workers=1)
+    return folder / "data"

@@ -1,0 +1,97 @@
+"""The order of the data: every window once, the same for every number of ranks and every size of micro-batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_dist.batches import Batches, Order, _keys, micro_batch_size, permute
+from nanogpt_dist.errors import BadDataError, ConfigError
+from nanogpt_dist.shards import DataFolder
+
+
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_permute_is_a_permutation_of_its_range(size: int, seed: int) -> None:
+    found = permute(np.arange(size), size, _keys(seed))
+    assert sorted(found.tolist()) == list(range(size))
+
+
+def test_permute_reaches_sizes_that_no_list_could_hold() -> None:
+    size = 10**13 + 7
+    found = permute(np.arange(1000), size, _keys("a"))
+    assert len(set(found.tolist())) == 1000
+    assert 0 <= found.min() <= found.max() < size
+    assert abs(found.mean() / size - 0.5) < 0.05
+
+
+def test_permute_differs_from_key_to_key_and_leaves_few_neighbours() -> None:
+    a, b = (permute(np.arange(10_000), 10_000, _keys(key)) for key in "ab")
+    assert (a == b).mean() < 0.01
+    assert (np.abs(np.diff(a)) == 1).mean() < 0.01
+
+
+@given(block_size=st.integers(1, 40), tokens=st.integers(2, 2000), seed=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_an_epoch_has_every_window_once_and_none_leaves_the_split(block_size: int, tokens: int, seed: int) -> None:
+    if tokens < block_size + 1:
+        with pytest.raises(BadDataError, match="one window needs"):
+            Order(seed, "data", block_size, tokens)
+        return
+    order = Order(seed, "data", block_size, tokens)
+    for epoch in range(3):
+        samples = np.arange(epoch * order.windows, (epoch + 1) * order.windows)
+        starts = np.sort(order.starts(samples))
+        assert (np.diff(starts) == block_size).all(), "windows overlap or leave a gap"
+        assert starts[0] >= 0
+        assert starts[-1] + block_size + 1 <= tokens
+
+
+def test_epochs_differ_in_order_and_shift() -> None:
+    order = Order(1, "data", 64, 64 * 500)
+    first, second = (order.starts(np.arange(order.windows) + epoch * order.windows) for epoch in range(2))
+    assert first[0] % 64 != second[0] % 64
+    assert (first // 64 == second // 64).mean() < 0.05
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"dataset_id": "other"}, {"block_size": 32}])
+def test_the_order_depends_on_seed_data_and_block_size(change: dict[str, object]) -> None:
+    values: dict[str, object] = {"seed": 1, "dataset_id": "data", "block_size": 64, "tokens": 64_000}
+    samples = np.arange(100)
+    assert (Order(**values).starts(samples) != Order(**{**values, **change}).starts(samples)).any()  # type: ignore[arg-type]
+
+
+@given(batch_size=st.integers(1, 12), accumulation=st.integers(1, 12), ranks=st.sampled_from([1, 2, 4]), step=st.integers(0, 500))
+@settings(max_examples=60, deadline=None)
+def test_the_ids_of_a_global_batch_are_equal_on_any_ranks_and_split(
+    corpus: Path, batch_size: int, accumulation: int, ranks: int, step: int
+) -> None:
+    data = DataFolder.open(corpus)
+    order = Order(1337, data.dataset_id, 16, data.split("train").tokens)
+    total = batch_size * accumulation
+    whole = next(Batches(data.split("train"), order, total, total, 0, 1).of(step))
+    if total % ranks:
+        with pytest.raises(ConfigError, match="cannot share"):
+            micro_batch_size(batch_size, total, ranks)
+        return
+    micro = micro_batch_size(batch_size, total, ranks)
+    assert micro <= batch_size
+    parts = [part for r in range(ranks) for part in Batches(data.split("train"), order, total, micro, r, ranks).of(step)]
+    assert len(parts) == ranks * Batches(data.split("train"), order, total, micro, 0, ranks).per_update
+    assert np.array_equal(np.concatenate([x for x, _ in parts]), whole[0])
+    assert np.array_equal(np.concatenate([y for _, y in parts]), whole[1])
+
+
+def test_targets_are_the_inputs_shifted_by_one(corpus: Path) -> None:
+    split = DataFolder.open(corpus).split("train")
+    x, y = next(Batches(split, Order(1, "id", 32, split.tokens), 4, 4, 0, 1).of(3))
+    assert x.shape == y.shape == (4, 32)
+    assert x.dtype == y.dtype == np.int64
+    assert np.array_equal(x[:, 1:], y[:, :-1])
+
+
+def test_three_ranks_are_told_which_numbers_are_possible() -> None:
+    with pytest.raises(ConfigError, match="3 ranks cannot share 8 sequences an update evenly; possible: 1, 2, 4, 8"):
+        micro_batch_size(4, 8, 3)

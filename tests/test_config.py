@@ -1,0 +1,109 @@
+"""Settings: declared once, checked at once, written and read back."""
+
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist.config import ModelConfig, TrainConfig, resolve, to_toml
+from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, one_line
+from nanogpt_dist.presets import PRESETS, load
+
+# nanoGPT's train.py, less what has become something else here: eval_only is `nanogpt eval`, init_from is resuming by
+# itself, backend follows from the device, wandb_* are to come.
+NANOGPT_DEFAULTS = {
+    "eval_interval": 2000,
+    "eval_iters": 200,
+    "always_save_checkpoint": True,
+    "dataset": "data/openwebtext",
+    "gradient_accumulation_steps": 40,
+    "batch_size": 12,
+    "block_size": 1024,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "dropout": 0.0,
+    "bias": False,
+    "learning_rate": 6e-4,
+    "max_iters": 600_000,
+    "weight_decay": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "grad_clip": 1.0,
+    "decay_lr": True,
+    "warmup_iters": 2000,
+    "min_lr": 6e-5,
+    "seed": 1337,
+}
+
+
+@pytest.mark.parametrize("name", NANOGPT_DEFAULTS)
+def test_defaults_are_nanogpts(name: str) -> None:
+    assert getattr(TrainConfig(), name) == NANOGPT_DEFAULTS[name]
+
+
+def test_every_setting_has_help_and_a_group_and_there_are_not_too_many() -> None:
+    assert len(TrainConfig.model_fields) <= 45
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+        assert isinstance(field.json_schema_extra, dict), name
+        assert field.json_schema_extra["group"], name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_and_survives_toml(name: str, tmp_path: Path) -> None:
+    config = load(name)
+    assert config.out_dir == f"out/{name}"
+    (tmp_path / "again.toml").write_text(to_toml(config), encoding="utf-8")
+    assert load(str(tmp_path / "again.toml")) == config
+
+
+def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("n_layer = 3\nn_embd = 96\n", encoding="utf-8")
+    config = load(str(tmp_path / "mine.toml"), {"n_layer": 5})
+    assert (config.n_layer, config.n_embd, config.n_head, config.out_dir) == (5, 96, 12, "out/mine")
+
+
+def test_all_problems_are_told_at_once_with_the_nearest_names() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"n_heads": 3, "dropout": 1.5, "learning_rate": "fast"})
+    for part in ("unknown setting n_heads, did you mean n_head?", "dropout = 1.5", "learning_rate = 'fast'"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"n_head": 5}, "768 is not a multiple of n_head 5"),
+        ({"min_lr": 1.0}, "min_lr 1 is above learning_rate 0.0006"),
+        ({"keep_checkpoints": 1}, "keep_checkpoints = 1"),
+        ({"dtype": "float8"}, "dtype = 'float8'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(values)
+
+
+def test_unknown_presets_and_files() -> None:
+    with pytest.raises(ConfigError, match="did you mean gpt2-124m?"):
+        load("gpt2-124")
+    with pytest.raises(MissingInputError, match=r"none.toml does not exist"):
+        load("none.toml")
+
+
+def test_broken_toml_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("n_layer = = 3", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load(str(tmp_path / "bad.toml"))
+
+
+def test_the_architecture_is_the_part_that_fixes_shapes() -> None:
+    assert set(ModelConfig.model_fields) == set(load("gpt2").architecture().model_dump())
+
+
+def test_an_error_line_keeps_its_end() -> None:
+    line = one_line("something is wrong\nwith " + "x" * 500 + "; type this")
+    assert len(line) <= MAX_LINE
+    assert "\n" not in line
+    assert line.endswith("; type this")

@@ -1,0 +1,73 @@
+"""Single files: whole or absent, and failures in one line."""
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogpt_dist import durable, storage
+from nanogpt_dist.errors import MAX_LINE, CannotCreateError, StorageError
+
+
+def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for data in (b"one", b"", b"three" * 10_000):
+        storage.write_atomic(tmp_path / "file", data)
+        assert (tmp_path / "file").read_bytes() == data
+        assert storage.sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@given(data=st.binary(min_size=1), pieces=st.integers(1, 7))
+def test_write_new_survives_short_writes(tmp_path_factory: pytest.TempPathFactory, data: bytes, pieces: int) -> None:
+    path, write = tmp_path_factory.mktemp("short") / "file", os.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, rest: write(fd, rest[:pieces]))
+        durable.write_new(path, data)
+    assert path.read_bytes() == data
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "file").symlink_to(tmp_path / "other")
+    storage.write_atomic(tmp_path / "file", b"new")
+    assert (tmp_path / "other").read_text() == "mine"
+    with pytest.raises(FileExistsError):
+        durable.write_new(tmp_path / "file", b"")
+
+
+def test_errors_name_the_file_the_reason_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nowhere/file: No such file or directory; check the disk") as error:
+        storage.write_atomic(tmp_path / "nowhere" / "file", b"")
+    assert isinstance(error.value.__cause__, FileNotFoundError)
+    full = r"disk full: .* needs 1,234,567 bytes, [0-9,]+ are free; make room"
+    with pytest.raises(StorageError, match=full) as error, durable.told(tmp_path / ("x" * 200), needed=1_234_567):
+        raise OSError(errno.EDQUOT, "quota")
+    assert len(str(error.value)) < MAX_LINE
+    with pytest.raises(StorageError, match="No such file"):
+        storage.sha256_file(tmp_path / "nothing")
+
+
+def test_probe_writable(tmp_path: Path) -> None:
+    storage.probe_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a").rglob("*")) == [tmp_path / "a" / "b"]
+    (tmp_path / "file").write_text("?")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        with pytest.raises(CannotCreateError, match="cannot write in") as error:
+            storage.probe_writable(folder)
+        assert len(str(error.value)) < MAX_LINE
+
+
+def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert storage.free_bytes(tmp_path / "a" / "b") > 0
+
+
+def test_the_storage_code_loads_neither_torch_nor_numpy() -> None:
+    code = "import sys, nanogpt_dist.storage; sys.exit(bool({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    root = str(Path(__file__).parent.parent)
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}).returncode == 0

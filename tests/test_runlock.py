@@ -1,0 +1,93 @@
+"""The run lock, with real processes: who comes second is refused at once, and a killed holder is forgotten."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist.errors import MAX_LINE, CannotCreateError
+from nanogpt_dist.storage import RunLock
+
+ROOT = Path(__file__).parent.parent
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from nanogpt_dist.storage import RunLock
+with RunLock(Path(sys.argv[1])):
+    if sys.argv[2] == "alone" or os.fork() == 0:
+        print("held", flush=True)
+    os.close(1)
+    time.sleep(10)
+"""
+
+
+@contextmanager
+def holder(run: Path, how: str = "alone") -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds `run`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLD, str(run), how], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_second_is_refused_within_a_second_and_told_by_whom(tmp_path: Path) -> None:
+    with holder(tmp_path) as first:
+        start = time.monotonic()
+        with pytest.raises(CannotCreateError) as error, RunLock(tmp_path):
+            pass
+        assert time.monotonic() - start < 1
+        assert f"in use by process {first.pid} on {socket.gethostname()} since 20" in str(error.value)
+        assert len(str(error.value)) < MAX_LINE
+
+
+@pytest.mark.parametrize("how", ["alone", "with a worker"])
+def test_it_is_free_at_once_after_sigkill(tmp_path: Path, how: str) -> None:
+    with holder(tmp_path, how) as first:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        start = time.monotonic()
+        with RunLock(tmp_path):
+            assert time.monotonic() - start < 1
+
+
+def test_the_file_stays_and_the_lock_can_be_taken_again(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path / "new" / "run")
+    for _ in range(2):
+        with lock:
+            assert f'"pid": {os.getpid()}' in lock.path.read_text()
+            with pytest.raises(CannotCreateError, match=f"process {os.getpid()} "), RunLock(lock.path.parent):
+                pass
+    assert lock.path.exists()
+
+
+def test_a_note_with_odd_characters_cannot_paint_the_terminal(tmp_path: Path) -> None:
+    with holder(tmp_path):
+        (tmp_path / "run.lock").write_text('{"host": "\\u001b[31m", "pid": 1, "started": "' + "x" * 500 + '"}')
+        with pytest.raises(CannotCreateError, match=r"in use by process 1 on \?\?31m since x{40};"), RunLock(tmp_path):
+            pass
+        (tmp_path / "run.lock").write_text("")
+        with pytest.raises(CannotCreateError, match="in use by another process"), RunLock(tmp_path):
+            pass
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("?")
+    (tmp_path / "run.lock").symlink_to(tmp_path / "elsewhere")
+    for folder in (tmp_path / "file", tmp_path):
+        with pytest.raises(CannotCreateError, match=r"cannot lock .*--out-dir"), RunLock(folder):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
