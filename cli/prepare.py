@@ -84,9 +84,7 @@ def prepare(
         _print_corpora(as_json)
         return
     if corpus is None:
-        raise UsageError(
-            "which corpus? type: nanogpt prepare python-stdlib (no network); nanogpt prepare --list for all"
-        )
+        raise UsageError("which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare --list")
     from prepare.build import build
 
     out = out or Path("data") / corpus

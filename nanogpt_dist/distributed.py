@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
-from nanogpt_dist.errors import MAX_LINE, Exit, NanogptError, one_line
+from nanogpt_dist.errors import MAX_LINE, NanogptError, error_of, one_line
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,10 @@ class World:
             texts[self.rank, : len(data)] = torch.tensor(list(data), dtype=torch.uint8)
         codes, texts = self.sum(codes), self.sum(texts)
         first = int(codes.nonzero()[0].item())
-        if error is None or self.rank != first:
-            message = bytes(texts[first].tolist()).rstrip(b"\0").decode()
-            error = NanogptError(f"rank {first}: {message}" if first else message)
-            error.code = Exit(int(codes[first].item()))
-        error.agreed = True
-        raise error
+        message = bytes(texts[first].tolist()).rstrip(b"\0").decode()
+        agreed = error_of(int(codes[first].item()), f"rank {first}: {message}" if first else message)
+        agreed.agreed = True
+        raise agreed from error
 
 
 @contextlib.contextmanager

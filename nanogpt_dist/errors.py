@@ -84,6 +84,12 @@ class ConfigError(NanogptError):
     agreed = True  # all ranks have the same settings
 
 
+def error_of(code: int, message: str) -> NanogptError:
+    """The error that stands for an exit code: what one rank raised, on another."""
+    kinds = {kind.code: kind for kind in NanogptError.__subclasses__()}
+    return kinds.get(Exit(code), NanogptError)(message)
+
+
 def one_line(text: str) -> str:
     """`text` on one line of at most MAX_LINE characters; what is cut is the middle, since the end says what to type."""
     line = " ".join(text.split())

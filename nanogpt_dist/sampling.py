@@ -149,6 +149,6 @@ def _finish(prompt: str, ids: list[int], tokenizer: Tokenizer, stops: tuple[str,
     found = _find_stop(text, stops)
     if found is not None:
         text = text[:found]
-        while ids and len(tokenizer.decode_bytes(ids)) > len(text.encode()):
+        while ids and not text.startswith(tokenizer.decode(ids)):
             ids = ids[:-1]
     return Sample(prompt, text, ids)

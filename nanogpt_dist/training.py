@@ -95,7 +95,7 @@ def loop(
         if due(config, state.step, evaluated, improved):
             state.best_step = state.step if improved else state.best_step
             saver.save(state, updater, required=last)
-        elif world.any(bool(stop)):
+        if not last and world.any(bool(stop)):
             saver.save(state, updater, required=True)
             raise StoppedError(f"stopped and saved at step {state.step}; the same command again goes on from there")
         progress.restart_clock()

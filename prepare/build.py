@@ -1,4 +1,4 @@
-"""The whole way from a corpus to a data folder: `build(...)`. The folder's bytes depend on text, tokenizer and options."""
+"""From a corpus to a data folder, whose bytes depend on text, tokenizer and options only: `build(...)`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -101,21 +101,22 @@ def _fill(out: Path, recipe: Recipe, sources: Sources, workers: int, progress: P
 
 def _parts(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, tally: Tally) -> Iterator[tuple[Part, int]]:
     """What there is to encode, in order, each with the bytes read so far; documents are counted on the way."""
+    before = 0
     for text in split_texts(recipe, sources):
         tally.add(text)
         pieces = list(tokenizer.pieces(text.text))
         for number, piece in enumerate(pieces, 1):
-            yield Part(text.split, piece, last=number == len(pieces)), text.read_bytes
+            read_bytes = before + (text.read_bytes - before) * number // len(pieces)
+            yield Part(text.split, piece, last=number == len(pieces)), read_bytes
+        before = text.read_bytes
 
 
 def _refuse_empty_split(recipe: Recipe, tally: Tally) -> None:
     for split in SPLITS:
         if not tally.documents[split]:
             fraction, total = recipe.split.val_fraction, sum(tally.documents.values())
-            advice = "raise --val-fraction" if split == "val" else "lower --val-fraction"
-            raise BadDataError(
-                f"the {split} split got none of {total} documents; {advice} (now {fraction:g}) or add text"
-            )
+            advice = f"{'raise' if split == 'val' else 'lower'} --val-fraction (now {fraction:g}) or add text"
+            raise BadDataError(f"the {split} split got none of {total} documents; {advice}")
 
 
 def _manifest(

@@ -65,7 +65,7 @@ def _json_lines(path: Path, column: str) -> Iterator[Document]:
                 raise BadDataError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; cut the document into several")
             data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
             if data.strip():
-                yield Document(_field(_decode(data, path, number), column, where), raw.tell())
+                yield Document(_field(_decode(data.rstrip(b"\r\n"), path, number), column, where), raw.tell())
 
 
 def _field(line: str, column: str, where: str) -> str:

@@ -81,19 +81,13 @@ def encode_batches(batches: Iterable[Batch], tokenizer: Path, end_of_text: bool,
 
 
 def _encode(tokenizer: Tokenizer, end_of_text: bool, batch: Batch) -> Result:
-    names = list(dict.fromkeys(part.split for part in batch.parts))
     eot = np.array([tokenizer.eot_id] if end_of_text else [], dtype=tokenizer.dtype)
     encoded = []
-    for name in names:
-        ids: list[np.ndarray] = []
-        ends: list[int] = []
-        count = 0
-        for part in batch.parts:
-            if part.split == name:
-                ids += [tokenizer.encode(part.text), eot] if part.last else [tokenizer.encode(part.text)]
-                count += len(ids[-1]) + len(ids[-2]) if part.last else len(ids[-1])
-                ends += [count] if part.last else []
-        encoded.append(Encoded(name, np.concatenate(ids), np.array(ends, dtype=np.int64)))
+    for split in dict.fromkeys(part.split for part in batch.parts):
+        parts = [part for part in batch.parts if part.split == split]
+        ids = [np.append(tokenizer.encode(p.text), eot) if p.last else tokenizer.encode(p.text) for p in parts]
+        stops = np.cumsum([len(some) for some in ids], dtype=np.int64)
+        encoded.append(Encoded(split, np.concatenate(ids), stops[[part.last for part in parts]]))
     return Result(encoded, batch.read_bytes)
 
 

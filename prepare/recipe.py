@@ -7,10 +7,9 @@ from nanogpt_dist.errors import UsageError
 from nanogpt_dist.manifest import Manifest, SourceRecord, SplitRule, SplitRuleRecord
 from nanogpt_dist.tokenizer import Tokenizer, open_tokenizer
 from prepare.corpora import Corpus
-from prepare.sources import Sources, records
+from prepare.sources import FIELDED, Sources, records
 
 SEED = 2357  # nanoGPT's for splitting OpenWebText
-_WITHOUT_FIELDS = (".txt", ".md", ".py")
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,13 @@ def make_recipe(
     val_fraction = corpus.val_fraction if val_fraction is None else val_fraction
     if not 0 < val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction:g} is not between 0 and 1; type for example 0.05")
-    if seed < 0:
-        raise UsageError(f"--seed {seed} is negative; type 0 or more")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed} is out of range; type a number from 0 to 2^63 - 1")
     names = [file.name for file in sources.files]
-    one_text = len(names) == 1 and (corpus.origin == "download" or names[0].endswith(".txt"))
-    if split == "characters" and not one_text:
-        raise UsageError(f"--split characters cuts one .txt file in two, these are {len(names)} files; leave it out")
+    one_text = len(names) == 1 and not names[0].endswith(FIELDED) and (corpus.split or names[0].endswith(".txt"))
     rule = split or corpus.split or ("characters" if one_text else "documents")
+    if rule == "characters" and not one_text:
+        raise UsageError(f"a split by characters cuts one text in two, not {names[0][:40]}; type --split documents")
     spec = tokenizer or corpus.tokenizer
     made_of_text = spec == "char" or re.fullmatch(r"bpe:\d+", spec) is not None
     return Recipe(
@@ -77,5 +76,5 @@ def make_recipe(
         spec=spec if made_of_text or spec in ("gpt2", "byte") else "file",
         known=None if made_of_text else open_tokenizer(spec),
         split=SplitRuleRecord(rule=rule, val_fraction=val_fraction, seed=seed),
-        column=None if all(name.endswith(_WITHOUT_FIELDS) for name in names) else column,
+        column=column if any(name.endswith(FIELDED) for name in names) else None,
     )

@@ -15,7 +15,8 @@ from nanogpt_dist.errors import HubUnavailableError, MissingInputError, UsageErr
 from nanogpt_dist.manifest import SourceRecord
 from prepare.corpora import Corpus
 
-READABLE = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+FIELDED = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")  # rows with fields, one of which is the text
+READABLE = (".txt", ".md", *FIELDED)
 DOWNLOAD_TIMEOUT_S = 30
 # Of the standard library: its tests, what others installed there, and a file of build settings with local paths.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}

@@ -23,7 +23,7 @@ class Text:
 
 @dataclass
 class Tally:
-    """Documents and their UTF-8 bytes that went into each split, and documents without a character, which go nowhere."""
+    """Documents and UTF-8 bytes of each split; empty: documents without a character, which go into none."""
 
     documents: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     bytes: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -45,8 +45,9 @@ def split_texts(recipe: Recipe, sources: Sources) -> Iterator[Text]:
         for document in read_documents(file.path, recipe.column or ""):
             read = before + document.read_bytes
             if recipe.split.rule == "characters":
-                border = int(len(document.text) * (1 - recipe.split.val_fraction))  # as nanoGPT has it
-                yield Text("train", document.text[:border], read)
+                train_fraction = 1 - recipe.split.val_fraction
+                border = int(len(document.text) * train_fraction)  # rounded as nanoGPT does
+                yield Text("train", document.text[:border], before + int(document.read_bytes * train_fraction))
                 yield Text("val", document.text[border:], read)
             else:
                 yield Text(_by_hash(document.text, recipe.split), document.text, read)
@@ -55,6 +56,6 @@ def split_texts(recipe: Recipe, sources: Sources) -> Iterator[Text]:
 
 def _by_hash(text: str, split: SplitRuleRecord) -> SplitName:
     """Equal documents go to the same split, so that none is trained on and validated with."""
-    key = split.seed.to_bytes(64, "little")[:64]
+    key = split.seed.to_bytes(8, "little")
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
     return "val" if number < split.val_fraction * 2**64 else "train"

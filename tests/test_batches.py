@@ -13,7 +13,7 @@ from nanogpt_dist.shards import DataFolder
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_permute_is_a_permutation_of_its_range(size: int, seed: int) -> None:
     found = permute(np.arange(size), size, _keys(seed))
     assert sorted(found.tolist()) == list(range(size))
@@ -34,7 +34,7 @@ def test_permute_differs_from_key_to_key_and_leaves_few_neighbours() -> None:
 
 
 @given(block_size=st.integers(1, 40), tokens=st.integers(2, 2000), seed=st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_epoch_has_every_window_once_and_none_leaves_the_split(block_size: int, tokens: int, seed: int) -> None:
     if tokens < block_size + 1:
         with pytest.raises(BadDataError, match="one window needs"):
@@ -64,7 +64,7 @@ def test_the_order_depends_on_seed_data_and_block_size(change: dict[str, object]
 
 
 @given(batch_size=st.integers(1, 12), accumulation=st.integers(1, 12), ranks=st.sampled_from([1, 2, 4]), step=st.integers(0, 500))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_ids_of_a_global_batch_are_equal_on_any_ranks_and_split(
     corpus: Path, batch_size: int, accumulation: int, ranks: int, step: int
 ) -> None:

@@ -1,0 +1,36 @@
+"""Run under torchrun by test_distributed.py: each rank writes what it was told to FOLDER/rankN.json."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from nanogpt_dist.distributed import World, connect  # noqa: E402
+from nanogpt_dist.errors import BadDataError, ConfigError, NanogptError  # noqa: E402
+
+
+def told(world: World, error: NanogptError | None) -> list[object]:
+    """Code, message and agreement that this rank sees when it has `error`."""
+    try:
+        with world.together():
+            if error:
+                raise error
+    except NanogptError as seen:
+        return [int(seen.code), str(seen), seen.agreed]
+    return []
+
+
+with connect("cpu", timeout_s=60) as world:
+    found = {
+        "sum": world.sum(torch.tensor([1.0, 10.0]) * (world.rank + 1)).tolist(),
+        "any": [world.any(False), world.any(world.rank == 1)],
+        "text": [world.text_from_lead(""), world.text_from_lead("grüße" if world.leads else "ignored")],
+        "one fails": told(world, BadDataError("bad shard") if world.rank == 1 else None),
+        "both fail": told(world, ConfigError(f"of rank {world.rank}")),
+        "after": world.sum(torch.ones(1)).item(),
+    }
+    assert told(world, None) == []
+    Path(sys.argv[1], f"rank{world.rank}.json").write_text(json.dumps(found))

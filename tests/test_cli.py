@@ -1,0 +1,161 @@
+"""The command as its users meet it: help, versions, errors of one line with their exit codes, JSON that is JSON."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.main import app, explain
+from cli.options import nanogpt_style
+from nanogpt_dist import __version__
+from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit
+from tests.conftest import CLONE, TINY, Run
+
+COMMANDS = ["prepare", "train", "eval", "sample", "launch", "show", "quickstart"]
+
+
+def test_version_and_help(nanogpt: Run) -> None:
+    assert nanogpt("--version").stdout == f"nanogpt {__version__}\n"
+    text = nanogpt("--help").stdout
+    assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "show params", "show components", "show full", "show config"])
+def test_every_command_has_help(name: str) -> None:
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_every_setting_of_train_is_a_flag_with_help() -> None:
+    from typer.testing import CliRunner
+
+    from nanogpt_dist.config import TrainConfig
+
+    output = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "300", "TERM": "dumb"}).output
+    for name in TrainConfig.model_fields:
+        assert "--" + name.replace("_", "-") in output, name
+
+
+def test_nanogpts_way_of_writing_flags() -> None:
+    assert nanogpt_style(["--compile=False", "--bias=True", "--learning_rate=1e-3"]) == [
+        *("--no-compile", "--bias", "--learning_rate=1e-3")
+    ]
+
+
+# What is typed, the exit code, and words of the line. {corpus} is a good data folder; nothing may be written.
+MISTAKES = [
+    ("train --n-layer three", 2, "n-layer"),
+    ("train --no-such-flag", 2, "no-such-flag"),
+    ("trian", 2, "trian"),
+    ("train --n-layer 0", 2, "0"),
+    ("train gpt2-124", 78, "did you mean gpt2-124m?"),
+    ("train --n-head 5", 78, "768 is not a multiple of n_head 5"),
+    ("train mine.toml", 66, "mine.toml does not exist"),
+    ("train", 66, "nanogpt prepare openwebtext"),
+    ("train --dataset nowhere", 66, "nowhere does not exist"),
+    ("train --dataset empty", 65, "prepare"),
+    ("train --dataset truncated --device cpu", 65, "bytes"),
+    ("train --dataset {corpus} --vocab-size 100 --device cpu", 78, "--vocab-size 257"),
+    ("train --dataset {corpus} --device cpu --dtype float16", 78, "float16"),
+    ("train --dataset {corpus} --device cpu --block-size 999999", 65, "--block-size"),
+    ("eval", 66, "no run with a checkpoint under out/"),
+    ("eval nowhere", 66, "nowhere does not exist"),
+    ("sample", 66, "no run with a checkpoint under out/"),
+    ("sample --stream --json", 2, "choose one"),
+    ("sample --prompt FILE:nothing.txt", 66, "nothing.txt does not exist"),
+    ("prepare", 2, "CORPUS"),
+    ("prepare shakespear", 2, "did you mean shakespeare"),
+    ("prepare text --source nowhere", 66, "nowhere"),
+    ("show params gpt-2", 78, "did you mean gpt2"),
+    ("launch trian", 2, "did you mean train?"),
+]
+
+
+@pytest.mark.parametrize(("typed", "code", "words"), MISTAKES, ids=[typed for typed, _, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_writes_nothing(
+    typed: str, code: int, words: str, nanogpt: Run, corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    if "truncated" in typed:
+        shutil.copytree(corpus, tmp_path / "truncated")
+        shard = next((tmp_path / "truncated").glob("*_train_*.bin"))
+        shard.write_bytes(shard.read_bytes()[:-7])
+    before = sorted(tmp_path.rglob("*"))
+    done = nanogpt(*typed.format(corpus=corpus).split(), code=code)
+    [line] = done.stderr.splitlines()
+    assert words in line
+    assert len(line) <= MAX_LINE + len("nanogpt: error: ")
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train_eval_and_sample_report_one_json_object(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
+    flags = ["--dataset", corpus, *TINY, "--max-iters", "2", "--no-tensorboard", "--out-dir", "out/a"]
+    trained = json.loads(nanogpt("train", *flags, "--json").stdout)
+    keys = {"step", "tokens", "val_loss", "best_val_loss", "tokens_per_second", "checkpoint", "verdict"}
+    assert keys <= trained.keys()
+    assert (trained["step"], trained["verdict"]) == (2, "done")
+    evaluated = json.loads(nanogpt("eval", "--json").stdout)  # the newest run under out/
+    keys = {"val_loss", "perplexity", "bits_per_byte", "tokens", "standard_error", "checkpoint"}
+    assert keys <= evaluated.keys()
+    assert evaluated["checkpoint"] == "out/a/checkpoints/step-00000002"
+    assert json.loads(nanogpt("eval", trained["checkpoint"], "--json").stdout) == evaluated
+    (tmp_path / "prompt.txt").write_text("def ", encoding="utf-8")
+    arguments = ["--prompt", "FILE:prompt.txt", "--num-samples", 2, "--max-new-tokens", 5, "--json"]
+    samples = json.loads(nanogpt("sample", *arguments).stdout)["samples"]
+    assert [each["prompt"] for each in samples] == ["def ", "def "]
+    assert all(len(each["ids"]) <= 5 for each in samples)
+    streamed = nanogpt("sample", "out/a", "--prompt", "def ", "--max-new-tokens", 5, "--stream")
+    assert streamed.stdout.startswith("def ")
+    refused = nanogpt("train", *flags, "--n-layer", "3", code=78)
+    assert "out/a holds a run with n_layer 2 (now 3)" in refused.stderr
+    weights = Path(tmp_path, trained["checkpoint"], "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "model.safetensors" in nanogpt("sample", trained["checkpoint"], code=65).stderr
+
+
+def test_the_other_ways_to_start_it(nanogpt: Run, tmp_path: Path) -> None:
+    import subprocess
+
+    line = [sys.executable, "-m", "nanogpt_dist", "--version"]
+    done = subprocess.run(line, cwd=CLONE, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"nanogpt {__version__}\n"
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    done = subprocess.run([*line, "-m", "nanogpt_dist", "--version"], cwd=CLONE, capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"nanogpt {__version__}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left on device", "x.bin"), Exit.IO_ERROR, "no space left for x.bin"),
+        (PermissionError(13, "Permission denied", "x"), Exit.CANNOT_CREATE, "no permission for x"),
+        (MemoryError(), Exit.BUG, "halve --batch-size"),
+        (KeyboardInterrupt(), 130, "the same command again"),
+        (ZeroDivisionError("division by zero"), Exit.BUG, "--debug"),
+        (BadDataError("torn"), Exit.BAD_DATA, "torn"),
+    ],
+)
+def test_what_other_errors_become(error: BaseException, code: int, words: str) -> None:
+    found, line, _ = explain(error)
+    assert found == code
+    assert words in line
+
+
+def test_a_broken_pipe_is_silent(nanogpt: Run, tmp_path: Path) -> None:
+    import subprocess
+
+    line = f"{sys.executable} {CLONE / 'nanogpt'} show config gpt2-124m | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stderr == ""
+
+
+def test_debug_shows_the_traceback(nanogpt: Run) -> None:
+    done = nanogpt("train", "--debug", "--dataset", "nowhere", code=66)
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("nanogpt: error: nowhere does not exist")

@@ -1,0 +1,70 @@
+"""The rules of the house: who may import whom, what leaves torch alone, and that importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CLONE
+
+ALLOWED = {
+    "nanogpt_dist": {"nanogpt_dist"},
+    "prepare": {"prepare", "nanogpt_dist"},
+    "launch": {"launch", "nanogpt_dist.config", "nanogpt_dist.errors"},
+    "cli": {"cli", "launch", "prepare", "nanogpt_dist"},
+}
+TORCH_FREE = ["cli", "launch", "prepare", "nanogpt_dist/config.py", "nanogpt_dist/presets.py", "nanogpt_dist/runs.py"]
+TORCH_FREE += ["nanogpt_dist/storage", "nanogpt_dist/shards", "nanogpt_dist/tokenizer.py", "nanogpt_dist/batches.py"]
+OURS = [path for folder in ALLOWED for path in sorted((CLONE / folder).rglob("*.py"))]
+
+
+def imports(path: Path, everywhere: bool) -> set[str]:
+    """Modules that a file imports, anywhere in it or at its top level only (what TYPE_CHECKING guards does not count)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(CLONE)))
+def test_imports_go_one_way(path: Path) -> None:
+    allowed = ALLOWED[path.relative_to(CLONE).parts[0]]
+    for name in imports(path, everywhere=True):
+        if name.split(".")[0] in ALLOWED and name != "nanogpt_dist" and path.name != "__main__.py":
+            assert any(name == base or name.startswith(base + ".") for base in allowed), name
+
+
+@pytest.mark.parametrize("place", TORCH_FREE)
+def test_torch_stays_out(place: str) -> None:
+    target = CLONE / place
+    files = sorted(target.rglob("*.py")) if target.is_dir() else [target]
+    assert files
+    for path in files:
+        everywhere = not place.startswith("cli")  # commands import torch inside their functions
+        assert not {name for name in imports(path, everywhere) if name.split(".")[0] == "torch"}, path
+
+
+def test_help_imports_neither_torch_nor_datasets() -> None:
+    code = (
+        "import sys; sys.argv = ['nanogpt', '--help']; from cli.main import main; main(); "
+        "print({'torch', 'datasets', 'transformers', 'tiktoken'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "set()", done.stderr
+
+
+def test_no_pickle_and_no_code_from_data() -> None:
+    for path in OURS:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        assert not names & {"eval", "exec", "compile"}, path
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls & {"torch.load", "torch.save", "pickle.load", "pickle.loads", "pickle.dump"}, path
+        assert "pickle" not in imports(path, everywhere=True), path

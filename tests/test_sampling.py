@@ -1,0 +1,109 @@
+"""Sampling: the rules of choosing, ids that can be decoded, streams equal to samples."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_dist import tokenizer as tokenizers
+from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.model import GPT
+from nanogpt_dist.presets import load
+from nanogpt_dist.sampling import Settings, choose, encode_prompt, generate, keep_top_k, keep_top_p, sample, stream
+from tests.test_model import copied_from, hugging_face
+
+BYTES = tokenizers.byte()
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """Random weights, and a token table with rows that no tokenizer has: 320 for 257 ids."""
+    config = load("shakespeare-char-cpu", {"vocab_size": 320, "n_layer": 1, "n_embd": 32, "block_size": 16})
+    return GPT(config.architecture()).init_weights(3).eval()
+
+
+rows = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=30, unique=True)
+
+
+@given(row=rows, k=st.integers(1, 40))
+def test_top_k_keeps_the_k_largest(row: list[float], k: int) -> None:
+    kept = keep_top_k(torch.tensor([row]), k)[0]
+    assert set(kept[kept > -torch.inf].tolist()) == set(torch.tensor(sorted(row)[-k:]).tolist())
+
+
+@given(row=rows, p=st.floats(0.01, 1.0))
+def test_top_p_keeps_the_smallest_set_of_that_probability(row: list[float], p: float) -> None:
+    logits = torch.tensor([row], dtype=torch.float64)
+    probability = logits.softmax(-1)[0]
+    kept = keep_top_p(logits, p)[0] > -torch.inf
+    assert probability[kept].max() == probability.max()
+    assert probability[kept].sum() >= p - 1e-9
+    assert kept.sum() == 1 or probability[kept].sum() - probability[kept].min() < p + 1e-9
+    assert not (~kept).any() or probability[~kept].max() <= probability[kept].min()
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    logits = torch.tensor([[0.1, 3.0, 2.9], [5.0, 0.0, 1.0]])
+    assert choose(logits, Settings(temperature=0), torch.Generator()).tolist() == [[1], [0]]
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(20_000, 1)
+    drawn = choose(logits, Settings(temperature=1.0, top_k=None), torch.Generator().manual_seed(0))
+    shares = np.bincount(drawn[:, 0].numpy(), minlength=3) / 20_000
+    assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.015)
+
+
+@given(seed=st.integers(0, 1000), temperature=st.floats(0.0, 5.0))
+@settings(max_examples=10)
+def test_no_id_beyond_the_tokenizers_and_no_context_beyond_the_models(model: GPT, seed: int, temperature: float) -> None:
+    how = Settings(max_new_tokens=24, temperature=temperature, top_k=None, seed=seed)
+    for new in generate(model, torch.tensor([[65] * 30]), how, BYTES.n_vocab):
+        assert int(new) < BYTES.n_vocab
+
+
+def test_samples_are_a_function_of_the_seed(model: GPT) -> None:
+    how = Settings(max_new_tokens=16, seed=5)
+    first, again = (sample(model, BYTES, "def ", 3, how) for _ in range(2))
+    assert first == again
+    assert len({each.text for each in first}) == 3
+    assert sample(model, BYTES, "def ", 3, Settings(max_new_tokens=16, seed=6)) != first
+
+
+def test_greedy_ids_equal_those_of_transformers() -> None:
+    config = ModelConfig(block_size=32, vocab_size=257, n_layer=2, n_head=2, n_embd=32, bias=True, gelu="tanh")
+    theirs = hugging_face(config)
+    start = torch.tensor([encode_prompt("ab", BYTES)])
+    how = Settings(max_new_tokens=24, temperature=0)
+    ours = [int(new) for new in generate(copied_from(theirs, config), start, how, 257)]
+    expected = theirs.generate(start, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert ours == expected[0, 2:].tolist()
+
+
+@given(seed=st.integers(0, 10_000), stop=st.sampled_from([(), ("e",), ("qu", "\n"), ("xyz",)]))
+@settings(max_examples=25)
+def test_a_stream_is_the_sample_in_pieces(model: GPT, seed: int, stop: tuple[str, ...]) -> None:
+    how = Settings(max_new_tokens=40, temperature=1.3, stop=stop, seed=seed)
+    [whole] = sample(model, BYTES, "a", 1, how)
+    assert "".join(stream(model, BYTES, "a", how)) == whole.text
+    assert not any(text in whole.text for text in stop)
+    assert whole.text.startswith(BYTES.decode(whole.ids).rstrip("�"))
+
+
+def test_a_sample_ends_before_end_of_text(model: GPT) -> None:
+    class Ending(GPT):
+        def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> tuple[torch.Tensor, None]:
+            logits = torch.zeros(idx.size(0), 1, 320)
+            logits[:, :, 256 if idx.size(1) > 4 else 65] = 99.0
+            return logits, None
+
+    ending = Ending(model.config).eval()
+    [found] = sample(ending, BYTES, "ab", 1, Settings())
+    assert (found.text, found.ids) == ("AAA", [65, 65, 65])
+    assert "".join(stream(ending, BYTES, "ab", Settings())) == "AAA"
+
+
+def test_an_empty_prompt_is_end_of_text_or_a_line_break() -> None:
+    assert encode_prompt("", BYTES) == [256]
+    assert encode_prompt("", tokenizers.char("\nab")) == [0]
