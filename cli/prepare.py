@@ -14,7 +14,7 @@ import typer
 from nanogpt_dist.errors import UsageError
 
 if TYPE_CHECKING:
-    from nanogpt_dist.manifest import Manifest
+    from nanogpt_dist.shards.manifest import Manifest
     from prepare.build import Progress
 
 

@@ -36,11 +36,14 @@ def sample(
         raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
     text = read_prompt(prompt)
 
-    from nanogpt_dist import runs, sampling
+    from nanogpt_dist import runs
+
+    found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
+
+    from nanogpt_dist import sampling
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
     from nanogpt_dist.devices import pick_device
 
-    found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
     model, _ = load_model(found, pick_device(device))
     tokenizer = load_checkpoint_tokenizer(found)
     settings = sampling.Settings(max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed)

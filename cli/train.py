@@ -1,5 +1,7 @@
 """`nanogpt train`: from shards to checkpoints."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +36,8 @@ def train(
     except NanogptError as error:
         error.agreed = True  # every rank read the same command line
         raise
+    if "RANK" not in os.environ:
+        _look_at_data(config.dataset)
 
     from nanogpt_dist.distributed import connect
     from nanogpt_dist.training import train as run
@@ -42,6 +46,13 @@ def train(
         result = run(config, world, stop, fresh)
     if world.leads:
         _report(result, json)
+
+
+def _look_at_data(dataset: str) -> None:
+    """The commonest mistakes are in the data: tell them before torch takes its seconds to load."""
+    from nanogpt_dist.shards import DataFolder
+
+    DataFolder.open(Path(dataset))
 
 
 def _report(result: Any, as_json: bool) -> None:

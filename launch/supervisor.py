@@ -19,7 +19,7 @@ from types import FrameType
 
 from launch import processes, verdict
 from launch.verdict import Verdict
-from nanogpt_dist.errors import CannotCreateError, Exit, NanogptError, StoppedError
+from nanogpt_dist.errors import CannotCreateError, Exit, NanogptError, StoppedError, error_of
 
 POLL_S = 0.1
 SAME_SIGNAL_S = 0.1  # timeout(1) signals its command twice at once: to the process, then to its group
@@ -87,7 +87,7 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:
     if returncode == 0:
         return Exit.DONE
     if left:
-        raise _failure(left)
+        raise error_of(left.code, f"rank {left.rank}: {left.message}")
     if stop.killed:
         reason = "on the second Ctrl-C" if stop.forced else f"as they did not stop within {stop.timeout_s:g} s"
         raise NanogptError(f"the ranks were killed {reason}; the same command resumes from the last checkpoint")
@@ -98,12 +98,6 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:
         f"torchrun {how} and no rank said why: see the report above (exitcode -9: killed, mostly for lack of memory); "
         "the same command resumes"
     )
-
-
-def _failure(left: Verdict) -> NanogptError:
-    error = NanogptError(f"rank {left.rank}: {left.message}")
-    error.code = Exit(left.code) if left.code in set(Exit) else Exit.BUG
-    return error
 
 
 def _start(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -1,7 +1,7 @@
 """A training state to a folder step-N and back: tensors as safetensors, everything else as JSON and TOML. No pickle.
 
 model.safetensors (fp32, nanoGPT's plain names, the tied head left out) · optimizer.safetensors (NAME.exp_avg …) ·
-state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; see storage.py for the commit).
+state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; see storage for the commit).
 """
 
 from dataclasses import asdict, dataclass, fields

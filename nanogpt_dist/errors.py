@@ -85,9 +85,9 @@ class ConfigError(NanogptError):
 
 
 def error_of(code: int, message: str) -> NanogptError:
-    """The error that stands for an exit code: what one rank raised, on another."""
-    kinds = {kind.code: kind for kind in NanogptError.__subclasses__()}
-    return kinds.get(Exit(code), NanogptError)(message)
+    """The error that stands for an exit code: what one rank raised, on another; NanogptError for an unknown code."""
+    kinds = {int(kind.code): kind for kind in NanogptError.__subclasses__()}
+    return kinds.get(code, NanogptError)(message)
 
 
 def one_line(text: str) -> str:

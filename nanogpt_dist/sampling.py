@@ -59,9 +59,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 def choose(logits: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
     """One id per row: (B, V) → (B, 1)."""
-    if settings.temperature == 0:
+    if settings.temperature < 1e-5:  # what follows could not tell it from 0 in float32
         return logits.argmax(-1, keepdim=True)
-    logits = logits / settings.temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature  # ≤ 0: nothing overflows
     if settings.top_k is not None:
         logits = keep_top_k(logits, settings.top_k)
     if settings.top_p is not None:

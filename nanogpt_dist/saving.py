@@ -1,4 +1,4 @@
-"""When a run saves, and what it does when saving fails. The commit is storage.py's, the content checkpoint.py's."""
+"""When a run saves, and what it does when saving fails. The commit is storage's, the content checkpoint.py's."""
 
 import shutil
 from pathlib import Path

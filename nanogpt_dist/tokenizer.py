@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from nanogpt_dist import bpe
-from nanogpt_dist.durable import shown, told, write_atomic
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
+from nanogpt_dist.storage.durable import shown, told, write_atomic
 
 if TYPE_CHECKING:
     import tiktoken

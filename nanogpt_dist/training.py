@@ -139,11 +139,11 @@ def _judge_skipped(skipped: int, state: TrainState, update: Update, config: Trai
 def _introduce(
     console: Console, world: World, updater: Updater, batches: Batches, run: Path, start: Path | None
 ) -> None:
-    config, dtype = updater.config, str(updater.dtype).removeprefix("torch.")
+    config, dtype, data = updater.config, str(updater.dtype).removeprefix("torch."), batches.split
     epochs = config.max_iters * config.global_batch_size / batches.order.windows
     console.line(
         f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
-        f"{torch.get_num_threads()} threads each · {config.dataset}: {batches.split.tokens:,} tokens, {epochs:.3g} epochs"
+        f"{torch.get_num_threads()} threads each · {config.dataset}: {data.tokens:,} tokens, {epochs:.3g} epochs"
     )
     console.line(
         f"{config.global_batch_size * config.block_size:,} tokens an update = {world.size} ranks × "

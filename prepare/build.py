@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from nanogpt_dist.durable import sha256_file, shown, write_atomic
 from nanogpt_dist.errors import BadDataError, CannotCreateError
-from nanogpt_dist.manifest import (
+from nanogpt_dist.shards import DataFolder, ShardWriter
+from nanogpt_dist.shards.manifest import (
     MANIFEST,
     CountsRecord,
     FileRecord,
@@ -19,7 +19,7 @@ from nanogpt_dist.manifest import (
     SplitRule,
     TokenizerRecord,
 )
-from nanogpt_dist.shards import DataFolder, ShardWriter
+from nanogpt_dist.storage.durable import sha256_file, shown, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.corpora import find
 from prepare.encode import Part, batches, encode_batches

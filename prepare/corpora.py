@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.manifest import SplitRule
+from nanogpt_dist.shards.manifest import SplitRule
 
 
 @dataclass(frozen=True)

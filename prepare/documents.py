@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nanogpt_dist.durable import shown, told
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.storage.durable import shown, told
 
 MAX_LINE_BYTES = 1 << 30  # of a line of .jsonl
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt_dist.errors import StorageError
-from nanogpt_dist.manifest import SplitName
+from nanogpt_dist.shards.manifest import SplitName
 from nanogpt_dist.tokenizer import Tokenizer, load
 
 BATCH_CHARS = 1 << 20

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanogpt_dist.durable import fsync_folder, make_folder, shown
 from nanogpt_dist.errors import CannotCreateError
-from nanogpt_dist.manifest import MANIFEST
+from nanogpt_dist.shards.manifest import MANIFEST
+from nanogpt_dist.storage.durable import fsync_folder, make_folder, shown
 
 LOCK = ".prepare.lock"  # there from the first moment to the last: a folder without it is finished, or not ours
 TOKENIZER = "tokenizer.json"

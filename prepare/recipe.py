@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.manifest import Manifest, SourceRecord, SplitRule, SplitRuleRecord
+from nanogpt_dist.shards.manifest import Manifest, SourceRecord, SplitRule, SplitRuleRecord
 from nanogpt_dist.tokenizer import Tokenizer, open_tokenizer
 from prepare.corpora import Corpus
 from prepare.sources import FIELDED, Sources, records

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanogpt_dist.durable import sha256_file, shown
 from nanogpt_dist.errors import HubUnavailableError, MissingInputError, UsageError
-from nanogpt_dist.manifest import SourceRecord
+from nanogpt_dist.shards.manifest import SourceRecord
+from nanogpt_dist.storage.durable import sha256_file, shown
 from prepare.corpora import Corpus
 
 FIELDED = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")  # rows with fields, one of which is the text

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nanogpt_dist.manifest import SplitName, SplitRuleRecord
+from nanogpt_dist.shards.manifest import SplitName, SplitRuleRecord
 from prepare.documents import read_documents
 from prepare.recipe import Recipe
 from prepare.sources import Sources

@@ -31,7 +31,10 @@ TINY = [
 
 def command(*arguments: object, ranks: int = 0) -> list[str]:
     """The command line of `nanogpt ARGUMENTS`, with ranks under torchrun."""
-    torchrun = [*("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node"), str(ranks)]
+    torchrun = [
+        *("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node"),
+        str(ranks),
+    ]
     return [sys.executable, *(torchrun if ranks else []), str(CLONE / "nanogpt"), *map(str, arguments)]
 
 
@@ -41,9 +44,16 @@ def nanogpt(tmp_path: Path) -> Run:
 
     def run(*arguments: object, ranks: int = 0, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command(*arguments, ranks=ranks), cwd=tmp_path, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
+            command(*arguments, ranks=ranks),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            stdin=subprocess.DEVNULL,
         )
-        assert code is None or done.returncode == code, f"{arguments} returned {done.returncode}:\n{done.stderr[-3000:]}"
+        assert code is None or done.returncode == code, (
+            f"{arguments} returned {done.returncode}:\n{done.stderr[-3000:]}"
+        )
         return done
 
     return run

@@ -8,8 +8,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nanogpt_dist.distributed import World, connect  # noqa: E402
-from nanogpt_dist.errors import BadDataError, ConfigError, NanogptError  # noqa: E402
+from nanogpt_dist.distributed import World, connect
+from nanogpt_dist.errors import BadDataError, ConfigError, NanogptError
 
 
 def told(world: World, error: NanogptError | None) -> list[object]:

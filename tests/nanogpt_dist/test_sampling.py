@@ -11,7 +11,7 @@ from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import load
 from nanogpt_dist.sampling import Settings, choose, encode_prompt, generate, keep_top_k, keep_top_p, sample, stream
-from tests.test_model import copied_from, hugging_face
+from tests.nanogpt_dist.test_model import copied_from, hugging_face
 
 BYTES = tokenizers.byte()
 
@@ -57,7 +57,9 @@ def test_draws_follow_the_probabilities() -> None:
 
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.0, 5.0))
 @settings(max_examples=10)
-def test_no_id_beyond_the_tokenizers_and_no_context_beyond_the_models(model: GPT, seed: int, temperature: float) -> None:
+def test_no_id_beyond_the_tokenizers_and_no_context_beyond_the_models(
+    model: GPT, seed: int, temperature: float
+) -> None:
     how = Settings(max_new_tokens=24, temperature=temperature, top_k=None, seed=seed)
     for new in generate(model, torch.tensor([[65] * 30]), how, BYTES.n_vocab):
         assert int(new) < BYTES.n_vocab

@@ -9,10 +9,8 @@ from typing import Self
 
 import numpy as np
 
-from nanogpt_dist.durable import fsync_folder, sha256_file, staging_name, told, write_atomic
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.manifest import FileRecord, ShardRecord
-from nanogpt_dist.shard_format import (
+from nanogpt_dist.shards.format import (
     BLOCK_BYTES,
     HEADER_BYTES,
     MAX_SHARD_BYTES,
@@ -21,6 +19,8 @@ from nanogpt_dist.shard_format import (
     id_type,
     shard_name,
 )
+from nanogpt_dist.shards.manifest import FileRecord, ShardRecord
+from nanogpt_dist.storage.durable import fsync_folder, sha256_file, staging_name, told, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_dist import durable, storage
+from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, CannotCreateError, StorageError
+from nanogpt_dist.storage import durable
 
 
 def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -69,5 +70,5 @@ def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 
 def test_the_storage_code_loads_neither_torch_nor_numpy() -> None:
     code = "import sys, nanogpt_dist.storage; sys.exit(bool({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[3])
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}).returncode == 0

@@ -22,7 +22,9 @@ ONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=No
 @given(tokens=st.integers(2, 3000), block_size=st.integers(1, 100))
 def test_the_whole_split_predicts_every_token_but_the_first_once(tokens: int, block_size: int) -> None:
     windows = whole_split(tokens, block_size)
-    targets = np.concatenate([np.arange(s + 1, s + n + 1) for s, n in zip(windows.starts, windows.lengths, strict=True)])
+    targets = np.concatenate(
+        [np.arange(s + 1, s + n + 1) for s, n in zip(windows.starts, windows.lengths, strict=True)]
+    )
     assert np.array_equal(targets, np.arange(1, tokens))
     assert windows.lengths.max() <= block_size
 
@@ -42,7 +44,9 @@ def test_an_empty_split_is_told() -> None:
 
 @pytest.fixture
 def parts(corpus: Path) -> tuple[GPT, DataFolder]:
-    config = load("shakespeare-char-cpu", {"vocab_size": 257, "n_layer": 1, "n_embd": 16, "block_size": 16, "dropout": 0.5})
+    config = load(
+        "shakespeare-char-cpu", {"vocab_size": 257, "n_layer": 1, "n_embd": 16, "block_size": 16, "dropout": 0.5}
+    )
     return GPT(config.architecture()).init_weights(1), DataFolder.open(corpus)
 
 

@@ -15,7 +15,7 @@ import pytest
 from nanogpt_dist.errors import MAX_LINE, CannotCreateError
 from nanogpt_dist.storage import RunLock
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 HOLD = """
 import os, sys, time
 from pathlib import Path

@@ -8,10 +8,17 @@
 None of them imports torch, so that a test can kill a save at each of its system calls.
 """
 
-from nanogpt_dist.durable import free_bytes, fsync_folder, make_folder, probe_writable, sha256_file, write_atomic
-from nanogpt_dist.runlock import RunLock
-from nanogpt_dist.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
-from nanogpt_dist.steps import (
+from nanogpt_dist.storage.durable import (
+    free_bytes,
+    fsync_folder,
+    make_folder,
+    probe_writable,
+    sha256_file,
+    write_atomic,
+)
+from nanogpt_dist.storage.runlock import RunLock
+from nanogpt_dist.storage.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
+from nanogpt_dist.storage.steps import (
     list_steps,
     newest_good,
     prune,

@@ -44,7 +44,7 @@ from prepare.encode import Batch, Part, batches, encode_batches
 from prepare.folder import LOCK, claimed
 from prepare.sources import find_sources, on_disk, records
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 needs_shakespeare = pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="the text is not here")
 
@@ -141,7 +141,12 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
 
 
 def test_workers_folder_locale_and_time_zone_do_not_show(source: Path, prepared: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import sys; from tests.test_prepare import app; app(sys.argv[1:])", "text"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from tests.prepare.test_prepare import app; app(sys.argv[1:])",
+        "text",
+    ]
     options = ["--source", str(source), "--tokenizer", "bpe:300", "--workers", "2", "--out", str(tmp_path / "two")]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
     subprocess.run(command + options, cwd=ROOT, env=environment, check=True, capture_output=True)

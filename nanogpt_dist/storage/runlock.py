@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nanogpt_dist.durable import make_folder, shown
 from nanogpt_dist.errors import CannotCreateError
+from nanogpt_dist.storage.durable import make_folder, shown
 
 LOCK = "run.lock"
 

@@ -63,7 +63,12 @@ def test_the_order_depends_on_seed_data_and_block_size(change: dict[str, object]
     assert (Order(**values).starts(samples) != Order(**{**values, **change}).starts(samples)).any()  # type: ignore[arg-type]
 
 
-@given(batch_size=st.integers(1, 12), accumulation=st.integers(1, 12), ranks=st.sampled_from([1, 2, 4]), step=st.integers(0, 500))
+@given(
+    batch_size=st.integers(1, 12),
+    accumulation=st.integers(1, 12),
+    ranks=st.sampled_from([1, 2, 4]),
+    step=st.integers(0, 500),
+)
 @settings(max_examples=60)
 def test_the_ids_of_a_global_batch_are_equal_on_any_ranks_and_split(
     corpus: Path, batch_size: int, accumulation: int, ranks: int, step: int
@@ -78,7 +83,9 @@ def test_the_ids_of_a_global_batch_are_equal_on_any_ranks_and_split(
         return
     micro = micro_batch_size(batch_size, total, ranks)
     assert micro <= batch_size
-    parts = [part for r in range(ranks) for part in Batches(data.split("train"), order, total, micro, r, ranks).of(step)]
+    parts = [
+        part for r in range(ranks) for part in Batches(data.split("train"), order, total, micro, r, ranks).of(step)
+    ]
     assert len(parts) == ranks * Batches(data.split("train"), order, total, micro, 0, ranks).per_update
     assert np.array_equal(np.concatenate([x for x, _ in parts]), whole[0])
     assert np.array_equal(np.concatenate([y for _, y in parts]), whole[1])

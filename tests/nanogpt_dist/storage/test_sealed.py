@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_dist import sealed, storage
+from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, BadDataError, MissingInputError, StorageError
+from nanogpt_dist.storage import sealed
 
 FILES = {"model.safetensors": random.Random(1).randbytes(3000), "state.json": b'{"step": 7}', "empty": b""}
 

@@ -22,8 +22,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.durable import fsync_folder, make_folder, open_plain, remove, shown, staging_name, told, write_new
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError
+from nanogpt_dist.storage.durable import (
+    fsync_folder,
+    make_folder,
+    open_plain,
+    remove,
+    shown,
+    staging_name,
+    told,
+    write_new,
+)
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -19,8 +19,15 @@ from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, StorageError
-from nanogpt_dist.manifest import CountsRecord, FileRecord, SourcesRecord, SplitRecord, SplitRuleRecord, TokenizerRecord
 from nanogpt_dist.shards import DataFolder, Manifest, ShardWriter, verify_folder
+from nanogpt_dist.shards.manifest import (
+    CountsRecord,
+    FileRecord,
+    SourcesRecord,
+    SplitRecord,
+    SplitRuleRecord,
+    TokenizerRecord,
+)
 from nanogpt_dist.tokenizer import Tokenizer
 
 BYTE = tokenizers.byte()
@@ -304,4 +311,4 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
 
 def test_reading_does_not_import_torch() -> None:
     code = "import sys, nanogpt_dist.shards, prepare.build; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

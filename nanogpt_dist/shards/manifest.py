@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nanogpt_dist.durable import open_plain, shown, told
 from nanogpt_dist.errors import BadDataError, MissingInputError
+from nanogpt_dist.storage.durable import open_plain, shown, told
 
+DATA = Path("data")  # where `nanogpt prepare CORPUS` writes without --out
 MANIFEST = "manifest.json"
 FORMAT: Literal["nanogpt-data"] = "nanogpt-data"
 VERSION: Literal[1] = 1
@@ -147,9 +148,8 @@ class Manifest(_Record):
         """The manifest of a folder and the data set id. Raises MissingInputError, BadDataError, StorageError."""
         path, name = folder / MANIFEST, shown(folder / MANIFEST)
         if not folder.is_dir():
-            raise MissingInputError(
-                f"{shown(folder)} does not exist; type: nanogpt prepare CORPUS --out {shown(folder)}"
-            )
+            line = f"prepare {folder.name}" if folder.parent == DATA else f"prepare CORPUS --out {shown(folder)}"
+            raise MissingInputError(f"{shown(folder)} does not exist; type: nanogpt {line}")
         if not path.exists():
             raise BadDataError(f"{name} is missing: not prepared to the end; run the same nanogpt prepare again")
         with told(path), open_plain(path) as file:

@@ -15,14 +15,19 @@ from typing import Self
 
 import numpy as np
 
-from nanogpt_dist.durable import open_plain, sha256_file, shown, told
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError
-from nanogpt_dist.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, SplitName, SplitRecord, TokenizerRecord
-from nanogpt_dist.shard_format import BLOCK_BYTES, HEADER_BYTES, SHARD_TOKENS, Header, id_type
-from nanogpt_dist.shard_writer import ShardWriter
+from nanogpt_dist.shards.format import BLOCK_BYTES, HEADER_BYTES, Header, id_type
+from nanogpt_dist.shards.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    SplitName,
+    SplitRecord,
+    TokenizerRecord,
+)
+from nanogpt_dist.storage.durable import open_plain, sha256_file, shown, told
 from nanogpt_dist.tokenizer import Tokenizer, load
-
-__all__ = ["SHARD_TOKENS", "DataFolder", "Header", "Manifest", "ShardWriter", "Split", "verify_folder"]
 
 
 class DataFolder:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch import processes
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import load_model, load_state
 from nanogpt_dist.config import TrainConfig, resolve
@@ -28,7 +29,9 @@ STEPS = 24  # of the runs below; they save every 4
 
 
 def tiny(corpus: Path, run: Path, **changes: object) -> TrainConfig:
-    flags = {name.removeprefix("--").replace("-", "_"): value for name, value in zip(TINY[::2], TINY[1::2], strict=True)}
+    flags = {
+        name.removeprefix("--").replace("-", "_"): value for name, value in zip(TINY[::2], TINY[1::2], strict=True)
+    }
     common = {"dataset": str(corpus), "out_dir": str(run), "max_iters": 8, "eval_interval": 4, "tensorboard": False}
     return resolve({**flags, **common, **changes})
 
@@ -163,7 +166,9 @@ def test_a_vocabulary_smaller_than_the_datas_is_refused(corpus: Path) -> None:
     assert fit_to_data(resolve({}), data).vocab_size == 320
 
 
-def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_kept(corpus: Path, tmp_path: Path) -> None:
+def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_kept(
+    corpus: Path, tmp_path: Path
+) -> None:
     config = tiny(corpus, tmp_path / "run", max_iters=40, eval_interval=4, always_save_checkpoint=False)
     go(config)
     state, _ = load_state(storage.list_steps(tmp_path / "run" / "checkpoints")[0])
@@ -237,7 +242,18 @@ def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(corpus: Path
 def test_stopped_and_killed_runs_end_with_the_weights_of_an_undisturbed_one(
     corpus: Path, tmp_path: Path, nanogpt: Run, ranks: int
 ) -> None:
-    flags = [*TINY, "--dataset", corpus, "--max-iters", STEPS, "--save-interval", 4, "--dropout", "0.1", "--no-tensorboard"]
+    flags = [
+        *TINY,
+        "--dataset",
+        corpus,
+        "--max-iters",
+        STEPS,
+        "--save-interval",
+        4,
+        "--dropout",
+        "0.1",
+        "--no-tensorboard",
+    ]
     nanogpt("train", *flags, "--out-dir", "whole", ranks=ranks)
     for sign in (signal.SIGTERM, signal.SIGKILL):
         out = tmp_path / sign.name
@@ -249,7 +265,10 @@ def test_stopped_and_killed_runs_end_with_the_weights_of_an_undisturbed_one(
 
 def stop_at_a_random_step(line: list[str], out: Path, sign: signal.Signals, seed: int) -> None:
     """Start `line`, wait for its first checkpoint and a while more, send `sign` to all its processes."""
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    mark = {"NANOGPT_TEST": str(out)}
+    process = subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **mark}, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not storage.list_steps(out / "checkpoints"):
         assert process.poll() is None, "it ended before the first checkpoint"
@@ -259,5 +278,6 @@ def stop_at_a_random_step(line: list[str], out: Path, sign: signal.Signals, seed
     if sign == signal.SIGTERM:
         process.terminate()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        while left := processes.marked("NANOGPT_TEST", str(out)):  # torchrun's ranks have sessions of their own
+            processes.send(signal.SIGKILL, left)
     process.wait(60)

@@ -17,7 +17,7 @@ from nanogpt_dist.errors import MAX_LINE, ConfigError
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import PRESETS, load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Preset → parameters, parameters less wpe: what nanoGPT and the GPT-2 weights have.
 KNOWN = {

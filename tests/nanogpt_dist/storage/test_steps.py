@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sealed import forge
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, BadDataError
-from nanogpt_dist.steps import step_name, step_of
+from nanogpt_dist.storage.steps import step_name, step_of
+from tests.nanogpt_dist.storage.test_sealed import forge
 
 STRANGERS = ["step-1", "step-00000001x", "step-000000012", "Step-00000001", ".bad-step-00000001-1", "best", ".tmp-mine"]
 

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from nanogpt_dist.durable import fsync_folder, open_plain, remove, shown, staging_name, told, write_atomic
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.sealed import NewerFormatError, set_aside, verify
+from nanogpt_dist.storage.durable import fsync_folder, open_plain, remove, shown, staging_name, told, write_atomic
+from nanogpt_dist.storage.sealed import NewerFormatError, set_aside, verify
 
 STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")  # one spelling per number: no second zero-padded form
 LEFTOVER = re.compile(r"\.(tmp|trash)-[A-Za-z0-9._-]+-[0-9a-f]{8}")  # as durable.staging_name() makes them

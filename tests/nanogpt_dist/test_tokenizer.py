@@ -14,8 +14,9 @@ from nanogpt_dist import bpe
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, UsageError
 from nanogpt_dist.tokenizer import Tokenizer
+from tests.conftest import SHARED
 
-TIKTOKEN_CACHE = Path(__file__).parents[2] / "shared" / "tiktoken"
+TIKTOKEN_CACHE = SHARED / "tiktoken"
 CORPUS = [path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))]
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

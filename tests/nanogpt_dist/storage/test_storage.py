@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faults.disk import FailingDisk, Killed, Operation, PowerCut
-from faults.session import NEW, OLD, before, check, session
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, StorageError
+from tests.faults.disk import FailingDisk, Killed, Operation, PowerCut
+from tests.faults.session import NEW, OLD, before, check, session
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2]
 WATCHED = "openat,write,fsync,rename,mkdir,unlink,unlinkat,rmdir"
 ERRORS = {  # what each system call is made to return
     "openat": ["ENOSPC"],

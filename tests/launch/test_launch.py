@@ -15,7 +15,7 @@ from launch import processes, supervisor, torchrun, verdict
 from launch.verdict import Verdict
 from nanogpt_dist.errors import MAX_LINE, NanogptError, StoppedError, UsageError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RANKS = ROOT / "tests" / "ranks"
 REAL_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FAKE_TORCHRUN = [sys.executable, str(RANKS / "launch_agent.py")]

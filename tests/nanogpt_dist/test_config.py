@@ -86,7 +86,7 @@ def test_settings_that_contradict_each_other_are_refused(values: dict[str, objec
 
 
 def test_unknown_presets_and_files() -> None:
-    with pytest.raises(ConfigError, match="did you mean gpt2-124m?"):
+    with pytest.raises(ConfigError, match=r"did you mean gpt2-124m\?"):
         load("gpt2-124")
     with pytest.raises(MissingInputError, match=r"none.toml does not exist"):
         load("none.toml")
