@@ -82,8 +82,9 @@ def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     resolved = load(preset, settings)
     if as_json:
         _print_json(resolved.model_dump())
-    else:
-        typer.echo(commented_toml(resolved, preset), nl=False)
+    else:  # the file's own name will say where its run goes
+        unset = {} if "out_dir" in settings or preset.endswith(".toml") else {"out_dir": None}
+        typer.echo(commented_toml(resolved.model_copy(update=unset), preset), nl=False)
 
 
 def commented_toml(config: TrainConfig, name: str) -> str:

@@ -79,6 +79,11 @@ def find(name: str) -> Corpus:
     """The corpus of that name. Raises UsageError with the nearest name."""
     if name in CORPORA:
         return CORPORA[name]
+    if name == "openwebtext":
+        raise UsageError(
+            "openwebtext cannot be fetched yet; with its text at hand type: nanogpt prepare text --source DIR "
+            "--tokenizer gpt2 --out data/openwebtext"
+        )
     near = difflib.get_close_matches(name, CORPORA, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(CORPORA)}."
     raise UsageError(f"no corpus {name[:40]}; {hint} For files of yours type: nanogpt prepare text --source PATH")

@@ -54,7 +54,8 @@ def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
             raise UsageError(f"{corpus.name} is one file: give --source once, or none to download it")
         if given:
             _require_file(given[0])
-        return Sources((Source(given[0].name if given else "input.txt", given[0] if given else None),))
+        # The same bytes are the same data set, whatever the user's copy is called.
+        return Sources((Source("input.txt", given[0] if given else None),))
     if not given:
         raise UsageError(f"{corpus.name} needs --source PATH, a file or a folder; it may be given several times")
     return _local_files(given)
