@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def eval_command(
     target: Annotated[
-        str | None, typer.Argument(metavar="[RUN|CHECKPOINT]", help="Unset: the newest run under out/.")
+        str | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Unset: the newest run under out/.")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(metavar="DIR", help="Prepared folder to judge on; unset: the one it was trained on.")

@@ -21,8 +21,9 @@ COMMANDS = [
 def quickstart() -> None:
     """Prepare a small corpus, train on it in two processes, evaluate, sample: about three minutes on a laptop.
 
-    Each command is printed before it runs; all can be typed by hand. Writes data/python-stdlib and out/quickstart in
-    the current folder; run again, it goes on where it was.
+    Each command is printed before it runs; all can be typed by hand.
+
+    Writes data/python-stdlib and out/quickstart in the current folder; run again, it goes on where it was.
     """
     for command in COMMANDS:
         typer.secho(f"\n$ nanogpt {command}", bold=True)

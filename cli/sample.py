@@ -12,7 +12,7 @@ from cli.options import Json
 
 def sample(
     target: Annotated[
-        str | None, typer.Argument(metavar="[RUN|CHECKPOINT]", help="Unset: the newest run under out/.")
+        str | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Unset: the newest run under out/.")
     ] = None,
     prompt: Annotated[str, typer.Option(help="What to go on from: text, or FILE:path.")] = "\n",
     num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1,

@@ -18,7 +18,7 @@ def train(
     settings: dict[str, Any],
     preset: Annotated[
         str,
-        typer.Argument(metavar="[PRESET|FILE.toml]", help=f"One of {', '.join(presets.PRESETS)}; or your settings."),
+        typer.Argument(metavar="PRESET|FILE.toml", help=f"One of {', '.join(presets.PRESETS)}; or your settings."),
     ] = presets.DEFAULT_PRESET,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start at step 0, and refuse if the run folder has checkpoints.")
@@ -27,8 +27,11 @@ def train(
 ) -> None:
     """Train, or go on from the newest good checkpoint of the run folder.
 
-    In several ranks: `torchrun --nproc-per-node 8 nanogpt train …`. Ctrl-C or SIGTERM saves and returns 75; the same
-    command again resumes.
+    Ctrl-C or SIGTERM saves and returns 75; the same command again resumes.
+
+    In several ranks: `torchrun --nproc-per-node 8 nanogpt train …`, or `nanogpt launch train …`.
+
+    Defaults below are those of no preset; `nanogpt show config PRESET` tells a preset's.
     """
     stop = StopRequest().listen()
     try:

@@ -23,8 +23,6 @@ from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.stopping import StopRequest
 from nanogpt_dist.update import Update, Updater
 
-MAX_SKIPPED_IN_A_ROW = 3  # updates whose gradient was not finite; then the run stops
-
 
 @dataclass(frozen=True)
 class Result:
@@ -82,7 +80,7 @@ def loop(
         state.skipped += not update.finite
         progress.updated(state, update)
         if skipped:
-            _judge_skipped(skipped, state, update, config, progress)
+            _judge_skipped(skipped, updater.max_skipped, state, update, progress)
 
         last = state.step == config.max_iters
         evaluated = last or state.step % config.eval_interval == 0
@@ -125,14 +123,14 @@ def read_plan(config: TrainConfig, data: DataFolder, world: World, dtype: torch.
     return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype)
 
 
-def _judge_skipped(skipped: int, state: TrainState, update: Update, config: TrainConfig, progress: Progress) -> None:
+def _judge_skipped(skipped: int, at_most: int, state: TrainState, update: Update, progress: Progress) -> None:
     progress.console.line(
-        f"warning: step {state.step} left out, its gradient's norm is {update.grad_norm} (loss {update.loss})"
+        f"warning: update {state.step} left out, its gradient's norm is {update.grad_norm} (loss {update.loss:.4f})"
     )
-    if skipped >= MAX_SKIPPED_IN_A_ROW:
+    if skipped >= at_most:
         raise ConfigError(
             f"no finite gradient in {skipped} updates up to step {state.step}; go on from the last checkpoint with a "
-            f"--learning-rate below {config.learning_rate:g}"
+            f"--learning-rate below {progress.config.learning_rate:g}"
         )
 
 

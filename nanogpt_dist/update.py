@@ -35,6 +35,10 @@ class Update:
     finite: bool  # otherwise weights and optimizer were left as they were
 
 
+MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
+MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
+
+
 class Updater:
     """A model, its optimizer, and what this world wraps around them."""
 
@@ -45,6 +49,7 @@ class Updater:
         self.model = GPT(config.architecture()).init_weights(config.seed).to(world.device)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+        self.max_skipped = MAX_SKIPPED_FP16 if self.scaler.is_enabled() else MAX_SKIPPED
         self.wrapped = self._wrap()
 
     def _wrap(self) -> nn.Module:
