@@ -136,11 +136,19 @@ def _end_rest(mark: str, stop: Stop) -> None:
     """Ends what torchrun left when it was killed: the ranks are asked to save, and killed if they take too long."""
     asked: set[int] = set()
     deadline = time.monotonic() + stop.timeout_s
-    while (left := processes.marked(verdict.VARIABLE, mark)) and time.monotonic() < deadline + UNKILLABLE_S:
+    while (left := _left(mark)) and time.monotonic() < deadline + UNKILLABLE_S:
         stop.killed |= stop.overdue or time.monotonic() > deadline
         processes.send(*((signal.SIGKILL, left) if stop.killed else (signal.SIGTERM, left - asked)))
         asked |= left
         time.sleep(POLL_S)
+
+
+def _left(mark: str) -> set[int]:
+    """The living processes of the run. None were seen? Look twice: in the midst of exec a process shows no mark."""
+    if found := processes.marked(verdict.VARIABLE, mark):
+        return found
+    time.sleep(POLL_S)
+    return processes.marked(verdict.VARIABLE, mark)
 
 
 @contextmanager

@@ -30,10 +30,13 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def has_memory(pid: int) -> bool:
-    """Whether a process lives: a zombie that nobody has reaped yet has no environment left."""
+def lives(pid: int) -> bool:
+    """Whether a process runs: one that nobody has reaped yet is a zombie, state Z.
+
+    Its environment would not tell: that of a process in the midst of exec is empty too.
+    """
     try:
-        return bool(Path(f"/proc/{pid}/environ").read_bytes())
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
 
@@ -64,7 +67,7 @@ class Launcher:
     def living(self) -> set[int]:
         """Ids of the rank processes that are left."""
         pids = {int(file.name.removeprefix("pid-")) for file in self.folder.glob("pid-*")}
-        return {pid for pid in pids if has_memory(pid)}
+        return {pid for pid in pids if lives(pid)}
 
 
 @pytest.fixture
