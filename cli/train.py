@@ -9,7 +9,7 @@ import typer
 from cli.options import Json, takes_settings
 from nanogpt_dist import presets
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.errors import NanogptError
+from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.stopping import StopRequest
 
 
@@ -47,8 +47,11 @@ def train(
 
     with connect(config.device, config.timeout_s) as world:
         result = run(config, world, stop, fresh)
-    if world.leads:
+    stopped = result.verdict == "stopped"
+    if world.leads and (json or not stopped):
         _report(result, json)
+    if stopped:
+        raise StoppedError(f"stopped and saved at step {result.step}; the same command again goes on from there")
 
 
 def _look_at_data(dataset: str) -> None:

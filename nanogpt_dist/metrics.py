@@ -1,6 +1,7 @@
 """What a run tells while it runs: metrics.jsonl (the record), TensorBoard (best effort), a line on the terminal."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,8 @@ class Recorder:
 
     def __init__(self, run: Path, step: int, tensorboard: bool, console: Console) -> None:
         cut_record(run / RECORD, step)
-        self._record = (run / RECORD).open("a", encoding="utf-8")
+        self._record = (run / RECORD).open("ab", buffering=0)
+        self._unwritten = b""  # lines that the disk had no room for yet
         self._console = console
         self._board = self._open_board(run / "tensorboard", step) if tensorboard else None
 
@@ -80,15 +82,25 @@ class Recorder:
         self._console.line(line)
 
     def close(self) -> None:
-        """Flush and close; what TensorBoard cannot write is lost with a warning."""
+        """Close all files."""
         self._record.close()
         self._to_board(lambda board: board.close())
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
-        self._record.write(json.dumps(values) + "\n")
-        self._record.flush()
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._append(json.dumps(finite).encode() + b"\n")
         step, scalars = values["step"], {name: value for name, value in values.items() if name != "step"}
         self._to_board(lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in scalars.items()])
+
+    def _append(self, line: bytes) -> None:
+        """Write what there is to write; a full disk must not end the run, and the lines wait until there is room."""
+        waiting, self._unwritten = bool(self._unwritten), self._unwritten + line
+        try:
+            while self._unwritten:  # write() may take less than it is given
+                self._unwritten = self._unwritten[self._record.write(self._unwritten) :]
+        except OSError as error:
+            if not waiting:
+                self._console.line(f"warning: {RECORD} cannot be written ({error.strerror}); its lines wait for room")
 
     def _open_board(self, folder: Path, step: int) -> "SummaryWriter | None":
         from torch.utils.tensorboard import SummaryWriter

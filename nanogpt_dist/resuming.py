@@ -7,7 +7,7 @@ from pathlib import Path
 from nanogpt_dist import checkpoint, runs, storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, StoppedError
+from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 
@@ -29,17 +29,16 @@ def run_folder(config: TrainConfig, world: World) -> Iterator[Path]:
             yield run
         except BaseException as error:
             if world.leads:
-                _write_verdict(run, error)
+                _note_failure(run, error)
             raise
 
 
-def _write_verdict(run: Path, error: BaseException) -> None:
+def _note_failure(run: Path, error: BaseException) -> None:
     before = runs.read_json(run / "status.json")
-    verdict = "stopped" if isinstance(error, StoppedError) else "failed"
     code = error.code if isinstance(error, NanogptError) else Exit.BUG
     message = str(error) or type(error).__name__
     with contextlib.suppress(NanogptError):  # a full disk may be what ended the run: its own error says so
-        runs.write_status(run, verdict, int(code), before.get("step", 0), message, before.get("checkpoint"))
+        runs.write_status(run, "failed", int(code), before.get("step", 0), message, before.get("checkpoint"))
 
 
 def resume_point(

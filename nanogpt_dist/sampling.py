@@ -50,11 +50,12 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """All but the smallest set of tokens that together have probability ≥ p set to −∞: (B, V) → (B, V)."""
+    """All but the smallest set of tokens, at least one, of total probability ≥ p set to −∞: (B, V) → (B, V)."""
     ordered, index = logits.sort(descending=True)
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability  # probability of all that is more likely
-    return logits.masked_fill((before >= p).scatter(-1, index, before >= p), float("-inf"))
+    out = (before >= p) & (before > 0)
+    return logits.masked_fill(out.scatter(-1, index, out), float("-inf"))
 
 
 def choose(logits: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:

@@ -69,9 +69,17 @@ class Saver:
         path = checkpoint.save(
             self.folder, state, updater.model, updater.optimizer, self.config, self.data.tokenizer, about
         )
-        runs.write_status(self.run, "running", 0, state.step, "", path.name)
+        try:
+            self._follow_up(state, path.name)
+        except StorageError as error:  # the checkpoint is durable already: no reason to call it not saved
+            self.console.line(f"warning: {path.name} is saved, but {error}")
+
+    def _follow_up(self, state: TrainState, name: str) -> None:
+        """Make room first, then note the checkpoint where people and scripts look."""
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
         storage.prune(self.folder, self.config.keep_checkpoints, best)
+        storage.write_latest(self.folder, name)
+        runs.write_status(self.run, "running", 0, state.step, "", name)
 
 
 def enough_room(folder: Path, updater: Updater, keep: int) -> str | None:

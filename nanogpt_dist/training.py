@@ -13,7 +13,7 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import ConfigError, StoppedError
+from nanogpt_dist.errors import ConfigError, Exit
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.progress import Progress
@@ -26,7 +26,7 @@ from nanogpt_dist.update import Update, Updater
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run reports; losses in nats/token."""
+    """What a run reports at its end; losses in nats/token."""
 
     step: int
     tokens: int
@@ -34,14 +34,14 @@ class Result:
     best_val_loss: float | None
     tokens_per_second: float | None
     checkpoint: str
-    verdict: str
+    verdict: str  # done, or stopped on request
 
 
 def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = False) -> Result:
-    """Make max_iters updates, going on from the newest good checkpoint of config.out_dir.
+    """Make max_iters updates, or fewer if `stop` is asked for, from the newest good checkpoint of config.out_dir on.
 
-    fresh: go on from nothing; refused where there are checkpoints. Raises StoppedError once `stop` was asked for and
-    everything is saved, and any other NanogptError, the same on all ranks.
+    fresh: go on from nothing; refused where there are checkpoints. Everything is saved when it returns.
+    Raises NanogptError, the same on all ranks.
     """
     console = Console(world.leads)
     with world.together():
@@ -54,7 +54,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
         if start and state.step >= config.max_iters:
             console.line(f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by --max-iters")
-            return _finish(run, state, start, None, world)
+            return _finish(config, run, state, start, None, world)
         updater = Updater(config, world, dtype)
         if start:
             with world.together():
@@ -63,14 +63,14 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
         with contextlib.closing(Progress(run, config, world, updater, state, console)) as progress:
             _introduce(console, world, updater, batches, run, start)
             last = loop(config, world, state, batches, updater, evaluator, saver, progress, stop)
-        return _finish(run, state, last, progress.tokens_per_second, world)
+        return _finish(config, run, state, last, progress.tokens_per_second, world)
 
 
 def loop(
     config: TrainConfig, world: World, state: TrainState, batches: Batches, updater: Updater, evaluator: Evaluator,
     saver: Saver, progress: Progress, stop: StopRequest,
 ) -> Path:  # fmt: skip
-    """From state.step to max_iters; returns the last checkpoint."""
+    """From state.step to max_iters, or to where a rank is asked to stop; returns the checkpoint of the last step."""
     skipped = 0
     while state.step < config.max_iters:
         update = updater.update(state.step, batches.of(state.step), batches.per_update)
@@ -95,7 +95,7 @@ def loop(
             saver.save(state, updater, required=last)
         if not last and world.any(bool(stop)):
             saver.save(state, updater, required=True)
-            raise StoppedError(f"stopped and saved at step {state.step}; the same command again goes on from there")
+            break
         progress.restart_clock()
     assert saver.newest is not None
     return saver.newest
@@ -152,9 +152,13 @@ def _introduce(
         console.line(f"warning: {warning}")
 
 
-def _finish(run: Path, state: TrainState, newest: Path, tokens_per_second: float | None, world: World) -> Result:
+def _finish(
+    config: TrainConfig, run: Path, state: TrainState, newest: Path, tokens_per_second: float | None, world: World
+) -> Result:
+    done = state.step >= config.max_iters
+    verdict, code = ("done", Exit.DONE) if done else ("stopped", Exit.STOPPED)
     if world.leads:
-        runs.write_status(run, "done", 0, state.step, "", newest.name)
+        runs.write_status(run, verdict, code, state.step, "", newest.name)
     return Result(
         step=state.step,
         tokens=state.tokens,
@@ -162,5 +166,5 @@ def _finish(run: Path, state: TrainState, newest: Path, tokens_per_second: float
         best_val_loss=state.best_val_loss,
         tokens_per_second=tokens_per_second,
         checkpoint=str(newest),
-        verdict="done",
+        verdict=verdict,
     )

@@ -19,6 +19,7 @@ from nanogpt_dist.storage.durable import (
 from nanogpt_dist.storage.runlock import RunLock
 from nanogpt_dist.storage.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
 from nanogpt_dist.storage.steps import (
+    LATEST,
     list_steps,
     newest_good,
     prune,
@@ -30,6 +31,7 @@ from nanogpt_dist.storage.steps import (
 )
 
 __all__ = [
+    "LATEST",
     "NewerFormatError",
     "RunLock",
     "begin",

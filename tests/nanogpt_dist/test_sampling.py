@@ -43,6 +43,10 @@ def test_top_p_keeps_the_smallest_set_of_that_probability(row: list[float], p: f
     assert not (~kept).any() or probability[~kept].max() <= probability[kept].min()
 
 
+def test_top_p_zero_keeps_the_likeliest() -> None:
+    assert choose(torch.tensor([[0.1, 3.0, 2.9]]), Settings(top_p=0.0), torch.Generator()).tolist() == [[1]]
+
+
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits = torch.tensor([[0.1, 3.0, 2.9], [5.0, 0.0, 1.0]])
     assert choose(logits, Settings(temperature=0), torch.Generator()).tolist() == [[1], [0]]

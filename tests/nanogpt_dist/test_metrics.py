@@ -1,0 +1,62 @@
+"""The record of a run: strict JSON, cut where a run goes on, and patient with a full disk."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist.metrics import RECORD, Console, Recorder, cut_record, duration
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    return Recorder(tmp_path, 0, tensorboard=False, console=Console(enabled=True))
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (run / RECORD).read_text().splitlines()]
+
+
+def test_a_number_that_json_does_not_have_is_null(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.update({"step": 1, "loss": math.nan, "grad_norm": math.inf, "mfu": 0.5}, "")
+    assert lines(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "mfu": 0.5}]
+
+
+def test_lines_wait_while_the_disk_is_full(
+    recorder: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = recorder._record
+    recorder.update({"step": 1}, "")
+    with open("/dev/full", "wb", buffering=0) as full:
+        recorder._record = full
+        recorder.update({"step": 2}, "")
+        recorder.update({"step": 3}, "")
+    recorder._record = real
+    recorder.update({"step": 4}, "")
+    recorder.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_what_is_about_to_be_made_again_and_torn_lines_are_cut(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text('{"step": 1}\n{"step": 2, "val_loss": 3.0}\n{"step": 3}\n{"ste')
+    cut_record(tmp_path / RECORD, 2)
+    assert lines(tmp_path) == [{"step": 1}, {"step": 2, "val_loss": 3.0}]
+
+
+def test_a_blocked_tensorboard_folder_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    recorder = Recorder(tmp_path, 0, tensorboard=True, console=Console(enabled=True))
+    recorder.update({"step": 1, "loss": 2.0}, "")
+    recorder.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert capsys.readouterr().err.count("TensorBoard") == 1
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3m07s"), (19_200, "5h20m"), (367_200, "4d06h")])
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
