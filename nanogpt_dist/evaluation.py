@@ -102,7 +102,7 @@ class Evaluator:
                 with autocast(self.world.device, self.dtype):
                     logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
                 losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B·T,)
-                sums[batch] = losses.view(targets.shape).sum(1).double().cpu()
+                sums[batch] = losses.view(targets.shape).sum(1).cpu().double()  # mps has no float64
                 nbytes += int(self.byte_lengths[y].sum())
         return self.world.sum(sums).numpy(), int(self.world.sum(nbytes).item())
 

@@ -72,7 +72,7 @@ class Recorder:
         self._board = self._open_board(run / "tensorboard", step) if tensorboard else None
 
     def update(self, values: dict[str, Any], progress: str) -> None:
-        """Record one update: `values` holds step and scalars; `progress` is its line on the terminal."""
+        """Record one update: `values` holds step and scalars, None unknown; `progress` is its line on the terminal."""
         self._write("train", values)
         self._console.progress(progress)
 
@@ -87,10 +87,11 @@ class Recorder:
         self._to_board(lambda board: board.close())
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._append(json.dumps(finite).encode() + b"\n")
-        step, scalars = values["step"], {name: value for name, value in values.items() if name != "step"}
-        self._to_board(lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in scalars.items()])
+        known = {name: value for name, value in values.items() if value is not None}
+        finite = {name: known[name] if math.isfinite(known.get(name, math.nan)) else None for name in values}
+        self._append(json.dumps(finite).encode() + b"\n")  # NaN is no JSON
+        step = known.pop("step")
+        self._to_board(lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in known.items()])
 
     def _append(self, line: bytes) -> None:
         """Write what there is to write; a full disk must not end the run, and the lines wait until there is room."""

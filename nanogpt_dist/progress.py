@@ -59,9 +59,8 @@ class Progress:
 
     def _log(self, recorder: Recorder, state: TrainState, update: Update) -> None:
         seconds, updates = self.recent
-        speed = updates * self.batch_tokens / seconds if updates else 0.0
-        mfu = speed * self.flops_per_token / self.peak_flops
-        left = (self.config.max_iters - state.step) * seconds / updates if updates else None
+        speed = updates * self.batch_tokens / seconds if updates else None  # the first update is not timed
+        mfu = speed * self.flops_per_token / self.peak_flops if speed else None
         values = {
             "step": state.step,
             "tokens": state.tokens,
@@ -75,9 +74,14 @@ class Progress:
         recorder.update(
             values,
             f"step {state.step:,}/{self.config.max_iters:,} · loss {update.loss:.4f} · lr {update.learning_rate:.2e} · "
-            f"norm {update.grad_norm:.2f} · {speed:,.0f} tokens/s · mfu {mfu:.1%}"
-            + (f" · eta {duration(left)}" if left is not None else ""),
+            f"norm {update.grad_norm:.2f}" + self._pace(state, speed, mfu),
         )
+
+    def _pace(self, state: TrainState, speed: float | None, mfu: float | None) -> str:
+        if not speed:
+            return ""
+        left = (self.config.max_iters - state.step) * self.batch_tokens / speed
+        return f" · {speed:,.0f} tokens/s · mfu {mfu:.1%} · eta {duration(left)}"
 
     def evaluated(self, state: TrainState, found: Evaluation, improved: bool) -> None:
         """Record an evaluation."""

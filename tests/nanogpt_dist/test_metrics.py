@@ -22,8 +22,8 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 
 def test_a_number_that_json_does_not_have_is_null(recorder: Recorder, tmp_path: Path) -> None:
-    recorder.update({"step": 1, "loss": math.nan, "grad_norm": math.inf, "mfu": 0.5}, "")
-    assert lines(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "mfu": 0.5}]
+    recorder.update({"step": 1, "loss": math.nan, "grad_norm": math.inf, "tokens_per_second": None, "mfu": 0.5}, "")
+    assert lines(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "tokens_per_second": None, "mfu": 0.5}]
 
 
 def test_lines_wait_while_the_disk_is_full(
