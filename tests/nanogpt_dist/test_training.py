@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from launch import processes
 from nanogpt_dist import storage
@@ -84,6 +86,16 @@ def test_the_loss_is_the_mean_over_the_global_batch_for_any_micro_batch(corpus: 
         losses.append([record["loss"] for record in records(run) if "loss" in record])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++ for the CPU")
+def test_a_compiled_run_is_the_same_run(corpus: Path, tmp_path: Path) -> None:
+    plain, compiled = (
+        go(tiny(corpus, tmp_path / name, n_layer=1, compile=name == "compiled")) for name in ("plain", "compiled")
+    )
+    assert compiled.val_loss == pytest.approx(plain.val_loss, rel=1e-5)
+    names = [load_file(Path(run.checkpoint) / "model.safetensors").keys() for run in (plain, compiled)]
+    assert names[0] == names[1]
 
 
 def test_nothing_random_depends_on_what_was_drawn_before(corpus: Path, tmp_path: Path) -> None:
