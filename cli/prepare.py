@@ -128,9 +128,7 @@ def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> d
 
 
 def _summary(manifest: "Manifest", figures: dict[str, str | int | float | bool]) -> str:
-    from prepare.corpora import find
-
-    out, corpus = figures["out"], find(manifest.name)
+    out = figures["out"]
     lines = [f"{out} was finished before with the same inputs and options; nothing to do." if figures["reused"] else ""]
     for name, split in manifest.splits.items():
         per_token = split.bytes / split.tokens
@@ -138,9 +136,22 @@ def _summary(manifest: "Manifest", figures: dict[str, str | int | float | bool])
             f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {per_token:.2f} bytes per token"
         )
     lines.append(f"tokenizer {figures['tokenizer']}, {figures['vocab_size']:,} ids; {figures['seconds']:.1f} s")
-    preset = f"{corpus.preset} " if corpus.preset and manifest.tokenizer.spec == corpus.tokenizer else ""
-    lines.append(f"\nNext: nanogpt train {preset}--dataset {out}")
+    lines.append(f"\nNext: {_next(manifest, str(out))}")
     return "\n".join(line for line in lines if line)
+
+
+def _next(manifest: "Manifest", out: str) -> str:
+    """What to type next: a preset for just this data, if there is one, and its small twin for those without a GPU."""
+    from nanogpt_dist.presets import PRESETS
+    from prepare.corpora import find
+
+    corpus = find(manifest.name)
+    if not corpus.preset or manifest.tokenizer.spec != corpus.tokenizer:
+        return f"nanogpt train --dataset {out}"
+    where = "" if PRESETS[corpus.preset]["dataset"] == out else f" --dataset {out}"
+    small = f"{corpus.preset}-cpu"
+    without = f"   (without a GPU: nanogpt train {small}{where})" if small in PRESETS else ""
+    return f"nanogpt train {corpus.preset}{where}{without}"
 
 
 def _print_corpora(as_json: bool) -> None:
