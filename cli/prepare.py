@@ -1,6 +1,7 @@
 """`nanogpt prepare CORPUS`: raw text to verified shards of token ids."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanogpt_dist.errors import UsageError
+from nanogpt_dist.stopping import StopRequest
 
 if TYPE_CHECKING:
     from nanogpt_dist.shards.manifest import Manifest
@@ -63,13 +65,17 @@ def prepare(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Decides which documents are validated with.", min=0, rich_help_panel="Tokens")
+        int,
+        typer.Option(
+            help="Decides which documents are validated with.", min=0, max=2**63 - 1, rich_help_panel="Tokens"
+        ),
     ] = 2357,
     workers: Annotated[
         int | None,
         typer.Option(
             help="Processes that encode; the result is the same. Default: one per core, at most 8.",
             min=1,
+            max=1024,
             rich_help_panel="Machine",
         ),
     ] = None,
@@ -87,6 +93,7 @@ def prepare(
         raise UsageError("which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare --list")
     from prepare.build import build
 
+    StopRequest("stopped, nothing is left behind; the same command starts over").listen()
     out = out or Path("data") / corpus
     started, reused = time.monotonic(), (out / "manifest.json").exists()
     with _progress_bar() as progress:
@@ -101,6 +108,7 @@ def prepare(
             split=split.value if split else None,
             column=column,
             progress=progress,
+            note=lambda text: typer.echo(f"note: {text}", err=True),
         )
     figures = _figures(manifest, out, time.monotonic() - started, reused)
     print(json.dumps(figures) if as_json else _summary(manifest, figures))
@@ -109,9 +117,11 @@ def prepare(
 def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> dict[str, str | int | float | bool]:
     import hashlib
 
+    from nanogpt_dist.storage.durable import printable
+
     train, val = manifest.splits["train"], manifest.splits["val"]
     return {
-        "out": str(out),
+        "out": printable(out),
         "dataset_id": hashlib.sha256(manifest.to_bytes()).hexdigest(),
         "train_tokens": train.tokens,
         "val_tokens": val.tokens,
@@ -136,7 +146,7 @@ def _summary(manifest: "Manifest", figures: dict[str, str | int | float | bool])
             f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {per_token:.2f} bytes per token"
         )
     lines.append(f"tokenizer {figures['tokenizer']}, {figures['vocab_size']:,} ids; {figures['seconds']:.1f} s")
-    lines.append(f"\nNext: {_next(manifest, str(out))}")
+    lines.append(f"\nNext: {_next(manifest, shlex.quote(str(out)))}")
     return "\n".join(line for line in lines if line)
 
 

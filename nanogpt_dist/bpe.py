@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nanogpt_dist.errors import BadDataError, UsageError
+from nanogpt_dist.errors import BadDataError
 
 # GPT-2's rule for cutting text before merging, as the tiktoken library writes it (see assets/NOTICE).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -22,6 +22,7 @@ GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b77
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _LONG_RUN_CHARS = 65_536
 _LONG_RUN = re.compile(f"[{_SPACE}](?<![{_SPACE}][{_SPACE}])[{_SPACE}]{{{_LONG_RUN_CHARS - 1},}}")
+_UNBROKEN = re.compile(r"\S{1000}|\s{1000}")
 _WORD_END = re.compile(f"[^{_SPACE}](?=[{_SPACE}])")
 
 
@@ -54,12 +55,11 @@ def gpt2_vocabulary() -> list[bytes]:
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> list[bytes]:
-    """`size` tokens learnt from `texts`: 256 bytes and the most frequent merges. A function of the texts alone.
+    """`size` ≥ 256 tokens learnt from `texts`: the bytes and the most frequent merges. A function of the texts alone.
 
-    Raises UsageError for size < 256, BadDataError where the texts are too few for that many merges.
+    Raises BadDataError where the texts are too few for that many merges.
     """
-    if size < 256:
-        raise UsageError(f"bpe:{size + 1} is too small: bytes and end of text need 257 ids; type bpe:257 or more")
+    assert size >= 256, size
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     model = Tokenizer(models.BPE())
@@ -67,11 +67,21 @@ def train_vocabulary(texts: Iterable[str], size: int) -> list[bytes]:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # No special tokens here: with any, the ranks would not be tiktoken's.
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
-    model.train_from_iterator(texts, trainer)
+    model.train_from_iterator(_without_long_runs(texts), trainer)
     ids = model.get_vocab()
     if len(ids) != size:
         raise BadDataError(f"the text gives only {len(ids) + 1} of {size + 1} ids; type --tokenizer bpe:{len(ids) + 1}")
     return [_from_printable(token) for token in sorted(ids, key=ids.__getitem__)]
+
+
+def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """`texts`, cut within runs of a thousand characters without a border: the trainer is quadratic in their length."""
+    for text in texts:
+        start = 0
+        for run in _UNBROKEN.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        yield text[start:]
 
 
 def parse_ranks(data: bytes, name: str) -> list[bytes]:

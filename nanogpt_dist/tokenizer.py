@@ -28,9 +28,16 @@ Kind = Literal["byte", "char", "bpe"]
 END_OF_TEXT = "<|endoftext|>"
 FORMAT, VERSION = "nanogpt-tokenizer", 1
 MAX_FILE_BYTES = 64 << 20  # of a tokenizer file; 200,000 ids need 3 MB
+MAX_BPE = 1_000_000  # ids of a vocabulary trained here
+NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")  # of a tokenizer: it is shown in messages
 PIECE_CHARS = 1 << 20  # longer text is cut, where that does not change its ids
 
 PROBE = "Hello, world! It's 1984: naïve café, 東京 🙂.\n\n\tdef f(x):    return x ** 2  # <|endoftext|>\r\n"
+
+
+def id_type(n_vocab: int) -> np.dtype:
+    """How an id is stored: uint16, or uint32 for vocabularies above 65,536; little-endian."""
+    return np.dtype("<u2" if n_vocab <= 65_536 else "<u4")
 
 
 class Tokenizer:
@@ -42,7 +49,7 @@ class Tokenizer:
         _check_tokens(self)
         self.eot_id: int | None = None if kind == "char" else len(self.tokens)
         self.n_vocab = len(self.tokens) + (self.eot_id is not None)
-        self.dtype = np.dtype("<u2" if self.n_vocab <= 65_536 else "<u4")
+        self.dtype = id_type(self.n_vocab)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -199,9 +206,18 @@ def gpt2() -> Tokenizer:
 def train_bpe(texts: Iterable[str], n_vocab: int) -> Tokenizer:
     """A byte-pair encoding of `n_vocab` ids, end of text included, learnt from `texts` under GPT-2's pattern.
 
-    Raises UsageError for n_vocab < 257, BadDataError where the texts are too few for that many merges.
+    n_vocab ≥ 257. Raises BadDataError where the texts are too few for that many merges.
     """
     return Tokenizer(f"bpe:{n_vocab}", "bpe", bpe.train_vocabulary(texts, n_vocab - 1))
+
+
+def bpe_size(spec: str) -> int | None:
+    """N where `spec` is `bpe:N`, else None. Raises UsageError for an N that no vocabulary has."""
+    if not (match := re.fullmatch(r"bpe:([0-9]+)", spec)):
+        return None
+    if len(match[1]) > len(str(MAX_BPE)) or not 257 <= int(match[1]) <= MAX_BPE:
+        raise UsageError(f"{spec[:40]}: bytes and end of text alone are 257 ids; give bpe:257 to bpe:{MAX_BPE}")
+    return int(match[1])
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
@@ -211,14 +227,14 @@ def open_tokenizer(spec: str) -> Tokenizer:
     """
     if spec in ("gpt2", "byte"):
         return gpt2() if spec == "gpt2" else byte()
-    if spec == "char" or re.fullmatch(r"bpe:\d+", spec):
+    if spec == "char" or bpe_size(spec):
         raise UsageError(f"{spec} is made from text: type nanogpt prepare CORPUS --tokenizer {spec}")
     path = Path(spec)
     if not path.is_file():
         raise MissingInputError(f"no tokenizer {spec}: give gpt2, byte, char, bpe:N or a file (.json, .tiktoken)")
     if path.suffix != ".tiktoken":
         return load(path)
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:80]
     return Tokenizer(name, "bpe", bpe.parse_ranks(_read(path), shown(path)))
 
 
@@ -237,7 +253,12 @@ def load(path: Path) -> Tokenizer:
         )
     name, tokens = content.get("name"), content.get("tokens")
     kind: Any = content.get("kind")
-    if not isinstance(name, str) or kind not in get_args(Kind) or not isinstance(tokens, list):
+    if (
+        not isinstance(name, str)
+        or not NAME.fullmatch(name)
+        or kind not in get_args(Kind)
+        or not isinstance(tokens, list)
+    ):
         raise BadDataError(f"{shown(path)}: name, kind or tokens are missing or wrong; make it again")
     try:
         tokenizer = Tokenizer(name, kind, [base64.b64decode(token, validate=True) for token in tokens])

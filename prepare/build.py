@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from nanogpt_dist.errors import BadDataError, CannotCreateError
-from nanogpt_dist.shards import DataFolder, ShardWriter
+from nanogpt_dist.shards import ShardWriter, verify_folder
 from nanogpt_dist.shards.manifest import (
     MANIFEST,
     CountsRecord,
@@ -25,13 +25,14 @@ from prepare.corpora import find
 from prepare.encode import Part, batches, encode_batches
 from prepare.folder import TOKENIZER, claimed
 from prepare.recipe import SEED, Recipe, make_recipe
-from prepare.sources import Sources, find_sources, on_disk
+from prepare.sources import Sources, find_sources, on_disk, refuse_changed
 from prepare.split import SPLITS, Tally, split_texts
 from prepare.vocabulary import make_tokenizer
 
 SMALL_BYTES = 4 << 20  # below this, starting workers takes longer than they save
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes of the sources read, bytes in all
+Note = Callable[[str], None]  # a line for the user
 
 
 def build(
@@ -45,16 +46,19 @@ def build(
     split: SplitRule | None = None,
     column: str = "text",
     progress: Progress | None = None,
+    note: Note | None = None,
 ) -> Manifest:
     """Prepare `corpus` into the folder `out` and return its manifest; what is None comes from the catalogue.
 
     sources: files or folders to read. tokenizer: gpt2 | byte | char | bpe:N | FILE. val_fraction: of the documents or
-    characters. workers: processes that encode, by default one per core, at most 8. A folder that was finished with the
-    same inputs and options is left as it is.
+    characters. workers: processes that encode, by default one per core, at most 8. note: told of what is left out.
+    A folder that was finished with the same inputs and options is verified and left as it is.
     Raises UsageError, MissingInputError, BadDataError, HubUnavailableError, CannotCreateError, StorageError.
     """
     entry = find(corpus)
     found = find_sources(entry, sources)
+    if found.ignored and note:
+        note(f"{len(found.ignored)} files are not read, their endings are not known: {', '.join(found.ignored)[:80]}")
     recipe = make_recipe(entry, found, tokenizer, val_fraction, seed, split, column)
     if (out / MANIFEST).exists():
         return _finished(out, recipe)
@@ -73,10 +77,16 @@ def default_workers() -> int:
 
 
 def _finished(out: Path, recipe: Recipe) -> Manifest:
-    """The manifest of a finished folder, if it is what the recipe would make."""
-    manifest = DataFolder.open(out).manifest
+    """The manifest of a finished folder, if it is what the recipe would make, and every byte of it is good."""
+    try:
+        manifest, _ = Manifest.read(out)
+    except BadDataError as error:
+        raise CannotCreateError(f"{error}; its folder is left alone: remove it, or choose another --out") from None
     if difference := recipe.difference(manifest):
         raise CannotCreateError(f"{shown(out)} was prepared with {difference}; choose another --out")
+    if bad := verify_folder(out):
+        name, reason = bad[0]
+        raise BadDataError(f"{shown(out)} is damaged ({name}: {reason[:60]}); rm -r it, then run the same command")
     return manifest
 
 
@@ -94,6 +104,7 @@ def _fill(out: Path, recipe: Recipe, sources: Sources, workers: int, progress: P
                 writers[encoded.split].write(encoded.ids, encoded.ends)
             progress("tokens", result.read_bytes, total)
         _refuse_empty_split(recipe, tally)
+        refuse_changed(sources)
     manifest = _manifest(out, recipe, sources, tokenizer, tally, {s: writers[s].records for s in SPLITS})
     write_atomic(out / MANIFEST, manifest.to_bytes())
     return manifest
@@ -112,11 +123,15 @@ def _parts(recipe: Recipe, sources: Sources, tokenizer: Tokenizer, tally: Tally)
 
 
 def _refuse_empty_split(recipe: Recipe, tally: Tally) -> None:
+    total = sum(tally.documents.values())
+    if not total:
+        raise BadDataError(f"there is no text in the sources ({tally.empty} empty documents); give others")
     for split in SPLITS:
         if not tally.documents[split]:
-            fraction, total = recipe.split.val_fraction, sum(tally.documents.values())
-            advice = f"{'raise' if split == 'val' else 'lower'} --val-fraction (now {fraction:g}) or add text"
-            raise BadDataError(f"the {split} split got none of {total} documents; {advice}")
+            advice = f"{'raise' if split == 'val' else 'lower'} --val-fraction (now {recipe.split.val_fraction:g})"
+            if total == 1 and recipe.split.rule == "documents":
+                advice = "one document cannot go to both: for a single text type --split characters"
+            raise BadDataError(f"the {split} split got none of {total} documents; {advice}, or add text")
 
 
 def _manifest(

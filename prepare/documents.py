@@ -3,7 +3,6 @@
 Line-wise and row-wise files are streamed. A byte order mark at the start of a file is no part of its text.
 """
 
-import codecs
 import gzip
 import io
 import json
@@ -34,19 +33,20 @@ def read_documents(path: Path, column: str) -> Iterator[Document]:
     Raises BadDataError with file, line and byte offset; StorageError.
     """
     with told(path):
-        if path.name.endswith(".parquet"):
+        name = path.name.lower()
+        if name.endswith(".parquet"):
             yield from _parquet_rows(path, column)
-        elif path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        elif name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
             yield from _json_lines(path, column)
         else:
-            data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-            yield Document(_decode(data, path, 1), path.stat().st_size)
+            data = path.read_bytes()
+            yield Document(_decode(data, path, 1), len(data))
 
 
 def _decode(data: bytes, path: Path, line: int) -> str:
-    """`data`, which begins at line `line` of the file, as text."""
+    """`data`, which begins at line `line` of the file, as text; a byte order mark only begins the file."""
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff" if line == 1 else "")
     except UnicodeDecodeError as error:
         before = data[: error.start]
         line += before.count(b"\n")
@@ -63,14 +63,14 @@ def _json_lines(path: Path, column: str) -> Iterator[Document]:
             where = f"{shown(path)}:{number}"
             if len(data) > MAX_LINE_BYTES:
                 raise BadDataError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; cut the document into several")
-            data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
-            if data.strip():
-                yield Document(_field(_decode(data.rstrip(b"\r\n"), path, number), column, where), raw.tell())
+            line = _decode(data.rstrip(b"\r\n"), path, number)
+            if line.strip():
+                yield Document(_field(line, column, where), raw.tell())
 
 
 def _field(line: str, column: str, where: str) -> str:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_int=float)  # an int of 5,000 digits would be an error; we want the text only
     except (ValueError, RecursionError) as error:
         reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
         raise BadDataError(f"{where}: not JSON ({reason}); each line is one object") from None
@@ -93,9 +93,9 @@ def _decompressed(raw: BinaryIO, path: Path) -> Iterator[BinaryIO]:
     import zstandard
 
     try:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             yield gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[misc]
-        elif path.suffix == ".zst":
+        elif path.suffix.lower() == ".zst":
             yield io.BufferedReader(_ZstandardReader(raw), 1 << 20)
         else:
             yield raw
@@ -135,18 +135,18 @@ class _ZstandardReader(io.RawIOBase):
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[Document]:
-    from pyarrow import ArrowException, parquet, types
+    from pyarrow import ArrowException, large_string, parquet, types
 
     size, number = path.stat().st_size, 0
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            if column not in schema.names or not _is_text(schema.field(column).type, types):
+            if schema.names.count(column) != 1 or not _is_text(schema.field(column).type, types):
                 names = ", ".join(schema.names)[:60]
                 raise BadDataError(f"{shown(path)}: no text column {column[:40]}; it has: {names}; give --column")
             rows = max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0):
+                for value in batch.column(0).cast(large_string()):
                     number += 1
                     text = value.as_py()
                     if text is None:
@@ -154,9 +154,12 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Document]:
                     yield Document(text, size * number // rows)
     except UnicodeDecodeError as error:
         raise BadDataError(f"{shown(path)}:{number}:{error.start}: column {column} is not UTF-8; convert it") from None
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's fault, not the file's: damaged pages are OSErrors without a number
         raise BadDataError(f"{shown(path)} is no parquet file, or damaged ({str(error)[:60]}); get it again") from None
 
 
 def _is_text(kind: Any, types: Any) -> bool:
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))

@@ -98,11 +98,11 @@ def _in_processes(batches: Iterable[Batch], tokenizer: Path, end_of_text: bool, 
     while failures < ATTEMPTS:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, end_of_text))
         try:
-            futures: deque[Future[Result]] = deque(pool.submit(_work, batch) for batch in waiting)
+            futures: deque[Future[Result]] = deque(_submit(pool, batch) for batch in waiting)
             while True:
                 while len(waiting) < 2 * workers + 2 and (batch := next(source, None)) is not None:
                     waiting.append(batch)
-                    futures.append(pool.submit(_work, batch))
+                    futures.append(_submit(pool, batch))
                 if not futures:
                     return
                 result = futures.popleft().result()
@@ -116,6 +116,15 @@ def _in_processes(batches: Iterable[Batch], tokenizer: Path, end_of_text: bool, 
     raise StorageError(f"a worker process died {ATTEMPTS} times (killed, or out of memory); type --workers 1 or fewer")
 
 
+def _submit(pool: ProcessPoolExecutor, batch: Batch) -> Future[Result]:
+    """Hand out a batch. Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_work, batch)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ---- in a worker process
 
 _worker: tuple[Tokenizer, bool] | None = None
@@ -123,7 +132,6 @@ _worker: tuple[Tokenizer, bool] | None = None
 
 def _start_worker(tokenizer: Path, end_of_text: bool) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops us
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = load(tokenizer), end_of_text
 

@@ -5,7 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nanogpt_dist.errors import CannotCreateError
@@ -23,13 +23,14 @@ def claimed(out: Path) -> Iterator[None]:
 
     A folder with a manifest is held as it is. Raises CannotCreateError: in use, not writable, holds other files.
     """
-    existed = out.exists()
-    if existed:
+    if out.exists():
         _refuse_strangers(out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         make_folder(out)
         lock = _lock(out)
     except OSError as error:
+        _remove_empty(made)
         raise CannotCreateError(f"cannot write in {shown(out)}: {error.strerror}; choose another --out") from error
     try:
         if not (out / MANIFEST).exists():
@@ -40,10 +41,16 @@ def claimed(out: Path) -> Iterator[None]:
             _clear(out)
         (out / LOCK).unlink(missing_ok=True)
         os.close(lock)
-        if not existed and not any(out.iterdir()):
-            out.rmdir()
-        else:
+        _remove_empty(made)
+        if out.exists():
             fsync_folder(out)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that were made for nothing, the innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _refuse_strangers(out: Path) -> None:
@@ -52,6 +59,8 @@ def _refuse_strangers(out: Path) -> None:
     if (out / MANIFEST).exists():
         return
     names = sorted(path.name for path in out.iterdir())
+    if MANIFEST in names:  # another run has finished it just now
+        return
     # Without the lock no prepare was at work here, so even a file that is named like ours is somebody's.
     others = [name for name in names if name != LOCK and not _OURS.fullmatch(name)] if LOCK in names else names
     if others:
@@ -80,7 +89,8 @@ def _lock(out: Path) -> int:
         except FileNotFoundError:
             current = False
         if current:  # else its last holder has removed it in the meantime
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            with suppress(OSError):  # the note is for people: a full disk shows where it matters
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return fd
         os.close(fd)

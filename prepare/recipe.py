@@ -1,11 +1,10 @@
 """All that decides the bytes of a data folder, before the first document is read."""
 
-import re
 from dataclasses import dataclass
 
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.shards.manifest import Manifest, SourceRecord, SplitRule, SplitRuleRecord
-from nanogpt_dist.tokenizer import Tokenizer, open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, bpe_size, open_tokenizer
 from prepare.corpora import Corpus
 from prepare.sources import FIELDED, Sources, records
 
@@ -61,20 +60,22 @@ def make_recipe(
     val_fraction = corpus.val_fraction if val_fraction is None else val_fraction
     if not 0 < val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction:g} is not between 0 and 1; type for example 0.05")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed} is out of range; type a number from 0 to 2^63 - 1")
     names = [file.name for file in sources.files]
-    one_text = len(names) == 1 and not names[0].endswith(FIELDED) and (corpus.split or names[0].endswith(".txt"))
-    rule = split or corpus.split or ("characters" if one_text else "documents")
+    fields = any(name.lower().endswith(FIELDED) for name in names)
+    one_text = len(names) == 1 and not fields
+    rule = split or corpus.split or ("characters" if one_text and names[0].lower().endswith(".txt") else "documents")
     if rule == "characters" and not one_text:
-        raise UsageError(f"a split by characters cuts one text in two, not {names[0][:40]}; type --split documents")
-    spec = tokenizer or corpus.tokenizer
-    made_of_text = spec == "char" or re.fullmatch(r"bpe:\d+", spec) is not None
+        raise UsageError(
+            f"a split by characters cuts one text in two; {names[0][-40:]}{' …' if len(names) > 1 else ''} holds "
+            "documents: type --split documents"
+        )
+    spec = corpus.tokenizer if tokenizer is None else tokenizer
+    made_of_text = spec == "char" or bpe_size(spec) is not None
     return Recipe(
         corpus=corpus,
         files=records(corpus, sources),
         spec=spec if made_of_text or spec in ("gpt2", "byte") else "file",
         known=None if made_of_text else open_tokenizer(spec),
         split=SplitRuleRecord(rule=rule, val_fraction=val_fraction, seed=seed),
-        column=column if any(name.endswith(FIELDED) for name in names) else None,
+        column=column if fields else None,
     )

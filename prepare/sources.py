@@ -10,17 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanogpt_dist.errors import HubUnavailableError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError
 from nanogpt_dist.shards.manifest import SourceRecord
-from nanogpt_dist.storage.durable import sha256_file, shown
+from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
 
 FIELDED = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")  # rows with fields, one of which is the text
 READABLE = (".txt", ".md", *FIELDED)
 DOWNLOAD_TIMEOUT_S = 30
+DOWNLOADED = "input.txt"  # what a downloaded file is called in the manifest
 # Of the standard library: its tests, what others installed there, and a file of build settings with local paths.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _BUILD_SETTINGS = "_sysconfigdata"
+
+
+Stamp = tuple[int, int, int]  # what changes with a file: size, time of the last change, inode
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,16 @@ class Source:
 
     name: str
     path: Path | None
+    stamp: Stamp | None = None  # before anything was read
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The files of a corpus in the order they are read; ignored: files in the folders given that cannot be read."""
+    """The files of a corpus in the order they are read; ignored: what stands beside them in the folders given."""
 
     files: tuple[Source, ...]
     revision: str | None = None
-    ignored: int = 0
+    ignored: tuple[str, ...] = ()
 
 
 def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
@@ -53,9 +58,8 @@ def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
         if len(given) > 1:
             raise UsageError(f"{corpus.name} is one file: give --source once, or none to download it")
         if given:
-            _require_file(given[0])
-        # The same bytes are the same data set, whatever the user's copy is called.
-        return Sources((Source("input.txt", given[0] if given else None),))
+            return Sources((_known_file(corpus, given[0]),))
+        return Sources((Source(DOWNLOADED, None),))
     if not given:
         raise UsageError(f"{corpus.name} needs --source PATH, a file or a folder; it may be given several times")
     return _local_files(given)
@@ -64,7 +68,7 @@ def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
 def records(corpus: Corpus, sources: Sources) -> list[SourceRecord]:
     """Name, size and sha256 of every file; of one still to be downloaded those that the catalogue promises."""
     return [
-        SourceRecord(name=_printable(file.name), bytes=file.path.stat().st_size, sha256=sha256_file(file.path))
+        SourceRecord(name=printable(file.name), bytes=file.path.stat().st_size, sha256=sha256_file(file.path))
         if file.path
         else SourceRecord(name=file.name, bytes=corpus.bytes, sha256=corpus.sha256)
         for file in sources.files
@@ -78,9 +82,17 @@ def on_disk(corpus: Corpus, sources: Sources) -> Iterator[Sources]:
         yield sources
         return
     with tempfile.TemporaryDirectory(prefix="nanogpt-") as folder:
-        path = Path(folder) / "input.txt"
+        path = Path(folder) / DOWNLOADED
         path.write_bytes(_download(corpus))
-        yield replace(sources, files=tuple(replace(file, path=path) for file in sources.files))
+        yield replace(sources, files=tuple(_source(file.name, path) for file in sources.files))
+
+
+def refuse_changed(sources: Sources) -> None:
+    """Raises BadDataError where a file is not any more what it was before it was hashed and read."""
+    for file in sources.files:
+        assert file.path is not None
+        if _stamp(file.path) != file.stamp:
+            raise BadDataError(f"{shown(file.path)} changed while it was read; run the same command again")
 
 
 def _download(corpus: Corpus) -> bytes:
@@ -110,40 +122,74 @@ def _standard_library() -> Sources:
     if not paths:
         raise MissingInputError("this Python came without library sources; try: nanogpt prepare text --source PATH")
     files = sorted((path.relative_to(root).as_posix(), path) for path in paths)
-    return Sources(tuple(Source(name, path) for name, path in files), revision=f"Python {platform.python_version()}")
+    return Sources(tuple(_source(name, path) for name, path in files), revision=f"Python {platform.python_version()}")
 
 
 def _local_files(given: Sequence[Path]) -> Sources:
     files: list[Source] = []
-    ignored = 0
+    ignored: list[str] = []
     for path in given:
         if path.is_dir():
             inside = sorted((found.relative_to(path).as_posix(), found) for found in _walk(path))
-            readable = [Source(name, found) for name, found in inside if name.endswith(READABLE)]
-            files += readable
-            ignored += len(inside) - len(readable)
+            files += [_source(name, found) for name, found in inside if is_readable(name) and not found.is_dir()]
+            ignored += [name for name, found in inside if not is_readable(name) or found.is_dir()]
         else:
-            _require_file(path)
-            if not path.name.endswith(READABLE):
+            files.append(_source(path.name, path))
+            if not is_readable(path.name):
                 raise UsageError(f"cannot read {shown(path)}: a source is one of {' '.join(READABLE)} or a folder")
-            files.append(Source(path.name, path))
     if not files:
         raise MissingInputError(f"nothing to read in {shown(given[0])}: no file ends in {' '.join(READABLE)}")
-    return Sources(tuple(files), ignored=ignored)
+    _refuse_twice(files)
+    return Sources(tuple(files), ignored=tuple(ignored))
+
+
+def is_readable(name: str) -> bool:
+    """Whether documents.py knows what to do with a file of that name."""
+    return name.lower().endswith(READABLE)
+
+
+def _refuse_twice(files: list[Source]) -> None:
+    seen: set[Path] = set()
+    for file in files:
+        assert file.path is not None
+        if (real := file.path.resolve()) in seen:
+            raise UsageError(f"{shown(file.path)} is among the sources twice; give each file or folder once")
+        seen.add(real)
 
 
 def _walk(root: Path, without: Iterable[str] = ()) -> Iterator[Path]:
-    """All files under `root`, hidden ones left out, in no order; links to folders are not followed."""
-    for folder, names, files in os.walk(root):
+    """All files and links to folders under `root`, hidden ones left out, in no order; no link is followed."""
+    for folder, names, files in os.walk(root, onerror=_raise):
         names[:] = [name for name in names if name not in without and not name.startswith(".")]
-        yield from (Path(folder, file) for file in files if not file.startswith("."))
+        links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        yield from (Path(folder, file) for file in files + links if not file.startswith("."))
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
+def _raise(error: OSError) -> None:
+    with told(Path(error.filename)):
+        raise error
+
+
+def _known_file(corpus: Corpus, path: Path) -> Source:
+    """The user's copy of a file to download: the same bytes are the same data set, whatever the copy is called."""
+    source = _source(DOWNLOADED, path)
+    if sha256_file(path) != corpus.sha256:
+        raise UsageError(
+            f"{shown(path)} is not the known text of {corpus.name} (another sha256); type: nanogpt prepare text "
+            f"--source FILE --tokenizer {corpus.tokenizer}"
+        )
+    return source
+
+
+def _source(name: str, path: Path) -> Source:
+    if not path.is_file():  # a pipe would block whoever reads it
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; give --source another path")
+    return Source(name, path, _stamp(path))
 
 
-def _printable(name: str) -> str:
-    """A file name as text, also where its bytes are not UTF-8."""
-    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino

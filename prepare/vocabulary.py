@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.tokenizer import Tokenizer, char, train_bpe
+from nanogpt_dist.tokenizer import Tokenizer, bpe_size, char, train_bpe
 from prepare.recipe import Recipe
 from prepare.sources import Sources
 from prepare.split import split_texts
@@ -20,7 +20,9 @@ def make_tokenizer(recipe: Recipe, sources: Sources, progress: Callable[[int], N
         return recipe.known
     if recipe.spec == "char":
         return char(_texts(recipe, sources, progress))
-    return train_bpe(_train_texts(recipe, sources, progress), int(recipe.spec.removeprefix("bpe:")))
+    size = bpe_size(recipe.spec)
+    assert size is not None
+    return train_bpe(_train_texts(recipe, sources, progress), size)
 
 
 def _texts(recipe: Recipe, sources: Sources, progress: Callable[[int], None]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from typing import Self
 import numpy as np
 
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.tokenizer import id_type
 
 MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes per id: llm.c's magic and version
 VERSION = 1
@@ -31,11 +32,6 @@ SHARD_TOKENS = 100_000_000
 MAX_SHARD_BYTES = 2**31 - 1  # llm.c keeps offsets in an int
 
 _WORDS = struct.Struct("<8i32s32s924x")
-
-
-def id_type(n_vocab: int) -> np.dtype:
-    """How an id is stored: uint16, or uint32 for vocabularies above 65,536; little-endian."""
-    return np.dtype("<u2" if n_vocab <= 65_536 else "<u4")
 
 
 def shard_name(name: str, split: str, index: int) -> str:

@@ -149,7 +149,7 @@ class Manifest(_Record):
         path, name = folder / MANIFEST, shown(folder / MANIFEST)
         if not folder.is_dir():
             line = f"prepare {folder.name}" if folder.parent == DATA else f"prepare CORPUS --out {shown(folder)}"
-            raise MissingInputError(f"{shown(folder)} does not exist; type: nanogpt {line}")
+            raise MissingInputError(f"{shown(folder)} does not exist or is no folder; type: nanogpt {line}")
         if not path.exists():
             raise BadDataError(f"{name} is missing: not prepared to the end; run the same nanogpt prepare again")
         with told(path), open_plain(path) as file:

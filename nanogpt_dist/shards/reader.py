@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError
-from nanogpt_dist.shards.format import BLOCK_BYTES, HEADER_BYTES, Header, id_type
+from nanogpt_dist.shards.format import BLOCK_BYTES, HEADER_BYTES, Header
 from nanogpt_dist.shards.manifest import (
     MANIFEST,
     FileRecord,
@@ -27,7 +27,7 @@ from nanogpt_dist.shards.manifest import (
     TokenizerRecord,
 )
 from nanogpt_dist.storage.durable import open_plain, sha256_file, shown, told
-from nanogpt_dist.tokenizer import Tokenizer, load
+from nanogpt_dist.tokenizer import Tokenizer, id_type, load
 
 
 class DataFolder:
@@ -184,6 +184,8 @@ def _open_tokenizer(folder: Path, record: TokenizerRecord) -> Tokenizer:
 
 
 def _check_size(path: Path, record: FileRecord) -> None:
+    if path.is_symlink():
+        raise BadDataError(f"{shown(path)} is a symbolic link, which is not followed; put the file itself there")
     if not path.is_file():
         raise BadDataError(f"{shown(path)} is missing; restore a copy or prepare the data again")
     if (size := path.stat().st_size) != record.bytes:

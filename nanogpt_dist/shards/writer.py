@@ -16,12 +16,11 @@ from nanogpt_dist.shards.format import (
     MAX_SHARD_BYTES,
     SHARD_TOKENS,
     Header,
-    id_type,
     shard_name,
 )
 from nanogpt_dist.shards.manifest import FileRecord, ShardRecord
 from nanogpt_dist.storage.durable import fsync_folder, sha256_file, staging_name, told, write_atomic
-from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, id_type
 
 
 class ShardWriter:

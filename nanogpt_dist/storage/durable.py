@@ -23,6 +23,11 @@ def shown(path: Path) -> str:
     return text if len(text) <= SHOWN else f"…{text[1 - SHOWN :]}"
 
 
+def printable(path: Path | str) -> str:
+    """A path as text that any file can hold, also where its bytes are not UTF-8."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def told(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turns an OSError of the block into a StorageError about `path`; `needed`: bytes that the block would write."""
@@ -34,7 +39,7 @@ def told(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def _reason(error: OSError, path: Path, needed: int | None) -> str:
     if error.errno in FULL:
-        need = "" if needed is None else f"needs {needed:,} bytes, "
+        need = "" if needed is None else f"needs at least {needed:,} bytes, "
         return (
             f"disk full: {shown(path)} {need}{free_bytes(path):,} are free; make room, then run the same command again"
         )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -34,8 +35,9 @@ class RunLock:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             os.register_at_fork(after_in_child=self._close)  # else a worker that outlives us would keep the lock
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, _holder(), 0)
+            with suppress(OSError):  # the note is for people: a full disk shows where it matters
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, _holder(), 0)
         except OSError as error:
             reason = self._refusal(error)
             self._close()

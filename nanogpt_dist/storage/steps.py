@@ -102,15 +102,15 @@ def _looks_whole(folder: Path) -> bool:
         return False
 
 
-def sweep(checkpoints: Path) -> list[str]:
-    """Removes what dead attempts left (.tmp-…, .trash-…) and returns the names.
+def sweep(folder: Path) -> list[str]:
+    """Removes what dead attempts left in `folder` (.tmp-…, .trash-…) and returns the names.
 
     Call it only under the run lock: a living attempt's staging folder looks the same. Raises: StorageError.
     """
-    with told(checkpoints):
-        names = sorted(filter(LEFTOVER.fullmatch, os.listdir(checkpoints))) if checkpoints.exists() else []
+    with told(folder):
+        names = sorted(filter(LEFTOVER.fullmatch, os.listdir(folder))) if folder.exists() else []
         for name in names:
-            remove(checkpoints / name)
+            remove(folder / name)
     return names
 
 

@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
                 writer.write(np.zeros(10_000, np.uint16), [10_000])
 
     try:
-        with pytest.raises(StorageError, match=r"needs [\d,]+ bytes, [\d,]+ are free"):
+        with pytest.raises(StorageError, match=r"needs at least [\d,]+ bytes, [\d,]+ are free"):
             fill()
         assert sorted(p.suffix for p in disk.iterdir()) == [".bin", ".bin", ".crc32", ".crc32", ".ends", ".ends"]
         assert not [p for p in disk.iterdir() if p.name.startswith(".")]

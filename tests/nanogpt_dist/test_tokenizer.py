@@ -143,8 +143,22 @@ def test_training_is_a_function_of_the_text(trained: Tokenizer) -> None:
 def test_too_little_text_to_train_on() -> None:
     with pytest.raises(BadDataError, match=r"only 259 of 5000 ids; type --tokenizer bpe:259"):
         tokenizers.train_bpe(["aaa"], 5000)
-    with pytest.raises(UsageError, match="bpe:257 or more"):
-        tokenizers.train_bpe(["aaa"], 256)
+
+
+def test_sizes_of_a_vocabulary() -> None:
+    assert tokenizers.bpe_size("bpe:257") == 257
+    assert tokenizers.bpe_size("gpt2") is tokenizers.bpe_size("bpe:x") is tokenizers.bpe_size("bpe:٣٠٠") is None
+    for spec in ("bpe:0", "bpe:256", "bpe:1000001", "bpe:" + "9" * 5000):
+        with pytest.raises(UsageError, match="give bpe:257 to bpe:1000000"):
+            tokenizers.bpe_size(spec)
+
+
+def test_runs_without_a_border_are_cut_for_training() -> None:
+    texts = ["ab " * 10, "=" * 2500 + "\n" * 1001 + "x"]
+    cut = list(bpe._without_long_runs(texts))
+    assert "".join(cut) == "".join(texts)
+    assert max(map(len, cut)) <= 2 * 1000
+    assert cut[0] == texts[0], "ordinary text stays whole"
 
 
 def test_save_and_load(gpt2: Tokenizer, trained: Tokenizer, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from nanogpt_dist.errors import (
     UsageError,
 )
 from nanogpt_dist.shards import DataFolder, verify_folder
+from nanogpt_dist.storage import sha256_file
 from prepare import encode
 from prepare.build import build
 from prepare.corpora import CORPORA, find
@@ -263,7 +265,7 @@ def test_a_lock_that_nobody_holds_is_taken(tmp_path: Path) -> None:
         ("text", {"sources": ["a.jsonl"], "val_fraction": 1e-9}, BadDataError, "raise --val-fraction"),
         ("text", {"sources": ["a.jsonl"], "val_fraction": 1 - 1e-9}, BadDataError, "lower --val-fraction"),
         ("text", {"sources": ["a.jsonl"], "column": "body"}, BadDataError, "--column"),
-        ("text", {"sources": ["nothing.txt"]}, BadDataError, "none of 0 documents"),
+        ("text", {"sources": ["nothing.txt"]}, BadDataError, "there is no text"),
         ("shakespear", {}, UsageError, "did you mean shakespeare"),
         ("python-stdlib", {"sources": ["a.txt"]}, UsageError, "takes no --source"),
         ("shakespeare", {"sources": ["a.txt", "a.txt"]}, UsageError, "one file"),
@@ -345,6 +347,28 @@ def test_bad_lines_are_named(line: bytes, message: str, tmp_path: Path) -> None:
         texts(tmp_path / "a.jsonl")
 
 
+def test_columns_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    words = pa.array(["one", "two", "one"])
+    parquet.write_table(pa.table({"text": words.dictionary_encode()}), path)
+    assert texts(path) == ["one", "two", "one"]
+    parquet.write_table(pa.Table.from_arrays([words, words], ["text", "text"]), path)
+    with pytest.raises(BadDataError, match="no text column text"):
+        texts(path)
+    parquet.write_table(pa.table({"text": pa.array(["some text"] * 1000)}), path)
+    data = bytearray(path.read_bytes())
+    data[20:40] = bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(BadDataError, match="no parquet file, or damaged"):
+        texts(path)
+
+
+def test_a_byte_order_mark_counts_as_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\xff")
+    with pytest.raises(BadDataError, match=r"a\.txt:1:4: byte 0xff"):
+        texts(tmp_path / "a.txt")
+
+
 def test_what_is_part_of_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\x00\xef\xbb\xbf")
     assert texts(tmp_path / "a.txt") == ["one\r\ntwo\0\ufeff"]
@@ -364,9 +388,81 @@ def test_folders_are_read_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a/z.md", "a/é.jsonl", "B.txt", "a.csv", ".hidden.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}')
-    sources = find_sources(find("text"), [tmp_path, tmp_path / "b.txt"])
-    assert [file.name for file in sources.files] == ["B.txt", "a/z.md", "a/é.jsonl", "b.txt", "b.txt"]
-    assert sources.ignored == 1
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    sources = find_sources(find("text"), [tmp_path / "a", tmp_path / "b.txt"])
+    assert [file.name for file in sources.files] == ["z.md", "é.jsonl", "b.txt"]
+    sources = find_sources(find("text"), [tmp_path])
+    assert [file.name for file in sources.files] == ["B.txt", "a/z.md", "a/é.jsonl", "b.txt"]
+    assert sources.ignored == ("a.csv", "link")
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    for name in ("a.TXT", "b.csv", "c.json"):
+        (tmp_path / name).write_text("some text " * 100)
+    told: list[str] = []
+    build("text", tmp_path / "out", [tmp_path], tokenizer="byte", note=told.append)
+    assert told == ["2 files are not read, their endings are not known: b.csv, c.json"]
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(MissingInputError, match="not a file"):
+        find_sources(find("text"), [tmp_path])
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {i}" for i in range(100)])
+
+    def change(what: str, done: int, total: int) -> None:
+        source.write_text(source.read_text() + "\n")
+
+    with pytest.raises(BadDataError, match="changed while it was read"):
+        build("text", tmp_path / "out", [source], tokenizer="byte", progress=change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_folder_is_noticed_and_says_how_to_go_on(source: Path, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(prepared, out)
+    shard = next(out.glob("*_train_*.bin"))
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(BadDataError, match="rm -r it, then run the same command"):
+        build("text", out, [source], tokenizer="bpe:300")
+    (out / "manifest.json").write_text('{"name": "somebody\'s"}')
+    with pytest.raises(CannotCreateError, match="choose another --out"):
+        build("text", out, [source], tokenizer="bpe:300")
+
+
+def test_folders_made_for_nothing_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    with pytest.raises(BadDataError):
+        build("text", tmp_path / "deep" / "er" / "out", [tmp_path / "bad.txt"], tokenizer="byte")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_one_text_may_be_cut_in_two(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("some text " * 100)
+    with pytest.raises(BadDataError, match="for a single text type --split characters"):
+        build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte")
+    manifest = build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte", split="characters")
+    assert (manifest.splits["train"].tokens, manifest.splits["val"].tokens) == (900, 100)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_cleans_up_and_says_so(source: Path, prepared: Path, sign: signal.Signals, tmp_path: Path) -> None:
+    line = [sys.executable, str(ROOT / "nanogpt"), "prepare", "text", "--source", str(source), "--workers", "2"]
+    line += ["--tokenizer", "bpe:300", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out" / "tokenizer.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, sign)  # as a terminal does it: the workers get it too
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (75, ""), stderr
+    assert stderr == "nanogpt: stopped, nothing is left behind; the same command starts over\n"
+    assert not (tmp_path / "out").exists()
 
 
 # ---- encoding in parallel
@@ -488,6 +584,10 @@ def test_the_summary_ends_with_what_to_type_next(tmp_path: Path) -> None:
 def test_the_summary_names_the_presets_for_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("input.txt").write_text("to be or not to be " * 50)
+    with pytest.raises(UsageError, match="not the known text"):
+        CliRunner().invoke(app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False)
+    known = replace(CORPORA["shakespeare_char"], sha256=sha256_file(Path("input.txt")))
+    monkeypatch.setitem(CORPORA, "shakespeare_char", known)
     result = CliRunner().invoke(app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False)
     last = "Next: nanogpt train shakespeare-char   (without a GPU: nanogpt train shakespeare-char-cpu)\n"
     assert result.stdout.endswith(last)

@@ -46,7 +46,7 @@ def test_errors_name_the_file_the_reason_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere/file: No such file or directory; check the disk") as error:
         storage.write_atomic(tmp_path / "nowhere" / "file", b"")
     assert isinstance(error.value.__cause__, FileNotFoundError)
-    full = r"disk full: .* needs 1,234,567 bytes, [0-9,]+ are free; make room"
+    full = r"disk full: .* needs at least 1,234,567 bytes, [0-9,]+ are free; make room"
     with pytest.raises(StorageError, match=full) as error, durable.told(tmp_path / ("x" * 200), needed=1_234_567):
         raise OSError(errno.EDQUOT, "quota")
     assert len(str(error.value)) < MAX_LINE
