@@ -1,13 +1,12 @@
 """`nanogpt eval`: the loss of a checkpoint over a whole val split."""
 
 from dataclasses import asdict
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.options import Json
+from cli.options import Device, Json
 
 if TYPE_CHECKING:
     from nanogpt_dist.shards import DataFolder
@@ -23,9 +22,9 @@ def eval_command(
     split: Annotated[Literal["train", "val"], typer.Option(help="Split of the data to read.")] = "val",
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows in one forward pass.")] = 16,
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
-        str, typer.Option(help="float32, or bfloat16 for speed at the cost of the last digits.")
+        Literal["float32", "bfloat16"], typer.Option(help="bfloat16: faster, at the cost of the last digits.")
     ] = "float32",
     json: Json = False,
 ) -> None:
@@ -38,8 +37,10 @@ def eval_command(
     from nanogpt_dist.shards import DataFolder
 
     with connect(device, timeout_s=600) as world:
+        with world.together():  # one rank chooses: a run that is still training goes on meanwhile
+            chosen = str(runs.find_checkpoint(target, best, _warn)) if world.leads else ""
+        found = Path(world.text_from_lead(chosen))
         with world.together():
-            found = runs.find_checkpoint(target, best, _warn)
             model, config = load_model(found, world.device)
             data = DataFolder.open(Path(dataset or config.dataset))
             check_tokenizer(found, data)
@@ -52,7 +53,8 @@ def eval_command(
     if not world.leads:
         return
     if json:
-        typer.echo(dumps({**asdict(result), "checkpoint": str(found), "dataset": str(data.path), "split": split}))
+        where = {"checkpoint": str(found), "dataset": str(data.path), "split": split}
+        typer.echo(runs.to_json({**asdict(result), **where}))
         return
     typer.echo(f"loss        {result.val_loss:.4f} ± {result.standard_error:.4f} nats/token")
     typer.echo(f"perplexity  {result.perplexity:.2f}")

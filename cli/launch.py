@@ -5,20 +5,19 @@ import os
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from launch import supervisor, torchrun
 from nanogpt_dist.errors import UsageError
 
 # Options end at the command's name: all that follows it belongs to the command, even `--help` and `--nnodes`.
+IN_RANKS = ("train", "eval")  # the commands that share their work out; others would do it once in each rank
 CONTEXT = {"allow_interspersed_args": False, "token_normalize_func": lambda name: name.replace("_", "-")}
 
 
 def launch(
-    context: typer.Context,
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="COMMAND …", help="The nanogpt command to run in every rank, with its options."),
+        typer.Argument(metavar="train|eval …", help="The nanogpt command to run in every rank, with its options."),
     ],
     nproc_per_node: Annotated[
         str,
@@ -47,7 +46,7 @@ def launch(
 
     Ctrl-C or SIGTERM lets every rank save, and returns 75: the same command again resumes.
     """
-    _check_command(arguments[0], _commands(context))
+    _check_command(arguments[0])
     ranks = torchrun.ranks(nproc_per_node)
     line = torchrun.command(ranks, nnodes, node_rank, rdzv_endpoint, max_restarts, arguments)
     added = torchrun.environment(ranks, shutdown_timeout, os.environ)
@@ -57,16 +56,9 @@ def launch(
     raise typer.Exit(supervisor.run(line, {**os.environ, **added}, shutdown_timeout))
 
 
-def _commands(context: typer.Context) -> list[str]:
-    """The commands of the program that `launch` is one of, without launch itself."""
-    assert context.parent
-    assert isinstance(context.parent.command, TyperGroup)
-    return [name for name in context.parent.command.list_commands(context.parent) if name != context.info_name]
-
-
-def _check_command(name: str, commands: list[str]) -> None:
-    if name in commands:
+def _check_command(name: str) -> None:
+    if name in IN_RANKS:
         return
-    nearest = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
-    advice = f"did you mean {nearest[0]}?" if nearest else f"give one of {', '.join(commands)}"
+    nearest = difflib.get_close_matches(name, IN_RANKS, n=1, cutoff=0.5)
+    advice = f"did you mean {nearest[0]}?" if nearest else f"give one of {', '.join(IN_RANKS)}"
     raise UsageError(f"cannot launch {name!r}: {advice}")

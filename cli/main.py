@@ -1,6 +1,6 @@
 """The command `nanogpt`: its subcommands, and the one place where an error becomes a line and an exit code."""
 
-import errno
+import io
 import os
 import sys
 import traceback
@@ -11,15 +11,15 @@ import typer
 from cli.eval import eval_command
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
-from cli.options import CONTEXT, nanogpt_style
+from cli.options import CONTEXT, nanogpt_style, refuse_empty
 from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
 from cli.show import show_app
 from cli.train import train
 from launch import verdict
-from nanogpt_dist import __version__
-from nanogpt_dist.errors import Exit, NanogptError, one_line
+from nanogpt_dist import __version__, errors
+from nanogpt_dist.errors import INTERRUPTED, MAX_LINE, Exit, NanogptError, one_line
 
 DEBUG = "NANOGPT_DEBUG"  # set by --debug, inherited by the ranks that a command starts
 
@@ -63,9 +63,13 @@ def main() -> int:
     if "--debug" in arguments:
         arguments = [argument for argument in arguments if argument != "--debug"]
         os.environ[DEBUG] = "1"
+    _open_streams()
     try:
+        refuse_empty(arguments)
         code = app(nanogpt_style(arguments), prog_name="nanogpt", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer has turned Ctrl-C into this
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else Exit.DONE
     except BrokenPipeError:  # `nanogpt … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,40 +80,34 @@ def main() -> int:
         return _leave(*explain(error))
 
 
+def _open_streams() -> None:
+    """Standard streams that take any text, and are there: a closed one swallows what is written."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def explain(error: BaseException) -> tuple[int, str, bool]:
     """Exit code, line, and whether all ranks are known to end in the same way."""
-    if isinstance(error, NanogptError):
-        return error.code, str(error), error.agreed
     if isinstance(error, typer.TyperException):
-        return Exit.USAGE, f"{error.format_message().rstrip('.')}; --help shows what there is", True
-    name = type(error).__name__
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return 130, "interrupted; the same command again goes on from the last checkpoint", False
+        message = error.format_message().rstrip(".")  # none where a command alone has shown its help
+        return Exit.USAGE, f"{message}; --help shows what there is" if message else "", True
     if isinstance(error, SystemExit):
         return int(error.code or 0), "", False
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Exit.IO_ERROR, f"no space left for {error.filename}; free some and type the same again", False
-    if isinstance(error, PermissionError):
-        return Exit.CANNOT_CREATE, f"no permission for {error.filename}; choose another folder", False
-    if isinstance(error, FileNotFoundError):
-        return Exit.MISSING_INPUT, f"{error.filename} does not exist", False
-    if isinstance(error, OSError):
-        return Exit.IO_ERROR, f"{error.strerror or error}: {error.filename}", False
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return Exit.BUG, "out of memory; halve --batch-size and double --gradient-accumulation-steps", False
-    if name.startswith("Dist") or "gloo" in str(error) or "Connection closed by peer" in str(error):
-        return Exit.IO_ERROR, f"lost the other ranks, see their message ({error})", False
-    return Exit.BUG, f"bug: {name}: {error}; please report it with what --debug prints", False
+    return *errors.explain(error), isinstance(error, NanogptError) and error.agreed
 
 
 def _leave(code: int, line: str, agreed: bool) -> int:
     """Print the line once, leave the verdict for a launcher, and choose what this process returns."""
-    rank = int(os.environ.get("RANK", "0"))
-    line = one_line(line)
+    rank = int(number) if (number := os.environ.get("RANK", "0")).isdecimal() else 0
+    where = f" (rank {rank})" if rank and not agreed else ""
+    prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "
+    line = one_line(line, MAX_LINE - len(prefix))
     if line and (rank == 0 or not agreed):
-        word = "nanogpt" if code == Exit.STOPPED else "nanogpt: error"
-        where = f" (rank {rank})" if rank and not agreed else ""
-        print(f"{word}{where}: {line}", file=sys.stderr, flush=True)
+        print(prefix + line, file=sys.stderr, flush=True)
     left = verdict.write(verdict.Verdict(code, line, rank, agreed))
     # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see that all went well.
     return Exit.DONE if left and agreed else code

@@ -4,14 +4,18 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from pydantic import BaseModel
 
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.errors import UsageError
+
 # `--learning_rate` is `--learning-rate`, as in nanoGPT.
 CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto: cuda, else mps, else cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
 
 
@@ -52,12 +56,25 @@ def _flag(name: str, field: Any, panel: str | None) -> inspect.Parameter:
 
 
 def nanogpt_style(arguments: list[str]) -> list[str]:
-    """nanoGPT writes --compile=False where we write --no-compile: turn the one into the other."""
+    """nanoGPT writes --compile=False where we write --no-compile: turn the one into the other, for on-off settings."""
+    switches = {name for name, field in TrainConfig.model_fields.items() if field.annotation in (bool, bool | None)}
     result = []
     for argument in arguments:
         match = re.fullmatch(r"--([A-Za-z][\w-]*)=(true|false)", argument, re.IGNORECASE)
-        if match:
+        if match and match[1].replace("-", "_") in switches:
             result.append(f"--{match[1]}" if match[2].lower() == "true" else f"--no-{match[1]}")
         else:
             result.append(argument)
     return result
+
+
+def refuse_empty(arguments: list[str]) -> None:
+    """Raises UsageError for an empty argument: mostly a shell variable that is not set. A prompt may be empty."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag = (
+            before if argument == "" else argument.removesuffix("=") if re.fullmatch(r"--[\w-]+=", argument) else None
+        )
+        if flag is not None and flag != "--prompt":
+            raise UsageError(
+                f"nothing stands behind {flag or 'nanogpt'}: is a variable unset? Leave it out or fill it in"
+            )

@@ -2,11 +2,11 @@
 
 import os
 import shlex
-import subprocess
 import sys
 
 import typer
 
+from launch.processes import run_and_pass_on
 from launch.torchrun import environment
 from nanogpt_dist.errors import Exit
 
@@ -29,7 +29,7 @@ def quickstart() -> None:
         typer.secho(f"\n$ nanogpt {command}", bold=True)
         sys.stdout.flush()
         line = [sys.executable, "-m", "nanogpt_dist", *shlex.split(command)]
-        code = subprocess.run(line, env={**os.environ, **_paths()}).returncode
+        code = run_and_pass_on(line, {**os.environ, **_paths()})
         if code != Exit.DONE:
             raise typer.Exit(code)
     typer.secho("\nAll of it stands in data/python-stdlib and out/quickstart. Next: nanogpt train --help", bold=True)

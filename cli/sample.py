@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import Json
+from cli.options import Device, Json
 
 
 def sample(
@@ -17,16 +17,18 @@ def sample(
     prompt: Annotated[str, typer.Option(help="What to go on from: text, or FILE:path.")] = "\n",
     num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample, in tokens.")] = 500,
-    temperature: Annotated[float, typer.Option(min=0, help="Below 1: bolder; 0: always the likeliest token.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Below 1: bolder; 0: always the likeliest token.")
+    ] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: among all.")] = 200,
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="Choose among the likeliest tokens of this total probability.")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End a sample before this text; may be given again.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal samples.")] = 1337,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds draw equal samples.")] = 1337,
     stream: Annotated[bool, typer.Option("--stream", help="Print each sample while it comes.")] = False,
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")] = "auto",
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at --max-new-tokens."""
@@ -74,7 +76,7 @@ def read_prompt(prompt: str) -> str:
     path = Path(prompt.removeprefix("FILE:"))
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingInputError(f"the prompt's file {path} does not exist") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingInputError(f"the prompt's file {path} does not exist or is not a file; check the path") from None
     except UnicodeDecodeError as error:
         raise BadDataError(f"the prompt's file {path} is not UTF-8 at byte {error.start}") from None

@@ -33,7 +33,7 @@ def train(
 
     Defaults below are those of no preset; `nanogpt show config PRESET` tells a preset's.
     """
-    stop = StopRequest().listen()
+    stop = StopRequest("stopped before the first update; the same command starts or resumes the run").listen()
     try:
         config = presets.load(preset, settings)
     except NanogptError as error:
@@ -63,10 +63,11 @@ def _look_at_data(dataset: str) -> None:
 
 def _report(result: Any, as_json: bool) -> None:
     from dataclasses import asdict
-    from json import dumps
+
+    from nanogpt_dist.runs import to_json
 
     if as_json:
-        typer.echo(dumps(asdict(result)))
+        typer.echo(to_json(asdict(result)))
         return
     val_loss = "–" if result.val_loss is None else f"{result.val_loss:.4f}"
     best = "–" if result.best_val_loss is None else f"{result.best_val_loss:.4f}"

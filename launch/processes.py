@@ -3,12 +3,14 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def children(parent: int) -> set[int]:
@@ -30,6 +32,21 @@ def send(number: signal.Signals, pids: Iterable[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def run_and_pass_on(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run `command` to its end and pass on the signals that ask us to stop; its exit code, or 128 + N for signal N.
+
+    Ctrl-C reaches it twice, from the terminal and from us: it has to take the second for the first. Main thread only.
+    """
+    child = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent())
+    before = {number: signal.signal(number, lambda n, _: send(signal.Signals(n), [child.pid])) for number in STOPPING}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def end_with_parent() -> Callable[[], None] | None:

@@ -164,9 +164,8 @@ def _private_folder() -> Iterator[Path]:
 @contextmanager
 def _listening(stop: Stop) -> Iterator[None]:
     """Lets `stop` hear SIGINT, SIGTERM and SIGHUP; one that we inherited as ignored (nohup) stays ignored."""
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {number: signal.getsignal(number) for number in numbers}
-    heard = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in processes.STOPPING}
+    heard = [number for number in before if before[number] is not signal.SIG_IGN]
     for number in heard:
         signal.signal(number, stop.on_signal)
     try:

@@ -98,7 +98,7 @@ def micro_batch_size(batch_size: int, global_batch_size: int, ranks: int) -> int
             f"{ranks} ranks cannot share {global_batch_size} sequences an update evenly; possible: {valid}"
         )
     share = global_batch_size // ranks
-    return max(n for n in range(1, min(batch_size, share) + 1) if share % n == 0)
+    return next(n for n in range(min(batch_size, share), 0, -1) if share % n == 0)
 
 
 def read_windows(split: Split, starts: Positions, block_size: int) -> tuple[Tokens, Tokens]:

@@ -30,8 +30,8 @@ class TrainState:
     tokens: int = 0  # tokens trained on
     skipped: int = 0  # updates left out since a gradient was not finite
     val_loss: float | None = None  # of the last evaluation, in nats/token
-    best_val_loss: float | None = None
-    best_step: int | None = None  # the checkpoint of the lowest val loss
+    best_val_loss: float | None = None  # the lowest of all checkpoints
+    best_step: int | None = None  # the checkpoint that has it
 
 
 def save(

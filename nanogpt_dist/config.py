@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nanogpt_dist.errors import ConfigError, MissingInputError
 
+PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
+
 
 def setting(default: Any, group: str, help: str, **bounds: Any) -> Any:
     """A config field: its default, the group it is shown under in --help, what it means with its unit, its bounds."""
@@ -21,18 +23,19 @@ def setting(default: Any, group: str, help: str, **bounds: Any) -> Any:
 class ModelConfig(BaseModel):
     """The architecture: GPT-2. Equal ModelConfigs have checkpoints of equal shapes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    block_size: int = setting(1024, "Model", "Context length, in tokens.", ge=1)
+    block_size: int = setting(1024, "Model", "Context length, in tokens.", ge=1, le=2**24)
     vocab_size: int | None = setting(
         None,
         "Model",
         "Rows of the token table; unset: the data set's vocabulary, rounded up to a multiple of 64.",
         ge=1,
+        le=2**24,
     )
-    n_layer: int = setting(12, "Model", "Transformer blocks.", ge=1)
-    n_head: int = setting(12, "Model", "Attention heads per block; divides n_embd.", ge=1)
-    n_embd: int = setting(768, "Model", "Width of the residual stream.", ge=1)
+    n_layer: int = setting(12, "Model", "Transformer blocks.", ge=1, le=2**16)
+    n_head: int = setting(12, "Model", "Attention heads per block; divides n_embd.", ge=1, le=2**20)
+    n_embd: int = setting(768, "Model", "Width of the residual stream.", ge=1, le=2**20)
     dropout: float = setting(
         0.0, "Model", "Dropout probability; 0 for pretraining, 0.1 and more on little data.", ge=0, lt=1
     )
@@ -50,18 +53,24 @@ class TrainConfig(ModelConfig):
     """Everything that `nanogpt train` takes. Defaults are those of nanoGPT's train_gpt2 recipe."""
 
     # Data
-    dataset: str = setting("data/openwebtext", "Data", "Folder that `nanogpt prepare` wrote.")
-    batch_size: int = setting(12, "Data", "Micro-batch: sequences in one forward pass of one rank, at most.", ge=1)
-    gradient_accumulation_steps: int = setting(
-        40, "Data", "Micro-batches in one update, in total over all ranks; global batch = batch_size × this.", ge=1
+    dataset: str = setting("data/openwebtext", "Data", "Folder that `nanogpt prepare` wrote.", pattern=PATH)
+    batch_size: int = setting(
+        12, "Data", "Micro-batch: sequences in one forward pass of one rank, at most.", ge=1, le=2**20
     )
-    seed: int = setting(1337, "Data", "Seed of the weights, the order of the data and dropout.", ge=0)
+    gradient_accumulation_steps: int = setting(
+        40,
+        "Data",
+        "Micro-batches in one update, in total over all ranks; global batch = batch_size × this.",
+        ge=1,
+        le=2**20,
+    )
+    seed: int = setting(1337, "Data", "Seed of the weights, the order of the data and dropout.", ge=0, le=2**63 - 1)
 
     # Optimizer
-    max_iters: int = setting(600_000, "Optimizer", "Updates to make.", ge=0)
+    max_iters: int = setting(600_000, "Optimizer", "Updates to make.", ge=1, le=2**40)
     learning_rate: float = setting(6e-4, "Optimizer", "Peak learning rate.", gt=0)
     decay_lr: bool = setting(True, "Optimizer", "Warm up and decay the learning rate; off: constant.")
-    warmup_iters: int = setting(2000, "Optimizer", "Updates of linear warm-up.", ge=0)
+    warmup_iters: int = setting(2000, "Optimizer", "Updates of linear warm-up.", ge=0, le=2**40)
     lr_decay_iters: int | None = setting(
         None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1
     )
@@ -74,7 +83,7 @@ class TrainConfig(ModelConfig):
     grad_clip: float = setting(1.0, "Optimizer", "Clip the gradient's norm to this; 0: off.", ge=0)
 
     # Evaluation, logs and checkpoints
-    out_dir: str | None = setting(None, "Output", "Run folder; unset: out/PRESET.")
+    out_dir: str | None = setting(None, "Output", "Run folder; unset: out/PRESET.", pattern=PATH)
     eval_interval: int = setting(2000, "Output", "Updates between evaluations.", ge=1)
     eval_iters: int = setting(
         200, "Output", "Evaluation reads this many micro-batches, spread over the val split.", ge=1
@@ -95,7 +104,9 @@ class TrainConfig(ModelConfig):
         "auto", "Machine", "Autocast type; auto: bfloat16 where the device is fast in it."
     )
     compile: bool | None = setting(None, "Machine", "Run the model through torch.compile; unset: on cuda only.")
-    timeout_s: int = setting(300, "Machine", "Seconds after which a rank that does not answer ends the run.", ge=1)
+    timeout_s: int = setting(
+        300, "Machine", "Seconds after which a rank that does not answer ends the run.", ge=1, le=10**6
+    )
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> "TrainConfig":
@@ -139,9 +150,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file. Raises MissingInputError, ConfigError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingInputError(f"{path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingInputError(
+            f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

@@ -38,6 +38,8 @@ def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.de
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
         count = torch.cuda.device_count()
+        if not count:
+            raise ConfigError("no CUDA device found; type --device cpu")
         if local_size > count:
             raise ConfigError(f"{local_size} ranks on this machine, {count} GPUs found; start fewer or --device cpu")
         return torch.device("cuda", local_rank)

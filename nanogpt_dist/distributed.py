@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
-from nanogpt_dist.errors import MAX_LINE, NanogptError, error_of, one_line
+from nanogpt_dist.errors import MAX_LINE, ConfigError, NanogptError, error_of, one_line
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,20 @@ class World:
         raise agreed from error
 
 
+def _from_torchrun(name: str, otherwise: int) -> int:
+    value = os.environ.get(name, str(otherwise))
+    if not value.isdecimal():
+        raise ConfigError(f"{name}={value!r} is not what torchrun sets: unset it, or start with torchrun")
+    return int(value)
+
+
 @contextlib.contextmanager
 def connect(device_name: str, timeout_s: int) -> Iterator[World]:
     """The World that torchrun's environment describes, or a World of one without it. Leaves the group at the end."""
-    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-    size, local_size = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    rank, local_rank = _from_torchrun("RANK", 0), _from_torchrun("LOCAL_RANK", 0)
+    size, local_size = _from_torchrun("WORLD_SIZE", 1), _from_torchrun("LOCAL_WORLD_SIZE", 1)
+    if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigError("WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT: unset it, or start with torchrun")
     device = pick_device(device_name, local_rank, local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -3,9 +3,11 @@
 Raise these for the user's mistakes and the machine's faults; `assert` is for our own invariants.
 """
 
+import errno
 from enum import IntEnum
 
 MAX_LINE = 200  # characters of an error line
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ends with nothing to save, as shells have it
 
 
 class Exit(IntEnum):
@@ -90,10 +92,39 @@ def error_of(code: int, message: str) -> NanogptError:
     return kinds.get(code, NanogptError)(message)
 
 
-def one_line(text: str) -> str:
-    """`text` on one line of at most MAX_LINE characters; what is cut is the middle, since the end says what to type."""
-    line = " ".join(text.split())
-    if len(line) <= MAX_LINE:
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and line for any error; those that nobody foresaw are bugs."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, NanogptError):
+        return error.code, text
+    if isinstance(error, OSError):
+        return _explain_system(error, error.filename or "standard output")
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return Exit.BUG, "out of memory; lower --batch-size (and raise --gradient-accumulation-steps) or --num-samples"
+    if name.startswith("Dist") or "gloo" in text or "Connection closed by peer" in text:
+        return Exit.IO_ERROR, (
+            "lost another rank: see its message, or its exit code above (-9: killed, mostly for lack of memory); "
+            "the same command resumes"
+        )
+    return Exit.BUG, f"bug: {name}: {text}; please report it with what --debug prints"
+
+
+def _explain_system(error: OSError, name: str) -> tuple[int, str]:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Exit.IO_ERROR, f"no space left for {name}; free some and type the same again"
+    if isinstance(error, FileNotFoundError):
+        return Exit.MISSING_INPUT, f"{name} does not exist; check the path"
+    if isinstance(error, PermissionError):
+        return Exit.IO_ERROR, f"no permission for {name}; check its owner and mode, or name another"
+    return Exit.IO_ERROR, f"{error.strerror or error}: {name}; check the path and the disk"
+
+
+def one_line(text: str, at_most: int = MAX_LINE) -> str:
+    """`text` on one line of printable characters; where it is too long the middle goes: the end says what to type."""
+    line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+    if len(line) <= at_most:
         return line
-    head, tail = MAX_LINE // 2, MAX_LINE - MAX_LINE // 2 - 3
+    head, tail = at_most // 2, at_most - at_most // 2 - 3
     return f"{line[:head]} … {line[-tail:]}"

@@ -41,7 +41,7 @@ class Evaluation:
 def whole_split(tokens: int, block_size: int) -> Windows:
     """Windows that predict every token of a split but the first exactly once; the last one may be short."""
     if tokens < 2:
-        raise BadDataError(f"the val split has {tokens} tokens; prepare with a larger --val-fraction")
+        raise BadDataError(f"a split of {tokens} tokens cannot be evaluated; prepare with another --val-fraction")
     starts = np.arange(0, tokens - 1, block_size, dtype=np.int64)
     return Windows(starts, np.minimum(block_size, tokens - 1 - starts))
 

@@ -1,12 +1,12 @@
 """What a run tells while it runs: metrics.jsonl (the record), TensorBoard (best effort), a line on the terminal."""
 
 import json
-import math
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanogpt_dist import storage
+from nanogpt_dist import runs, storage
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,8 +57,11 @@ class Console:
 
     def _write(self, text: str) -> None:
         if self.enabled:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            try:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            except OSError:  # the terminal or the pipe is gone: training goes on in silence
+                self.enabled = False
 
 
 class Recorder:
@@ -69,6 +72,8 @@ class Recorder:
         self._record = (run / RECORD).open("ab", buffering=0)
         self._unwritten = b""  # lines that the disk had no room for yet
         self._console = console
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._on_thread_error
         self._board = self._open_board(run / "tensorboard", step) if tensorboard else None
 
     def update(self, values: dict[str, Any], progress: str) -> None:
@@ -85,11 +90,11 @@ class Recorder:
         """Close all files."""
         self._record.close()
         self._to_board(lambda board: board.close())
+        threading.excepthook = self._excepthook
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
+        self._append(runs.to_json(values).encode() + b"\n")
         known = {name: value for name, value in values.items() if value is not None}
-        finite = {name: known[name] if math.isfinite(known.get(name, math.nan)) else None for name in values}
-        self._append(json.dumps(finite).encode() + b"\n")  # NaN is no JSON
         step = known.pop("step")
         self._to_board(lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in known.items()])
 
@@ -111,6 +116,11 @@ class Recorder:
         except OSError as error:
             self._board_failed(error)
             return None
+
+    def _on_thread_error(self, error: Any) -> None:
+        """TensorBoard's thread needs no traceback: its error comes back at our next write."""
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__name__ == "_AsyncWriterThread"):
+            self._excepthook(error)
 
     def _to_board(self, write: Any) -> None:
         if self._board is not None:

@@ -36,6 +36,8 @@ class Progress:
     def _open(self, run: Path, state: TrainState) -> Recorder:
         runs.describe(run, self.world.size, torch.get_num_threads(), torch=torch.__version__)
         storage.write_atomic(run / "config.toml", to_toml(self.config).encode())
+        newest = storage.step_name(state.step) if state.step else None
+        runs.write_status(run, "running", 0, state.step, "", newest)
         return Recorder(run, state.step, self.config.tensorboard, self.console)
 
     @property

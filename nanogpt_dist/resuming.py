@@ -7,7 +7,7 @@ from pathlib import Path
 from nanogpt_dist import checkpoint, runs, storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError
+from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, explain, one_line
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 
@@ -17,7 +17,7 @@ FIXED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gel
 
 @contextlib.contextmanager
 def run_folder(config: TrainConfig, world: World) -> Iterator[Path]:
-    """The run's folder, locked by rank 0 against a second run; what ended the block stands in its status.json."""
+    """The run's folder, locked by rank 0 against a second run."""
     assert config.out_dir is not None
     run = Path(config.out_dir)
     with contextlib.ExitStack() as stack:
@@ -25,20 +25,25 @@ def run_folder(config: TrainConfig, world: World) -> Iterator[Path]:
             if world.leads:
                 storage.probe_writable(run)
                 stack.enter_context(storage.RunLock(run))
-        try:
-            yield run
-        except BaseException as error:
-            if world.leads:
-                _note_failure(run, error)
-            raise
+        yield run
 
 
-def _note_failure(run: Path, error: BaseException) -> None:
-    before = runs.read_json(run / "status.json")
-    code = error.code if isinstance(error, NanogptError) else Exit.BUG
-    message = str(error) or type(error).__name__
+@contextlib.contextmanager
+def noting_failure(run: Path, world: World) -> Iterator[None]:
+    """An error that ends the block stands in the run's status.json, too."""
+    try:
+        yield
+    except BaseException as error:
+        if world.leads:
+            _note(run, *explain(error))
+        raise
+
+
+def _note(run: Path, code: int, line: str) -> None:
     with contextlib.suppress(NanogptError):  # a full disk may be what ended the run: its own error says so
-        runs.write_status(run, "failed", int(code), before.get("step", 0), message, before.get("checkpoint"))
+        before = runs.read_json(run / "status.json")
+        verdict = "stopped" if code == Exit.STOPPED else "failed"
+        runs.write_status(run, verdict, code, before.get("step", 0), one_line(line), before.get("checkpoint"))
 
 
 def resume_point(
@@ -48,7 +53,8 @@ def resume_point(
     chosen = ""
     with world.together():
         if world.leads:
-            storage.sweep(runs.checkpoints_of(run))
+            for folder in (run, runs.checkpoints_of(run)):
+                storage.sweep(folder)
             found = runs.resume_point(run, fresh, lambda text: console.line(f"warning: {text}"))
             if found is not None:
                 check_same_run(found, config, data)

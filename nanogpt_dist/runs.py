@@ -4,6 +4,7 @@ config.toml · run.json · status.json · metrics.jsonl · tensorboard/ · run.l
 """
 
 import json
+import math
 import os
 import platform
 import socket
@@ -23,9 +24,18 @@ def checkpoints_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def to_json(content: dict[str, Any], indent: int | None = None) -> str:
+    """`content` as strict JSON: a number at its top level that JSON does not have (NaN, infinity) becomes null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }
+    return json.dumps(finite, indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace `path` by `content`, whole or not at all."""
-    storage.write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    storage.write_atomic(path, (to_json(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,27 +103,21 @@ def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str]
     """
     path = Path(target) if target else newest_run(OUT)
     if not path.is_dir():
-        raise MissingInputError(f"{path} does not exist; give a run folder (out/NAME) or a checkpoint in it")
+        raise MissingInputError(f"{path} does not exist or is no folder; give a run (out/NAME) or a checkpoint in it")
     if storage.step_of(path.resolve().name) is not None:
         storage.good(path)
         return path
-    steps = storage.list_steps(checkpoints_of(path))
-    if not steps:
+    newest = storage.newest_good(checkpoints_of(path), warn, rename_bad=False)  # we do not hold the run's lock
+    if newest is None:
         raise MissingInputError(f"{path} holds no checkpoint; type: nanogpt train --out-dir {path}")
-    if best and (best_step := read_json(steps[0] / "state.json").get("best_step")) is not None:
-        chosen = checkpoints_of(path) / storage.step_name(best_step)
-        storage.good(chosen)
-        return chosen
-    reasons = []
-    for step in steps:  # reading only: a bad one is passed over here, and set aside when training resumes
-        try:
-            storage.good(step)
-        except BadDataError as error:
-            reasons.append(str(error))
-            warn(f"{error}; taking the one before")
-        else:
-            return step
-    raise BadDataError(f"all {len(steps)} checkpoints of {path} are bad; the newest: {reasons[0]}")
+    if not best:
+        return newest
+    step = read_json(newest / "state.json").get("best_step")
+    if not isinstance(step, int):
+        raise MissingInputError(f"no evaluation of {path} was saved with a checkpoint: leave --best out")
+    chosen = checkpoints_of(path) / storage.step_name(step)
+    storage.good(chosen)
+    return chosen
 
 
 def newest_run(out: Path) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.model import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 
@@ -74,12 +75,17 @@ def choose(logits: Tensor, settings: Settings, generator: torch.Generator) -> Te
 def generate(model: GPT, ids: Tensor, settings: Settings, n_vocab: int) -> Iterator[Tensor]:
     """The next token of every row, again and again: ids (B, T) → max_new_tokens × (B,), only ids below n_vocab.
 
-    The context is cropped to the model's last block_size tokens.
+    The context is cropped to the model's last block_size tokens. Raises BadDataError for weights that diverged.
     """
     generator = torch.Generator(ids.device).manual_seed(settings.seed)
     for _ in range(settings.max_new_tokens):
         logits, _ = model(ids[:, -model.config.block_size :])
-        chosen = choose(logits[:, -1, :n_vocab].float(), settings, generator)  # (B, 1)
+        last = logits[:, -1, :n_vocab].float()  # (B, n_vocab)
+        if not torch.isfinite(last).all():
+            raise BadDataError(
+                "the model's logits are not finite: its training has diverged; take an earlier checkpoint"
+            )
+        chosen = choose(last, settings, generator)  # (B, 1)
         yield chosen[:, 0]
         ids = torch.cat([ids, chosen], dim=1)
 

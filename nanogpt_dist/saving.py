@@ -1,6 +1,7 @@
 """When a run saves, and what it does when saving fails. The commit is storage's, the content checkpoint.py's."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from nanogpt_dist import checkpoint, runs, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import StorageError
+from nanogpt_dist.errors import ConfigError, StorageError
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.update import Updater
@@ -18,9 +19,7 @@ MAX_FAILURES = 3  # saves in a row; then the run stops, since what it computes c
 
 
 def due(config: TrainConfig, step: int, evaluated: bool, improved: bool) -> bool:
-    """Whether to save after `step` updates."""
-    if step == config.max_iters:
-        return True
+    """Whether to save after `step` updates, which are not the last."""
     if evaluated and improved and not config.always_save_checkpoint:
         return True
     if config.save_interval is not None:
@@ -39,14 +38,20 @@ class Saver:
         self.newest = newest
         self.failures = 0
 
-    def save(self, state: TrainState, updater: Updater, required: bool) -> None:
-        """Commit `state`; on a full disk warn and go on, unless `required` or for the third time in a row."""
+    def save(self, state: TrainState, updater: Updater, improved: bool, required: bool) -> None:
+        """Commit `state`, as the best checkpoint so far if it has `improved`.
+
+        On a full disk warn and go on, unless `required` or for the third time in a row. Raises ConfigError where the
+        weights are not finite, StorageError.
+        """
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
+        saved = replace(state, best_val_loss=state.val_loss, best_step=state.step) if improved else state
         try:
             with self.world.together():
                 if self.world.leads:
-                    self._commit(state, updater)
+                    refuse_not_finite(state.step, updater)
+                    self._commit(saved, updater)
         except StorageError as error:
             self.failures += 1
             if required or self.failures >= MAX_FAILURES:
@@ -54,6 +59,7 @@ class Saver:
             self.console.line(f"warning: not saved at step {state.step}, training goes on: {error}")
             return
         self.failures = 0
+        state.best_val_loss, state.best_step = saved.best_val_loss, saved.best_step
         self.newest = self.folder / storage.step_name(state.step)
 
     def _commit(self, state: TrainState, updater: Updater) -> None:
@@ -80,6 +86,16 @@ class Saver:
         storage.prune(self.folder, self.config.keep_checkpoints, best)
         storage.write_latest(self.folder, name)
         runs.write_status(self.run, "running", 0, state.step, "", name)
+
+
+def refuse_not_finite(step: int, updater: Updater) -> None:
+    """Raises ConfigError where a weight or moment is NaN or infinite: such a checkpoint would bury the good ones."""
+    moments = [value for state in updater.optimizer.state.values() for value in state.values()]
+    if not all(torch.isfinite(tensor).all() for tensor in [*updater.model.parameters(), *moments]):
+        raise ConfigError(
+            f"the weights are not finite at step {step}, nothing is saved; go on from the last checkpoint with a "
+            f"--learning-rate below {updater.config.learning_rate:g}"
+        )
 
 
 def enough_room(folder: Path, updater: Updater, keep: int) -> str | None:

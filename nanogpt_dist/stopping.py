@@ -1,27 +1,40 @@
-"""A polite request to stop (SIGTERM, Ctrl-C), remembered until the loop asks for it."""
+"""A polite request to stop (SIGTERM, SIGHUP, Ctrl-C): obeyed at once while nothing is under way, else remembered."""
 
 import signal
 import time
 from types import FrameType
 
+from nanogpt_dist.errors import StoppedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # SIGHUP: the terminal is gone
 DEBOUNCE_S = 1.0  # torchrun passes on the Ctrl-C that the terminal has sent already
 IMPATIENT_S = 5.0
 
 
 class StopRequest:
-    """Truthy once SIGTERM or SIGINT came. A second Ctrl-C within five seconds leaves at once by KeyboardInterrupt."""
+    """Truthy once a signal of SIGNALS came; before defer() the first such signal raises StoppedError where it finds us.
 
-    def __init__(self) -> None:
+    A second Ctrl-C within five seconds leaves at once by KeyboardInterrupt. told: that error's message.
+    """
+
+    def __init__(self, told: str = "stopped; the same command starts or resumes it") -> None:
+        self.told = told
         self._asked_at: float | None = None
+        self._deferred = False
 
     def __bool__(self) -> bool:
         return self._asked_at is not None
 
     def listen(self) -> "StopRequest":
-        """Take over SIGTERM and SIGINT of this process."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        """Take over the signals of this process, but for those that it inherited as ignored (nohup)."""
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
         return self
+
+    def defer(self) -> None:
+        """From now on whoever looks at us decides when to stop."""
+        self._deferred = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -30,3 +43,5 @@ class StopRequest:
             raise KeyboardInterrupt
         if since is None or since >= IMPATIENT_S:
             self._asked_at = now
+        if not self._deferred and since is None:
+            raise StoppedError(self.told)

@@ -13,11 +13,11 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import ConfigError, Exit
+from nanogpt_dist.errors import ConfigError, Exit, StoppedError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.progress import Progress
-from nanogpt_dist.resuming import resume_point, run_folder
+from nanogpt_dist.resuming import noting_failure, resume_point, run_folder
 from nanogpt_dist.saving import Saver, due, enough_room
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.stopping import StopRequest
@@ -44,6 +44,8 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
     Raises NanogptError, the same on all ranks.
     """
     console = Console(world.leads)
+    if world.size > 1:
+        stop.defer()  # a rank that left by itself would take the others for lost
     with world.together():
         data = DataFolder.open(Path(config.dataset))
         config = fit_to_data(config, data)
@@ -60,8 +62,14 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
             with world.together():
                 updater.load(start, facts)
         saver = Saver(run, config, world, data, console, newest=start)
-        with contextlib.closing(Progress(run, config, world, updater, state, console)) as progress:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(noting_failure(run, world))
+            with world.together():
+                progress = Progress(run, config, world, updater, state, console)
+            stack.enter_context(contextlib.closing(progress))
             _introduce(console, world, updater, batches, run, start)
+            if world.any(bool(stop)):
+                raise StoppedError(stop.told)
             last = loop(config, world, state, batches, updater, evaluator, saver, progress, stop)
         return _finish(config, run, state, last, progress.tokens_per_second, world)
 
@@ -72,8 +80,11 @@ def loop(
 ) -> Path:  # fmt: skip
     """From state.step to max_iters, or to where a rank is asked to stop; returns the checkpoint of the last step."""
     skipped = 0
+    stop.defer()
     while state.step < config.max_iters:
-        update = updater.update(state.step, batches.of(state.step), batches.per_update)
+        with world.together():  # a damaged shard is found here
+            tokens = list(batches.of(state.step))
+        update = updater.update(state.step, tokens)
         skipped = 0 if update.finite else skipped + 1
         state.step += 1
         state.tokens += config.global_batch_size * config.block_size
@@ -87,14 +98,13 @@ def loop(
         improved = False
         if evaluated:
             found = evaluator(updater.model)
-            improved = state.best_val_loss is None or found.val_loss < state.best_val_loss
-            state.val_loss, state.best_val_loss = found.val_loss, found.val_loss if improved else state.best_val_loss
+            state.val_loss = found.val_loss
+            improved = found.val_loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
             progress.evaluated(state, found, improved)
-        if due(config, state.step, evaluated, improved):
-            state.best_step = state.step if improved else state.best_step
-            saver.save(state, updater, required=last)
+        if last or (not skipped and due(config, state.step, evaluated, improved)):
+            saver.save(state, updater, improved, required=last)
         if not last and world.any(bool(stop)):
-            saver.save(state, updater, required=True)
+            saver.save(state, updater, improved, required=True)
             break
         progress.restart_clock()
     assert saver.newest is not None

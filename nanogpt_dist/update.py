@@ -6,7 +6,6 @@ Shape letters: B sequences in a micro-batch, T = block_size.
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +68,8 @@ class Updater:
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
-    def update(self, step: int, batches: Iterable[tuple[Tokens, Tokens]], count: int) -> Update:
-        """Make the update that follows `step` updates from this rank's `count` micro-batches ((B, T), (B, T)).
+    def update(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> Update:
+        """Make the update that follows `step` updates from this rank's micro-batches ((B, T), (B, T)).
 
         A gradient that is not finite changes nothing. It has been reduced by then, so all ranks see the same one.
         """
@@ -79,15 +78,15 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = torch.zeros((), device=self.world.device)
-        for i, (x, y) in enumerate(batches):
-            with self._reducing_only(last=i == count - 1):
-                loss += self._forward_backward(x, y, count)
+        for i, (x, y) in enumerate(batches, 1):
+            with self._reducing_only(last=i == len(batches)):
+                loss += self._forward_backward(x, y, len(batches))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf).item()
         finite = math.isfinite(norm)
-        if finite or self.scaler.is_enabled():  # the scaler skips by itself, and lowers its scale
+        if finite:
             self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.update()  # lowers its scale where a gradient was not finite
         self.optimizer.zero_grad(set_to_none=True)
         mean = self.world.sum(loss).item() / self.world.size
         return Update(mean, norm, rate, finite)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cli.main import app, explain
-from cli.options import nanogpt_style
+from cli.options import nanogpt_style, refuse_empty
 from nanogpt_dist import __version__
-from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit
+from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit, UsageError
 from tests.conftest import CLONE, TINY, Run
 
 COMMANDS = ["prepare", "train", "eval", "sample", "launch", "show", "quickstart"]
@@ -45,6 +45,57 @@ def test_nanogpts_way_of_writing_flags() -> None:
     assert nanogpt_style(["--compile=False", "--bias=True", "--learning_rate=1e-3"]) == [
         *("--no-compile", "--bias", "--learning_rate=1e-3")
     ]
+    assert nanogpt_style(["--prompt=True", "--json=false"]) == ["--prompt=True", "--json=false"]
+
+
+def test_an_empty_argument_is_refused_but_for_a_prompt() -> None:
+    refuse_empty(["sample", "--prompt", "", "--prompt="])
+    for arguments in (["eval", ""], ["train", "--out-dir", ""], ["train", "--out-dir="]):
+        with pytest.raises(UsageError, match="nothing stands behind"):
+            refuse_empty(arguments)
+
+
+def test_no_arguments_show_help_and_no_error(nanogpt: Run) -> None:
+    done = nanogpt(code=2)
+    assert "quickstart" in done.stdout + done.stderr
+    assert "error" not in done.stderr
+
+
+def test_variables_that_torchrun_did_not_set(nanogpt: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "abc")
+    assert "unset it" in nanogpt("train", "--dataset", corpus, code=78).stderr
+
+
+def test_streams_that_are_closed(nanogpt: Run, tmp_path: Path) -> None:
+    import subprocess
+
+    for redirection, code in ((">&-", 0), ("2>&-", 0), (">/dev/full", 74)):
+        line = f"{sys.executable} {CLONE / 'nanogpt'} show params gpt2 {redirection}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert done.returncode == code, (redirection, done.stderr)
+        assert len(done.stderr.splitlines()) == (code != 0)
+
+
+def test_quickstart_passes_a_stop_on_and_leaves_nobody_behind(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import time
+
+    from launch import processes
+
+    environment = {**os.environ, "NANOGPT_TEST": str(tmp_path)}
+    line = [sys.executable, str(CLONE / "nanogpt"), "quickstart"]
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "quickstart" / "status.json").exists():
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert not processes.marked("NANOGPT_TEST", str(tmp_path))
+    assert json.loads((tmp_path / "out/quickstart/status.json").read_text())["verdict"] == "stopped"
 
 
 # What is typed, the exit code, and words of the line. {corpus} is a good data folder; nothing may be written.
@@ -73,6 +124,15 @@ MISTAKES = [
     ("prepare text --source nowhere", 66, "nowhere"),
     ("show params gpt-2", 78, "did you mean gpt2"),
     ("launch trian", 2, "did you mean train?"),
+    ("launch sample", 2, "give one of train, eval"),
+    ("train --learning-rate inf", 78, "learning_rate = inf"),
+    ("train --max-iters 0", 78, "max_iters = 0"),
+    ("train --batch-size 99999999999999999999", 78, "batch_size"),
+    ("train --out-dir=", 2, "nothing stands behind --out-dir"),
+    ("train --dataset=true", 66, "true does not exist"),
+    ("eval --dtype float64", 2, "float64"),
+    ("sample --device toaster", 2, "toaster"),
+    ("sample --stop=", 2, "nothing stands behind --stop"),
 ]
 
 
@@ -89,7 +149,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     done = nanogpt(*typed.format(corpus=corpus).split(), code=code)
     [line] = done.stderr.splitlines()
     assert words in line
-    assert len(line) <= MAX_LINE + len("nanogpt: error: ")
+    assert len(line) <= MAX_LINE
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -136,9 +196,9 @@ def test_the_other_ways_to_start_it(nanogpt: Run, tmp_path: Path) -> None:
     ("error", "code", "words"),
     [
         (OSError(28, "No space left on device", "x.bin"), Exit.IO_ERROR, "no space left for x.bin"),
-        (PermissionError(13, "Permission denied", "x"), Exit.CANNOT_CREATE, "no permission for x"),
-        (MemoryError(), Exit.BUG, "halve --batch-size"),
-        (KeyboardInterrupt(), 130, "the same command again"),
+        (PermissionError(13, "Permission denied", "x"), Exit.IO_ERROR, "no permission for x"),
+        (MemoryError(), Exit.BUG, "lower --batch-size"),
+        (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("division by zero"), Exit.BUG, "--debug"),
         (BadDataError("torn"), Exit.BAD_DATA, "torn"),
     ],

@@ -38,7 +38,7 @@ def test_spread_windows_are_some_of_the_whole_ones_all_different(tokens: int, bl
 
 
 def test_an_empty_split_is_told() -> None:
-    with pytest.raises(BadDataError, match="larger --val-fraction"):
+    with pytest.raises(BadDataError, match="another --val-fraction"):
         whole_split(1, 8)
 
 

@@ -1,7 +1,10 @@
 """The record of a run: strict JSON, cut where a run goes on, and patient with a full disk."""
 
+import errno
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,26 @@ def test_a_blocked_tensorboard_folder_is_one_warning(tmp_path: Path, capsys: pyt
     recorder.close()
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
     assert capsys.readouterr().err.count("TensorBoard") == 1
+
+
+def test_a_full_disk_ends_tensorboard_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    recorder = Recorder(tmp_path, 0, tensorboard=True, console=Console(enabled=True))
+    monkeypatch.setattr(RecordWriter, "write", write)
+    for step in range(1, 50):
+        recorder.update({"step": step, "loss": 2.0}, "")
+        time.sleep(0.001)  # its thread needs a turn
+    recorder.close()
+    assert len(lines(tmp_path)) == 49
+    stderr = capsys.readouterr().err
+    assert stderr.count("TensorBoard's files cannot be written") == 1
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3m07s"), (19_200, "5h20m"), (367_200, "4d06h")])

@@ -1,5 +1,6 @@
 """The training run: what it computes, what it leaves behind, and that stopping and resuming change no bit of it."""
 
+import io
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,12 +18,13 @@ from safetensors.torch import load_file
 
 from launch import processes
 from nanogpt_dist import storage
-from nanogpt_dist.checkpoint import load_model, load_state
+from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
+from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError, StoppedError
+from nanogpt_dist.runs import find_checkpoint
 from nanogpt_dist.shards import DataFolder
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.stopping import SIGNALS, StopRequest
 from nanogpt_dist.training import Result, fit_to_data, train
 from nanogpt_dist.update import Updater
 from tests.conftest import TINY, Run, command
@@ -31,11 +34,18 @@ STEPS = 24  # of the runs below; they save every 4
 
 
 def tiny(corpus: Path, run: Path, **changes: object) -> TrainConfig:
-    flags = {
-        name.removeprefix("--").replace("-", "_"): value for name, value in zip(TINY[::2], TINY[1::2], strict=True)
-    }
+    names = (name.removeprefix("--").replace("-", "_") for name in TINY[::2])
+    flags = {name: parsed(value) for name, value in zip(names, TINY[1::2], strict=True)}
     common = {"dataset": str(corpus), "out_dir": str(run), "max_iters": 8, "eval_interval": 4, "tensorboard": False}
     return resolve({**flags, **common, **changes})
+
+
+def parsed(value: str) -> object:
+    """A flag's value as the command line gives it to the config: a number where it is one."""
+    try:
+        return float(value) if {".", "e"} & set(value) else int(value)
+    except ValueError:
+        return value
 
 
 def go(config: TrainConfig, fresh: bool = False, stop: StopRequest | None = None) -> Result:
@@ -213,11 +223,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
     assert go(tiny(corpus, tmp_path / "one")).step == 8
     state, _ = load_state(tmp_path / "one" / "checkpoints" / storage.step_name(8))
     assert state.skipped == 1
-    poisoned |= {4, 5}
+    poisoned |= {4, 5, 6}
     with pytest.raises(ConfigError, match="no finite gradient in 3 updates up to step 6"):
-        go(tiny(corpus, tmp_path / "three"))
-    model, _ = load_model(tmp_path / "three" / "checkpoints" / storage.step_name(4), torch.device("cpu"))
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+        go(tiny(corpus, tmp_path / "three", save_interval=1))
+    steps = storage.list_steps(tmp_path / "three" / "checkpoints")
+    assert [storage.step_of(path.name) for path in steps] == [3, 2], "what was left out pushes no good checkpoint out"
 
 
 def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
@@ -227,6 +237,72 @@ def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
     latest.mkdir(parents=True)  # in the way
     assert go(tiny(corpus, tmp_path / "run")).step == 8
     assert "step-00000004 is saved, but" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_never_committed(corpus: Path, tmp_path: Path) -> None:
+    config = tiny(corpus, tmp_path / "run", max_iters=4, eval_interval=2, decay_lr=False)
+    go(config)
+    with pytest.raises(ConfigError, match="weights are not finite at step 5, nothing is saved"):
+        go(config.model_copy(update={"max_iters": 9, "save_interval": 1, "learning_rate": 1e300}))
+    assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(4)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["verdict"], status["code"], status["checkpoint"]) == ("failed", 78, storage.step_name(4))
+    assert go(config.model_copy(update={"max_iters": 6})).step == 6
+
+
+def test_the_best_is_the_best_of_what_was_saved(corpus: Path, tmp_path: Path) -> None:
+    config = tiny(corpus, tmp_path / "run", max_iters=30, eval_interval=2, save_interval=6)
+    result = go(config)
+    evaluated = {record["step"]: record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record}
+    assert result.best_val_loss == min(loss for step, loss in evaluated.items() if step % 6 == 0)
+    best = find_checkpoint(str(tmp_path / "run"), best=True)
+    assert evaluated[storage.step_of(best.name)] == result.best_val_loss
+
+
+def test_a_mistake_leaves_the_status_of_a_finished_run(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path / "run"))
+    before = (tmp_path / "run" / "status.json").read_bytes()
+    with pytest.raises(ConfigError):
+        go(tiny(corpus, tmp_path / "run", n_layer=1))
+    assert (tmp_path / "run" / "status.json").read_bytes() == before
+
+
+def test_status_says_running_from_the_first_update_on(corpus: Path, tmp_path: Path) -> None:
+    seen = []
+
+    class Looking(StopRequest):
+        def __bool__(self) -> bool:
+            seen.append(json.loads((tmp_path / "run" / "status.json").read_text())["verdict"])
+            return False
+
+    go(tiny(corpus, tmp_path / "run"), stop=Looking())
+    assert set(seen) == {"running"}
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert go(tiny(corpus, tmp_path / "run")).verdict == "done"
+
+
+def test_a_stop_before_the_first_update_is_obeyed_at_once() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        StopRequest("nothing was done").listen()
+        with pytest.raises(StoppedError, match="nothing was done"):
+            signal.raise_signal(signal.SIGHUP)
+        stop = StopRequest().listen()
+        stop.defer()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_second_run_on_the_same_folder_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -245,7 +321,7 @@ def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(corpus: Path
 
         def __bool__(self) -> bool:
             self.asked += 1
-            return self.asked >= 5
+            return self.asked > 5  # the run looks once before its first update, then after each
 
     stopped = go(config, stop=AtFive())
     assert (stopped.step, stopped.verdict) == (5, "stopped")
