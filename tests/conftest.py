@@ -1,11 +1,14 @@
 """What several tests share: a small prepared corpus, and the command run as a user runs it."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -70,3 +73,34 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stdlib.txt").write_text("\n".join(texts), encoding="utf-8")
     build("text", folder / "data", sources=[folder / "stdlib.txt"], tokenizer="byte", workers=1)
     return folder / "data"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def write_jsonl(path: Path, documents: list[str], column: str = "text") -> Path:
+    path.write_text("".join(json.dumps({column: text}) + "\n" for text in documents), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """3,000 documents, 5 MB: enough that workers are started."""
+    words = ["the ", "café ", "x = 1\n", "<|endoftext|>", "東京", "  ", "12345 ", "don't "]
+    rng = np.random.default_rng(5)
+    return ["".join(words[i] for i in rng.integers(0, len(words), 300)) for _ in range(3000)]
+
+
+@pytest.fixture(scope="session")
+def source(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("source") / "texts.jsonl", documents)
+
+
+@pytest.fixture(scope="session")
+def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from prepare.build import build
+
+    out = tmp_path_factory.mktemp("prepared") / "one"
+    build("text", out, [source], tokenizer="bpe:300", workers=1)
+    return out

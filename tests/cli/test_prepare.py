@@ -1,0 +1,82 @@
+"""`nanogpt prepare`: what it prints, and how it stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.prepare import prepare
+from nanogpt_dist.errors import (
+    UsageError,
+)
+from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.storage import sha256_file
+from prepare.corpora import CORPORA
+from tests.conftest import CLONE
+
+app = typer.Typer()
+app.command()(prepare)
+
+
+def test_json_is_one_object(source: Path, prepared: Path) -> None:
+    arguments = ["text", "--source", str(source), "--tokenizer", "bpe:300", "--out", str(prepared), "--json"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    figures = json.loads(result.stdout)
+    data = DataFolder.open(prepared)
+    assert figures["out"] == str(prepared)
+    assert figures["dataset_id"] == data.dataset_id
+    assert (figures["train_tokens"], figures["val_tokens"]) == (data.split("train").tokens, data.split("val").tokens)
+    assert (figures["documents"], figures["vocab_size"], figures["reused"]) == (3000, 300, True)
+    assert figures["seconds"] >= 0
+
+
+def test_the_summary_ends_with_what_to_type_next(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be or not to be " * 50)
+    out = str(tmp_path / "out")
+    arguments = ["text", "--source", str(tmp_path / "a.txt"), "--tokenizer", "char", "--out", out]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "855 tokens" in result.stdout
+    assert result.stdout.endswith(f"Next: nanogpt train --dataset {out}\n")
+    assert DataFolder.open(out).tokenizer.n_vocab == 7
+
+
+def test_the_summary_names_the_presets_for_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("input.txt").write_text("to be or not to be " * 50)
+    with pytest.raises(UsageError, match="not the known text"):
+        CliRunner().invoke(app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False)
+    known = replace(CORPORA["shakespeare_char"], sha256=sha256_file(Path("input.txt")))
+    monkeypatch.setitem(CORPORA, "shakespeare_char", known)
+    result = CliRunner().invoke(app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False)
+    last = "Next: nanogpt train shakespeare-char   (without a GPU: nanogpt train shakespeare-char-cpu)\n"
+    assert result.stdout.endswith(last)
+
+
+def test_list_names_every_corpus() -> None:
+    result = CliRunner().invoke(app, ["--list"], catch_exceptions=False)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(CORPORA)
+    with pytest.raises(UsageError, match="which corpus"):
+        CliRunner().invoke(app, [], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_cleans_up_and_says_so(source: Path, prepared: Path, sign: signal.Signals, tmp_path: Path) -> None:
+    line = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", str(source), "--workers", "2"]
+    line += ["--tokenizer", "bpe:300", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out" / "tokenizer.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, sign)  # as a terminal does it: the workers get it too
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (75, ""), stderr
+    assert stderr == "nanogpt: stopped, nothing is left behind; the same command starts over\n"
+    assert not (tmp_path / "out").exists()
