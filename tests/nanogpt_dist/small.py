@@ -1,0 +1,43 @@
+"""Runs that take a moment: what the tests of training, saving and resuming share."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from nanogpt_dist import storage
+from nanogpt_dist.config import TrainConfig, resolve
+from nanogpt_dist.distributed import World
+from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.training import Result, train
+from tests.conftest import TINY
+
+ONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
+STEPS = 24  # of the runs below; they save every 4
+
+
+def tiny(corpus: Path, run: Path, **changes: object) -> TrainConfig:
+    names = (name.removeprefix("--").replace("-", "_") for name in TINY[::2])
+    flags = {name: parsed(value) for name, value in zip(names, TINY[1::2], strict=True)}
+    common = {"dataset": str(corpus), "out_dir": str(run), "max_iters": 8, "eval_interval": 4, "tensorboard": False}
+    return resolve({**flags, **common, **changes})
+
+
+def parsed(value: str) -> object:
+    """A flag's value as the command line gives it to the config: a number where it is one."""
+    try:
+        return float(value) if {".", "e"} & set(value) else int(value)
+    except ValueError:
+        return value
+
+
+def go(config: TrainConfig, fresh: bool = False, stop: StopRequest | None = None) -> Result:
+    return train(config, ONE, StopRequest() if stop is None else stop, fresh)
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_sha256(run: Path, step: int = STEPS) -> str:
+    return storage.sha256_file(run / "checkpoints" / storage.step_name(step) / "model.safetensors")

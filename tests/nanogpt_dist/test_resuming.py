@@ -1,0 +1,176 @@
+"""Where a run goes on, when it refuses to, and that stopping and killing it change no bit of its end."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import processes
+from nanogpt_dist import storage
+from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
+from nanogpt_dist.stopping import StopRequest
+from tests.conftest import TINY, Run, command
+from tests.nanogpt_dist.small import STEPS, go, records, tiny, weights_sha256
+
+
+def test_a_finished_run_is_left_alone_and_goes_further_on_demand(corpus: Path, tmp_path: Path) -> None:
+    first = go(tiny(corpus, tmp_path / "run", decay_lr=False))
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path(first.checkpoint).iterdir())
+    again = go(tiny(corpus, tmp_path / "run", decay_lr=False))
+    assert (again.step, again.val_loss) == (first.step, first.val_loss)
+    assert sorted((path, path.stat().st_mtime_ns) for path in Path(first.checkpoint).iterdir()) == before
+    assert go(tiny(corpus, tmp_path / "run", max_iters=12, decay_lr=False)).step == 12
+    whole = go(tiny(corpus, tmp_path / "whole", max_iters=12, decay_lr=False))
+    assert weights_sha256(tmp_path / "run", 12) == weights_sha256(tmp_path / "whole", 12)
+    assert whole.step == 12
+
+
+def test_fresh_never_destroys(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path / "run"), fresh=True)
+    with pytest.raises(CannotCreateError, match="--fresh needs another --out-dir"):
+        go(tiny(corpus, tmp_path / "run"), fresh=True)
+
+
+def test_a_lost_checkpoint_is_never_taken_for_a_new_run(corpus: Path, tmp_path: Path) -> None:
+    result = go(tiny(corpus, tmp_path / "run"))
+    for step in storage.list_steps(tmp_path / "run" / "checkpoints"):
+        step.rename(tmp_path / step.name)
+    with pytest.raises(MissingInputError, match=f"lost its checkpoint {Path(result.checkpoint).name}"):
+        go(tiny(corpus, tmp_path / "run"))
+    assert go(tiny(corpus, tmp_path / "run"), fresh=True).step == 8
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path / "whole", dropout=0.1, max_iters=12))
+    go(tiny(corpus, tmp_path / "run", dropout=0.1, max_iters=12))
+    newest = tmp_path / "run" / "checkpoints" / storage.step_name(12) / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    assert go(tiny(corpus, tmp_path / "run", dropout=0.1, max_iters=12)).step == 12
+    assert weights_sha256(tmp_path / "run", 12) == weights_sha256(tmp_path / "whole", 12)
+    assert len(list((tmp_path / "run" / "checkpoints").glob(".bad-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"n_layer": 3}, "n_layer 2"), ({"seed": 7}, "seed 1337"), ({"batch_size": 8}, "global_batch_size 8")],
+)
+def test_another_architecture_or_order_of_data_is_refused(
+    corpus: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    go(tiny(corpus, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=f"holds a run with {words} .*give another --out-dir"):
+        go(tiny(corpus, tmp_path / "run", **change))
+
+
+def test_other_data_is_refused(corpus: Path, tmp_path: Path) -> None:
+    from prepare.build import build
+
+    go(tiny(corpus, tmp_path / "run"))
+    (tmp_path / "other.txt").write_text("to be or not to be\n" * 2000, encoding="utf-8")
+    build("text", tmp_path / "other", sources=[tmp_path / "other.txt"], tokenizer="byte", workers=1)
+    with pytest.raises(BadDataError, match="was trained on data set"):
+        go(tiny(tmp_path / "other", tmp_path / "run"))
+
+
+def test_a_second_run_on_the_same_folder_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with storage.RunLock(tmp_path / "run"), pytest.raises(CannotCreateError, match=str(os.getpid())):
+        go(tiny(corpus, tmp_path / "run"))
+
+
+def test_a_mistake_leaves_the_status_of_a_finished_run(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path / "run"))
+    before = (tmp_path / "run" / "status.json").read_bytes()
+    with pytest.raises(ConfigError):
+        go(tiny(corpus, tmp_path / "run", n_layer=1))
+    assert (tmp_path / "run" / "status.json").read_bytes() == before
+
+
+def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(corpus: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(corpus, tmp_path / "run", tensorboard=True, log_interval=1, save_interval=3)
+
+    class AtFive(StopRequest):
+        asked = 0
+
+        def __bool__(self) -> bool:
+            self.asked += 1
+            return self.asked > 5  # the run looks once before its first update, then after each
+
+    stopped = go(config, stop=AtFive())
+    assert (stopped.step, stopped.verdict) == (5, "stopped")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["verdict"] == "stopped"
+    assert go(config).verdict == "done"
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    wanted = {"loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "memory_bytes"}
+    assert {f"train/{name}" for name in wanted} | {"val/val_loss"} <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 9))
+    recorded = {record["step"]: record["loss"] for record in records(tmp_path / "run") if "loss" in record}
+    for event in board.Scalars("train/loss"):
+        assert event.value == pytest.approx(recorded[event.step])
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_stopped_and_killed_runs_end_with_the_weights_of_an_undisturbed_one(
+    corpus: Path, tmp_path: Path, nanogpt: Run, ranks: int
+) -> None:
+    flags = [
+        *TINY,
+        "--dataset",
+        corpus,
+        "--max-iters",
+        STEPS,
+        "--save-interval",
+        4,
+        "--dropout",
+        "0.1",
+        "--no-tensorboard",
+        "--json",
+    ]
+    nanogpt("train", *flags, "--out-dir", "whole", ranks=ranks)
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        out = tmp_path / sign.name
+        seed = random.randrange(10**6)
+        code, told = stop_at_a_random_step(command("train", *flags, "--out-dir", out, ranks=ranks), out, sign, seed)
+        if sign == signal.SIGTERM and not ranks:  # torchrun returns 1 whatever its ranks return
+            assert code == {"stopped": 75, "done": 0}[json.loads(told)["verdict"]], f"seed {seed}"
+        nanogpt("train", *flags, "--out-dir", out, ranks=ranks)
+        assert weights_sha256(out) == weights_sha256(tmp_path / "whole"), f"{sign.name}, seed {seed}"
+
+
+def stop_at_a_random_step(line: list[str], out: Path, sign: signal.Signals, seed: int) -> tuple[int, str]:
+    """Start `line`, wait for its first checkpoint and a while more, send `sign` to all its processes.
+
+    Returns the exit code and what stood on stdout.
+    """
+    mark = {"NANOGPT_TEST": str(out)}
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **mark},
+        start_new_session=True,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not storage.list_steps(out / "checkpoints"):
+        assert process.poll() is None, "it ended before the first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(random.Random(seed).random() * 0.3)
+    if sign == signal.SIGTERM:
+        process.terminate()
+    else:
+        while left := processes.marked("NANOGPT_TEST", str(out)):  # torchrun's ranks have sessions of their own
+            processes.send(signal.SIGKILL, left)
+    told, _ = process.communicate(timeout=60)
+    return process.returncode, told

@@ -1,0 +1,85 @@
+"""What a run saves, keeps and calls the best, and what it never saves."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt_dist import storage
+from nanogpt_dist.checkpoint import load_state
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.runs import find_checkpoint
+from nanogpt_dist.update import Updater
+from tests.nanogpt_dist.small import go, records, tiny
+
+
+def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_kept(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = tiny(corpus, tmp_path / "run", max_iters=40, eval_interval=4, always_save_checkpoint=False)
+    go(config)
+    state, _ = load_state(storage.list_steps(tmp_path / "run" / "checkpoints")[0])
+    evaluations = {record["step"]: record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record}
+    kept = {storage.step_of(path.name) for path in storage.list_steps(tmp_path / "run" / "checkpoints")}
+    assert state.best_val_loss == min(evaluations.values())
+    assert evaluations[state.best_step] == state.best_val_loss
+    assert {state.best_step, 40} <= kept
+    assert len(kept) <= 3
+
+
+def test_the_best_is_the_best_of_what_was_saved(corpus: Path, tmp_path: Path) -> None:
+    config = tiny(corpus, tmp_path / "run", max_iters=30, eval_interval=2, save_interval=6)
+    result = go(config)
+    evaluated = {record["step"]: record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record}
+    assert result.best_val_loss == min(loss for step, loss in evaluated.items() if step % 6 == 0)
+    best = find_checkpoint(str(tmp_path / "run"), best=True)
+    assert evaluated[storage.step_of(best.name)] == result.best_val_loss
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_the_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned: set[int] = {3}
+    update = Updater.update
+
+    def poison(self: Updater, step: int, *rest: object) -> object:
+        if step not in poisoned:
+            return update(self, step, *rest)  # type: ignore[arg-type]
+        before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        handle = self.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+        result = update(self, step, *rest)  # type: ignore[arg-type]
+        handle.remove()
+        assert all(torch.equal(p, before[name]) for name, p in self.model.named_parameters())
+        return result
+
+    monkeypatch.setattr(Updater, "update", poison)
+    assert go(tiny(corpus, tmp_path / "one")).step == 8
+    state, _ = load_state(tmp_path / "one" / "checkpoints" / storage.step_name(8))
+    assert state.skipped == 1
+    poisoned |= {4, 5, 6}
+    with pytest.raises(ConfigError, match="no finite gradient in 3 updates up to step 6"):
+        go(tiny(corpus, tmp_path / "three", save_interval=1))
+    steps = storage.list_steps(tmp_path / "three" / "checkpoints")
+    assert [storage.step_of(path.name) for path in steps] == [3, 2], "what was left out pushes no good checkpoint out"
+
+
+def test_weights_that_are_not_finite_are_never_committed(corpus: Path, tmp_path: Path) -> None:
+    config = tiny(corpus, tmp_path / "run", max_iters=4, eval_interval=2, decay_lr=False)
+    go(config)
+    with pytest.raises(ConfigError, match="weights are not finite at step 5, nothing is saved"):
+        go(config.model_copy(update={"max_iters": 9, "save_interval": 1, "learning_rate": 1e300}))
+    assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(4)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["verdict"], status["code"], status["checkpoint"]) == ("failed", 78, storage.step_name(4))
+    assert go(config.model_copy(update={"max_iters": 6})).step == 6
+
+
+def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latest = tmp_path / "run" / "checkpoints" / storage.LATEST
+    latest.mkdir(parents=True)  # in the way
+    assert go(tiny(corpus, tmp_path / "run")).step == 8
+    assert "step-00000004 is saved, but" in capsys.readouterr().err
