@@ -54,7 +54,10 @@ def eval_command(
         return
     if json:
         where = {"checkpoint": str(found), "dataset": str(data.path), "split": split}
-        typer.echo(runs.to_json({**asdict(result), **where}))
+        figures = asdict(result)
+        if split == "train":
+            figures = {"train_loss" if name == "val_loss" else name: value for name, value in figures.items()}
+        typer.echo(runs.to_json({**figures, **where}))
         return
     typer.echo(f"loss        {result.val_loss:.4f} ± {result.standard_error:.4f} nats/token")
     typer.echo(f"perplexity  {result.perplexity:.2f}")
@@ -70,7 +73,8 @@ def check_tokenizer(found: Path, data: "DataFolder") -> None:
     ours = load_checkpoint_tokenizer(found)
     if ours.fingerprint != data.tokenizer.fingerprint:
         raise BadDataError(
-            f"{data.path} is tokenized with {data.tokenizer.name}, {found.name} was trained with {ours.name}: "
+            f"{data.path} is tokenized with {data.tokenizer.name} ({data.tokenizer.n_vocab} ids), {found.name} was "
+            f"trained with another one, {ours.name} ({ours.n_vocab} ids): "
             f"prepare it again with --tokenizer {found / 'tokenizer.json'}"
         )
 

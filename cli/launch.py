@@ -1,4 +1,4 @@
-"""`nanogpt launch COMMAND …`: any command in several ranks, through torchrun."""
+"""`nanogpt launch train|eval …`: a command that shares its work out, in several ranks, through torchrun."""
 
 import difflib
 import os
@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from launch import supervisor, torchrun
 from nanogpt_dist.errors import UsageError
 
-# Options end at the command's name: all that follows it belongs to the command, even `--help` and `--nnodes`.
 IN_RANKS = ("train", "eval")  # the commands that share their work out; others would do it once in each rank
-CONTEXT = {"allow_interspersed_args": False, "token_normalize_func": lambda name: name.replace("_", "-")}
+# Options end at the command's name: all that follows it belongs to the command, even `--help` and `--nnodes`.
+CONTEXT = {**options.CONTEXT, "allow_interspersed_args": False}
 
 
 def launch(
@@ -42,7 +43,7 @@ def launch(
     ] = 60,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command for a shell, and run nothing.")] = False,
 ) -> None:
-    """Run a nanogpt command in several ranks, e.g. `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
+    """Run train or eval in several ranks, e.g. `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
 
     Ctrl-C or SIGTERM lets every rank save, and returns 75: the same command again resumes.
     """

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -71,10 +72,10 @@ def main() -> int:
         if code == INTERRUPTED:  # typer has turned Ctrl-C into this
             raise KeyboardInterrupt
         return code if isinstance(code, int) else Exit.DONE
-    except BrokenPipeError:  # `nanogpt … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.DONE
     except BaseException as error:
+        _flush_or_drop()
+        if _is_broken_pipe(error):  # `nanogpt … | head`
+            return Exit.DONE
         if os.environ.get(DEBUG):
             traceback.print_exc()
         return _leave(*explain(error))
@@ -90,13 +91,26 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _flush_or_drop() -> None:
+    """What standard output cannot take is dropped, or the interpreter would fail at its last flush."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _is_broken_pipe(error: BaseException) -> bool:
+    """Whether standard output is gone; typer has made a SystemExit of it."""
+    return isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError)
+
+
 def explain(error: BaseException) -> tuple[int, str, bool]:
     """Exit code, line, and whether all ranks are known to end in the same way."""
     if isinstance(error, typer.TyperException):
         message = error.format_message().rstrip(".")  # none where a command alone has shown its help
         return Exit.USAGE, f"{message}; --help shows what there is" if message else "", True
     if isinstance(error, SystemExit):
-        return int(error.code or 0), "", False
+        return error.code if isinstance(error.code, int) else int(error.code is not None), "", False
     return *errors.explain(error), isinstance(error, NanogptError) and error.agreed
 
 
@@ -106,8 +120,9 @@ def _leave(code: int, line: str, agreed: bool) -> int:
     where = f" (rank {rank})" if rank and not agreed else ""
     prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "
     line = one_line(line, MAX_LINE - len(prefix))
-    if line and (rank == 0 or not agreed):
-        print(prefix + line, file=sys.stderr, flush=True)
     left = verdict.write(verdict.Verdict(code, line, rank, agreed))
+    if line and (rank == 0 or not agreed):
+        with suppress(OSError):  # the terminal may be gone
+            print(prefix + line, file=sys.stderr, flush=True)
     # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see that all went well.
     return Exit.DONE if left and agreed else code

@@ -157,7 +157,8 @@ def _next(manifest: "Manifest", out: str) -> str:
 
     corpus = find(manifest.name)
     if not corpus.preset or manifest.tokenizer.spec != corpus.tokenizer:
-        return f"nanogpt train --dataset {out}"
+        small = f"quickstart --vocab-size {manifest.tokenizer.n_vocab} --dataset {out} --out-dir out/{manifest.name}"
+        return f"nanogpt train --dataset {out}   (without a GPU: nanogpt train {small})"
     where = "" if PRESETS[corpus.preset]["dataset"] == out else f" --dataset {out}"
     small = f"{corpus.preset}-cpu"
     without = f"   (without a GPU: nanogpt train {small}{where})" if small in PRESETS else ""

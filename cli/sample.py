@@ -1,5 +1,6 @@
 """`nanogpt sample`: text from a checkpoint."""
 
+import os
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
@@ -18,7 +19,8 @@ def sample(
     num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample, in tokens.")] = 500,
     temperature: Annotated[
-        float, typer.Option(min=0, max=1e6, help="Below 1: bolder; 0: always the likeliest token.")
+        float,
+        typer.Option(min=0, max=1e6, help="Below 1: more cautious; 0: always the likeliest token."),
     ] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: among all.")] = 200,
     top_p: Annotated[
@@ -34,6 +36,8 @@ def sample(
     """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at --max-new-tokens."""
     from nanogpt_dist.errors import UsageError
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("sample needs one process only; leave torchrun out")
     if stream and json:
         raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
     text = read_prompt(prompt)

@@ -1,5 +1,6 @@
 """`nanogpt train`: from shards to checkpoints."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,23 +34,29 @@ def train(
 
     Defaults below are those of no preset; `nanogpt show config PRESET` tells a preset's.
     """
-    stop = StopRequest("stopped before the first update; the same command starts or resumes the run").listen()
+    stop = StopRequest("stopped before the first update; the same command starts or resumes the run")
+    in_ranks = "RANK" in os.environ
+    if not in_ranks:
+        stop.listen()
     try:
         config = presets.load(preset, settings)
     except NanogptError as error:
         error.agreed = True  # every rank read the same command line
         raise
-    if "RANK" not in os.environ:
+    if not in_ranks:
         _look_at_data(config.dataset)
 
     from nanogpt_dist.distributed import connect
     from nanogpt_dist.training import train as run
 
     with connect(config.device, config.timeout_s) as world:
+        if in_ranks:  # until here the signals end a rank that waits for others, deep in C++
+            stop.listen()
         result = run(config, world, stop, fresh)
     stopped = result.verdict == "stopped"
     if world.leads and (json or not stopped):
-        _report(result, json)
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to call the run failed
+            _report(result, json)
     if stopped:
         raise StoppedError(f"stopped and saved at step {result.step}; the same command again goes on from there")
 

@@ -92,7 +92,7 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:
         reason = "on the second Ctrl-C" if stop.forced else f"as they did not stop within {stop.timeout_s:g} s"
         raise NanogptError(f"the ranks were killed {reason}; the same command resumes from the last checkpoint")
     if stop.requested:
-        raise StoppedError("stopped before the ranks were up; the same command starts or resumes the run")
+        raise StoppedError("stopped; the same command starts over or resumes")
     how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"returned {returncode}"
     raise NanogptError(
         f"torchrun {how} and no rank said why: see the report above (exitcode -9: killed, mostly for lack of memory); "

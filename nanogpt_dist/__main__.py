@@ -1,5 +1,7 @@
 """Entry point of the console script `nanogpt` and of `python -m nanogpt_dist`."""
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -10,12 +12,36 @@ def main() -> None:
     # Installed from a wheel, the folders cli, prepare and launch lie in nanogpt_dist/_app; in a clone, beside
     # nanogpt_dist. Whichever it is comes first on sys.path, ahead of any other distribution's `cli`.
     sys.path.insert(0, str(_PACKAGE / "_app" if (_PACKAGE / "_app").is_dir() else _PACKAGE.parent))
+    _open_descriptors()
     try:
         from cli.main import main as run
 
-        sys.exit(run())
+        code = run()
     except KeyboardInterrupt:  # while it was still loading
-        sys.exit(130)
+        code = 130
+    if "RANK" in os.environ:
+        _leave_at_once(code)
+    sys.exit(code)
+
+
+def _open_descriptors() -> None:
+    """Where a standard stream is closed, put /dev/null: else the next file that we open would be taken for it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+def _leave_at_once(code: int) -> None:
+    """End a rank without the interpreter's teardown, in which gloo's threads now and then abort the process.
+
+    All is saved and closed by now; that abort would make torchrun call a finished run failed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class TrainConfig(ModelConfig):
     decay_lr: bool = setting(True, "Optimizer", "Warm up and decay the learning rate; off: constant.")
     warmup_iters: int = setting(2000, "Optimizer", "Updates of linear warm-up.", ge=0, le=2**40)
     lr_decay_iters: int | None = setting(
-        None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1
+        None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1, le=2**40
     )
     min_lr: float = setting(6e-5, "Optimizer", "Learning rate after the cosine decay.", ge=0)
     weight_decay: float = setting(
@@ -84,18 +84,20 @@ class TrainConfig(ModelConfig):
 
     # Evaluation, logs and checkpoints
     out_dir: str | None = setting(None, "Output", "Run folder; unset: out/PRESET.", pattern=PATH)
-    eval_interval: int = setting(2000, "Output", "Updates between evaluations.", ge=1)
+    eval_interval: int = setting(2000, "Output", "Updates between evaluations.", ge=1, le=2**40)
     eval_iters: int = setting(
-        200, "Output", "Evaluation reads this many micro-batches, spread over the val split.", ge=1
+        200, "Output", "Evaluation reads this many micro-batches, spread over the val split.", ge=1, le=2**40
     )
-    log_interval: int = setting(10, "Output", "Updates between log lines.", ge=1)
+    log_interval: int = setting(10, "Output", "Updates between log lines.", ge=1, le=2**40)
     save_interval: int | None = setting(
-        None, "Output", "Updates between checkpoints; unset: at every evaluation.", ge=1
+        None, "Output", "Updates between checkpoints; unset: at every evaluation.", ge=1, le=2**40
     )
     always_save_checkpoint: bool = setting(
         True, "Output", "Save at every evaluation; off: only where the val loss is the best so far."
     )
-    keep_checkpoints: int = setting(2, "Output", "Newest checkpoints to keep, beside the best one.", ge=2)
+    keep_checkpoints: int = setting(
+        2, "Output", "Newest checkpoints to keep, at least 2, beside the best one.", ge=2, le=2**20
+    )
     tensorboard: bool = setting(True, "Output", "Write TensorBoard scalars into the run folder.")
 
     # Machine
@@ -105,7 +107,11 @@ class TrainConfig(ModelConfig):
     )
     compile: bool | None = setting(None, "Machine", "Run the model through torch.compile; unset: on cuda only.")
     timeout_s: int = setting(
-        300, "Machine", "Seconds after which a rank that does not answer ends the run.", ge=1, le=10**6
+        300,
+        "Machine",
+        "Seconds after which a rank that does not answer ends the run; more than a save takes.",
+        ge=1,
+        le=10**6,
     )
 
     @model_validator(mode="after")
@@ -137,6 +143,8 @@ def resolve(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> 
 
 def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
+    if name and isinstance(problem["input"], dict):
+        return f"settings stand at the top of the file, without a section [{name}]"
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.5)
         return f"unknown setting {name}" + (

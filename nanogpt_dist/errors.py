@@ -98,7 +98,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, NanogptError):
         return error.code, text
     if isinstance(error, OSError):
-        return _explain_system(error, error.filename or "standard output")
+        at = error.filename or ("standard output" if error.errno in (errno.ENOSPC, errno.EIO) else "the system")
+        return _explain_system(error, at)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:

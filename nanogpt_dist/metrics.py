@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogpt_dist import runs, storage
+from nanogpt_dist.storage.durable import told
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -68,8 +69,9 @@ class Recorder:
     """Writes one object per logged update and per evaluation. Made on rank 0 only."""
 
     def __init__(self, run: Path, step: int, tensorboard: bool, console: Console) -> None:
-        cut_record(run / RECORD, step)
-        self._record = (run / RECORD).open("ab", buffering=0)
+        with told(run / RECORD):
+            cut_record(run / RECORD, step)
+            self._record = (run / RECORD).open("ab", buffering=0)
         self._unwritten = b""  # lines that the disk had no room for yet
         self._console = console
         self._excepthook = threading.excepthook
@@ -88,6 +90,9 @@ class Recorder:
 
     def close(self) -> None:
         """Close all files."""
+        self._append(b"")
+        if lost := self._unwritten.count(b"\n"):
+            self._console.line(f"warning: the last {lost} lines of {RECORD} are lost, the disk is still full")
         self._record.close()
         self._to_board(lambda board: board.close())
         threading.excepthook = self._excepthook

@@ -91,17 +91,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """The config of a preset or of a TOML file, with `overrides` on top and out_dir filled in (out/NAME).
 
-    name: a key of PRESETS or a path that ends in .toml; None: gpt2-124m.
+    name: a key of PRESETS, a path that ends in .toml, or a folder with a config.toml (a run); None: gpt2-124m.
     Raises ConfigError, MissingInputError.
     """
     name = name or DEFAULT_PRESET
     if name.endswith(".toml"):
         values, stem = read_toml(Path(name)), Path(name).stem
+    elif (Path(name) / "config.toml").is_file():
+        values, stem = read_toml(Path(name) / "config.toml"), Path(name).name
     elif name in PRESETS:
         values, stem = PRESETS[name], name
     else:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
         raise ConfigError(f"no preset {name}; {hint}")
-    config = resolve(values, overrides)
+    try:
+        config = resolve(values, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
     return config if config.out_dir else config.model_copy(update={"out_dir": f"out/{stem}"})

@@ -1,5 +1,6 @@
 """How a run is doing: speed, MFU, memory, time left; to the terminal and to the run folder. Only rank 0 tells."""
 
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ class Progress:
         self.config, self.world, self.console = config, world, console
         self.batch_tokens = config.global_batch_size * config.block_size
         self.first_step = state.step
+        self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss  # val loss, in nats/token
         self.seconds = 0.0  # spent in updates since this process started, less the first: it warms up
         self.timed = 0  # updates in `seconds`
         self.recent = (0.0, 0)  # the same since the last log line
@@ -85,13 +87,14 @@ class Progress:
         left = (self.config.max_iters - state.step) * self.batch_tokens / speed
         return f" · {speed:,.0f} tokens/s · mfu {mfu:.1%} · eta {duration(left)}"
 
-    def evaluated(self, state: TrainState, found: Evaluation, improved: bool) -> None:
+    def evaluated(self, state: TrainState, found: Evaluation) -> None:
         """Record an evaluation."""
+        lowest, self.lowest = found.val_loss < self.lowest, min(found.val_loss, self.lowest)
         if self.recorder is not None:
             self.recorder.evaluation(
                 {"step": state.step, **asdict(found)},
                 f"step {state.step:,} · val loss {found.val_loss:.4f} ± {found.standard_error:.4f} nats/token · "
-                f"{found.bits_per_byte:.3f} bits/byte" + (" · best so far" if improved else ""),
+                f"{found.bits_per_byte:.3f} bits/byte" + (" · best so far" if lowest else ""),
             )
 
     def restart_clock(self) -> None:

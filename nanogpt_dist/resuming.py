@@ -1,10 +1,11 @@
 """Before the first update: whose run folder this is, and where to go on."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nanogpt_dist import checkpoint, runs, storage
+from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, explain, one_line
@@ -13,6 +14,12 @@ from nanogpt_dist.shards import DataFolder
 
 # A run goes on only with these as they were: they fix the weights' shapes, or which tokens an update sees.
 FIXED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu", "seed", "global_batch_size")
+
+# With others of these it goes on, otherwise than it began: worth a line.
+TRAINING = (
+    *("max_iters", "learning_rate", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "weight_decay"),
+    *("beta1", "beta2", "grad_clip", "dropout"),
+)
 
 
 @contextlib.contextmanager
@@ -58,17 +65,24 @@ def resume_point(
             found = runs.resume_point(run, fresh, lambda text: console.line(f"warning: {text}"))
             if found is not None:
                 check_same_run(found, config, data)
+                if changed := _changed(checkpoint.load_config(found), config):
+                    console.line(f"note: not as the checkpoint had it: {', '.join(changed)}")
                 chosen = found.name
     chosen = world.text_from_lead(chosen)
     return runs.checkpoints_of(run) / chosen if chosen else None
 
 
+def forget_lost_best(run: Path, state: TrainState, world: World) -> None:
+    """A best checkpoint that is gone is the best no more: else nothing worse would ever be called so again."""
+    there = world.leads and state.best_step is not None
+    there = there and (runs.checkpoints_of(run) / storage.step_name(state.best_step or 0)).is_dir()
+    if not world.any(there):
+        state.best_step = state.best_val_loss = None
+
+
 def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
     """Raises ConfigError where `found` has other shapes or another order of the data, BadDataError for other data."""
-    saved = checkpoint.load_config(found)
-    before = {name: (getattr(saved, name), getattr(config, name)) for name in FIXED}
-    changed = [f"{name} {old} (now {new})" for name, (old, new) in before.items() if old != new]
-    if changed:
+    if changed := _changed(checkpoint.load_config(found), config, FIXED):
         raise ConfigError(f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir")
     _, facts = checkpoint.load_state(found)
     if facts.get("dataset_id") != data.dataset_id:
@@ -76,3 +90,9 @@ def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
             f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, {data.path} is "
             f"{data.dataset_id[:12]}; give another --out-dir or the old --dataset"
         )
+
+
+def _changed(saved: TrainConfig, config: TrainConfig, names: Iterable[str] = TRAINING) -> list[str]:
+    """Settings that differ, as "name OLD (now NEW)"."""
+    both = {name: (getattr(saved, name), getattr(config, name)) for name in names}
+    return [f"{name} {old} (now {new})" for name, (old, new) in both.items() if old != new]

@@ -124,5 +124,5 @@ def newest_run(out: Path) -> Path:
     """The run under `out` that was started last and has a checkpoint. Raises MissingInputError."""
     runs = [run for run in out.glob("*/") if storage.list_steps(checkpoints_of(run))]
     if not runs:
-        raise MissingInputError(f"no run with a checkpoint under {out}/; type: nanogpt train, or give a run folder")
+        raise MissingInputError(f"no run with a checkpoint under {out}/; type: nanogpt quickstart, or name a run")
     return max(runs, key=lambda run: str(read_json(run / "run.json").get("started", "")))

@@ -13,11 +13,11 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import ConfigError, Exit, StoppedError
+from nanogpt_dist.errors import ConfigError, Exit, StoppedError, StorageError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.progress import Progress
-from nanogpt_dist.resuming import noting_failure, resume_point, run_folder
+from nanogpt_dist.resuming import forget_lost_best, noting_failure, resume_point, run_folder
 from nanogpt_dist.saving import Saver, due, enough_room
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.stopping import StopRequest
@@ -54,9 +54,10 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
     with run_folder(config, world) as run:
         start = resume_point(run, config, data, fresh, world, console)
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
+        forget_lost_best(run, state, world)
         if start and state.step >= config.max_iters:
             console.line(f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by --max-iters")
-            return _finish(config, run, state, start, None, world)
+            return _finish(config, run, state, start, None, world, console)
         updater = Updater(config, world, dtype)
         if start:
             with world.together():
@@ -71,7 +72,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
             if world.any(bool(stop)):
                 raise StoppedError(stop.told)
             last = loop(config, world, state, batches, updater, evaluator, saver, progress, stop)
-        return _finish(config, run, state, last, progress.tokens_per_second, world)
+        return _finish(config, run, state, last, progress.tokens_per_second, world, console)
 
 
 def loop(
@@ -79,7 +80,7 @@ def loop(
     saver: Saver, progress: Progress, stop: StopRequest,
 ) -> Path:  # fmt: skip
     """From state.step to max_iters, or to where a rank is asked to stop; returns the checkpoint of the last step."""
-    skipped = 0
+    skipped, owed = 0, False  # updates left out in a row; whether a save waits for the next good one
     stop.defer()
     while state.step < config.max_iters:
         with world.together():  # a damaged shard is found here
@@ -100,9 +101,11 @@ def loop(
             found = evaluator(updater.model)
             state.val_loss = found.val_loss
             improved = found.val_loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
-            progress.evaluated(state, found, improved)
-        if last or (not skipped and due(config, state.step, evaluated, improved)):
+            progress.evaluated(state, found)
+        owed = owed or due(config, state.step, evaluated, improved)
+        if last or (owed and not skipped):
             saver.save(state, updater, improved, required=last)
+            owed = False
         if not last and world.any(bool(stop)):
             saver.save(state, updater, improved, required=True)
             break
@@ -148,6 +151,7 @@ def _introduce(
     console: Console, world: World, updater: Updater, batches: Batches, run: Path, start: Path | None
 ) -> None:
     config, dtype, data = updater.config, str(updater.dtype).removeprefix("torch."), batches.split
+    n_vocab = data.n_vocab
     epochs = config.max_iters * config.global_batch_size / batches.order.windows
     console.line(
         f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
@@ -158,17 +162,31 @@ def _introduce(
         f"{batches.per_update} micro-batches × {batches.batch_size} sequences × {config.block_size}"
     )
     console.line(f"{run}: " + (f"going on from {start.name}" if start else "starting at step 0"))
+    if config.vocab_size is not None and config.vocab_size - 64 >= n_vocab:
+        console.line(
+            f"note: {config.vocab_size - n_vocab:,} of {config.vocab_size:,} rows of the token table are unused; "
+            f"--vocab-size {math.ceil(n_vocab / 64) * 64} would do"
+        )
     if warning := enough_room(run, updater, config.keep_checkpoints):
         console.line(f"warning: {warning}")
 
 
 def _finish(
-    config: TrainConfig, run: Path, state: TrainState, newest: Path, tokens_per_second: float | None, world: World
+    config: TrainConfig,
+    run: Path,
+    state: TrainState,
+    newest: Path,
+    tokens_per_second: float | None,
+    world: World,
+    console: Console,
 ) -> Result:
     done = state.step >= config.max_iters
     verdict, code = ("done", Exit.DONE) if done else ("stopped", Exit.STOPPED)
     if world.leads:
-        runs.write_status(run, verdict, code, state.step, "", newest.name)
+        try:
+            runs.write_status(run, verdict, code, state.step, "", newest.name)
+        except StorageError as error:  # all is saved
+            console.line(f"warning: {error}")
     return Result(
         step=state.step,
         tokens=state.tokens,

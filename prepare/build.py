@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from nanogpt_dist.errors import BadDataError, CannotCreateError
+from nanogpt_dist.errors import BadDataError, CannotCreateError, one_line
 from nanogpt_dist.shards import ShardWriter, verify_folder
 from nanogpt_dist.shards.manifest import (
     MANIFEST,
@@ -58,7 +58,8 @@ def build(
     entry = find(corpus)
     found = find_sources(entry, sources)
     if found.ignored and note:
-        note(f"{len(found.ignored)} files are not read, their endings are not known: {', '.join(found.ignored)[:80]}")
+        names = one_line(", ".join(found.ignored), 80)
+        note(f"not read, for an unknown ending or as a link to a folder ({len(found.ignored)}): {names}")
     recipe = make_recipe(entry, found, tokenizer, val_fraction, seed, split, column)
     if (out / MANIFEST).exists():
         return _finished(out, recipe)

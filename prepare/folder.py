@@ -29,8 +29,10 @@ def claimed(out: Path) -> Iterator[None]:
     try:
         make_folder(out)
         lock = _lock(out)
-    except OSError as error:
+    except BaseException as error:
         _remove_empty(made)
+        if not isinstance(error, OSError):
+            raise
         raise CannotCreateError(f"cannot write in {shown(out)}: {error.strerror}; choose another --out") from error
     try:
         if not (out / MANIFEST).exists():

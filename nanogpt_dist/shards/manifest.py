@@ -151,7 +151,9 @@ class Manifest(_Record):
             line = f"prepare {folder.name}" if folder.parent == DATA else f"prepare CORPUS --out {shown(folder)}"
             raise MissingInputError(f"{shown(folder)} does not exist or is no folder; type: nanogpt {line}")
         if not path.exists():
-            raise BadDataError(f"{name} is missing: not prepared to the end; run the same nanogpt prepare again")
+            raise BadDataError(
+                f"{name} is missing: no nanogpt prepare has finished there; run the same nanogpt prepare again"
+            )
         with told(path), open_plain(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

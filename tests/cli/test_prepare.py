@@ -44,7 +44,8 @@ def test_the_summary_ends_with_what_to_type_next(tmp_path: Path) -> None:
     arguments = ["text", "--source", str(tmp_path / "a.txt"), "--tokenizer", "char", "--out", out]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "855 tokens" in result.stdout
-    assert result.stdout.endswith(f"Next: nanogpt train --dataset {out}\n")
+    small = f"nanogpt train quickstart --vocab-size 7 --dataset {out} --out-dir out/text"
+    assert result.stdout.endswith(f"Next: nanogpt train --dataset {out}   (without a GPU: {small})\n")
     assert DataFolder.open(out).tokenizer.n_vocab == 7
 
 

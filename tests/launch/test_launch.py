@@ -302,4 +302,4 @@ def test_a_stop_before_there_are_ranks(start: Callable[..., Launcher], tmp_path:
     launcher.process.send_signal(signal.SIGTERM)
     code, stderr = launcher.end()
     assert code == 75
-    assert "before the ranks were up" in stderr
+    assert "stopped; the same command" in stderr

@@ -37,7 +37,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
         (tmp_path / name).write_text("some text " * 100)
     told: list[str] = []
     build("text", tmp_path / "out", [tmp_path], tokenizer="byte", note=told.append)
-    assert told == ["2 files are not read, their endings are not known: b.csv, c.json"]
+    assert told == ["not read, for an unknown ending or as a link to a folder (2): b.csv, c.json"]
 
 
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
