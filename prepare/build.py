@@ -9,11 +9,11 @@ from nanogpt_dist.errors import BadDataError, CannotCreateError, one_line
 from nanogpt_dist.shards import ShardWriter, verify_folder
 from nanogpt_dist.shards.manifest import (
     MANIFEST,
+    CorpusRecord,
     CountsRecord,
     FileRecord,
     Manifest,
     ShardRecord,
-    SourcesRecord,
     SplitName,
     SplitRecord,
     SplitRule,
@@ -155,7 +155,10 @@ def _manifest(
             probe=tokenizer.probe(),
             file=FileRecord(name=TOKENIZER, bytes=saved.stat().st_size, sha256=sha256_file(saved)),
         ),
-        split=recipe.split,
+        eot="append" if recipe.end_of_text(tokenizer) else None,
+        errors="strict",
+        max_documents=None,
+        max_tokens=None,
         counts=CountsRecord(empty=tally.empty),
         splits={
             split: SplitRecord(
@@ -166,14 +169,21 @@ def _manifest(
             )
             for split in SPLITS
         },
-        sources=SourcesRecord(
-            description=recipe.corpus.description,
-            licence=recipe.corpus.licence,
-            address=recipe.corpus.address,
-            revision=sources.revision,
-            column=recipe.column,
-            files=recipe.files,
-        ),
+        sources=[
+            CorpusRecord(
+                corpus=recipe.corpus.name,
+                description=recipe.corpus.description,
+                licence=recipe.corpus.licence,
+                address=recipe.corpus.address,
+                revision=sources.revision,
+                column=recipe.column,
+                weight=None,
+                split=recipe.split,
+                tokens=sum(shard.tokens for split in SPLITS for shard in shards[split]),
+                documents=sum(tally.documents.values()),
+                files=recipe.files,
+            )
+        ],
     )
 
 

@@ -30,17 +30,18 @@ class Recipe:
         """What `made` was made with instead, in a few words; None: this recipe would give the same."""
         if made.name != self.corpus.name:
             return f"corpus {made.name}, not {self.corpus.name}"
-        if made.sources.files != self.files:
-            return f"other source files ({len(made.sources.files)}, now {len(self.files)}, or changed ones)"
+        source = made.sources[0]
+        if source.files != self.files:
+            return f"other source files ({len(source.files)}, now {len(self.files)}, or changed ones)"
         if made.tokenizer.spec != self.spec:
             return f"tokenizer {made.tokenizer.spec}, not {self.spec}"
         if self.known and made.tokenizer.fingerprint != self.known.fingerprint:
             return f"another tokenizer {made.tokenizer.name}"
         for name, value in self.split:
-            if (old := getattr(made.split, name)) != value:
+            if (old := getattr(source.split, name)) != value:
                 return f"--{'split' if name == 'rule' else name.replace('_', '-')} {old}, not {value}"
-        if made.sources.column != self.column:
-            return f"--column {made.sources.column}, not {self.column}"
+        if source.column != self.column:
+            return f"--column {source.column}, not {self.column}"
         return None
 
 

@@ -17,14 +17,17 @@ from nanogpt_dist.storage.durable import open_plain, shown, told
 DATA = Path("data")  # where `nanogpt prepare CORPUS` writes without --out
 MANIFEST = "manifest.json"
 FORMAT: Literal["nanogpt-data"] = "nanogpt-data"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 MAX_BYTES = 256 << 20  # of a manifest: 150 a source file, so 1.7 million of them
 
 Count = Annotated[int, Field(ge=0, strict=True)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 SplitName = Literal["train", "val"]
-SplitRule = Literal["documents", "characters"]
+SplitRule = Literal["documents", "characters", "shuffled"]
+Layout = Literal["nanogpt", "llm.c", "raw"]
+Eot = Literal["append", "prepend"]
+Errors = Literal["strict", "replace", "skip"]
 
 
 class _Record(BaseModel):
@@ -40,8 +43,13 @@ class FileRecord(_Record):
 
 
 class ShardRecord(_Record):
-    """A shard and its sidecars. documents: those that end in it."""
+    """A shard and its sidecars. documents: those that end in it.
 
+    layout: nanogpt: format.py's header; of a shard that was imported as it is, llm.c: a header of which only the first
+    three words count; raw: nothing but ids, as nanoGPT writes them.
+    """
+
+    layout: Layout = "nanogpt"
     tokens: Count
     documents: Count
     largest_id: Count
@@ -79,44 +87,68 @@ class SourceRecord(_Record):
     sha256: Sha256
 
 
-class SourcesRecord(_Record):
-    """Where the text is from. revision: where it is pinned to one; column: the field that was read, if any."""
-
-    description: str
-    licence: str
-    address: str | None
-    revision: str | None
-    column: str | None
-    files: list[SourceRecord]
-
-
 class SplitRuleRecord(_Record):
-    """How text went to train and val: whole documents by a seeded hash, or one text cut in two."""
+    """How text went to train and val.
+
+    documents: whole ones by a seeded hash of their text; characters: one text cut in two; shuffled: whole ones, drawn
+    from a seeded permutation as `datasets` does it.
+    """
 
     rule: SplitRule
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     seed: Count
 
 
+class CorpusRecord(_Record):
+    """Where text is from. revision: where it is pinned to one; column: the field that was read, if any.
+
+    weight: the part of all tokens that was asked for in a mix; tokens, documents: what it gave, in both splits;
+    split None: it came as shards.
+    """
+
+    corpus: FileName
+    description: str
+    licence: str
+    address: str | None
+    revision: str | None
+    column: str | None
+    weight: Annotated[float, Field(gt=0, le=1)] | None
+    split: SplitRuleRecord | None
+    tokens: Count
+    documents: Count
+    files: list[SourceRecord]
+
+
 class CountsRecord(_Record):
-    """Documents that did not go in as they are. empty: without a character, left out."""
+    """Documents that did not go in as they are, and those that hold the text of a special token.
+
+    empty: without a character, left out; replaced: with U+FFFD for what is not UTF-8; skipped: left out for that.
+    """
 
     empty: Count = 0
     replaced: Count = 0
     skipped: Count = 0
+    special: Count = 0
 
 
 class Manifest(_Record):
-    """The content of manifest.json."""
+    """The content of manifest.json.
+
+    eot: where end of text stands in a document, None: nowhere; errors: what was done about text that is not UTF-8;
+    max_documents, max_tokens: what was asked for, over both splits; sources: one, or each part of a mix.
+    """
 
     format: Literal["nanogpt-data"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     name: FileName
     tokenizer: TokenizerRecord
-    split: SplitRuleRecord
+    eot: Eot | None
+    errors: Errors
+    max_documents: Annotated[int, Field(ge=1, strict=True)] | None
+    max_tokens: Annotated[int, Field(ge=1, strict=True)] | None
     counts: CountsRecord
     splits: dict[SplitName, SplitRecord]
-    sources: SourcesRecord
+    sources: list[CorpusRecord]
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -127,6 +159,9 @@ class Manifest(_Record):
             sums = sum(s.tokens for s in shards), sum(s.documents for s in shards)
             if sums != (split.tokens, split.documents):
                 raise ValueError(f"the shards of {name} do not add up to its totals")
+        for total in ("tokens", "documents"):
+            if sum(getattr(c, total) for c in self.sources) != sum(getattr(s, total) for s in self.splits.values()):
+                raise ValueError(f"the {total} of the sources do not add up to those of the splits")
         names = [file.name for file in self.files()]
         if len(set(names)) != len(names):
             raise ValueError("a file is listed twice")
@@ -173,7 +208,9 @@ class Manifest(_Record):
             raise BadDataError(f"{name} is not the manifest of a data folder, or cut off; prepare the data again")
         if content.get("version") != VERSION:
             found = str(content.get("version"))[:20]
-            raise BadDataError(f"{name} has version {found}, this nanogpt reads {VERSION}; update nanogpt")
+            raise BadDataError(
+                f"{name} has version {found}, this nanogpt reads {VERSION}; prepare again, or update nanogpt"
+            )
         content.pop("sha256", None)
         try:
             return cls.model_validate(content)

@@ -21,9 +21,9 @@ from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, StorageError
 from nanogpt_dist.shards import DataFolder, Manifest, ShardWriter, verify_folder
 from nanogpt_dist.shards.manifest import (
+    CorpusRecord,
     CountsRecord,
     FileRecord,
-    SourcesRecord,
     SplitRecord,
     SplitRuleRecord,
     TokenizerRecord,
@@ -54,10 +54,27 @@ def write_folder(folder: Path, train: np.ndarray, val: np.ndarray, tokenizer: To
             probe=[],
             file=FileRecord(name="tokenizer.json", bytes=len(saved), sha256=hashlib.sha256(saved).hexdigest()),
         ),
-        split=SplitRuleRecord(rule="characters", val_fraction=0.1, seed=1),
+        eot=None,
+        errors="strict",
+        max_documents=None,
+        max_tokens=None,
         counts=CountsRecord(),
         splits=splits,
-        sources=SourcesRecord(description="d", licence="l", address=None, revision=None, column=None, files=[]),
+        sources=[
+            CorpusRecord(
+                corpus="text",
+                description="d",
+                licence="l",
+                address=None,
+                revision=None,
+                column=None,
+                weight=None,
+                split=SplitRuleRecord(rule="characters", val_fraction=0.1, seed=1),
+                tokens=sum(split.tokens for split in splits.values()),
+                documents=sum(split.documents for split in splits.values()),
+                files=[],
+            )
+        ],
     )
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     return manifest
@@ -261,12 +278,13 @@ def test_swapped_shards_are_refused(copy: Path) -> None:
 def test_edited_manifests_are_refused(copy: Path) -> None:
     path = copy / "manifest.json"
     content = json.loads(path.read_bytes())
+    (source,) = content["sources"]
     edits = [
-        ({**content, "version": 2}, "version 2"),
+        ({**content, "version": 1}, "version 1"),
         ({**content, "extra": 1}, "extra"),
         ({**content, "counts": {"empty": 1, "replaced": 0, "skipped": 0}}, "edited or damaged"),
         ({**content, "splits": {"train": content["splits"]["train"]}}, "train and val"),
-        ({**content, "split": {**content["split"], "val_fraction": 1e999}}, "val_fraction"),
+        ({**content, "sources": [{**source, "split": {**source["split"], "val_fraction": 1e999}}]}, "val_fraction"),
         ([], "not the manifest"),
     ]
     for name in ("../tokenizer.json", "/etc/passwd", "..", "a/b", ""):
