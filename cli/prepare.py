@@ -1,14 +1,16 @@
 """`nanogpt prepare CORPUS`: raw text to verified shards of token ids."""
 
 import json
+import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,109 +19,191 @@ from nanogpt_dist.stopping import StopRequest
 
 if TYPE_CHECKING:
     from nanogpt_dist.shards.manifest import Manifest
-    from prepare.build import Progress
+    from prepare.corpora import Corpus
+
+Report = Callable[[str, int, int, int], None]
 
 
-class SplitOption(StrEnum):
+class SplitBy(StrEnum):
     documents = "documents"
     characters = "characters"
+    shuffled = "shuffled"
+
+
+class Eot(StrEnum):
+    append = "append"
+    prepend = "prepend"
+
+
+class BadText(StrEnum):
+    strict = "strict"
+    replacing = "replace"
+    skip = "skip"
+
+
+def _option(panel: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, **more)
 
 
 def prepare(
     corpus: Annotated[
-        str | None, typer.Argument(help="What to prepare; --list shows all. `text`: files of yours.", metavar="CORPUS")
+        str | None,
+        typer.Argument(help="What to prepare; --list shows all. text: files of yours; hf: any REPO.", metavar="CORPUS"),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write. Default: data/CORPUS.", metavar="DIR", rich_help_panel="Files")
+    repo: Annotated[
+        str | None, typer.Argument(help="With hf: a repository of the Hugging Face hub, OWNER/NAME.", metavar="REPO")
     ] = None,
+    out: Annotated[Path | None, _option("Files", "Folder to write. Default: data/CORPUS.", "DIR")] = None,
     source: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="File or folder to read: .txt .md .jsonl .jsonl.gz .jsonl.zst .parquet. May be given several times.",
-            metavar="PATH",
-            rich_help_panel="Files",
+        _option(
+            "Files",
+            "File, folder or 'pattern' to read: .txt .md .jsonl .json .parquet .arrow, also .gz .zst; - for text on "
+            "standard input, -.jsonl for lines. May be given several times.",
+            "PATH",
         ),
     ] = None,
     column: Annotated[
-        str, typer.Option(help="Field of .jsonl and .parquet that holds the text.", rich_help_panel="Files")
-    ] = "text",
+        str | None, _option("Files", "Field or column that holds the text. Default: text.", "NAME")
+    ] = None,
+    mix: Annotated[
+        str | None,
+        _option("Files", "Instead of CORPUS: several, by name or path, with their parts of the tokens.", "A=0.7,B=0.3"),
+    ] = None,
+    config: Annotated[str | None, _option("Hub", "Configuration of the repository.", "NAME")] = None,
+    split: Annotated[str | None, _option("Hub", "Split of the repository. Default: train.", "NAME")] = None,
+    revision: Annotated[
+        str | None, _option("Hub", "Branch, tag or commit. Default: the newest, which is then pinned.", "NAME")
+    ] = None,
+    streaming: Annotated[
+        bool, _option("Hub", "Fetch files when they are needed, and keep none; else they stay in the hub's cache.")
+    ] = False,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            help="gpt2 | byte | char | bpe:N (N ids, learnt from the text) | FILE. Default: the corpus's own.",
-            metavar="NAME",
-            rich_help_panel="Tokens",
+        _option(
+            "Tokens",
+            "gpt2 | byte | char | bpe:N (N ids, learnt from the text) | cl100k_base … | FILE. Default: the corpus's.",
+            "NAME",
         ),
     ] = None,
+    eot: Annotated[Eot, _option("Tokens", "Where each document gets its end of text.")] = Eot.append,
     val_fraction: Annotated[
-        float | None,
-        typer.Option(
-            help="Part kept for validation, between 0 and 1. Default: the corpus's own.", rich_help_panel="Tokens"
+        float | None, _option("Tokens", "Part kept for validation, between 0 and 1. Default: the corpus's own.")
+    ] = None,
+    split_by: Annotated[
+        SplitBy | None,
+        _option(
+            "Tokens",
+            "Train and val get: whole documents by their hash, two parts of one text, or rows drawn as nanoGPT does. "
+            "Default: characters for a single .txt file, else documents.",
         ),
     ] = None,
-    split: Annotated[
-        SplitOption | None,
-        typer.Option(
-            help="Split by whole documents or cut one text in two. Default: characters for a single .txt file.",
-            rich_help_panel="Tokens",
-        ),
+    seed: Annotated[int, _option("Tokens", "Decides which documents are validated with.", min=0, max=2**63 - 1)] = 2357,
+    max_documents: Annotated[int | None, _option("Tokens", "Stop after that many documents.", "N", min=1)] = None,
+    max_tokens: Annotated[
+        int | None, _option("Tokens", "Stop before a document that would pass that many tokens.", "N", min=1)
     ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="Decides which documents are validated with.", min=0, max=2**63 - 1, rich_help_panel="Tokens"
-        ),
-    ] = 2357,
+    errors: Annotated[
+        BadText, _option("Tokens", "Text that is not UTF-8: an error, U+FFFD for each bad byte, or left out; counted.")
+    ] = BadText.strict,
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Processes that encode; the result is the same. Default: one per core, at most 8.",
+        _option(
+            "Machine",
+            "Processes that encode; the result is the same. Default: one per core, at most 8.",
+            "N",
             min=1,
             max=1024,
-            rich_help_panel="Machine",
         ),
     ] = None,
+    fresh: Annotated[bool, _option("Machine", "Start over where an unfinished run would be gone on with.")] = False,
     list_corpora: Annotated[bool, typer.Option("--list", help="List the corpora and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a summary.")] = False,
 ) -> None:
     """Turn a corpus into shards of token ids that `nanogpt train --dataset DIR` reads.
 
-    Killed? Run it again. A finished folder with the same inputs and options is left as it is.
+    Killed? Run it again: it goes on where it was. A finished folder with the same inputs and options is left as it is.
+    Under torchrun, or as a Slurm array, the ranks share the work.
     """
     if list_corpora:
         _print_corpora(as_json)
         return
-    if corpus is None:
-        raise UsageError("which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare --list")
-    from prepare.build import build
+    from prepare.build import Machine, build
+    from prepare.ranks import Ranks
+    from prepare.recipe import Options, parse_mix
 
-    StopRequest("stopped, nothing is left behind; the same command starts over").listen()
-    out = out or Path("data") / corpus
+    chosen, weights = _corpus(corpus, repo, mix, source), parse_mix(mix) if mix else None
+    if chosen:
+        chosen = _on_hub(chosen, config, split, revision)
+    StopRequest("stopped; the same command goes on where it was").listen()
+    ranks = Ranks.of(os.environ)
+    out = out or Path("data") / (chosen.name if chosen else "mix")
     started, reused = time.monotonic(), (out / "manifest.json").exists()
-    with _progress_bar() as progress:
+    with _progress_bar(ranks.leads) as report:
         manifest = build(
-            corpus,
+            chosen or "text",
             out,
-            sources=source or [],
-            tokenizer=tokenizer,
-            val_fraction=val_fraction,
-            workers=workers,
-            seed=seed,
-            split=split.value if split else None,
-            column=column,
-            progress=progress,
-            note=lambda text: typer.echo(f"note: {text}", err=True),
+            source or [],
+            Options(
+                tokenizer=tokenizer,
+                val_fraction=val_fraction,
+                seed=seed,
+                split_by=split_by.value if split_by else None,
+                column=column,
+                eot=eot.value,
+                errors=errors.value,
+                max_documents=max_documents,
+                max_tokens=max_tokens,
+            ),
+            Machine(
+                workers=workers,
+                streaming=streaming,
+                fresh=fresh,
+                ranks=ranks,
+                progress=report,
+                note=lambda text: typer.echo(f"note: {text}", err=True) if ranks.leads else None,
+            ),
+            weights,
         )
-    figures = _figures(manifest, out, time.monotonic() - started, reused)
-    print(json.dumps(figures) if as_json else _summary(manifest, figures))
+    if manifest is not None:  # else another rank tells
+        figures = _figures(manifest, out, time.monotonic() - started, reused)
+        print(json.dumps(figures) if as_json else _summary(manifest, figures))
 
 
-def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> dict[str, str | int | float | bool]:
+def _corpus(name: str | None, repo: str | None, mix: str | None, source: list[Path] | None) -> "Corpus | None":
+    """What to prepare; None: a mix. Raises UsageError."""
+    from prepare.corpora import find, repository
+
+    if mix:
+        if name or repo or source:
+            raise UsageError("--mix names all that is to be read, corpora or paths; leave CORPUS and --source out")
+        return None
+    if name is None:
+        raise UsageError("which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare --list")
+    if name == "hf":
+        if repo is None:
+            raise UsageError("which repository? type for example: nanogpt prepare hf roneneldan/TinyStories")
+        return repository(repo)
+    if repo is not None:
+        raise UsageError(f"{repo[:60]}: one corpus at a time; several become one data set with --mix A=0.7,B=0.3")
+    return find(name)
+
+
+def _on_hub(corpus: "Corpus", config: str | None, split: str | None, revision: str | None) -> "Corpus":
+    from prepare.corpora import from_hub
+
+    if split in list(SplitBy) and corpus.origin != "hub":
+        raise UsageError(f"--split names a split on the hub; for how to cut train from val type --split-by {split}")
+    return from_hub(corpus, config, split, revision)
+
+
+def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> dict[str, Any]:
     import hashlib
 
     from nanogpt_dist.storage.durable import printable
 
     train, val = manifest.splits["train"], manifest.splits["val"]
+    rate = 0.0 if reused else 1 / max(seconds, 1e-9)
     return {
         "out": printable(out),
         "dataset_id": hashlib.sha256(manifest.to_bytes()).hexdigest(),
@@ -127,6 +211,8 @@ def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> d
         "val_tokens": val.tokens,
         "documents": train.documents + val.documents,
         "empty_documents": manifest.counts.empty,
+        "replaced_documents": manifest.counts.replaced,
+        "skipped_documents": manifest.counts.skipped,
         "train_bytes": train.bytes,
         "val_bytes": val.bytes,
         "vocab_size": manifest.tokenizer.n_vocab,
@@ -134,6 +220,8 @@ def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> d
         "shards": len(train.shards) + len(val.shards),
         "reused": reused,
         "seconds": round(seconds, 3),
+        "mb_per_second": round((train.bytes + val.bytes) / 1e6 * rate, 3),
+        "tokens_per_second": round((train.tokens + val.tokens) * rate),
     }
 
 
@@ -153,10 +241,10 @@ def _summary(manifest: "Manifest", figures: dict[str, str | int | float | bool])
 def _next(manifest: "Manifest", out: str) -> str:
     """What to type next: a preset for just this data, if there is one, and its small twin for those without a GPU."""
     from nanogpt_dist.presets import PRESETS
-    from prepare.corpora import find
+    from prepare.corpora import CORPORA
 
-    corpus = find(manifest.name)
-    if not corpus.preset or manifest.tokenizer.spec != corpus.tokenizer:
+    corpus = CORPORA.get(manifest.name)
+    if corpus is None or not corpus.preset or manifest.tokenizer.spec != corpus.tokenizer:
         small = f"quickstart --vocab-size {manifest.tokenizer.n_vocab} --dataset {out} --out-dir out/{manifest.name}"
         return f"nanogpt train --dataset {out}   (without a GPU: nanogpt train {small})"
     where = "" if PRESETS[corpus.preset]["dataset"] == out else f" --dataset {out}"
@@ -169,28 +257,41 @@ def _print_corpora(as_json: bool) -> None:
     from prepare.corpora import CORPORA
 
     if as_json:
-        print(json.dumps({"corpora": {c.name: c.description for c in CORPORA.values()}}))
+        print(json.dumps({"corpora": {c.name: asdict(c) for c in CORPORA.values()}}))
         return
-    for corpus in CORPORA.values():
-        print(f"{corpus.name:17} {corpus.description} [{corpus.tokenizer}; {corpus.licence}]")
+    for c in CORPORA.values():
+        size = f"{c.documents:,} documents; " if c.documents else ""
+        tokens = f"{c.tokens[0]:,} + {c.tokens[1]:,} tokens; " if c.tokens else ""
+        split = {"documents": "by hash", "characters": "by characters", "shuffled": "drawn by rows", None: "by files"}
+        print(f"{c.name:17} {c.description}")
+        print(f"{'':17} {size}{tokens}{c.tokenizer}; val {c.val_fraction:g} {split[c.split]}; {c.licence}")
+    print("hf OWNER/NAME     Any other repository of text on the Hugging Face hub (--config, --split, --column)")
 
 
 @contextmanager
-def _progress_bar() -> Iterator["Progress | None"]:
-    """A bar with MB/s and the time left on standard error, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
+def _progress_bar(wanted: bool) -> Iterator[Report]:
+    """A bar with MB/s, tokens/s and the time left on standard error, where that is a terminal."""
+    if not wanted or not sys.stderr.isatty():
+        yield lambda what, done, total, tokens: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, Any] = {}
+        started = time.monotonic()
 
-        def update(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int, tokens: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+                tasks[what] = bar.add_task(what, total=total, pace="")
+            pace = f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s" if tokens else ""
+            bar.update(tasks[what], completed=done, pace=pace)
 
-        yield update
+        yield report

@@ -68,8 +68,11 @@ class Tokenizer:
         parts = [self._encode_piece(piece) for piece in self.pieces(text)]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
-    def pieces(self, text: str) -> Iterator[str]:
+    cuttable = True
+
+    def pieces(self, text: str | Iterable[str]) -> Iterator[str]:
         """`text` in parts of about a million characters whose ids, one after the other, are the ids of `text`."""
+        text = text if isinstance(text, str) else "".join(text)
         if self.kind == "bpe":
             return bpe.cut(text, PIECE_CHARS)
         return (text[i : i + PIECE_CHARS] for i in range(0, len(text), PIECE_CHARS))

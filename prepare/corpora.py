@@ -1,7 +1,8 @@
 """The catalogue: what `nanogpt prepare CORPUS` can prepare. Entries are data; sources.py gets at the text."""
 
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nanogpt_dist.errors import UsageError
@@ -12,14 +13,15 @@ from nanogpt_dist.shards.manifest import SplitRule
 class Corpus:
     """A corpus and the defaults that go with it.
 
-    origin: the running Python's own library, one file at an address, or files that the user names.
-    split None: `characters` for a single .txt file, else `documents`. preset: what trains well on it as it is.
+    origin: the running Python's own library, one file at an address, a repository of data sets on the Hugging Face hub,
+    or files that the user names. split None: `characters` for a single .txt file, else `documents`.
+    documents, tokens (train and val, under `tokenizer`): what is known to come out. preset: what trains well on it.
     """
 
     name: str
     description: str
     licence: str
-    origin: Literal["stdlib", "download", "files"]
+    origin: Literal["stdlib", "download", "hub", "files"]
     tokenizer: str
     val_fraction: float
     split: SplitRule | None
@@ -27,6 +29,12 @@ class Corpus:
     address: str | None = None
     bytes: int = 0  # of the file at the address
     sha256: str = ""
+    column: str = "text"
+    config: str | None = None  # of the repository at the address
+    hub_split: str = "train"
+    revision: str | None = None  # None: the newest, which the manifest then pins
+    documents: int | None = None
+    tokens: tuple[int, int] | None = None
 
 
 SHAKESPEARE = {
@@ -38,6 +46,8 @@ SHAKESPEARE = {
     "bytes": 1_115_394,
     "sha256": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 }
+
+HUB = {"origin": "hub", "tokenizer": "gpt2"}
 
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
@@ -63,8 +73,20 @@ CORPORA: dict[str, Corpus] = {
             **SHAKESPEARE,  # type: ignore[arg-type]
         ),
         Corpus(
+            name="openwebtext",
+            description="OpenWebText, the open twin of GPT-2's training data, split as nanoGPT does",
+            address="Skylion007/openwebtext",
+            licence="CC0-1.0",
+            val_fraction=0.0005,
+            split="shuffled",
+            preset="gpt2-124m",
+            documents=8_013_769,
+            tokens=(9_035_582_198, 4_434_897),
+            **HUB,  # type: ignore[arg-type]
+        ),
+        Corpus(
             name="text",
-            description="Files of yours: .txt .md .jsonl[.gz|.zst] .parquet, or folders of them (--source)",
+            description="Files of yours: .txt .md .jsonl .parquet .arrow, .gz, .zst, folders, or - (--source)",
             licence="yours to know",
             origin="files",
             tokenizer="gpt2",
@@ -79,11 +101,40 @@ def find(name: str) -> Corpus:
     """The corpus of that name. Raises UsageError with the nearest name."""
     if name in CORPORA:
         return CORPORA[name]
-    if name == "openwebtext":
-        raise UsageError(
-            "openwebtext cannot be fetched yet; with its text at hand type: nanogpt prepare text --source DIR "
-            "--tokenizer gpt2 --out data/openwebtext"
-        )
     near = difflib.get_close_matches(name, CORPORA, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(CORPORA)}."
-    raise UsageError(f"no corpus {name[:40]}; {hint} For files of yours type: nanogpt prepare text --source PATH")
+    raise UsageError(f"no corpus {name[:40]}; {hint} Or type: nanogpt prepare text --source PATH, or prepare hf REPO")
+
+
+def repository(repo: str) -> Corpus:
+    """Any other repository of the hub, e.g. `roneneldan/TinyStories`. Raises UsageError for what is no such name."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
+        raise UsageError(f"{repo[:60]} is not the name of a repository on the hub; type: nanogpt prepare hf OWNER/NAME")
+    return Corpus(
+        name=_plain(repo.split("/")[1]) or "hf",
+        description=f"{repo} on the Hugging Face hub",
+        licence="see its page on the hub",
+        origin="hub",
+        address=repo,
+        tokenizer="gpt2",
+        val_fraction=0.01,
+        split="documents",
+    )
+
+
+def _plain(name: str) -> str:
+    """`name` as a data set may be called."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
+
+
+def from_hub(corpus: Corpus, config: str | None, split: str | None, revision: str | None) -> Corpus:
+    """A corpus of the hub with another configuration, split or revision. Raises UsageError for one from elsewhere."""
+    given = {"config": config, "hub_split": split, "revision": revision}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if changed and corpus.origin != "hub":
+        flag = "--" + next(iter(changed)).replace("hub_", "")
+        raise UsageError(f"{flag} is for corpora of the hub, which {corpus.name} is not; leave it out")
+    if corpus.name not in CORPORA:  # of two parts of a repository, each has its own name
+        parts = [corpus.name, *(_plain(part) for part in (config, split) if part and part != "train")]
+        changed["name"] = "-".join(part for part in parts if part)
+    return replace(corpus, **changed)  # type: ignore[arg-type]

@@ -1,165 +1,187 @@
-"""Documents out of files: a text file is one, a line of .jsonl or a row of .parquet is one. UTF-8 is strict.
+"""Documents out of a part of a file: a text file is one, a line of .jsonl or a row of .parquet or .arrow is one.
 
-Line-wise and row-wise files are streamed. A byte order mark at the start of a file is no part of its text.
+A part is `start` to `stop`: bytes of text and lines, row groups of parquet, record batches of arrow, or the whole of
+a compressed file. A line belongs to the part in which it begins, so parts may be cut anywhere. Nothing is held in
+memory but a document, and of a long text not even that. A byte order mark at the start of a file is no text.
 """
 
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.shards.manifest import Errors
 from nanogpt_dist.storage.durable import shown, told
+from prepare.formats import Format
+from prepare.plain import open_plain_bytes
+from prepare.tables import rows
+from prepare.textfile import TextPart, decode
 
 MAX_LINE_BYTES = 1 << 30  # of a line of .jsonl
+LONG_TEXT_BYTES = 8 << 20  # a text file beyond this is read in chunks
+_GARBAGE = "the text is not UTF-8"
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and how many bytes of its file were consumed to get it (compressed ones where the file is)."""
+    """text: a string, or for a long one its chunks, which can be read again; number: of its line or row, from 1.
 
-    text: str
-    read_bytes: int
-
-
-def read_documents(path: Path, column: str) -> Iterator[Document]:
-    """The documents of a file, told by its ending. column: the field that holds the text, where there are fields.
-
-    Raises BadDataError with file, line and byte offset; StorageError.
+    replaced: U+FFFD stands for what was not UTF-8; skipped: it is left out for that, and `text` is empty.
     """
-    with told(path):
-        name = path.name.lower()
-        if name.endswith(".parquet"):
-            yield from _parquet_rows(path, column)
-        elif name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-            yield from _json_lines(path, column)
+
+    text: str | Iterable[str]
+    number: int = 1
+    replaced: bool = False
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file. column: the field with the text, where there are fields; errors: what to do about bad text."""
+
+    path: Path
+    format: Format
+    start: int
+    stop: int
+    column: str | None
+    errors: Errors
+
+    def documents(self) -> Iterator[Document]:
+        """The documents in order. Raises BadDataError with file, line or row, and byte; StorageError."""
+        with told(self.path):
+            if self.format.kind == "text":
+                yield from _text(self)
+            elif self.format.kind == "lines":
+                yield from _json_lines(self)
+            else:
+                yield from _table(self)
+
+    def where(self, document: Document) -> str:
+        """A document for people: file and line or row."""
+        if self.format.kind == "text":
+            return shown(self.path)
+        if self.format.kind == "lines":
+            return f"{shown(self.path)}:{self._lines_before() + document.number}"
+        return f"{shown(self.path)}: row {document.number} from {self.start}"
+
+    def _lines_before(self) -> int:
+        """Lines that begin before this part."""
+        if self.start == 0:
+            return 0
+        with self.path.open("rb") as file:
+            return _newlines(file, _line_start(file, self.start))
+
+
+def _text(part: Part) -> Iterator[Document]:
+    text = TextPart(part.path, part.format.compression, part.start, part.stop, part.errors)
+    try:
+        if part.stop - part.start > LONG_TEXT_BYTES or part.format.compression:
+            if part.errors == "skip":
+                for _ in text:
+                    pass
+            yield Document(text)
         else:
-            data = path.read_bytes()
-            yield Document(_decode(data, path, 1), len(data))
+            whole = "".join(text)
+            yield Document(whole, replaced=text.replaced)
+    except BadDataError:
+        if part.errors != "skip":
+            raise
+        yield Document("", skipped=True)
 
 
-def _decode(data: bytes, path: Path, line: int) -> str:
-    """`data`, which begins at line `line` of the file, as text; a byte order mark only begins the file."""
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff" if line == 1 else "")
-    except UnicodeDecodeError as error:
-        before = data[: error.start]
-        line += before.count(b"\n")
-        offset = error.start - (before.rfind(b"\n") + 1)
-        byte = data[error.start]
-        raise BadDataError(f"{shown(path)}:{line}:{offset}: byte {byte:#04x} is not UTF-8; convert the file") from None
-
-
-def _json_lines(path: Path, column: str) -> Iterator[Document]:
-    with path.open("rb") as raw, _decompressed(raw, path) as lines:
+def _json_lines(part: Part) -> Iterator[Document]:
+    with open_plain_bytes(part.path, part.format.compression) as file:
+        stop = None if part.format.compression else part.stop
+        position = 0 if part.format.compression else _line_start(file, part.start)
         number = 0
-        while data := lines.readline(MAX_LINE_BYTES + 1):
+        while (stop is None or position < stop) and (data := file.readline(MAX_LINE_BYTES + 1)):
             number += 1
-            where = f"{shown(path)}:{number}"
             if len(data) > MAX_LINE_BYTES:
+                where = part.where(Document("", number))
                 raise BadDataError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; cut the document into several")
-            line = _decode(data.rstrip(b"\r\n"), path, number)
-            if line.strip():
-                yield Document(_field(line, column, where), raw.tell())
+            if position == 0:
+                data = data.removeprefix(b"\xef\xbb\xbf")
+            position += len(data)
+            if data.strip():
+                yield _json_line(part, data, number)
 
 
-def _field(line: str, column: str, where: str) -> str:
-    try:
-        row = json.loads(line, parse_int=float)  # an int of 5,000 digits would be an error; we want the text only
-    except (ValueError, RecursionError) as error:
-        reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        raise BadDataError(f"{where}: not JSON ({reason}); each line is one object") from None
-    text = row.get(column) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        fields = ", ".join(map(str, row))[:60] if isinstance(row, dict) else type(row).__name__
-        raise BadDataError(f"{where}: no text in field {column[:40]}; it has: {fields}; choose one with --column")
+def _line_start(file: BinaryIO, position: int) -> int:
+    """Seek to the first line that begins at `position` or behind it, and return where that is."""
+    if position == 0:
+        return 0
+    file.seek(position - 1)
+    while (data := file.readline(1 << 20)) and not data.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def _newlines(file: BinaryIO, stop: int) -> int:
+    file.seek(0)
+    count = 0
+    while stop > 0 and (data := file.read(min(1 << 20, stop))):
+        count += data.count(b"\n")
+        stop -= len(data)
+    return count
+
+
+def _json_line(part: Part, data: bytes, number: int) -> Document:
+    line, replaced, bad = decode(data.rstrip(b"\r\n"), part.errors)
+    where = Document("", number)
+    if bad is not None:
+        if part.errors == "skip":
+            return Document("", number, skipped=True)
+        byte = f"byte {data[bad]:#04x} is not UTF-8"
+        raise BadDataError(f"{part.where(where)}:{bad}: {byte}; convert the file, or give --errors replace or skip")
+    text = _field(part, line, where)
     if "\\u" in line:  # only an escape can bring in half of a surrogate pair
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            code = f"U+{ord(text[error.start]):04X}"
-            raise BadDataError(f"{where}: character {error.start} is {code}, half of a surrogate pair") from None
+            if part.errors == "skip":
+                return Document("", number, skipped=True)
+            if part.errors == "strict":
+                code = f"character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair"
+                raise BadDataError(f"{part.where(where)}: {code}; mend it, or give --errors replace or skip") from None
+            text, replaced = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
+    return Document(text, number, replaced)
+
+
+def _field(part: Part, line: str, where: Document) -> str:
+    try:
+        row = json.loads(line, parse_int=float)  # an int of 5,000 digits would be an error; we want the text only
+    except (ValueError, RecursionError) as error:
+        reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        raise BadDataError(f"{part.where(where)}: not JSON ({reason}); each line is one object") from None
+    assert part.column is not None
+    text = row.get(part.column) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        fields = ", ".join(map(str, row))[:60] if isinstance(row, dict) else type(row).__name__
+        reason = f"no text in field {part.column[:40]}; it has: {fields}; choose one with --column"
+        raise BadDataError(f"{part.where(where)}: {reason}")
     return text
 
 
-@contextmanager
-def _decompressed(raw: BinaryIO, path: Path) -> Iterator[BinaryIO]:
-    """The plain bytes of an open .jsonl, .jsonl.gz or .jsonl.zst. Raises BadDataError where they are damaged or cut."""
-    import zstandard
-
-    try:
-        if path.suffix.lower() == ".gz":
-            yield gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[misc]
-        elif path.suffix.lower() == ".zst":
-            yield io.BufferedReader(_ZstandardReader(raw), 1 << 20)
-        else:
-            yield raw
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise BadDataError(f"{shown(path)} is damaged or cut off ({str(error)[:60]}); get it again") from None
+def _table(part: Part) -> Iterator[Document]:
+    assert part.column is not None
+    for number, value in enumerate(rows(part.path, part.format.kind, part.column, part.start, part.stop), 1):
+        yield _cell(part, value, number)
 
 
-class _ZstandardReader(io.RawIOBase):
-    """Frames one after the other; unlike the library's own reader it notices when the last one is cut off."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw, self.frame = raw, None
-        self.compressed = self.plain = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.plain:
-            self.compressed = self.compressed or self.raw.read(1 << 17)
-            if not self.compressed:
-                if self.frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            self.plain = self._advance()
-        size = min(len(buffer), len(self.plain))
-        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
-        return size
-
-    def _advance(self) -> bytes:
-        import zstandard
-
-        frame: Any = self.frame or zstandard.ZstdDecompressor().decompressobj()
-        plain = frame.decompress(self.compressed)
-        self.frame, self.compressed = (None, frame.unused_data) if frame.eof else (frame, b"")
-        return plain
-
-
-def _parquet_rows(path: Path, column: str) -> Iterator[Document]:
-    from pyarrow import ArrowException, large_string, parquet, types
-
-    size, number = path.stat().st_size, 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if schema.names.count(column) != 1 or not _is_text(schema.field(column).type, types):
-                names = ", ".join(schema.names)[:60]
-                raise BadDataError(f"{shown(path)}: no text column {column[:40]}; it has: {names}; give --column")
-            rows = max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0).cast(large_string()):
-                    number += 1
-                    text = value.as_py()
-                    if text is None:
-                        raise BadDataError(f"{shown(path)}: row {number} of column {column} is null; remove such rows")
-                    yield Document(text, size * number // rows)
-    except UnicodeDecodeError as error:
-        raise BadDataError(f"{shown(path)}:{number}:{error.start}: column {column} is not UTF-8; convert it") from None
-    except (ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's fault, not the file's: damaged pages are OSErrors without a number
-        raise BadDataError(f"{shown(path)} is no parquet file, or damaged ({str(error)[:60]}); get it again") from None
-
-
-def _is_text(kind: Any, types: Any) -> bool:
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+def _cell(part: Part, value: Any, number: int) -> Document:
+    if isinstance(value, str):
+        return Document(value, number)
+    bad: int | None = None
+    if value is not None:
+        text, replaced, bad = decode(value, part.errors)
+        if bad is None:
+            return Document(text, number, replaced)
+    if part.errors == "skip":
+        return Document("", number, skipped=True)
+    if value is None:
+        what = f"null in column {part.column}; remove such rows, or give --errors skip"
+    else:
+        what = f"byte {bad} of column {part.column} is not UTF-8; give --errors replace or skip"
+    raise BadDataError(f"{part.where(Document('', number))}: {what}")

@@ -1,148 +1,196 @@
-"""Text to ids on several cores, in order. What a batch holds depends on the text alone, so the workers do not show."""
+"""One unit of work: the documents of a few slices to token ids in files of their own, with a record written last."""
 
+import json
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import connection, get_context, parent_process
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from nanogpt_dist.errors import StorageError
-from nanogpt_dist.shards.manifest import SplitName
-from nanogpt_dist.tokenizer import Tokenizer, load
+from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.shards.manifest import Eot, SplitName, SplitRuleRecord
+from nanogpt_dist.storage.durable import staging_name, told
+from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer
+from prepare.documents import Document, Part
+from prepare.split import SPLITS
+from prepare.units import Slice
 
-BATCH_CHARS = 1 << 20
-ATTEMPTS = 3  # at the same batch, before a dying worker is taken for more than bad luck
+FLUSH_IDS = 1 << 20
+WHOLE, EMPTY, REPLACED, SKIPPED = range(4)  # what became of a document
 
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a document; last: the document ends with it."""
-
-    split: SplitName
-    text: str
-    last: bool
-
-
-@dataclass
-class Batch:
-    """Parts that are encoded in one go. read_bytes: how much of the sources was consumed up to here."""
-
-    parts: list[Part] = field(default_factory=list)
-    chars: int = 0
-    read_bytes: int = 0
+# For each document, or what of it lies in a slice: which of SPLITS; whether it ends here; what became of it; whether
+# it holds the text of a special token; its ids, end of text included; its UTF-8 bytes.
+DOCUMENT = np.dtype(
+    [("split", "u1"), ("ends", "?"), ("status", "u1"), ("special", "?"), ("tokens", "<i8"), ("bytes", "<i8")]
+)
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The ids of a batch that belong to one split; ends: positions behind the last id of each document."""
+class Job:
+    """A unit with all that it takes to encode it. max_documents, max_tokens: more of them are never needed."""
 
+    unit: int
+    slices: tuple[tuple[Slice, Part], ...]
+    split: SplitRuleRecord
+    eot: Eot | None
+    max_documents: int | None
+    max_tokens: int | None
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What a unit has become: files of the work folder, each with [bytes, CRC32]. documents: the table of them."""
+
+    unit: int
+    train: tuple[int, int]
+    val: tuple[int, int]
+    documents: tuple[int, int]
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Raises ValueError, TypeError or KeyError for what to_json did not write."""
+        content = json.loads(data)
+        train, val, documents = ((int(size), int(crc)) for size, crc in map(content.get, (*SPLITS, "documents")))
+        return cls(int(content["unit"]), train, val, documents)
+
+
+def unit_path(folder: Path, unit: int, kind: str) -> Path:
+    """A file of a unit; kind: train, val, documents or json."""
+    return folder / f"{unit:06d}.{kind}"
+
+
+def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None = None) -> UnitRecord:
+    """Encode a unit into `folder`, the record last, so that a unit with a record is whole.
+
+    trace: a file that always names the document at hand. Raises BadDataError naming the document, StorageError.
+    """
+    parts = {name: _PartFile(unit_path(folder, job.unit, name)) for name in (*SPLITS, "documents")}
+    try:
+        for ids in _encoded(job, tokenizer, parts["documents"], trace):
+            parts[ids.split].write(ids.ids)
+        files = {name: part.close() for name, part in parts.items()}
+    except BaseException:
+        for part in parts.values():
+            part.abort()
+        raise
+    record = UnitRecord(job.unit, files["train"], files["val"], files["documents"])
+    path = unit_path(folder, job.unit, "json")
+    temporary = path.with_name(staging_name(path.name))
+    with told(path):
+        temporary.write_bytes(record.to_json())
+        os.replace(temporary, path)
+    return record
+
+
+@dataclass(frozen=True)
+class _Ids:
     split: SplitName
     ids: np.ndarray
-    ends: np.ndarray
 
 
-@dataclass(frozen=True)
-class Result:
-    encoded: list[Encoded]
-    read_bytes: int
-
-
-def batches(parts: Iterable[tuple[Part, int]]) -> Iterator[Batch]:
-    """Group (part, bytes read so far) into batches of about a million characters."""
-    batch = Batch()
-    for part, read_bytes in parts:
-        batch.parts.append(part)
-        batch.chars += len(part.text)
-        batch.read_bytes = read_bytes
-        if batch.chars >= BATCH_CHARS:
-            yield batch
-            batch = Batch()
-    if batch.parts:
-        yield batch
-
-
-def encode_batches(batches: Iterable[Batch], tokenizer: Path, end_of_text: bool, workers: int) -> Iterator[Result]:
-    """Encode with the tokenizer saved at `tokenizer`; end_of_text: append its id to each document. In order.
-
-    workers: processes; 1: this one. At most 2 × workers + 2 batches are in memory.
-    Raises BadDataError for text without ids, StorageError where workers keep dying.
-    """
-    if workers > 1:
-        return _in_processes(batches, tokenizer, end_of_text, workers)
-    loaded = load(tokenizer)
-    return (_encode(loaded, end_of_text, batch) for batch in batches)
-
-
-def _encode(tokenizer: Tokenizer, end_of_text: bool, batch: Batch) -> Result:
-    eot = np.array([tokenizer.eot_id] if end_of_text else [], dtype=tokenizer.dtype)
-    encoded = []
-    for split in dict.fromkeys(part.split for part in batch.parts):
-        parts = [part for part in batch.parts if part.split == split]
-        ids = [np.append(tokenizer.encode(p.text), eot) if p.last else tokenizer.encode(p.text) for p in parts]
-        stops = np.cumsum([len(some) for some in ids], dtype=np.int64)
-        encoded.append(Encoded(split, np.concatenate(ids), stops[[part.last for part in parts]]))
-    return Result(encoded, batch.read_bytes)
-
-
-def _in_processes(batches: Iterable[Batch], tokenizer: Path, end_of_text: bool, workers: int) -> Iterator[Result]:
-    source = iter(batches)
-    waiting: deque[Batch] = deque()  # handed out, in order, not answered yet
-    failures = 0
-    while failures < ATTEMPTS:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, end_of_text))
+def _encoded(job: Job, tokenizer: Tokenizer, table: "_PartFile", trace: Path | None) -> Iterator[_Ids]:
+    """Ids in order, in large pieces; the rows about the documents go to `table`."""
+    waiting: dict[SplitName, list[np.ndarray]] = {split: [] for split in SPLITS}
+    held = documents = tokens = 0
+    rows: list[tuple[int, bool, int, bool, int, int]] = []
+    for piece, part, row, document in _documents(job):
+        if trace:
+            trace.write_text(part.where(document))
         try:
-            futures: deque[Future[Result]] = deque(_submit(pool, batch) for batch in waiting)
-            while True:
-                while len(waiting) < 2 * workers + 2 and (batch := next(source, None)) is not None:
-                    waiting.append(batch)
-                    futures.append(_submit(pool, batch))
-                if not futures:
-                    return
-                result = futures.popleft().result()
-                waiting.popleft()
-                failures = 0
-                yield result
-        except BrokenProcessPool:
-            failures += 1
-        finally:
-            pool.shutdown(cancel_futures=True)
-    raise StorageError(f"a worker process died {ATTEMPTS} times (killed, or out of memory); type --workers 1 or fewer")
+            encoded = _Document(job, tokenizer, piece, row, document)
+            count = 0
+            for ids in encoded:
+                count += len(ids)
+                held += len(ids)
+                waiting[encoded.split].append(ids)
+                if held >= FLUSH_IDS:
+                    yield from _flushed(waiting)
+                    held = 0
+        except BadDataError as error:
+            raise BadDataError(f"{part.where(document)}: {error}") from None
+        tokens += count
+        rows.append((SPLITS.index(encoded.split), piece.ends, encoded.status, encoded.special, count, encoded.bytes))
+        documents += piece.ends and encoded.status in (WHOLE, REPLACED)
+        if (job.max_documents and documents >= job.max_documents) or (job.max_tokens and tokens >= job.max_tokens):
+            break
+        if len(rows) >= 4096:
+            table.write(np.array(rows, DOCUMENT))
+            rows = []
+    table.write(np.array(rows, DOCUMENT))
+    yield from _flushed(waiting)
 
 
-def _submit(pool: ProcessPoolExecutor, batch: Batch) -> Future[Result]:
-    """Hand out a batch. Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(_work, batch)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _flushed(waiting: dict[SplitName, list[np.ndarray]]) -> Iterator[_Ids]:
+    for split, arrays in waiting.items():
+        if arrays:
+            yield _Ids(split, np.concatenate(arrays))
+            arrays.clear()
 
 
-# ---- in a worker process
-
-_worker: tuple[Tokenizer, bool] | None = None
-
-
-def _start_worker(tokenizer: Path, end_of_text: bool) -> None:
-    global _worker
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = load(tokenizer), end_of_text
+def _documents(job: Job) -> Iterator[tuple[Slice, Part, int, Document]]:
+    """The documents of a unit, each with its slice, that part of the file, and its number in the slice from 0."""
+    for piece, part in job.slices:
+        for row, document in enumerate(part.documents()):
+            yield piece, part, row, document
 
 
-def _die_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+class _Document:
+    """A document being encoded: iterate over its ids; then `bytes`, `special` and `status` are known."""
+
+    def __init__(self, job: Job, tokenizer: Tokenizer, piece: Slice, row: int, document: Document) -> None:
+        self.job, self.tokenizer, self.piece, self.document = job, tokenizer, piece, document
+        text = document.text
+        self.bytes, self.special, self.status = 0, False, SKIPPED if document.skipped else EMPTY
+        utf8 = (chunk.encode() for chunk in ((text,) if isinstance(text, str) else text))
+        self.split = "train" if document.skipped else piece.split_of(utf8, row, job.split)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        tail = ""
+        eot = np.array([self.tokenizer.eot_id or 0], self.tokenizer.dtype)
+        for text in self.tokenizer.pieces(self.document.text):
+            if not self.bytes and self.job.eot == "prepend" and self.piece.begins:
+                yield eot
+            self.bytes += len(text.encode())
+            self.special = self.special or END_OF_TEXT in tail + text
+            tail = text[1 - len(END_OF_TEXT) :]
+            yield self.tokenizer.encode(text)
+        if self.bytes:
+            replaced = self.document.replaced or getattr(self.document.text, "replaced", False)
+            self.status = REPLACED if replaced else WHOLE
+            if self.job.eot == "append" and self.piece.ends:
+                yield eot
 
 
-def _work(batch: Batch) -> Result:
-    assert _worker is not None
-    return _encode(*_worker, batch)
+class _PartFile:
+    """A file that is written in pieces under another name, and has its own once it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(staging_name(path.name))
+        self.bytes = self.crc = 0
+        with told(path):
+            self.file = self.temporary.open("xb", buffering=0)
+
+    def write(self, array: np.ndarray) -> None:
+        data = np.ascontiguousarray(array).view(np.uint8).data if array.size else memoryview(b"")
+        with told(self.path, self.bytes + len(data)):
+            self.crc = zlib.crc32(data, self.crc)
+            self.bytes += len(data)
+            while data:
+                data = data[self.file.write(data) :]
+
+    def close(self) -> tuple[int, int]:
+        """Size and CRC32."""
+        with told(self.path):
+            self.file.close()
+            os.replace(self.temporary, self.path)
+        return self.bytes, self.crc
+
+    def abort(self) -> None:
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)

@@ -1,98 +1,187 @@
-"""The output folder while it is being filled: one run at a time, nobody else's files, no half-done leftovers."""
+"""The output folder while it is being filled: whose it is, what is done already, and what a killed run has left.
 
-import fcntl
+    out/tokenizer.json, NAME_train_000000.bin, …       what stays, each whole or absent
+    out/.prepare/lock                                   held by the process that puts the shards together
+    out/.prepare/plan.json                              what the folder is to hold, and hashes of the sources
+    out/.prepare/run.json                               which run is at work, for its other ranks
+    out/.prepare/units/000012.{train,val,documents}     a unit's ids; .json: its record, written last: the journal
+    out/.prepare/shards/NAME_train_000000.json          the manifest's entry for a shard that is on the disk
+
+A folder with .prepare and without a manifest is unfinished; with a manifest it is finished, and .prepare goes.
+"""
+
+import json
 import os
 import re
-import socket
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from nanogpt_dist.errors import CannotCreateError
-from nanogpt_dist.shards.manifest import MANIFEST
-from nanogpt_dist.storage.durable import fsync_folder, make_folder, shown
+from nanogpt_dist.shards.manifest import MANIFEST, ShardRecord
+from nanogpt_dist.storage.durable import fsync_folder, make_folder, sha256_file, shown, told, write_atomic
+from nanogpt_dist.storage.runlock import RunLock
+from prepare.encode import UnitRecord, unit_path
+from prepare.sources import Hashes
 
-LOCK = ".prepare.lock"  # there from the first moment to the last: a folder without it is finished, or not ours
+WORK = ".prepare"
 TOKENIZER = "tokenizer.json"
 _OURS = re.compile(r"\.tmp-.*|tokenizer\.json|[A-Za-z0-9._-]+_(train|val)_\d{6}\.(bin|ends|crc32)")
 
 
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Hold `out`, made if need be and cleared of what a killed run left, for the block; undo the block if it fails.
+class Work:
+    """The paths of an output folder, and the journal in it."""
 
-    A folder with a manifest is held as it is. Raises CannotCreateError: in use, not writable, holds other files.
+    def __init__(self, out: Path) -> None:
+        self.out, self.folder = out, out / WORK
+        self.units, self.shards = self.folder / "units", self.folder / "shards"
+        self.plan, self.run = self.folder / "plan.json", self.folder / "run.json"
+        self.trace, self.downloads = self.folder / "trace", self.folder / "downloads"
+        self.worthless = False  # what was done is of no use to any later run
+
+    @property
+    def finished(self) -> bool:
+        return (self.out / MANIFEST).exists()
+
+    def read_plan(self) -> tuple[dict[str, Any] | None, Hashes]:
+        """The key of the recipe being made, if there is one, and the hashes of its sources."""
+        content = read_json(self.plan)
+        if not isinstance(content, dict) or not isinstance(content.get("key"), dict):
+            return None, {}
+        return content["key"], {path: (tuple(stamp), digest) for path, (stamp, digest) in content["hashes"].items()}
+
+    def write_plan(self, key: dict[str, Any], hashes: Hashes) -> None:
+        write_atomic(self.plan, json.dumps({"key": key, "hashes": hashes}).encode())
+
+    def record(self, unit: int) -> UnitRecord | None:
+        """What a unit has become, if it is done."""
+        try:
+            return UnitRecord.parse(unit_path(self.units, unit, "json").read_bytes())
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def has(self, unit: int, kind: str, expected: tuple[int, int]) -> bool:
+        """Whether a file of a unit is there in its full length."""
+        try:
+            return unit_path(self.units, unit, kind).stat().st_size == expected[0]
+        except OSError:
+            return False
+
+    def forget(self, unit: int) -> None:
+        """The unit has to be done again."""
+        unit_path(self.units, unit, "json").unlink(missing_ok=True)
+
+    def record_shard(self, shard: ShardRecord) -> None:
+        write_atomic(self.shards / f"{Path(shard.file.name).stem}.json", shard.model_dump_json().encode())
+
+    def good_shards(self, name: str, split: str) -> list[ShardRecord]:
+        """The first shards of a split that are there and whole; what comes behind them is removed."""
+        good: list[ShardRecord] = []
+        while (shard := self._shard(f"{name}_{split}_{len(good):06d}")) is not None:
+            good.append(shard)
+        for path in self.out.glob(f"{name}_{split}_*"):
+            number = path.stem.rpartition("_")[2]
+            if _OURS.fullmatch(path.name) and int(number) >= len(good):
+                (self.shards / f"{path.stem}.json").unlink(missing_ok=True)
+                path.unlink()
+        return good
+
+    def _shard(self, stem: str) -> ShardRecord | None:
+        try:
+            shard = ShardRecord.model_validate_json((self.shards / f"{stem}.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        for file in (shard.file, shard.checksums, shard.ends):
+            path = self.out / file.name
+            if not path.is_file() or path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
+                return None
+        return shard
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours holds; None where there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def claimed(out: Path, fresh: bool) -> Iterator[Work]:
+    """Hold `out`, made if need be, for the block; undo what was made if nothing in it is worth keeping.
+
+    fresh: drop what an unfinished run has left. Raises CannotCreateError: in use, not writable, holds other files.
     """
-    if out.exists():
-        _refuse_strangers(out)
+    work = Work(out)
+    _refuse_strangers(work)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        make_folder(out)
-        lock = _lock(out)
-    except BaseException as error:
-        _remove_empty(made)
-        if not isinstance(error, OSError):
-            raise
-        raise CannotCreateError(f"cannot write in {shown(out)}: {error.strerror}; choose another --out") from error
-    try:
-        if not (out / MANIFEST).exists():
-            _clear(out)
-        yield
+        with RunLock(work.folder, "lock", "--out"):
+            try:
+                if fresh and not work.finished:
+                    _clear(work)
+                _sweep(work)
+                yield work
+            finally:
+                if not work.finished and (work.worthless or not any(work.units.glob("*.json"))):
+                    _clear(work)
+                    shutil.rmtree(work.folder, ignore_errors=True)
+                elif work.finished:
+                    shutil.rmtree(work.folder, ignore_errors=True)
     finally:
-        if not (out / MANIFEST).exists():
-            _clear(out)
-        (out / LOCK).unlink(missing_ok=True)
-        os.close(lock)
-        _remove_empty(made)
-        if out.exists():
-            fsync_folder(out)
+        for folder in made:  # those that were made for nothing, the innermost first
+            with suppress(OSError):
+                folder.rmdir()
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove the folders that were made for nothing, the innermost first."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _refuse_strangers(out: Path) -> None:
+def _refuse_strangers(work: Work) -> None:
+    out = work.out
+    if not out.exists() or work.finished:
+        return
     if not out.is_dir():
         raise CannotCreateError(f"{shown(out)} is not a folder; choose another --out")
-    if (out / MANIFEST).exists():
-        return
-    names = sorted(path.name for path in out.iterdir())
-    if MANIFEST in names:  # another run has finished it just now
-        return
-    # Without the lock no prepare was at work here, so even a file that is named like ours is somebody's.
-    others = [name for name in names if name != LOCK and not _OURS.fullmatch(name)] if LOCK in names else names
-    if others:
+    with told(out):
+        names = sorted(path.name for path in out.iterdir())
+    # Without the work folder no prepare was here, so even a file that is named like ours is somebody's.
+    others = [name for name in names if name != WORK and not _OURS.fullmatch(name)] if WORK in names else names
+    if others and not work.finished:
         raise CannotCreateError(f"{shown(out)} holds {others[0][:40]}, no leftover of prepare; choose another --out")
 
 
-def _clear(out: Path) -> None:
-    for path in out.iterdir():
+def _sweep(work: Work) -> None:
+    """Remove what was being written when a run was killed, and make the folders for the rest."""
+    with told(work.folder):
+        work.run.unlink(missing_ok=True)
+        for folder in (work.units, work.shards):
+            make_folder(folder)
+        for folder in (work.out, work.folder, work.units, work.shards):
+            for path in folder.glob(".tmp-*"):
+                path.unlink(missing_ok=True)
+        for path in work.folder.glob("failed-*"):
+            path.unlink(missing_ok=True)
+
+
+def _clear(work: Work) -> None:
+    """Remove all of an unfinished run but the lock."""
+    for path in work.out.iterdir():
         if _OURS.fullmatch(path.name):
-            path.unlink()
+            path.unlink(missing_ok=True)
+    for path in work.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != "lock":
+            path.unlink(missing_ok=True)
+    fsync_folder(work.out)
 
 
-def _lock(out: Path) -> int:
-    """A descriptor that holds the lock; the kernel lets go of it when this process ends, however it ends."""
-    while True:
-        fd = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = re.sub(r"[^\w .:-]", "?", os.pread(fd, 100, 0).decode(errors="replace")).strip()
-            os.close(fd)
-            who = holder or "another process"
-            raise CannotCreateError(f"{shown(out)} is being prepared by {who}; wait, or choose another --out") from None
-        try:
-            current = os.stat(out / LOCK).st_ino == os.fstat(fd).st_ino
-        except FileNotFoundError:
-            current = False
-        if current:  # else its last holder has removed it in the meantime
-            with suppress(OSError):  # the note is for people: a full disk shows where it matters
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            return fd
-        os.close(fd)
+def remove_leftovers(out: Path) -> None:
+    """Of a finished folder: its work folder, where its run was killed at the very end. Raises CannotCreateError."""
+    work = Work(out)
+    if work.folder.is_dir() and work.finished:
+        with RunLock(work.folder, "lock", "--out"):
+            shutil.rmtree(work.folder, ignore_errors=True)
+    assert not os.path.lexists(work.folder) or not work.finished

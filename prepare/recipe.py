@@ -1,82 +1,206 @@
 """All that decides the bytes of a data folder, before the first document is read."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.shards.manifest import Manifest, SourceRecord, SplitRule, SplitRuleRecord
+from nanogpt_dist.shards.manifest import Eot, Errors, Manifest, SourceRecord, SplitRule, SplitRuleRecord
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size, open_tokenizer
 from prepare.corpora import Corpus
-from prepare.sources import FIELDED, Sources, records
+from prepare.formats import Format, format_of
 
 SEED = 2357  # nanoGPT's for splitting OpenWebText
+MIX = "mix"  # the name of a data set out of several corpora
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks for; None: what the corpus says.
+
+    val_fraction: of the documents, rows or characters. eot: where end of text goes in each document. errors: what to
+    do about text that is not UTF-8. max_documents, max_tokens: of both splits together, from the start.
+    """
+
+    tokenizer: str | None = None
+    val_fraction: float | None = None
+    seed: int = SEED
+    split_by: SplitRule | None = None
+    column: str | None = None
+    eot: Eot = "append"
+    errors: Errors = "strict"
+    max_documents: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One corpus of a recipe. column: the field that is read, if files have fields; weight: its part of a mix."""
+
+    corpus: Corpus
+    files: list[SourceRecord]
+    revision: str | None
+    split: SplitRuleRecord
+    column: str | None
+    weight: float | None
+
+    def format(self, file: int) -> Format:
+        """How file number `file` is read; what has no known ending is text."""
+        return format_of(self.files[file].name) or Format("text")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """spec: gpt2, byte, char, bpe:N or file; known: the tokenizer, unless the text is to make it; column: if any."""
+    """spec: gpt2, byte, char, bpe:N, tiktoken's name, or file; known: the tokenizer, unless the text is to make it."""
 
-    corpus: Corpus
-    files: list[SourceRecord]
+    name: str
+    ingredients: tuple[Ingredient, ...]
     spec: str
     known: Tokenizer | None
-    split: SplitRuleRecord
-    column: str | None
+    eot: Eot
+    errors: Errors
+    max_documents: int | None
+    max_tokens: int | None
 
-    def end_of_text(self, tokenizer: Tokenizer) -> bool:
-        """Whether each document is followed by end of text: not where one text is cut in two."""
-        return self.split.rule == "documents" and tokenizer.eot_id is not None
+    def eot_of(self, tokenizer: Tokenizer) -> Eot | None:
+        """Where documents get end of text: nowhere, where it is one text that is cut in two."""
+        one_text = len(self.ingredients) == 1 and self.ingredients[0].split.rule == "characters"
+        return None if one_text or tokenizer.eot_id is None else self.eot
 
-    def difference(self, made: Manifest) -> str | None:
-        """What `made` was made with instead, in a few words; None: this recipe would give the same."""
-        if made.name != self.corpus.name:
-            return f"corpus {made.name}, not {self.corpus.name}"
-        source = made.sources[0]
-        if source.files != self.files:
-            return f"other source files ({len(source.files)}, now {len(self.files)}, or changed ones)"
-        if made.tokenizer.spec != self.spec:
-            return f"tokenizer {made.tokenizer.spec}, not {self.spec}"
-        if self.known and made.tokenizer.fingerprint != self.known.fingerprint:
-            return f"another tokenizer {made.tokenizer.name}"
-        for name, value in self.split:
-            if (old := getattr(source.split, name)) != value:
-                return f"--{'split' if name == 'rule' else name.replace('_', '-')} {old}, not {value}"
-        if source.column != self.column:
-            return f"--column {source.column}, not {self.column}"
-        return None
+    def key(self) -> dict[str, Any]:
+        """What decides the bytes, as JSON has it."""
+        return {
+            "corpus": self.name,
+            "tokenizer": self.spec,
+            "fingerprint": self.known.fingerprint if self.known else None,
+            "eot": self.eot,
+            "errors": self.errors,
+            "max_documents": self.max_documents,
+            "max_tokens": self.max_tokens,
+            "sources": [
+                {
+                    **_about_sources(ingredient.corpus.name, ingredient.column, ingredient.weight, ingredient.split),
+                    "config": ingredient.corpus.config,
+                    "split": ingredient.corpus.hub_split if ingredient.corpus.origin == "hub" else None,
+                    "revision": ingredient.revision,
+                    "files": [file.model_dump() for file in ingredient.files],
+                }
+                for ingredient in self.ingredients
+            ],
+        }
 
 
-def make_recipe(
-    corpus: Corpus,
-    sources: Sources,
-    tokenizer: str | None,
-    val_fraction: float | None,
-    seed: int,
-    split: SplitRule | None,
-    column: str,
-) -> Recipe:
-    """The recipe that the options ask for; None: the corpus's own. Reads the sources to hash them.
+def key_of(made: Manifest, recipe: Recipe) -> dict[str, Any]:
+    """The key of the recipe that a finished folder was made with; what it does not tell is taken from `recipe`."""
+    return {
+        "corpus": made.name,
+        "tokenizer": made.tokenizer.spec,
+        "fingerprint": made.tokenizer.fingerprint if recipe.known else None,
+        "eot": made.eot or recipe.eot,
+        "errors": made.errors,
+        "max_documents": made.max_documents,
+        "max_tokens": made.max_tokens,
+        "sources": [
+            {
+                **_about_sources(source.corpus, source.column, source.weight, source.split),
+                "config": source.config,
+                "split": source.hub_split,
+                "revision": source.revision,
+                "files": [file.model_dump() for file in source.files],
+            }
+            for source in made.sources
+        ],
+    }
 
-    Raises UsageError, MissingInputError, BadDataError.
-    """
-    val_fraction = corpus.val_fraction if val_fraction is None else val_fraction
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """What two keys differ in first, in a few words, the old one first; None where they are equal."""
+    for name in ("corpus", "tokenizer"):
+        if old[name] != new[name]:
+            return f"{name} {old[name]}, not {new[name]}"
+    if old["fingerprint"] != new["fingerprint"]:
+        return "another tokenizer of that name"
+    if len(old["sources"]) != len(new["sources"]):
+        return f"{len(old['sources'])} sources, not {len(new['sources'])}"
+    for a, b in zip(old["sources"], new["sources"], strict=True):
+        if a["files"] != b["files"]:
+            return f"other source files ({len(a['files'])}, now {len(b['files'])}, or changed ones)"
+        for name, value in a.items():
+            if name != "files" and value != b[name]:
+                return f"{'' if name in ('corpus', 'weight') else '--'}{name} {value}, not {b[name]}"
+    for name in ("eot", "errors", "max_documents", "max_tokens"):
+        if old[name] != new[name]:
+            return f"--{name.replace('_', '-')} {old[name]}, not {new[name]}"
+    return None
+
+
+def _about_sources(
+    corpus: str, column: str | None, weight: float | None, split: SplitRuleRecord | None
+) -> dict[str, Any]:
+    rule = {"split-by": split.rule, "val-fraction": split.val_fraction, "seed": split.seed} if split else {}
+    return {"corpus": corpus, "column": column, "weight": weight, **rule}
+
+
+def make_ingredient(
+    corpus: Corpus, files: list[SourceRecord], revision: str | None, options: Options, weight: float | None = None
+) -> Ingredient:
+    """A corpus with the options on top. Raises UsageError where they do not go together."""
+    val_fraction = corpus.val_fraction if options.val_fraction is None else options.val_fraction
     if not 0 < val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction:g} is not between 0 and 1; type for example 0.05")
-    names = [file.name for file in sources.files]
-    fields = any(name.lower().endswith(FIELDED) for name in names)
-    one_text = len(names) == 1 and not fields
-    rule = split or corpus.split or ("characters" if one_text and names[0].lower().endswith(".txt") else "documents")
+    formats = [format_of(file.name) or Format("text") for file in files]
+    one_text = len(files) == 1 and not formats[0].has_fields
+    plain = one_text and files[0].name.lower().endswith(".txt")
+    rule = options.split_by or corpus.split or ("characters" if plain and weight is None else "documents")
     if rule == "characters" and not one_text:
         raise UsageError(
-            f"a split by characters cuts one text in two; {names[0][-40:]}{' …' if len(names) > 1 else ''} holds "
-            "documents: type --split documents"
+            f"a split by characters cuts one text in two; {files[0].name[-40:]}{' …' if len(files) > 1 else ''} holds "
+            "documents: type --split-by documents"
         )
-    spec = corpus.tokenizer if tokenizer is None else tokenizer
+    has_fields = any(form.has_fields for form in formats)
+    return Ingredient(
+        corpus=corpus,
+        files=files,
+        revision=revision,
+        split=SplitRuleRecord(rule=rule, val_fraction=val_fraction, seed=options.seed),
+        column=(options.column or corpus.column) if has_fields else None,
+        weight=weight,
+    )
+
+
+def make_recipe(ingredients: list[Ingredient], options: Options) -> Recipe:
+    """The recipe for one ingredient, or a mix of several. Raises UsageError, MissingInputError, BadDataError."""
+    mixed = ingredients[0].weight is not None
+    if mixed and options.max_documents:
+        raise UsageError("--max-documents says nothing about the parts of a --mix; give --max-tokens")
+    spec = options.tokenizer or ("gpt2" if mixed else ingredients[0].corpus.tokenizer)
     made_of_text = spec == "char" or bpe_size(spec) is not None
     return Recipe(
-        corpus=corpus,
-        files=records(corpus, sources),
-        spec=spec if made_of_text or spec in ("gpt2", "byte") else "file",
+        name=MIX if mixed else ingredients[0].corpus.name,
+        ingredients=tuple(ingredients),
+        spec="file" if not made_of_text and Path(spec).suffix in (".json", ".tiktoken") else spec,
         known=None if made_of_text else open_tokenizer(spec),
-        split=SplitRuleRecord(rule=rule, val_fraction=val_fraction, seed=seed),
-        column=column if fields else None,
+        eot=options.eot,
+        errors=options.errors,
+        max_documents=options.max_documents,
+        max_tokens=options.max_tokens,
     )
+
+
+def parse_mix(mix: str) -> dict[str, float]:
+    """`a=0.7,b=0.3` as {"a": 0.7, "b": 0.3}, in that order. Raises UsageError unless they add up to 1."""
+    weights: dict[str, float] = {}
+    for part in mix.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not (name and equals and 0 < weight < 1) or name in weights:
+            raise UsageError(f"--mix {mix[:60]}: {part[:40]!r} is not NAME=PART; type for example --mix a=0.7,b=0.3")
+        weights[name] = weight
+    if len(weights) < 2 or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
+        raise UsageError(f"--mix {mix[:60]} has to name two corpora or more, and its parts have to add up to 1")
+    return weights

@@ -1,11 +1,14 @@
-"""Where the text of a corpus lies: files named by the user, the running Python's library, or one public address."""
+"""The files that the text of a corpus lies in: the user's, the running Python's library, or one public address."""
 
+import glob
 import hashlib
 import os
 import platform
+import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +17,17 @@ from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputE
 from nanogpt_dist.shards.manifest import SourceRecord
 from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
+from prepare.formats import ENDINGS, is_readable
 
-FIELDED = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")  # rows with fields, one of which is the text
-READABLE = (".txt", ".md", *FIELDED)
 DOWNLOAD_TIMEOUT_S = 30
 DOWNLOADED = "input.txt"  # what a downloaded file is called in the manifest
+STDIN = {"-": "stdin.txt", "-.jsonl": "stdin.jsonl"}  # how standard input is given, and what it is called then
 # Of the standard library: its tests, what others installed there, and a file of build settings with local paths.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _BUILD_SETTINGS = "_sysconfigdata"
 
-
 Stamp = tuple[int, int, int]  # what changes with a file: size, time of the last change, inode
+Hashes = Mapping[str, tuple[Stamp, str]]  # by path: the sha256 of a file as it was at that stamp
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,22 @@ def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
     return _local_files(given)
 
 
-def records(corpus: Corpus, sources: Sources) -> list[SourceRecord]:
-    """Name, size and sha256 of every file; of one still to be downloaded those that the catalogue promises."""
-    return [
-        SourceRecord(name=printable(file.name), bytes=file.path.stat().st_size, sha256=sha256_file(file.path))
-        if file.path
-        else SourceRecord(name=file.name, bytes=corpus.bytes, sha256=corpus.sha256)
-        for file in sources.files
-    ]
+def records(corpus: Corpus, sources: Sources, known: Hashes | None = None) -> list[SourceRecord]:
+    """Name, size and sha256 of every file; of one still to be downloaded those that the catalogue promises.
+
+    known: hashes that need not be computed again where the file is still the same.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashlib lets other threads run
+        return list(threads.map(lambda file: _record(corpus, file, known or {}), sources.files))
+
+
+def _record(corpus: Corpus, file: Source, known: Hashes) -> SourceRecord:
+    if file.path is None:
+        return SourceRecord(name=file.name, bytes=corpus.bytes, sha256=corpus.sha256)
+    assert file.stamp is not None
+    before = known.get(printable(file.path))
+    digest = before[1] if before and tuple(before[0]) == file.stamp else sha256_file(file.path)
+    return SourceRecord(name=printable(file.name), bytes=file.stamp[0], sha256=digest)
 
 
 @contextmanager
@@ -85,6 +96,28 @@ def on_disk(corpus: Corpus, sources: Sources) -> Iterator[Sources]:
         path = Path(folder) / DOWNLOADED
         path.write_bytes(_download(corpus))
         yield replace(sources, files=tuple(_source(file.name, path) for file in sources.files))
+
+
+@contextmanager
+def with_standard_input(given: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    """`given` with a file in the place of `-` (text) or `-.jsonl` (lines): standard input, read to its end."""
+    if not any(str(path) in STDIN for path in given):
+        yield given
+        return
+    if sum(str(path) in STDIN for path in given) > 1:
+        raise UsageError("standard input can be read once; give --source - once")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("--source - reads standard input, which is a terminal here; type: … | nanogpt prepare text …")
+    with tempfile.TemporaryDirectory(prefix="nanogpt-") as folder:
+        paths = []
+        for path in given:
+            if name := STDIN.get(str(path)):
+                path = Path(folder) / name
+                with told(path), path.open("wb") as file:
+                    while data := sys.stdin.buffer.read(1 << 20):
+                        file.write(data)
+            paths.append(path)
+        yield paths
 
 
 def refuse_changed(sources: Sources) -> None:
@@ -128,7 +161,7 @@ def _standard_library() -> Sources:
 def _local_files(given: Sequence[Path]) -> Sources:
     files: list[Source] = []
     ignored: list[str] = []
-    for path in given:
+    for path in _expanded(given):
         if path.is_dir():
             inside = sorted((found.relative_to(path).as_posix(), found) for found in _walk(path))
             files += [_source(name, found) for name, found in inside if is_readable(name) and not found.is_dir()]
@@ -136,16 +169,23 @@ def _local_files(given: Sequence[Path]) -> Sources:
         else:
             files.append(_source(path.name, path))
             if not is_readable(path.name):
-                raise UsageError(f"cannot read {shown(path)}: a source is one of {' '.join(READABLE)} or a folder")
+                raise UsageError(f"cannot read {shown(path)}: a source is one of {ENDINGS}, or a folder")
     if not files:
-        raise MissingInputError(f"nothing to read in {shown(given[0])}: no file ends in {' '.join(READABLE)}")
+        raise MissingInputError(f"nothing to read in {shown(given[0])}: no file ends in {ENDINGS}")
     _refuse_twice(files)
     return Sources(tuple(files), ignored=tuple(ignored))
 
 
-def is_readable(name: str) -> bool:
-    """Whether documents.py knows what to do with a file of that name."""
-    return name.lower().endswith(READABLE)
+def _expanded(given: Sequence[Path]) -> Iterator[Path]:
+    """`given` with patterns (`logs/*.txt`, `**/*.md`) replaced by what they match, in order."""
+    for path in given:
+        if not path.exists() and glob.has_magic(str(path)):
+            found = sorted(glob.glob(str(path), recursive=True))
+            if not found:
+                raise MissingInputError(f"nothing matches {shown(path)}; give --source another pattern")
+            yield from map(Path, found)
+        else:
+            yield path
 
 
 def _refuse_twice(files: list[Source]) -> None:

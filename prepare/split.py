@@ -1,61 +1,45 @@
 """Which text is trained on and which is kept for validation. It depends on the text and the seed, not on the order."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable
+
+import numpy as np
 
 from nanogpt_dist.shards.manifest import SplitName, SplitRuleRecord
-from prepare.documents import read_documents
-from prepare.recipe import Recipe
-from prepare.sources import Sources
+from prepare.textfile import TextPart
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
-@dataclass(frozen=True)
-class Text:
-    """A document, or the part of one that lies in a split. read_bytes: of all sources so far."""
+def by_hash(chunks: Iterable[bytes], rule: SplitRuleRecord) -> SplitName:
+    """The split of a document whose UTF-8 comes in `chunks`.
 
-    split: SplitName
-    text: str
-    read_bytes: int
-
-
-@dataclass
-class Tally:
-    """Documents and UTF-8 bytes of each split; empty: documents without a character, which go into none."""
-
-    documents: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    bytes: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    empty: int = 0
-
-    def add(self, text: Text) -> None:
-        if text.text:
-            self.documents[text.split] += 1
-            self.bytes[text.split] += len(text.text.encode())
-        else:
-            self.empty += 1
+    Equal documents go to the same split, so that none is trained on and validated with.
+    """
+    digest = hashlib.blake2b(digest_size=8, key=rule.seed.to_bytes(8, "little"))
+    for chunk in chunks:
+        digest.update(chunk)
+    return "val" if int.from_bytes(digest.digest(), "little") < rule.val_fraction * 2**64 else "train"
 
 
-def split_texts(recipe: Recipe, sources: Sources) -> Iterator[Text]:
-    """Every document of the sources, in order, with its split. Raises BadDataError, StorageError."""
-    before = 0
-    for file, record in zip(sources.files, recipe.files, strict=True):
-        assert file.path is not None
-        for document in read_documents(file.path, recipe.column or ""):
-            read = before + document.read_bytes
-            if recipe.split.rule == "characters":
-                train_fraction = 1 - recipe.split.val_fraction
-                border = int(len(document.text) * train_fraction)  # rounded as nanoGPT does
-                yield Text("train", document.text[:border], before + int(document.read_bytes * train_fraction))
-                yield Text("val", document.text[border:], read)
-            else:
-                yield Text(_by_hash(document.text, recipe.split), document.text, read)
-        before += record.bytes
+def shuffled_val_rows(rows: int, rule: SplitRuleRecord) -> np.ndarray:
+    """The rows kept for validation, in order, as datasets' `train_test_split(val_fraction, seed=seed)` draws them."""
+    val_rows = math.ceil(rule.val_fraction * rows)
+    return np.sort(np.random.default_rng(rule.seed).permutation(rows)[:val_rows])
 
 
-def _by_hash(text: str, split: SplitRuleRecord) -> SplitName:
-    """Equal documents go to the same split, so that none is trained on and validated with."""
-    key = split.seed.to_bytes(8, "little")
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
-    return "val" if number < split.val_fraction * 2**64 else "train"
+def character_border(text: TextPart, rule: SplitRuleRecord) -> int:
+    """The byte behind the byte order mark at which the train part of a text ends, rounded as nanoGPT does.
+
+    Raises BadDataError for what is not UTF-8.
+    """
+    characters = sum(len(chunk) for chunk in text)
+    left = int(characters * (1 - rule.val_fraction))
+    border = 0
+    for chunk in text:
+        border += len(chunk[:left].encode())
+        left -= min(left, len(chunk))
+        if not left:
+            break
+    return border

@@ -1,44 +1,61 @@
 """Tokenizers that are made from the text: its characters, or byte pairs learnt from its train split."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size, char, train_bpe
 from prepare.recipe import Recipe
-from prepare.sources import Sources
-from prepare.split import split_texts
+from prepare.shelf import Shelf
+from prepare.split import SPLITS
+from prepare.units import Unit, parts_of
 
 TRAIN_BPE_BYTES = 256 << 20  # read this much of the sources at most to learn a BPE
 
+Report = Callable[[int], None]  # told the bytes of the sources read so far
 
-def make_tokenizer(recipe: Recipe, sources: Sources, progress: Callable[[int], None]) -> Tokenizer:
+
+def make_tokenizer(recipe: Recipe, units: Sequence[Unit], shelves: Sequence[Shelf], report: Report) -> Tokenizer:
     """The recipe's tokenizer. Characters come from both splits, as in nanoGPT; byte pairs from the train split only.
 
-    progress: told the bytes of the sources read so far. Raises UsageError, BadDataError, StorageError.
+    Raises UsageError, BadDataError, StorageError.
     """
     if recipe.known:
         return recipe.known
     if recipe.spec == "char":
-        return char(_texts(recipe, sources, progress))
+        return char(chunk for _, chunk in _texts(recipe, units, shelves, report))
     size = bpe_size(recipe.spec)
     assert size is not None
-    return train_bpe(_train_texts(recipe, sources, progress), size)
+    return train_bpe(_train_texts(recipe, units, shelves, report), size)
 
 
-def _texts(recipe: Recipe, sources: Sources, progress: Callable[[int], None]) -> Iterator[str]:
-    for text in split_texts(recipe, sources):
-        progress(text.read_bytes)
-        yield text.text
-
-
-def _train_texts(recipe: Recipe, sources: Sources, progress: Callable[[int], None]) -> Iterator[str]:
-    documents = 0
-    for text in split_texts(recipe, sources):
-        if text.split == "train" and text.text:
-            documents += 1
-            progress(text.read_bytes)
-            yield text.text
-        if text.read_bytes > TRAIN_BPE_BYTES:
-            break
-    if not documents:
+def _train_texts(recipe: Recipe, units: Sequence[Unit], shelves: Sequence[Shelf], report: Report) -> Iterator[str]:
+    budgets = [int(TRAIN_BPE_BYTES * (ingredient.weight or 1.0)) for ingredient in recipe.ingredients]
+    chosen = []
+    for unit in units:
+        if budgets[unit.ingredient] > 0:
+            budgets[unit.ingredient] -= unit.bytes
+            chosen.append(unit)
+    found = False
+    for split, chunk in _texts(recipe, chosen, shelves, report):
+        if split == "train" and chunk:
+            found = True
+            yield chunk
+    if not found:
         raise BadDataError(f"no document to learn {recipe.spec} from; lower --val-fraction or add text")
+
+
+def _texts(
+    recipe: Recipe, units: Iterable[Unit], shelves: Sequence[Shelf], report: Report
+) -> Iterator[tuple[str, str]]:
+    """All text, in chunks, each with its split."""
+    read = 0
+    for unit in units:
+        ingredient = recipe.ingredients[unit.ingredient]
+        for piece, part in parts_of(unit, ingredient, shelves[unit.ingredient], recipe.errors):
+            for row, document in enumerate(part.documents()):
+                chunks = (document.text,) if isinstance(document.text, str) else document.text
+                split = piece.split_of((chunk.encode() for chunk in chunks), row, ingredient.split)
+                assert split in SPLITS
+                yield from ((split, chunk) for chunk in chunks)
+            read += piece.size
+            report(read)

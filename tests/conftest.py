@@ -5,12 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from nanogpt_dist.shards import Manifest
 
 CLONE = Path(__file__).resolve().parents[1]
 SHARED = CLONE.parent / "shared"  # corpora and vocabularies that stand beside the clone, if they do
@@ -62,11 +67,22 @@ def nanogpt(tmp_path: Path) -> Run:
     return run
 
 
+def build(corpus: str, out: Path, sources: Sequence[Path] = (), mix: str | None = None, **given: Any) -> "Manifest":
+    """prepare.build.build, with the fields of Options and Machine as arguments."""
+    from prepare import build as prepare_build
+    from prepare.recipe import Options, parse_mix
+
+    options = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
+    machine = prepare_build.Machine(**given)
+    weights = parse_mix(mix) if mix else None
+    manifest = prepare_build.build(corpus, out, sources, Options(**options), machine, weights)
+    assert manifest is not None
+    return manifest
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data folder: some of Python's own sources, byte by byte, 257 ids."""
-    from prepare.build import build
-
     folder = tmp_path_factory.mktemp("corpus")
     stdlib = Path(os.__file__).parent
     texts = [(stdlib / name).read_text(encoding="utf-8") for name in ("argparse.py", "ast.py", "bisect.py", "heapq.py")]
@@ -99,8 +115,6 @@ def source(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from prepare.build import build
-
     out = tmp_path_factory.mktemp("prepared") / "one"
     build("text", out, [source], tokenizer="bpe:300", workers=1)
     return out

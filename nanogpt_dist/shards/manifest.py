@@ -102,6 +102,7 @@ class SplitRuleRecord(_Record):
 class CorpusRecord(_Record):
     """Where text is from. revision: where it is pinned to one; column: the field that was read, if any.
 
+    config, hub_split: which part of a repository on the hub.
     weight: the part of all tokens that was asked for in a mix; tokens, documents: what it gave, in both splits;
     split None: it came as shards.
     """
@@ -110,6 +111,8 @@ class CorpusRecord(_Record):
     description: str
     licence: str
     address: str | None
+    config: str | None = None
+    hub_split: str | None = None
     revision: str | None
     column: str | None
     weight: Annotated[float, Field(gt=0, le=1)] | None

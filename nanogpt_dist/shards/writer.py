@@ -3,6 +3,7 @@
 import hashlib
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,14 +35,20 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, name: str, split: str, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS
+        self,
+        folder: Path,
+        name: str,
+        split: str,
+        tokenizer: Tokenizer,
+        shard_tokens: int = SHARD_TOKENS,
+        done: Sequence[ShardRecord] = (),
     ) -> None:
-        """shard_tokens: ids in a shard, fewer where the file would pass 2^31 bytes."""
+        """shard_tokens: ids in a shard, fewer where the file would pass 2^31 bytes; done: shards that are there."""
         self.folder, self.name, self.split = folder, name, split
         self.n_vocab, self.eot_id, self.fingerprint = tokenizer.n_vocab, tokenizer.eot_id, tokenizer.fingerprint
         self.dtype = id_type(self.n_vocab)
         self.shard_tokens = min(shard_tokens, (MAX_SHARD_BYTES - HEADER_BYTES) // self.dtype.itemsize)
-        self.records: list[ShardRecord] = []
+        self.records = list(done)
         self._shard: _OpenShard | None = None
 
     def write(self, ids: np.ndarray, ends: np.ndarray | list[int] | tuple[int, ...] = ()) -> None:

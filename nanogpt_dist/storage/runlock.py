@@ -20,21 +20,22 @@ LOCK = "run.lock"
 class RunLock:
     """`with RunLock(folder):` holds the run folder for this process; whoever comes second is refused at once.
 
-    The file run.lock says who holds it or held it last, and stays: the lock is the flock on it, not its existence.
+    The file `name` in it says who holds it or held it last, and stays: the lock is the flock on it, not its existence.
+    It may be removed by who holds it, as the last thing. flag: the option that names another folder.
     Raises on entry: CannotCreateError with the holder's host, process id and start time.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
+    def __init__(self, folder: Path, name: str = LOCK, flag: str = "--out-dir") -> None:
+        self.path, self.flag = folder / name, flag
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
         assert self._fd is None, "held already"
         try:
-            make_folder(self.path.parent)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            while self._fd is None:
+                make_folder(self.path.parent)
+                self._fd = self._flock()
             os.register_at_fork(after_in_child=self._close)  # else a worker that outlives us would keep the lock
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(OSError):  # the note is for people: a full disk shows where it matters
                 os.ftruncate(self._fd, 0)
                 os.pwrite(self._fd, _holder(), 0)
@@ -47,6 +48,18 @@ class RunLock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._close()
 
+    def _flock(self) -> int | None:
+        """A descriptor with the lock; None where the file, or its folder, was removed in the meantime."""
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(self.path).st_ino == os.fstat(self._fd).st_ino:
+                return self._fd
+        except FileNotFoundError:
+            pass
+        self._close()
+        return None
+
     def _close(self) -> None:
         """Lets go. In a forked child it closes the child's copy only, and the parent keeps the lock."""
         if self._fd is not None:
@@ -56,10 +69,9 @@ class RunLock:
     def _refusal(self, error: OSError) -> str:
         folder = shown(self.path.parent)
         if isinstance(error, BlockingIOError) and self._fd is not None:
-            return (
-                f"{folder} is in use by {_read_holder(self._fd)}; stop that run, or name another folder with --out-dir"
-            )
-        return f"cannot lock {folder}: {error.strerror}; name a folder with --out-dir that you may write to"
+            holder = _read_holder(self._fd)
+            return f"{folder} is in use by {holder}; stop that run, or name another folder with {self.flag}"
+        return f"cannot lock {folder}: {error.strerror}; name a folder with {self.flag} that you may write to"
 
 
 def _holder() -> bytes:

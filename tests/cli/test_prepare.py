@@ -20,7 +20,7 @@ from nanogpt_dist.errors import (
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.storage import sha256_file
 from prepare.corpora import CORPORA
-from tests.conftest import CLONE
+from tests.conftest import CLONE, hashes
 
 app = typer.Typer()
 app.command()(prepare)
@@ -63,13 +63,19 @@ def test_the_summary_names_the_presets_for_a_corpus(tmp_path: Path, monkeypatch:
 
 def test_list_names_every_corpus() -> None:
     result = CliRunner().invoke(app, ["--list"], catch_exceptions=False)
-    assert [line.split()[0] for line in result.stdout.splitlines()] == list(CORPORA)
+    names = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert names == [*CORPORA, "hf"]
+    assert "8,013,769 documents; 9,035,582,198 + 4,434,897 tokens; gpt2; val 0.0005 drawn by rows" in result.stdout
+    printed = CliRunner().invoke(app, ["--list", "--json"], catch_exceptions=False).stdout
+    assert json.loads(printed)["corpora"]["openwebtext"]["address"] == "Skylion007/openwebtext"
     with pytest.raises(UsageError, match="which corpus"):
         CliRunner().invoke(app, [], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_cleans_up_and_says_so(source: Path, prepared: Path, sign: signal.Signals, tmp_path: Path) -> None:
+def test_a_stop_says_so_and_the_same_command_goes_on(
+    source: Path, prepared: Path, sign: signal.Signals, tmp_path: Path
+) -> None:
     line = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", str(source), "--workers", "2"]
     line += ["--tokenizer", "bpe:300", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -79,5 +85,6 @@ def test_a_stop_cleans_up_and_says_so(source: Path, prepared: Path, sign: signal
     os.killpg(process.pid, sign)  # as a terminal does it: the workers get it too
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (75, ""), stderr
-    assert stderr == "nanogpt: stopped, nothing is left behind; the same command starts over\n"
-    assert not (tmp_path / "out").exists()
+    assert stderr == "nanogpt: stopped; the same command goes on where it was\n"
+    subprocess.run(line, check=True, capture_output=True)
+    assert hashes(tmp_path / "out") == hashes(prepared)

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,9 @@ from nanogpt_dist.errors import (
     UsageError,
 )
 from nanogpt_dist.shards import DataFolder, verify_folder
-from prepare.build import build
 from prepare.corpora import find
-from prepare.folder import LOCK
 from prepare.sources import find_sources
-from tests.conftest import CLONE, SHARED, hashes, write_jsonl
+from tests.conftest import CLONE, SHARED, Run, build, command, hashes, write_jsonl
 
 SHAKESPEARE = SHARED / "data" / "tinyshakespeare.txt"
 needs_shakespeare = pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="the text is not here")
@@ -90,23 +90,33 @@ def test_workers_folder_locale_and_time_zone_do_not_show(source: Path, prepared:
     assert hashes(tmp_path / "two") == hashes(prepared)
 
 
-def test_a_killed_run_is_made_good_by_the_next(source: Path, prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_at_any_moment_the_next_run_goes_on(
+    ranks: int, source: Path, prepared: Path, nanogpt: Run, tmp_path: Path
+) -> None:
+    line = ["prepare", "text", "--source", source, "--tokenizer", "bpe:300", "--out", "out", "--workers", "2", "--json"]
     out = tmp_path / "out"
-    code = "import sys; from pathlib import Path; from prepare.build import build; "
-    code += f"build('text', Path({str(out)!r}), [Path({str(source)!r})], tokenizer='bpe:300', workers=2)"
-    for wait_for in (LOCK, "tokenizer.json", ".tmp-text_train"):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=CLONE, start_new_session=True)
-        while process.poll() is None and not (out.is_dir() and any(wait_for in name for name in os.listdir(out))):
-            time.sleep(0.005)
-        process.kill()
+    for wait_for in ("lock", "plan.json", "tokenizer.json", "000000.json", "000002.json", "000003.json"):
+        process = subprocess.Popen(
+            command(*line, ranks=ranks if ranks > 1 else 0),
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while process.poll() is None and wait_for not in {path.name for path in out.rglob("*")}:
+            time.sleep(0.002)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        with pytest.raises(BadDataError, match="run the same nanogpt prepare again"):
-            DataFolder.open(out)
         deadline = time.monotonic() + 10
         while in_session(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not in_session(process.pid), "workers outlived their parent"
-    build("text", out, [source], tokenizer="bpe:300", workers=1)
+        if not (out / "manifest.json").exists():
+            with pytest.raises(BadDataError, match="run the same nanogpt prepare again"):
+                DataFolder.open(out)
+    nanogpt(*line)
     assert hashes(out) == hashes(prepared)
 
 
@@ -174,7 +184,7 @@ def test_a_damaged_folder_is_noticed_and_says_how_to_go_on(source: Path, prepare
         ("text", {"sources": ["a.txt"], "tokenizer": "gpt3"}, MissingInputError, "no tokenizer gpt3"),
         ("text", {"sources": ["a.txt"], "tokenizer": "bpe:100"}, UsageError, "bpe:257"),
         ("text", {"sources": ["a.txt"], "val_fraction": 1.0}, UsageError, "--val-fraction"),
-        ("text", {"sources": ["a.jsonl"], "split": "characters"}, UsageError, "--split documents"),
+        ("text", {"sources": ["a.jsonl"], "split_by": "characters"}, UsageError, "--split-by documents"),
         ("text", {"sources": ["a.jsonl"], "val_fraction": 1e-9}, BadDataError, "raise --val-fraction"),
         ("text", {"sources": ["a.jsonl"], "val_fraction": 1 - 1e-9}, BadDataError, "lower --val-fraction"),
         ("text", {"sources": ["a.jsonl"], "column": "body"}, BadDataError, "--column"),
@@ -203,7 +213,7 @@ def test_nothing_is_written_where_nothing_can_be_read(
 
 def test_one_text_may_be_cut_in_two(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("some text " * 100)
-    with pytest.raises(BadDataError, match="for a single text type --split characters"):
+    with pytest.raises(BadDataError, match="for a single text type --split-by characters"):
         build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte")
-    manifest = build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte", split="characters")
+    manifest = build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte", split_by="characters")
     assert (manifest.splits["train"].tokens, manifest.splits["val"].tokens) == (900, 100)

@@ -11,13 +11,24 @@ from pyarrow import parquet
 from nanogpt_dist.errors import (
     BadDataError,
 )
-from prepare.build import build
-from prepare.documents import read_documents
-from tests.conftest import write_jsonl
+from nanogpt_dist.shards.manifest import Errors
+from prepare.documents import Part
+from prepare.formats import format_of
+from prepare.tables import row_groups
+from tests.conftest import build, write_jsonl
 
 
-def texts(path: Path, column: str = "text") -> list[str]:
-    return [document.text for document in read_documents(path, column)]
+def whole(path: Path, column: str = "text", errors: Errors = "strict") -> Part:
+    """All of a file."""
+    form = format_of(path.name)
+    assert form is not None
+    in_groups = form.kind in ("parquet", "arrow")
+    stop = len(row_groups(path, form.kind, column)) if in_groups else path.stat().st_size
+    return Part(path, form, 0, stop, column, errors)
+
+
+def texts(path: Path, column: str = "text", errors: Errors = "strict") -> list[str]:
+    return ["".join(document.text) for document in whole(path, column, errors).documents()]
 
 
 def test_compressed_lines_read_as_plain_ones(source: Path, documents: list[str], tmp_path: Path) -> None:
@@ -43,11 +54,11 @@ def test_rows_of_parquet(documents: list[str], tmp_path: Path) -> None:
         with pytest.raises(BadDataError, match=rf"no text column {column}; it has: id, body"):
             texts(path, column)
     parquet.write_table(pa.table({"text": ["a", None]}), path)
-    with pytest.raises(BadDataError, match="row 2 of column text is null"):
+    with pytest.raises(BadDataError, match=r"a.parquet: row 2 from 0: null in column text"):
         texts(path)
     invalid = pa.array([b"ok", b"ab\xff"], pa.binary()).view(pa.string())
     parquet.write_table(pa.table({"text": invalid}), path)
-    with pytest.raises(BadDataError, match=r"a.parquet:2:2: .* not UTF-8"):
+    with pytest.raises(BadDataError, match=r"a.parquet: row 2 from 0: byte 2 of column text is not UTF-8"):
         texts(path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(BadDataError, match="no parquet file, or damaged"):

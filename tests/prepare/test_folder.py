@@ -1,17 +1,14 @@
-"""The output folder: one run at a time, nobody else's files, nothing left behind."""
+"""The output folder while it is being filled: whose it is, and what an unfinished run leaves behind."""
 
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.errors import (
-    BadDataError,
-    CannotCreateError,
-)
-from prepare.build import build
-from prepare.folder import LOCK, claimed
+from nanogpt_dist.errors import BadDataError, CannotCreateError, StorageError
+from nanogpt_dist.shards import DataFolder
+from prepare.folder import WORK, Work, claimed
+from tests.conftest import build, hashes, write_jsonl
 
 
 def test_other_peoples_folders_are_refused(tmp_path: Path) -> None:
@@ -31,19 +28,12 @@ def test_other_peoples_folders_are_refused(tmp_path: Path) -> None:
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text("some text " * 100)
-    holder = rf"by process {os.getpid()} on "
-    with claimed(tmp_path / "out"), pytest.raises(CannotCreateError, match=holder):
+    holder = rf"in use by process {os.getpid()} on .*--out$"
+    with claimed(tmp_path / "out", fresh=False), pytest.raises(CannotCreateError, match=holder):
         build("text", tmp_path / "out", [source], tokenizer="byte")
     assert not (tmp_path / "out").exists()
     build("text", tmp_path / "out", [source], tokenizer="byte")
-    assert LOCK not in os.listdir(tmp_path / "out")
-
-
-def test_a_lock_that_nobody_holds_is_taken(tmp_path: Path) -> None:
-    with (tmp_path / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    with claimed(tmp_path):
-        assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+    assert WORK not in os.listdir(tmp_path / "out")
 
 
 def test_folders_made_for_nothing_are_removed(tmp_path: Path) -> None:
@@ -51,3 +41,86 @@ def test_folders_made_for_nothing_are_removed(tmp_path: Path) -> None:
     with pytest.raises(BadDataError):
         build("text", tmp_path / "deep" / "er" / "out", [tmp_path / "bad.txt"], tokenizer="byte")
     assert not (tmp_path / "deep").exists()
+
+
+def unfinished(folder: Path) -> Path:
+    """A source whose third unit cannot be encoded, and the folder that holds the first two."""
+    texts = [f"document {i} " + "some text " * 100 for i in range(3000)]
+    source = write_jsonl(folder / "a.jsonl", texts)
+    with source.open("ab") as file:
+        file.write(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(BadDataError, match=r"a\.jsonl:3001:13: byte 0xe9 is not UTF-8; .* --errors replace or skip"):
+        build("text", folder / "out", [source], tokenizer="byte", workers=1)
+    assert {path.name for path in Work(folder / "out").units.glob("*.json")} == {"000000.json", "000001.json"}
+    return source
+
+
+def test_what_is_done_stays_done_when_bad_text_is_met(tmp_path: Path) -> None:
+    source = unfinished(tmp_path)
+    told: list[str] = []
+    manifest = build("text", tmp_path / "out", [source], tokenizer="byte", errors="skip", note=told.append)
+    assert told == ["going on: 2 of 3 units were done before"]
+    assert manifest.counts.skipped == 1
+    build("text", tmp_path / "at-once", [source], tokenizer="byte", errors="skip")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "at-once")
+
+
+def test_an_unfinished_folder_is_gone_on_with_or_given_up_on_purpose(tmp_path: Path) -> None:
+    source = unfinished(tmp_path)
+    with pytest.raises(
+        CannotCreateError, match="unfinished prepare with tokenizer byte, not gpt2; finish it, add --fresh"
+    ):
+        build("text", tmp_path / "out", [source], tokenizer="gpt2")
+    source.write_bytes(source.read_bytes().replace(b"\xe9", b"e"))
+    with pytest.raises(CannotCreateError, match="other source files"):
+        build("text", tmp_path / "out", [source], tokenizer="byte")
+    build("text", tmp_path / "out", [source], tokenizer="byte", fresh=True)
+    assert WORK not in os.listdir(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["train", "val", "documents", "json"])
+@pytest.mark.parametrize("damage", ["gone", "cut off", "flipped"])
+def test_damaged_leftovers_are_done_again(kind: str, damage: str, tmp_path: Path) -> None:
+    source = unfinished(tmp_path)
+    path = tmp_path / "out" / WORK / "units" / f"000001.{kind}"
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(
+            data[: len(data) // 2] if damage == "cut off" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+        )
+    options = {"tokenizer": "byte", "errors": "skip"}
+    if damage == "flipped" and kind in ("train", "val"):  # noticed only as the file is read
+        with pytest.raises(StorageError, match="damaged on the disk; run the same command again"):
+            build("text", tmp_path / "out", [source], **options)  # type: ignore[arg-type]
+    build("text", tmp_path / "out", [source], **options)  # type: ignore[arg-type]
+    build("text", tmp_path / "at-once", [source], **options)  # type: ignore[arg-type]
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "at-once")
+
+
+def test_shards_that_are_there_are_kept_if_they_are_good(tmp_path: Path) -> None:
+    """Small shards: some are whole before the third unit fails. A damaged one, and those behind it, are made again."""
+    texts = [f"document {i} " + "some text " * 100 for i in range(3000)]
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    good = source.read_bytes()
+    options = {"tokenizer": "byte", "shard_tokens": 300_000, "val_fraction": 0.2, "errors": "skip"}
+    bad_line = b'{"text": "caf\xe9"}\n'
+    source.write_bytes(good + bad_line)
+    build("text", tmp_path / "at-once", [source], **options)  # type: ignore[arg-type]
+    for damaged in (None, 0, 3):
+        out = tmp_path / f"out-{damaged}"
+        with pytest.raises(BadDataError):
+            build("text", out, [source], **{**options, "errors": "strict"}, workers=1)  # type: ignore[arg-type]
+        kept = sorted(out.glob("*_train_*.bin"))
+        assert len(kept) >= 5
+        assert not (out / WORK / "units" / "000000.train").exists(), "its ids are in shards"
+        if damaged is not None:
+            data = kept[damaged].read_bytes()
+            kept[damaged].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        before = [path.stat().st_mtime_ns for path in kept]
+        build("text", out, [source], **options)  # type: ignore[arg-type]
+        same = [path.stat().st_mtime_ns == time for path, time in zip(kept, before, strict=True)]
+        assert same == [damaged is None or index < damaged for index in range(len(kept))]
+        assert hashes(out) == hashes(tmp_path / "at-once")
+        DataFolder.open(out)

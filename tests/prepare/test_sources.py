@@ -14,10 +14,9 @@ from nanogpt_dist.errors import (
     HubUnavailableError,
     MissingInputError,
 )
-from prepare.build import build
 from prepare.corpora import CORPORA, find
 from prepare.sources import find_sources, on_disk, records
-from tests.conftest import write_jsonl
+from tests.conftest import build, write_jsonl
 
 
 def test_folders_are_read_in_order(tmp_path: Path) -> None:
@@ -33,11 +32,11 @@ def test_folders_are_read_in_order(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
-    for name in ("a.TXT", "b.csv", "c.json"):
+    for name in ("a.TXT", "b.csv", "c.csv.gz"):
         (tmp_path / name).write_text("some text " * 100)
     told: list[str] = []
     build("text", tmp_path / "out", [tmp_path], tokenizer="byte", note=told.append)
-    assert told == ["not read, for an unknown ending or as a link to a folder (2): b.csv, c.json"]
+    assert told == ["not read, for an unknown ending or as a link to a folder (2): b.csv, c.csv.gz"]
 
 
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
 def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [f"document {i}" for i in range(100)])
 
-    def change(what: str, done: int, total: int) -> None:
+    def change(what: str, done: int, total: int, tokens: int) -> None:
         source.write_text(source.read_text() + "\n")
 
     with pytest.raises(BadDataError, match="changed while it was read"):

@@ -1,0 +1,110 @@
+"""Units encoded by several processes; one that dies costs time only, and what kills it again and again is named."""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import active_children, connection, get_context, parent_process
+from pathlib import Path
+
+from nanogpt_dist.errors import StorageError, one_line
+from nanogpt_dist.tokenizer import Tokenizer, load
+from prepare.encode import Job, UnitRecord, encode_unit
+
+AGAIN = 2  # times that a unit is tried again, by itself, after a worker has died while it was at hand
+
+
+def encode_units(jobs: Iterable[Job], tokenizer: Path, folder: Path, workers: int, trace: Path) -> Iterator[UnitRecord]:
+    """Encode units into `folder` with the tokenizer saved at `tokenizer`; records as they are done, in any order.
+
+    workers: processes; 1: this one. trace: a file for the name of the document at hand, where one kills its worker.
+    Raises BadDataError for text without ids, StorageError where a worker keeps dying.
+    """
+    if workers == 1:
+        loaded = load(tokenizer)
+        for job in jobs:
+            yield encode_unit(job, loaded, folder)
+        return
+    source = iter(jobs)
+    while True:
+        with _pool(workers, tokenizer, folder) as pool:
+            running: dict[Future[UnitRecord], Job] = {}
+            try:
+                while True:
+                    while len(running) < 2 * workers and (given := next(source, None)) is not None:
+                        running[_submit(pool, given)] = given
+                    if not running:
+                        return
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        record = future.result()
+                        del running[future]
+                        yield record
+            except BrokenProcessPool:
+                suspects = list(running.values())  # at hand, or about to be, when a worker died
+        for job in suspects:
+            yield _alone(job, tokenizer, folder, trace)
+
+
+def _alone(job: Job, tokenizer: Path, folder: Path, trace: Path) -> UnitRecord:
+    """A unit in a process of its own, once more if that dies; then the trace tells at which document."""
+    for _ in range(AGAIN):
+        trace.unlink(missing_ok=True)
+        with _pool(1, tokenizer, folder) as pool:
+            try:
+                return _submit(pool, job, trace).result()
+            except BrokenProcessPool:
+                pass
+    document = one_line(trace.read_text(), 80) if trace.exists() else "the start of the worker"
+    raise StorageError(
+        f"a worker died {AGAIN + 1} times, now at {document}: killed, or out of memory; see the system log"
+    )
+
+
+@contextmanager
+def _pool(workers: int, tokenizer: Path, folder: Path) -> Iterator[ProcessPoolExecutor]:
+    """Workers that are gone when the block is left, at once if it fails."""
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, folder))
+    try:
+        yield pool
+    except BaseException:
+        for child in active_children():
+            child.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "Future[UnitRecord]":
+    """Hand out a unit. Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_work, job, trace)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---- in a worker process
+
+_worker: tuple[Tokenizer, Path] | None = None
+
+
+def _start_worker(tokenizer: Path, folder: Path) -> None:
+    global _worker
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker = load(tokenizer), folder
+
+
+def _die_with_parent() -> None:
+    import os
+
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _work(job: Job, trace: Path | None) -> UnitRecord:
+    assert _worker is not None
+    return encode_unit(job, *_worker, trace)

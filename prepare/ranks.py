@@ -1,0 +1,90 @@
+"""Several processes, on one machine or many, at the same output folder: under torchrun, or as a Slurm array."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from nanogpt_dist.errors import NanogptError, StorageError, UsageError, error_of
+from nanogpt_dist.storage.durable import write_atomic
+from prepare.folder import Work, read_json
+
+WAIT_S = 1800.0  # without a sign of life from the rank that is waited for
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among `size`; run: what tells this run from an earlier one on the same folder."""
+
+    rank: int = 0
+    size: int = 1
+    run: str = ""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Ranks":
+        """What torchrun or Slurm says. Raises UsageError for an array whose numbers have gaps."""
+        if int(environment.get("WORLD_SIZE", "1")) > 1:
+            parts = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+            run = ":".join(environment.get(part, "") for part in parts)
+            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), f"torchrun:{run}")
+        if int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) > 1:
+            names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+            number, size, first, last, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
+            if (last - first) // step + 1 != size:
+                raise UsageError(
+                    f"a Slurm array of {size} from {first} to {last} has gaps; type sbatch --array=0-{size - 1}"
+                )
+            run = f"slurm:{environment.get('SLURM_ARRAY_JOB_ID', '')}:{environment.get('SLURM_RESTART_COUNT', '0')}"
+            return cls((number - first) // step, size, run)
+        return cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process makes the plan, puts the shards together and writes the manifest."""
+        return self.rank == 0
+
+    def announce(self, work: Work) -> None:
+        """Tell the other ranks that plan and tokenizer are there."""
+        if self.size > 1:
+            write_atomic(work.run, json.dumps({"run": self.run}).encode())
+
+    def wait_for_plan(self, work: Work) -> bool:
+        """Until the leading rank has announced this run; False where the folder is finished already.
+
+        Raises StorageError where nothing comes.
+        """
+        started = time.monotonic()
+        while not work.finished:
+            content = read_json(work.run)
+            if isinstance(content, dict) and content.get("run") == self.run:
+                return True
+            if time.monotonic() - started > WAIT_S:
+                raise StorageError(
+                    f"rank 0 has made no plan in {WAIT_S:,.0f} s; see what it says, and start all ranks again"
+                )
+            time.sleep(POLL_S)
+        return False
+
+    def report(self, work: Work, error: BaseException) -> None:
+        """Tell the leading rank why this one has ended."""
+        if not self.leads and isinstance(error, NanogptError) and work.folder.is_dir():
+            failure = {"code": int(error.code), "line": str(error)}
+            write_atomic(work.folder / f"failed-{self.rank}", json.dumps(failure).encode())
+
+    def wait_for_others(self, work: Work, advance: Callable[[], bool]) -> None:
+        """Call `advance` until it says that all is done. Raises what another rank ended with; StorageError."""
+        seen, since = -1, time.monotonic()
+        while not advance():
+            assert self.size > 1, "all units are done, and yet one is missing"
+            for path in work.folder.glob("failed-*"):
+                failure = read_json(path) or {}
+                raise error_of(int(failure.get("code", 70)), f"rank {path.name[7:]}: {failure.get('line', 'failed')}")
+            done = sum(1 for _ in work.units.glob("*.json"))
+            if done != seen:
+                seen, since = done, time.monotonic()
+            elif time.monotonic() - since > WAIT_S:
+                raise StorageError(
+                    f"the other ranks have done nothing for {WAIT_S:,.0f} s; start all ranks again to go on"
+                )
+            time.sleep(POLL_S)

@@ -1,0 +1,129 @@
+"""Rows of parquet and arrow files: how many there are in which group, and the texts of one column."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.storage.durable import shown
+from prepare.formats import Kind
+
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of parquet or a record batch of arrow. bytes: of the column's text, about."""
+
+    rows: int
+    bytes: int
+
+
+def row_groups(path: Path, kind: Kind, column: str) -> list[RowGroup]:
+    """The groups of a file, without reading its text. Raises BadDataError, also for a column that holds no text."""
+    with _told(path, kind):
+        if kind == "parquet":
+            from pyarrow import parquet
+
+            with parquet.ParquetFile(path) as file:
+                return groups_of_metadata(file.metadata, file.schema_arrow, column, shown(path))
+        with _arrow_batches(path) as batches:
+            groups = []
+            for batch in batches:
+                _check_column(batch.schema, column, shown(path))
+                groups.append(RowGroup(batch.num_rows, batch.column(column).nbytes))
+            return groups
+
+
+def groups_of_metadata(metadata: Any, schema: Any, column: str, name: str) -> list[RowGroup]:
+    """The row groups that a parquet footer lists; schema: the file's as arrow has it."""
+    _check_column(schema, column, name)
+    groups = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+        groups.append(RowGroup(group.num_rows, size))
+    return groups
+
+
+def rows(path: Path, kind: Kind, column: str, start: int, stop: int) -> Iterator[str | bytes | None]:
+    """The column's values in groups start … stop: text, bytes where they are not UTF-8, None for null.
+
+    Raises BadDataError for a damaged file, OSError.
+    """
+    with _told(path, kind):
+        if kind == "parquet":
+            from pyarrow import parquet
+
+            with parquet.ParquetFile(path) as file:
+                _check_column(file.schema_arrow, column, shown(path))
+                for batch in file.iter_batches(BATCH_ROWS, list(range(start, stop)), [column]):
+                    yield from _values(batch.column(0))
+        else:
+            with _arrow_batches(path) as batches:
+                for index, batch in enumerate(batches):
+                    if start <= index < stop:
+                        _check_column(batch.schema, column, shown(path))
+                        for first in range(0, batch.num_rows, BATCH_ROWS):
+                            yield from _values(batch.column(column).slice(first, BATCH_ROWS))
+                    elif index >= stop:
+                        break
+
+
+def _values(column: Any) -> list[str | bytes | None]:
+    from pyarrow import large_binary, large_string
+
+    column = column.cast(large_string())
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_text_or_bytes(value) for value in column.cast(large_binary()).to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+@contextmanager
+def _arrow_batches(path: Path) -> Iterator[Iterator[Any]]:
+    """The record batches of an arrow file or stream (`datasets` caches are streams), mapped, not read."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as mapped:
+        try:
+            reader = pyarrow.ipc.open_file(mapped)
+            yield (reader.get_batch(i) for i in range(reader.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            mapped.seek(0)
+            yield iter(pyarrow.ipc.open_stream(mapped))
+
+
+def _check_column(schema: Any, column: str, name: str) -> None:
+    from pyarrow import types
+
+    if schema.names.count(column) != 1 or not _is_text(schema.field(column).type, types):
+        names = ", ".join(schema.names)[:60]
+        raise BadDataError(f"{name}: no text column {column[:40]}; it has: {names}; choose one with --column")
+
+
+def _is_text(kind: Any, types: Any) -> bool:
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+@contextmanager
+def _told(path: Path, kind: Kind) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's fault, not the file's: damaged pages are OSErrors without a number
+        raise BadDataError(f"{shown(path)} is no {kind} file, or damaged ({str(error)[:60]}); get it again") from None

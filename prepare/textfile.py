@@ -1,0 +1,112 @@
+"""Text out of UTF-8: strictly, or with U+FFFD for what is not; long texts in chunks, and where they may be cut."""
+
+import codecs
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.shards.manifest import Errors
+from nanogpt_dist.storage.durable import shown
+from prepare.plain import open_plain_bytes
+
+CHUNK_BYTES = 1 << 20
+BOM = b"\xef\xbb\xbf"
+# Whatever the pattern of a known tokenizer, a token ends where a space follows an ASCII letter or digit.
+_BORDER = re.compile(rb"[A-Za-z0-9](?= )")
+
+
+def decode(data: bytes, errors: Errors) -> tuple[str, bool, int | None]:
+    """`data` as text; whether something was replaced; the offset of the first bad byte, where nothing was."""
+    try:
+        return data.decode(), False, None
+    except UnicodeDecodeError as error:
+        if errors == "replace":
+            return data.decode(errors="replace"), True, None
+        return "", False, error.start
+
+
+class TextPart:
+    """The text in bytes start … stop of a file, in chunks; it can be read again.
+
+    A compressed file is read whole. replaced: whether the last reading put U+FFFD in the place of what is not UTF-8.
+    Raises BadDataError with line and byte for what is not UTF-8, unless errors is `replace`.
+    """
+
+    def __init__(self, path: Path, compression: str, start: int, stop: int, errors: Errors) -> None:
+        self.path, self.compression, self.start, self.stop, self.errors = path, compression, start, stop, errors
+        self.replaced = False
+
+    def __iter__(self) -> Iterator[str]:
+        self.replaced = False
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        offset = 0
+        for data in self._chunks():
+            state = decoder.getstate()
+            try:
+                text = decoder.decode(data)
+            except UnicodeDecodeError as error:
+                if self.errors != "replace":
+                    self._refuse(offset - len(state[0]) + error.start, error.object[error.start])
+                self.replaced = True
+                decoder = codecs.getincrementaldecoder("utf-8")("replace")
+                decoder.setstate(state)
+                text = decoder.decode(data)
+            offset += len(data)
+            if text:
+                yield text
+        state = decoder.getstate()
+        try:
+            text = decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            if self.errors != "replace":
+                self._refuse(offset - len(state[0]), error.object[0])
+            self.replaced = True
+            text = "\ufffd"
+        if text:
+            yield text
+
+    def _chunks(self) -> Iterator[bytes]:
+        if self.compression:
+            with open_plain_bytes(self.path, self.compression) as file:
+                data = file.read(CHUNK_BYTES).removeprefix(BOM)
+                while data:
+                    yield data
+                    data = file.read(CHUNK_BYTES)
+            return
+        start = self.start
+        with self.path.open("rb") as file:
+            file.seek(start)
+            while start < self.stop and (data := file.read(min(CHUNK_BYTES, self.stop - start))):
+                yield data.removeprefix(BOM) if start == 0 else data
+                start += len(data)
+
+    def _refuse(self, offset: int, byte: int) -> None:
+        """Raises, for the byte at `offset` behind the part's start or the byte order mark."""
+        line, column, seen = 1, 0, 0
+        with open_plain_bytes(self.path, self.compression) as file:
+            if not self.compression:
+                offset += self.start
+            if file.read(3) == BOM:
+                offset += 3 if self.compression or self.start == 0 else 0
+            file.seek(0)
+            while seen < offset and (data := file.read(min(CHUNK_BYTES, offset - seen))):
+                line += data.count(b"\n")
+                last = data.rfind(b"\n")
+                column = len(data) - last - 1 if last >= 0 else column + len(data)
+                seen += len(data)
+        where = f"{shown(self.path)}:{line}:{column}"
+        raise BadDataError(
+            f"{where}: byte {byte:#04x} is not UTF-8; convert the file, or give --errors replace or skip"
+        )
+
+
+def next_border(path: Path, position: int) -> int:
+    """The first byte at or behind `position` where a text may be cut; its ends are borders."""
+    size = path.stat().st_size
+    if position <= 0 or position >= size:
+        return min(max(position, 0), size)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = _BORDER.search(data, position - 1)
+        return found.end() if found else size
