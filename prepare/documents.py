@@ -8,6 +8,7 @@ memory but a document, and of a long text not even that. A byte order mark at th
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,6 @@ from prepare.textfile import TextPart, decode
 
 MAX_LINE_BYTES = 1 << 30  # of a line of .jsonl
 LONG_TEXT_BYTES = 8 << 20  # a text file beyond this is read in chunks
-_GARBAGE = "the text is not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,8 @@ class Part:
         if self.format.kind == "text":
             return shown(self.path)
         if self.format.kind == "lines":
-            return f"{shown(self.path)}:{self._lines_before() + document.number}"
+            return f"{shown(self.path)}:{_lines_before(self.path, self.start) + document.number}"
         return f"{shown(self.path)}: row {document.number} from {self.start}"
-
-    def _lines_before(self) -> int:
-        """Lines that begin before this part."""
-        if self.start == 0:
-            return 0
-        with self.path.open("rb") as file:
-            return _newlines(file, _line_start(file, self.start))
 
 
 def _text(part: Part) -> Iterator[Document]:
@@ -118,12 +111,16 @@ def _line_start(file: BinaryIO, position: int) -> int:
     return file.tell()
 
 
-def _newlines(file: BinaryIO, stop: int) -> int:
-    file.seek(0)
+@cache
+def _lines_before(path: Path, start: int) -> int:
+    """Lines that begin before the part of a file that begins at `start`."""
     count = 0
-    while stop > 0 and (data := file.read(min(1 << 20, stop))):
-        count += data.count(b"\n")
-        stop -= len(data)
+    with path.open("rb") as file:
+        left = _line_start(file, start)
+        file.seek(0)
+        while left > 0 and (data := file.read(min(1 << 20, left))):
+            count += data.count(b"\n")
+            left -= len(data)
     return count
 
 

@@ -56,7 +56,7 @@ def _alone(job: Job, tokenizer: Path, folder: Path, trace: Path) -> UnitRecord:
                 return _submit(pool, job, trace).result()
             except BrokenProcessPool:
                 pass
-    document = one_line(trace.read_text(), 80) if trace.exists() else "the start of the worker"
+    document = one_line(trace.read_text(errors="replace"), 80) if trace.exists() else "the start of the worker"
     raise StorageError(
         f"a worker died {AGAIN + 1} times, now at {document}: killed, or out of memory; see the system log"
     )
