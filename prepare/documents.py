@@ -16,11 +16,12 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.shards.manifest import Errors
 from nanogpt_dist.storage.durable import shown, told
 from prepare.formats import Format
+from prepare.longline import LongField, line_end
 from prepare.plain import open_plain_bytes
 from prepare.tables import rows
-from prepare.textfile import TextPart, decode
+from prepare.textfile import BOM, TextPart, decode
 
-MAX_LINE_BYTES = 1 << 30  # of a line of .jsonl
+LONG_LINE_BYTES = 64 << 20  # a line beyond this is read in chunks
 LONG_TEXT_BYTES = 8 << 20  # a text file beyond this is read in chunks
 
 
@@ -85,20 +86,46 @@ def _text(part: Part) -> Iterator[Document]:
 
 
 def _json_lines(part: Part) -> Iterator[Document]:
-    with open_plain_bytes(part.path, part.format.compression) as file:
-        stop = None if part.format.compression else part.stop
-        position = 0 if part.format.compression else _line_start(file, part.start)
-        number = 0
-        while (stop is None or position < stop) and (data := file.readline(MAX_LINE_BYTES + 1)):
-            number += 1
-            if len(data) > MAX_LINE_BYTES:
+    if part.format.compression:
+        with open_plain_bytes(part.path, part.format.compression) as file:
+            yield from _lines_of(part, file, 0, None)
+    else:
+        with part.path.open("rb") as file:
+            yield from _lines_of(part, file, _line_start(file, part.start), part.stop)
+
+
+def _lines_of(part: Part, file: BinaryIO, position: int, stop: int | None) -> Iterator[Document]:
+    """The lines of an open file that begin from `position` on and before `stop`."""
+    number = 0
+    while (stop is None or position < stop) and (data := file.readline(LONG_LINE_BYTES + 1)):
+        number += 1
+        start, position = position, position + len(data)
+        if len(data) > LONG_LINE_BYTES:
+            if part.format.compression:
                 where = part.where(Document("", number))
-                raise BadDataError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; cut the document into several")
-            if position == 0:
-                data = data.removeprefix(b"\xef\xbb\xbf")
-            position += len(data)
-            if data.strip():
-                yield _json_line(part, data, number)
+                raise BadDataError(
+                    f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file, then it can be read"
+                )
+            position = line_end(part.path, start)
+            yield _long_line(part, start, position, number)
+            file.seek(position)
+            continue
+        if start == 0:
+            data = data.removeprefix(BOM)
+        if data.strip():
+            yield _json_line(part, data, number)
+
+
+def _long_line(part: Part, start: int, stop: int, number: int) -> Document:
+    assert part.column is not None
+    text = LongField(part.path, start, stop, part.column, part.errors, part.where(Document("", number)))
+    if part.errors == "skip":
+        try:
+            for _ in text:
+                pass
+        except BadDataError:
+            return Document("", number, skipped=True)
+    return Document(text, number)
 
 
 def _line_start(file: BinaryIO, position: int) -> int:
