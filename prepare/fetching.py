@@ -1,0 +1,88 @@
+"""Files of a hub data set one after the other, the next on its way while one is read."""
+
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+
+from nanogpt_dist.storage.durable import sha256_file, told
+from prepare.hub import HubFile, HubFiles, Note, discard, fetch
+from prepare.retry import Listener, heard_by
+
+LEAVE_S = 5.0  # how long the end waits for a download to notice that it is not wanted any more
+
+
+class Fetcher:
+    """Verified files, by index, for as long as the `with` block runs; one thread downloads.
+
+    folder None: files stay in the user's Hugging Face cache, from where another run takes them.
+    A folder: they come to a cache in it, of which this is the only user, and leave it by release().
+    note: is told, from the other thread too, when the hub gives trouble.
+    """
+
+    def __init__(self, files: HubFiles, folder: Path | None = None, note: Note | None = None) -> None:
+        self.files, self.folder = files, folder
+        self._listener = Listener(note=note)
+        self._wanted: SimpleQueue[int | None] = SimpleQueue()
+        self._futures: dict[int, Future[Path]] = {}
+        self._thread = threading.Thread(target=self._work, name="hub", daemon=True)  # must not keep a process alive
+
+    def __enter__(self) -> "Fetcher":
+        if self.folder is not None and self.folder.is_dir():
+            for rest in self.folder.rglob("*.incomplete"):  # of a run that was killed
+                with told(rest):
+                    rest.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.stop.set()
+        self._wanted.put(None)
+        self._thread.join(LEAVE_S)
+
+    def path(self, index: int, then: int | None = None) -> Path:
+        """Where the file is, once it is there and its sha256 is right; file `then` (None: the next one) is begun.
+
+        Raises HubUnavailableError, MissingInputError, StorageError; another call tries again.
+        """
+        future = self._want(index)
+        then = index + 1 if then is None else then
+        if then < len(self.files.files):
+            self._want(then)
+        try:
+            return future.result()
+        except Exception:
+            self._futures.pop(index, None)
+            raise
+
+    def release(self, index: int) -> None:
+        """The file is not needed any more: a copy in `folder` is removed, one in the user's cache stays."""
+        future = self._futures.pop(index, None)
+        if self.folder is not None and future is not None and future.done() and not future.exception():
+            discard(future.result())
+
+    def _want(self, index: int) -> Future[Path]:
+        future = self._futures.get(index)
+        if future is None:
+            future = self._futures[index] = Future()
+            self._wanted.put(index)
+        return future
+
+    def _work(self) -> None:
+        with heard_by(self._listener):
+            while (index := self._wanted.get()) is not None:
+                future = self._futures.get(index)
+                if future is None or future.done() or self._listener.stop.is_set():
+                    continue
+                file = self.files.files[index]
+                try:
+                    future.set_result(self._fetched(file))
+                except BaseException as error:  # handed to who asks for the file
+                    future.set_exception(error)
+
+    def _fetched(self, file: HubFile) -> Path:
+        def is_good(path: Path) -> bool:
+            with told(path):
+                return path.stat().st_size == file.bytes and sha256_file(path) == file.sha256
+
+        return fetch(self.files.repo, self.files.revision, file.name, self.folder, is_good)

@@ -1,0 +1,254 @@
+"""Patience with the hub: every request of its libraries is sent again until faults in a row have lasted too long.
+
+The libraries retry some faults, at some places, for half a minute. Here it is done once, below them, where all their
+requests pass: the `send` of the client that they share. A body that breaks off goes on at the byte where it broke.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from random import SystemRandom  # the run's own generator stays as it is
+from typing import Any
+
+from nanogpt_dist.errors import HubUnavailableError, MissingInputError, NanogptError, StorageError, UsageError
+from nanogpt_dist.storage.durable import FULL
+
+FAULT_BUDGET_S = 300.0  # of faults in a row; a byte that arrives ends the row
+TIMEOUT_S = 30.0  # to connect, and between two pieces of a body
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+LONGEST_RETRY_AFTER_S = 600.0  # the hub counts requests in windows of 5 minutes
+NOTE_AT_TRY = 3
+AGAIN = "run the same command again: it fetches only what is missing"
+
+
+class FetchStoppedError(Exception):
+    """Nobody waits for this download any more."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """For whom requests are made. stop: set when nobody waits any more; note: is told that there is trouble."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    note: Callable[[str], None] | None = None
+
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_wrapping = threading.Lock()
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Requests of the block, in this thread, are made for `listener`."""
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
+class Faults:
+    """Faults in a row of one request, and the waits between its tries."""
+
+    def __init__(self, place: str) -> None:
+        self.place, self.tries = place, 0
+        self.since: float | None = None
+        self.listener = _listener.get() or Listener()
+
+    def over(self) -> None:
+        """Something came through. Raises FetchStoppedError."""
+        self.since, self.tries = None, 0
+        if self.listener.stop.is_set():
+            raise FetchStoppedError
+
+    def bear(self, reason: str, retry_after_s: float = 0.0) -> None:
+        """Waits before the next try. Raises HubUnavailableError when the row is too long, FetchStoppedError."""
+        now = time.monotonic()
+        self.since = now if self.since is None else self.since
+        left = self.since + FAULT_BUDGET_S - now
+        self.tries += 1
+        if left <= 0:
+            lasting = f"{(now - self.since) / 60:.0f} min" if now - self.since > 90 else f"{now - self.since:.0f} s"
+            raise HubUnavailableError(f"hub unavailable for {lasting} ({reason[:40]}, {self.place[:40]}); {AGAIN}")
+        if self.tries == NOTE_AT_TRY and self.listener.note:
+            self.listener.note(f"hub: {reason[:60]} from {self.place[:40]}; trying for {left / 60:.0f} min more")
+        wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self.tries - 1, 10)) * SystemRandom().uniform(0.5, 1.0)
+        if self.listener.stop.wait(max(min(wait, left), retry_after_s)):
+            raise FetchStoppedError
+
+
+def hub_library() -> Any:
+    """The module huggingface_hub, silent, with its client made patient. Call it before each use."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET"):
+        os.environ.setdefault(name, "1")  # read when the library is imported
+    import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars, get_session, logging
+
+    disable_progress_bars()
+    logging.set_verbosity_error()
+    with _wrapping:
+        client: Any = get_session()
+        if not hasattr(client.send, "patient"):
+            client.send = _patient(client)
+    return huggingface_hub
+
+
+def datasets_library() -> Any:
+    """The module datasets, silent; what it fetches goes through the same patient client."""
+    hub_library()
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to another host, for statistics
+    return datasets
+
+
+def _http() -> Any:
+    """The module that the library's client comes from: httpx, or a successor of it with the same names."""
+    import sys
+
+    from huggingface_hub.utils import get_session
+
+    return sys.modules[type(get_session()).__module__.partition(".")[0]]
+
+
+def _patient(client: Any) -> Callable[..., Any]:
+    """`client.send` with patience."""
+    http, plain = _http(), client.send
+
+    def once_good(request: Any, faults: Faults, **options: Any) -> Any:
+        while True:
+            try:
+                answer = plain(request, **options)
+            except http.TransportError as error:
+                _refuse_hopeless(http, error, faults.place)
+                faults.bear(_said(error))
+                continue
+            if answer.status_code < 500 and answer.status_code not in (408, 429):
+                return answer
+            answer.close()
+            faults.bear(f"HTTP {answer.status_code}", _retry_after_s(answer.headers.get("retry-after")))
+
+    def send(request: Any, *, stream: bool = False, **options: Any) -> Any:
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_S)
+        faults = Faults(request.url.host)
+        if stream:  # packed bytes could not go on in the middle
+            request.headers["Accept-Encoding"] = "identity"
+        answer = once_good(request, faults, stream=stream, **options)
+        faults.over()
+        if stream and answer.status_code == 200 and "content-encoding" not in answer.headers:
+
+            def rest(start: int) -> Any:
+                headers = {**request.headers, "Range": f"bytes={start}-"}
+                part = client.build_request(request.method, request.url, headers=headers)
+                part.extensions["timeout"] = request.extensions["timeout"]
+                return once_good(part, faults, stream=True, **options)
+
+            answer.stream = _unbroken(http, answer.stream, rest, faults)
+        return answer
+
+    send.patient = True  # type: ignore[attr-defined]
+    return send
+
+
+def _unbroken(http: Any, first: Any, rest: Callable[[int], Any], faults: Faults) -> Any:
+    """A body whose broken end is fetched again. rest(N): the answer to a request for the bytes from N on."""
+
+    class Body(http.SyncByteStream):
+        part, skip = first, 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            done = 0
+            while True:
+                try:
+                    for piece in self.part:
+                        new = piece[self.skip :]
+                        self.skip -= len(piece) - len(new)
+                        if new:
+                            done += len(new)
+                            faults.over()
+                            yield new
+                    return
+                except http.TransportError as error:
+                    self.part.close()
+                    faults.bear(_said(error))
+                    self.go_on(done)
+
+        def go_on(self, done: int) -> None:
+            answer = rest(done)
+            self.part = answer.stream
+            if answer.status_code == 206 and answer.headers.get("content-range", "").startswith(f"bytes {done}-"):
+                self.skip = 0
+            elif answer.status_code == 200:
+                self.skip = done
+            else:
+                answer.close()
+                raise HubUnavailableError(f"{faults.place[:60]} broke off, then HTTP {answer.status_code}; {AGAIN}")
+
+        def close(self) -> None:
+            self.part.close()
+
+    return Body()
+
+
+def _refuse_hopeless(http: Any, error: Exception, place: str) -> None:
+    if isinstance(error, (http.UnsupportedProtocol, http.LocalProtocolError)):
+        raise UsageError(f"cannot ask {place[:60]} ({_said(error)[:60]}); check HF_ENDPOINT") from error
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        raise HubUnavailableError(f"the certificate of {place[:60]} is not trusted; set SSL_CERT_FILE") from error
+
+
+def _said(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _retry_after_s(header: str | None) -> float:
+    try:
+        return min(max(float(header or 0), 0.0), LONGEST_RETRY_AFTER_S)
+    except ValueError:  # a date: our own waits do
+        return 0.0
+
+
+@contextmanager
+def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what the libraries raise in the block into errors of ours, in one line each."""
+    from huggingface_hub import constants, errors
+
+    what = f"dataset {repo[:60]}"
+    try:
+        yield
+    except (NanogptError, FetchStoppedError):
+        raise
+    except errors.HFValidationError as error:
+        raise UsageError(f"{repo[:60]!r} is no name of a dataset; give OWNER/NAME as it stands on the hub") from error
+    except errors.RevisionNotFoundError as error:
+        raise UsageError(f"{what} has no revision {str(revision)[:50]}; give a branch, a tag or a commit") from error
+    except (errors.RepositoryNotFoundError, errors.DisabledRepoError) as error:
+        raise _denied(what) from error
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        if not constants.HF_HUB_OFFLINE:  # an answer that no hub would give
+            raise HubUnavailableError(f"{what}: {_said(error)[:60]}…; check HF_ENDPOINT; {AGAIN}") from error
+        raise HubUnavailableError(
+            f"{what} is not all in the cache, and HF_HUB_OFFLINE is set; unset it, or check HF_HOME"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise _denied(what) from error
+        raise HubUnavailableError(f"HTTP {error.response.status_code} for {what}; {AGAIN}") from error
+    except _http().HTTPError as error:
+        raise HubUnavailableError(f"{_said(error)[:60]}: {what}; {AGAIN}") from error
+    except OSError as error:
+        if error.errno is None:  # the library's own: sizes that differ
+            raise HubUnavailableError(f"{_said(error)[:60]}: {what}; {AGAIN}") from error
+        room = "make room there" if error.errno in FULL else "check HF_HOME and the disk"
+        where = str(error.filename or "the cache of the hub")[-60:]
+        raise StorageError(f"{where}: {error.strerror}; {room}, then run the same command again") from error
+
+
+def _denied(what: str) -> MissingInputError:
+    return MissingInputError(f"no {what} on the hub, or it is private or gated; check the name or type: hf auth login")

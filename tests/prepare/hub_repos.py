@@ -1,0 +1,89 @@
+"""Repositories for the hub of the tests: folders of the shape that real data sets have."""
+
+import random
+from pathlib import Path
+
+EXPORT = "refs--convert--parquet"  # the hub's export, as a folder beside `main`
+
+README = """---
+annotations_creators:
+- no-annotation
+language:
+- en
+license:
+- cc0-1.0
+pretty_name: OpenWebText
+dataset_info:
+  config_name: plain_text
+  features:
+  - name: text
+    dtype: string
+  splits:
+  - name: train
+    num_bytes: {bytes}
+    num_examples: {documents}
+  download_size: {download}
+  dataset_size: {bytes}
+configs:
+- config_name: plain_text
+  data_files:
+  - split: train
+    path: plain_text/train-*
+  default: true
+---
+
+# Dataset Card for "openwebtext"
+"""
+
+WORDS = (
+    "the of and to in that was it for is on as with his he be at by had not are but from they which you one we all "
+    "their there been has when who would more if no out so said what up its about into than them can only other new "
+    "some could time these two may then do first any my now such like our over man even most made after also did"
+)
+
+
+def english(documents: int, seed: int) -> list[str]:
+    """Texts of sentences and paragraphs, equal for equal seeds."""
+    choose, words = random.Random(seed), WORDS.split()
+    texts = []
+    for _ in range(documents):
+        sentences = [" ".join(choose.choices(words, k=choose.randint(4, 18))) for _ in range(choose.randint(2, 20))]
+        texts.append("\n\n".join(f"{sentence.capitalize()}." for sentence in sentences))
+    return texts
+
+
+def make_openwebtext(
+    root: Path,
+    documents_per_file: int = 200,
+    files: int = 3,
+    repo: str = "Skylion007/openwebtext",
+    script: bool = False,
+) -> list[str]:
+    """Writes a repository of openwebtext's shape, and returns its documents in order.
+
+    script: `main` has a loading script, as it had for years, and the parquet files stand in the hub's export only.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    main, texts = root / repo / "main", []
+    folder = root / repo / EXPORT / "plain_text" / "train" if script else main / "plain_text"
+    folder.mkdir(parents=True)
+    for number in range(files):
+        some = english(documents_per_file, number)
+        name = f"{number:04}.parquet" if script else f"train-{number:05}-of-{files:05}.parquet"
+        parquet.write_table(pa.table({"text": some}), folder / name, row_group_size=max(1, documents_per_file // 4))
+        texts += some
+    main.mkdir(exist_ok=True)
+    readme = README.format(
+        bytes=sum(len(text.encode()) for text in texts),
+        documents=len(texts),
+        download=sum(path.stat().st_size for path in folder.iterdir()),
+    )
+    if script:
+        (main / "openwebtext.py").write_text(
+            "import datasets\n\n\nclass Openwebtext(datasets.GeneratorBasedBuilder): ...\n"
+        )
+        readme = "# openwebtext\n"
+    (main / "README.md").write_text(readme, encoding="utf-8")
+    return texts
