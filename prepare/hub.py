@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, StorageError, UsageError
-from nanogpt_dist.storage.durable import make_folder, sha256_file, told, write_atomic
-from prepare.retry import AGAIN, Listener, datasets_library, heard_by, hub_library, told_hub
+from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, told, write_atomic
+from prepare.retry import AGAIN, Listener, datasets_library, denied, heard_by, hub_library, told_hub
 
 PACKABLE = (".jsonl", ".json", ".txt", ".md")  # these also with .gz or .zst behind
 ENDINGS = (".parquet", ".arrow", *PACKABLE, *(ending + pack for ending in PACKABLE for pack in (".gz", ".zst")))
@@ -108,10 +108,12 @@ def _names(repo: str, config: str | None, split: str, commit: str) -> list[str]:
             missing.script = True
             raise missing from error
         except ValueError as error:  # no such configuration, or several and none is the default
-            if isinstance(error, OSError):  # a refused request, which is a ValueError too
+            if not str(error).startswith(("BuilderConfig", "Config name")):
                 raise
             there = datasets.get_dataset_config_names(repo, revision=commit)
             raise _NotThereError(_choice(repo, "configuration", config, there)) from error
+        except datasets.exceptions.DatasetNotFoundError as error:
+            raise denied(repo) from error
         except FileNotFoundError as error:
             raise _NotThereError(f"{repo[:60]} has no data files; {_what_we_read()}") from error
     of_split = {str(name): list(addresses) for name, addresses in (builder.config.data_files or {}).items()}
@@ -194,6 +196,7 @@ def fetch(repo: str, commit: str, name: str, folder: Path | None, is_good: Calla
             if is_good(path):
                 return path
             discard(path)
+    _forget(repo)
     raise HubUnavailableError(f"hub serves wrong bytes for {name[-80:]} of {repo[:50]}; run the same command later")
 
 
@@ -262,21 +265,31 @@ def _tail(files: HubFiles, file: HubFile, size: int) -> bytes:
     return data
 
 
-def _note_path(repo: str, config: str | None, split: str, revision: str | None) -> Path:
-    key = hashlib.sha256(json.dumps([repo, config, split, revision]).encode()).hexdigest()
-    return Path(hub_library().constants.HF_HOME) / "nanogpt" / f"{key[:32]}.json"
+def _notes(repo: str) -> Path:
+    """Where the answers of list_files about a dataset are kept."""
+    return Path(hub_library().constants.HF_HOME) / "nanogpt" / repo.replace("/", "--")
+
+
+def _note_name(config: str | None, split: str, revision: str | None) -> str:
+    return hashlib.sha256(json.dumps([config, split, revision]).encode()).hexdigest()[:32] + ".json"
 
 
 def _remember(files: HubFiles, config: str | None, split: str, revision: str | None) -> None:
-    path = _note_path(files.repo, config, split, revision)
+    folder = _notes(files.repo)
     with suppress(OSError, StorageError):  # a cache that is read-only
-        make_folder(path.parent)
-        write_atomic(path, json.dumps(asdict(files), indent=1).encode())
+        make_folder(folder)
+        write_atomic(folder / _note_name(config, split, revision), json.dumps(asdict(files), indent=1).encode())
 
 
 def _recall(repo: str, config: str | None, split: str, revision: str | None) -> HubFiles | None:
     try:
-        note = json.loads(_note_path(repo, config, split, revision).read_bytes())
+        note = json.loads((_notes(repo) / _note_name(config, split, revision)).read_bytes())
         return HubFiles(note["repo"], note["revision"], tuple(HubFile(**file) for file in note["files"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _forget(repo: str) -> None:
+    """Lets the hub be asked again: what it said about the files may have been wrong, not the files."""
+    with suppress(OSError):
+        remove(_notes(repo))

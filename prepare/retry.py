@@ -4,7 +4,9 @@ The libraries retry some faults, at some places, for half a minute. Here it is d
 requests pass: the `send` of the client that they share. A body that breaks off goes on at the byte where it broke.
 """
 
+import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,8 +112,6 @@ def datasets_library() -> Any:
 
 def _http() -> Any:
     """The module that the library's client comes from: httpx, or a successor of it with the same names."""
-    import sys
-
     from huggingface_hub.utils import get_session
 
     return sys.modules[type(get_session()).__module__.partition(".")[0]]
@@ -217,6 +217,7 @@ def _retry_after_s(header: str | None) -> float:
 @contextmanager
 def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turns what the libraries raise in the block into errors of ours, in one line each."""
+    hub_library()
     from huggingface_hub import constants, errors
 
     what = f"dataset {repo[:60]}"
@@ -229,7 +230,7 @@ def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise UsageError(f"{what} has no revision {str(revision)[:50]}; give a branch, a tag or a commit") from error
     except (errors.RepositoryNotFoundError, errors.DisabledRepoError) as error:
-        raise _denied(what) from error
+        raise denied(repo) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         if not constants.HF_HUB_OFFLINE:  # an answer that no hub would give
             raise HubUnavailableError(f"{what}: {_said(error)[:60]}…; check HF_ENDPOINT; {AGAIN}") from error
@@ -238,10 +239,12 @@ def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise _denied(what) from error
+            raise denied(repo) from error
         raise HubUnavailableError(f"HTTP {error.response.status_code} for {what}; {AGAIN}") from error
     except _http().HTTPError as error:
         raise HubUnavailableError(f"{_said(error)[:60]}: {what}; {AGAIN}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a proxy's page, say
+        raise HubUnavailableError(f"no hub's answer for {what}; check HF_ENDPOINT and proxies; {AGAIN}") from error
     except OSError as error:
         if error.errno is None:  # the library's own: sizes that differ
             raise HubUnavailableError(f"{_said(error)[:60]}: {what}; {AGAIN}") from error
@@ -250,5 +253,7 @@ def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
         raise StorageError(f"{where}: {error.strerror}; {room}, then run the same command again") from error
 
 
-def _denied(what: str) -> MissingInputError:
-    return MissingInputError(f"no {what} on the hub, or it is private or gated; check the name or type: hf auth login")
+def denied(repo: str) -> MissingInputError:
+    """What to say where the hub does not let us in, for whatever reason."""
+    what = f"no dataset {repo[:60]} on the hub"
+    return MissingInputError(f"{what}, or it is private or gated; check the name or type: hf auth login")

@@ -1,9 +1,51 @@
 """Repositories for the hub of the tests: folders of the shape that real data sets have."""
 
+import hashlib
+import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+LFS = (".parquet", ".arrow")  # endings of what the hub keeps in LFS
 
 EXPORT = "refs--convert--parquet"  # the hub's export, as a folder beside `main`
+
+
+@dataclass
+class Entry:
+    path: Path
+    size: int
+    sha256: str
+    blob_id: str
+    lfs: bool
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.lfs else self.blob_id
+
+    def told(self, name: str) -> dict[str, Any]:
+        lfs = {"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
+        return {"type": "file", "oid": self.blob_id, "size": self.size, "path": name, **lfs}
+
+
+@dataclass
+class Revision:
+    sha: str
+    files: dict[str, Entry]
+
+
+def read_revision(tree: Path, lfs: tuple[str, ...]) -> Revision:
+    """What is in the folder of a revision; its commit follows from that."""
+    files = {}
+    for path in sorted(path for path in tree.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        blob_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        name = path.relative_to(tree).as_posix()
+        files[name] = Entry(path, len(data), hashlib.sha256(data).hexdigest(), blob_id, name.endswith(lfs))
+    listing = json.dumps([tree.name, *((name, entry.sha256) for name, entry in files.items())])
+    return Revision(hashlib.sha1(listing.encode()).hexdigest(), files)
+
 
 README = """---
 annotations_creators:

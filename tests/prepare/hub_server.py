@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LFS = (".parquet", ".arrow")
+from tests.prepare.hub_repos import LFS, Entry, Revision, read_revision
 
 
 @dataclass
@@ -48,29 +48,6 @@ class Fault:
             return False
         self.times = None if self.times is None else self.times - 1
         return True
-
-
-@dataclass
-class Entry:
-    path: Path
-    size: int
-    sha256: str
-    blob_id: str
-    lfs: bool
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.lfs else self.blob_id
-
-    def told(self, name: str) -> dict[str, Any]:
-        lfs = {"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
-        return {"type": "file", "oid": self.blob_id, "size": self.size, "path": name, **lfs}
-
-
-@dataclass
-class Revision:
-    sha: str
-    files: dict[str, Entry]
 
 
 @dataclass
@@ -120,7 +97,7 @@ def hub(
     """A hub that serves the repositories under `root`, as they are now, on a free port."""
     repos = {
         "/".join(repo.relative_to(root).parts): {
-            tree.name.replace("--", "/"): _revision(tree, lfs) for tree in sorted(repo.iterdir())
+            tree.name.replace("--", "/"): read_revision(tree, lfs) for tree in sorted(repo.iterdir())
         }
         for repo in sorted(root.glob("*/*"))
     }
@@ -146,17 +123,6 @@ def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def _revision(tree: Path, lfs: tuple[str, ...]) -> Revision:
-    files = {}
-    for path in sorted(path for path in tree.rglob("*") if path.is_file()):
-        data = path.read_bytes()
-        blob_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        name = path.relative_to(tree).as_posix()
-        files[name] = Entry(path, len(data), hashlib.sha256(data).hexdigest(), blob_id, name.endswith(lfs))
-    listing = json.dumps([tree.name, *((name, entry.sha256) for name, entry in files.items())])
-    return Revision(hashlib.sha1(listing.encode()).hexdigest(), files)
 
 
 class _Refused(Exception):
