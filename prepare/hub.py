@@ -153,7 +153,8 @@ def _exported(repo: str, config: str | None, split: str, commit: str, missing: _
         raise UsageError(_choice(repo, "configuration", config, configs))
     splits = [path.rpartition("/")[2] for path in entries(config)]
     if split not in splits and f"partial-{split}" in splits:
-        raise MissingInputError(f"the hub's parquet export has only a part of {repo[:60]}; prepare its files as text")
+        part = f"the hub's parquet export has only a part of {repo[:50]}"
+        raise MissingInputError(f"{part}, its split partial-{split[:20]}; take that one, or prepare its files as text")
     if split not in splits:
         raise UsageError(_choice(repo, "split", split, splits))
     return export, sorted(name for name in entries(f"{config}/{split}") if name.endswith(".parquet"))

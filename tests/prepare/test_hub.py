@@ -284,7 +284,11 @@ def test_a_repository_outside_of_lfs(several: Path, tmp_path: Path) -> None:
         ("'some/where', None, 'train'", 66, "no dataset some/where on the hub, or it is private or gated; check"),
         ("'some/closed', None, 'train'", 66, "no dataset some/closed on the hub, or it is private or gated; check"),
         ("'some/script', None, 'train'", 66, "some/script has a loading script and no parquet export"),
-        ("'some/large', None, 'train'", 66, "the hub's parquet export has only a part of some/large"),
+        (
+            "'some/large', None, 'train'",
+            66,
+            "the hub's parquet export has only a part of some/large, its split partial-train",
+        ),
         ("'some/tables', None, 'train'", 2, "cannot read train.csv of some/tables; files are to end in .parquet"),
         ("'a/b/c', None, 'train'", 2, "'a/b/c' is no name of a dataset; give OWNER/NAME"),
     ],
