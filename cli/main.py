@@ -18,6 +18,7 @@ from cli.quickstart import quickstart
 from cli.sample import sample
 from cli.show import show_app
 from cli.train import train
+from cli.verify import verify
 from launch import verdict
 from nanogpt_dist import __version__, errors
 from nanogpt_dist.errors import INTERRUPTED, MAX_LINE, Exit, NanogptError, one_line
@@ -37,6 +38,7 @@ app.command(rich_help_panel="From text to text")(prepare)
 app.command(rich_help_panel="From text to text")(train)
 app.command("eval", rich_help_panel="From text to text")(eval_command)
 app.command(rich_help_panel="From text to text")(sample)
+app.command(rich_help_panel="Around it")(verify)
 app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
 app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is: counts, shapes, a drawing.")
 app.command(rich_help_panel="Around it")(quickstart)

@@ -10,6 +10,9 @@
     24 … 254  zero
     255       CRC32 of the words before it
 
+Shards that were imported as they are may also be llm.c's own, where only words 0 … 2 count, or nanoGPT's, which are
+nothing but ids: `layout` in the manifest tells.
+
 Beside each shard lie `.crc32`, one CRC32 (uint32) for each MiB of ids, and `.ends`, for each document that ends in the
 shard the position behind its last id (uint64, in ids from the shard's start).
 """
@@ -32,6 +35,30 @@ SHARD_TOKENS = 100_000_000
 MAX_SHARD_BYTES = 2**31 - 1  # llm.c keeps offsets in an int
 
 _WORDS = struct.Struct("<8i32s32s924x")
+
+
+def first_id(layout: str) -> int:
+    """Where the ids begin in a shard of that layout, in bytes."""
+    return 0 if layout == "raw" else HEADER_BYTES
+
+
+def llm_c_header(data: bytes, name: str) -> tuple[int, int] | None:
+    """Bytes per id and number of ids, as llm.c reads the first 1,024 bytes of a shard; None: no magic, so raw ids.
+
+    Raises BadDataError, naming the file as `name`, where the magic is right and the rest is not.
+    """
+    magic = int.from_bytes(data[:4], "little", signed=True)
+    width = next((width for width, (known, _) in MAGIC.items() if magic == known), None)
+    if width is None:
+        return None
+    if len(data) < HEADER_BYTES:
+        raise BadDataError(f"{name} ends in its header, {len(data)} of {HEADER_BYTES} bytes; get it again")
+    _, version, tokens = struct.unpack_from("<3i", data)
+    if version != MAGIC[width][1]:
+        raise BadDataError(f"{name} has llm.c's version {version} in its header, only {MAGIC[width][1]} is known")
+    if tokens < 1:
+        raise BadDataError(f"{name} has {tokens:,} ids by its header; get it again, or leave it out")
+    return width, tokens
 
 
 def shard_name(name: str, split: str, index: int) -> str:

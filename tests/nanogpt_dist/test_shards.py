@@ -237,7 +237,7 @@ def test_only_what_is_touched_is_hashed(copy: Path, ids: np.ndarray) -> None:
     assert np.array_equal(train.read(0, 1_000_000), ids[:1_000_000])
     with pytest.raises(BadDataError, match=r"mine_train_000001.bin is damaged in MiB 1"):
         train.read(600_000 + (1 << 19), 1)
-    assert verify_folder(copy) == [("mine_train_000001.bin", "its sha256 is not the one in manifest.json")]
+    assert verify_folder(copy) == [("mine_train_000001.bin", "damaged in MiB 1 of 2")]
 
 
 def test_missing_files(copy: Path, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""`nanogpt verify DIR`: every byte of a data folder against its manifest."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.bar import byte_bar
+from cli.options import Json
+from nanogpt_dist.errors import BadDataError, UsageError
+
+if TYPE_CHECKING:
+    from nanogpt_dist.shards.manifest import Manifest
+
+NAMED = 5  # files that a note names
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data folder, e.g. data/openwebtext.")],
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Files read at a time. Default: one per core, at most 8.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every byte of a data folder: its manifest, its tokenizer, every shard and what stands beside it.
+
+    Of a damaged shard it names each damaged MiB. Returns 65 where anything is bad.
+
+    Training checks what it reads by itself, each MiB as it comes to it; this checks everything now.
+    """
+    _refuse_runs(folder)
+    from nanogpt_dist.shards.manifest import MANIFEST, Manifest
+    from nanogpt_dist.shards.verify import verify_files
+
+    try:
+        manifest, _ = Manifest.read(folder)
+    except BadDataError as error:
+        if as_json:
+            _report(folder, 1, [(MANIFEST, str(error))], as_json)
+        raise
+    with byte_bar("verify") as progress:
+        bad = verify_files(folder, manifest, progress, threads)
+    _note_unlisted(folder, manifest)
+    files = len(manifest.files()) + 1
+    _report(folder, files, bad, as_json)
+    if bad:
+        name, reason = bad[0]
+        count = f"{len(bad)} of {files} files are" if len(bad) > 1 else "one file is"
+        raise BadDataError(
+            f"{count} bad: {name[-50:]}: {reason[:70]}{', …' if len(bad) > 1 else ''}; restore a copy, or prepare again"
+        )
+
+
+def _refuse_runs(folder: Path) -> None:
+    if any((folder / name).exists() for name in ("state.json", "checkpoints", "run.json")):
+        raise UsageError(
+            f"{str(folder)[-60:]} is a run or a checkpoint, which train, eval and sample verify before they use it; "
+            "give a data folder"
+        )
+
+
+def _report(folder: Path, files: int, bad: list[tuple[str, str]], as_json: bool) -> None:
+    if as_json:
+        listed = [{"file": name, "reason": reason} for name, reason in bad]
+        typer.echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))
+    elif bad:
+        typer.echo("\n".join(f"bad  {name}: {reason}" for name, reason in bad))
+    else:
+        typer.echo(f"{folder}: all {files} files are good")
+
+
+def _note_unlisted(folder: Path, manifest: "Manifest") -> None:
+    from nanogpt_dist.shards.verify import unlisted_files
+
+    if names := unlisted_files(folder, manifest):
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        typer.echo(f"note: not in the manifest, so not checked: {', '.join(names[:NAMED])}{more}", err=True)
