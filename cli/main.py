@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.eval import eval_command
+from cli.import_shards import import_shards
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
 from cli.options import CONTEXT, nanogpt_style, refuse_empty
@@ -39,6 +40,7 @@ app.command(rich_help_panel="From text to text")(train)
 app.command("eval", rich_help_panel="From text to text")(eval_command)
 app.command(rich_help_panel="From text to text")(sample)
 app.command(rich_help_panel="Around it")(verify)
+app.command(rich_help_panel="Around it")(import_shards)
 app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
 app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is: counts, shapes, a drawing.")
 app.command(rich_help_panel="Around it")(quickstart)

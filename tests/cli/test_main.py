@@ -13,7 +13,7 @@ from nanogpt_dist import __version__
 from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit, UsageError
 from tests.conftest import CLONE, TINY, Run
 
-COMMANDS = ["prepare", "train", "eval", "sample", "launch", "show", "verify", "quickstart"]
+COMMANDS = ["prepare", "train", "eval", "sample", "launch", "show", "verify", "import-shards", "quickstart"]
 
 
 def test_version_and_help(nanogpt: Run) -> None:

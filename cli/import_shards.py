@@ -1,0 +1,78 @@
+"""`nanogpt import-shards`: ids that nanoGPT or llm.c wrote, as a data folder, without a copy."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cli.bar import byte_bar
+from cli.options import Json
+from nanogpt_dist.stopping import StopRequest
+
+
+def import_shards(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Files of ids, or a folder of .bin files.", show_default=False),
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(metavar="NAME", help="What made the ids: gpt2 | byte | FILE.", show_default=False)
+    ],
+    val: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A file for validation; may be given several times. Default: by the names."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for hard links to the files. Default: the folder in which they lie."),
+    ] = None,
+    eot: Annotated[
+        Literal["append", "prepend"] | None,
+        typer.Option(help="Where end of text stands in a document. Default: append, with llm.c's header prepend."),
+    ] = None,
+    uint32: Annotated[bool, typer.Option("--uint32", help="Files without a header hold 32-bit ids, not 16.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train on token files that exist: nanoGPT's train.bin and val.bin, llm.c's and modded-nanogpt's shards.
+
+    Nothing is copied. Each file is read once and checked; manifest.json, tokenizer.json and two small files for each
+    shard come beside them, and `nanogpt train --dataset DIR` reads the folder.
+
+    Names with `train` or `val` in them tell what a file is for; shards are taken in the order of their numbers.
+    """
+    from nanogpt_dist.shards.importing import import_shards as run
+
+    StopRequest("stopped; the same command starts over").listen()
+    started = time.monotonic()
+    with byte_bar("import") as progress:
+        folder, manifest = run(
+            files, tokenizer, val or [], out, eot, uint32, progress, lambda text: typer.echo(f"note: {text}", err=True)
+        )
+    train, kept = manifest.splits["train"], manifest.splits["val"]
+    seconds = time.monotonic() - started
+    if as_json:
+        import hashlib
+
+        from nanogpt_dist.storage.durable import printable
+
+        figures = {
+            "out": printable(folder),
+            "dataset_id": hashlib.sha256(manifest.to_bytes()).hexdigest(),
+            "train_tokens": train.tokens,
+            "val_tokens": kept.tokens,
+            "documents": train.documents + kept.documents,
+            "vocab_size": manifest.tokenizer.n_vocab,
+            "tokenizer": manifest.tokenizer.name,
+            "eot": manifest.eot,
+            "shards": len(train.shards) + len(kept.shards),
+            "seconds": round(seconds, 3),
+        }
+        typer.echo(json.dumps(figures))
+        return
+    for name, split in manifest.splits.items():
+        typer.echo(f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {len(split.shards)} shards")
+    typer.echo(f"tokenizer {manifest.tokenizer.name}, end of text: {manifest.eot or 'none'}; {seconds:.1f} s")
+    typer.echo(f"\nNext: nanogpt train --dataset {shlex.quote(str(folder))}")
