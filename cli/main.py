@@ -42,7 +42,7 @@ app.command(rich_help_panel="From text to text")(sample)
 app.command(rich_help_panel="Around it")(verify)
 app.command(rich_help_panel="Around it")(import_shards)
 app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
-app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is: counts, shapes, a drawing.")
+app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is, or data.")
 app.command(rich_help_panel="Around it")(quickstart)
 
 

@@ -1,4 +1,4 @@
-"""`nanogpt show params|components|full|config`: what a preset or TOML file stands for, without training anything."""
+"""`nanogpt show params|components|full|config|data`: what a preset, a TOML file or a data folder stands for."""
 
 import json
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import CONTEXT, Json, takes_settings
+from cli.show_data import data
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.presets import DEFAULT_PRESET, load
@@ -85,6 +86,9 @@ def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     else:  # the file's own name will say where its run goes
         unset = {} if "out_dir" in settings or preset.endswith(".toml") else {"out_dir": None}
         typer.echo(commented_toml(resolved.model_copy(update=unset), preset), nl=False)
+
+
+show_app.command()(data)
 
 
 def commented_toml(config: TrainConfig, name: str) -> str:

@@ -22,7 +22,7 @@ def test_version_and_help(nanogpt: Run) -> None:
     assert all(name in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "show params", "show components", "show full", "show config"])
+@pytest.mark.parametrize("name", [*COMMANDS, "show params", "show components", "show full", "show config", "show data"])
 def test_every_command_has_help(name: str) -> None:
     from typer.testing import CliRunner
 
@@ -132,6 +132,13 @@ MISTAKES = [
     ("train --dataset=true", 66, "true does not exist"),
     ("eval --dtype float64", 2, "float64"),
     ("sample --device toaster", 2, "toaster"),
+    ("verify nowhere", 66, "nowhere does not exist"),
+    ("verify empty", 65, "run the same nanogpt prepare again"),
+    ("show data nowhere", 66, "nowhere does not exist"),
+    ("show data truncated", 65, "bytes"),
+    ("import-shards empty --tokenizer byte", 2, "no file is for train"),
+    ("import-shards nothing_train.bin --val x.bin --tokenizer byte", 66, "nothing_train.bin does not exist"),
+    ("import-shards empty", 2, "--tokenizer"),
     ("sample --stop=", 2, "nothing stands behind --stop"),
 ]
 
