@@ -4,9 +4,9 @@
     python benchmarks/prepare.py nanoGPT                  # --megabytes 60 --workers 2 --rounds 3
 
 The documents are English and code: whatever text the running Python and the system's documentation hold. nanoGPT's
-script is run as it is, but that `load_dataset` is handed these documents instead of the download, num_proc is --workers,
-and a split may have fewer than 1,024 documents. It needs tiktoken's files of gpt2, cached or downloaded. Both run as whole processes,
-in turns, and both are timed from start to exit. Prints one JSON object; the ratio is of the medians.
+script is run as it is, but that `load_dataset` is handed these documents instead of the download, num_proc is
+--workers, and a split may have fewer than 1,024 documents. It needs tiktoken's files of gpt2, cached or downloaded.
+Both run as whole processes, in turns, timed from start to exit. Prints one JSON object; the ratio is of the medians.
 """
 
 import argparse

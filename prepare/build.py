@@ -29,7 +29,7 @@ from prepare.folder import TOKENIZER, Work, claimed, remove_leftovers
 from prepare.pool import encode_units
 from prepare.ranks import Ranks
 from prepare.recipe import Ingredient, Options, Recipe, difference, key_of, make_ingredient, make_recipe
-from prepare.shelf import LocalShelf, Shelf, hub_shelf
+from prepare.shelf import HubShelf, LocalShelf, Shelf
 from prepare.sources import Hashes, Sources, find_sources, on_disk, records, refuse_changed, with_standard_input
 from prepare.split import SPLITS
 from prepare.units import Unit, parts_of, plan
@@ -72,22 +72,25 @@ def build(
     """
     options, machine, work = options or Options(), machine or Machine(), Work(out)
     with ExitStack() as stack:
-        given = stack.enter_context(with_standard_input(sources))
-        corpora = _corpora(corpus, given, mix)
-        if not machine.ranks.leads:
-            try:
-                if machine.ranks.wait_for_plan(work):
-                    _encode_share(stack, corpora, work, options, machine)
-                return None
-            except BaseException as error:
-                machine.ranks.report(work, error)
-                raise
-        if work.finished:
-            return _finished(stack, corpora, work, options, machine)
-        work = stack.enter_context(claimed(out, machine.fresh))
-        if work.finished:  # another run has finished it just now
-            return _finished(stack, corpora, work, options, machine)
-        return _fill(stack, corpora, work, options, machine)
+        try:
+            given = stack.enter_context(with_standard_input(sources))
+            return _build(stack, _corpora(corpus, given, mix), work, options, machine)
+        except BaseException as error:
+            machine.ranks.report(work, error)
+            raise
+
+
+def _build(stack: ExitStack, corpora: "Corpora", work: Work, options: Options, machine: Machine) -> Manifest | None:
+    if not machine.ranks.leads:
+        if machine.ranks.wait_for_plan(work):
+            _encode_share(stack, corpora, work, options, machine)
+        return None
+    if work.finished:
+        return _finished(stack, corpora, work, options, machine)
+    work = stack.enter_context(claimed(work.out, machine.fresh))
+    if work.finished:  # another run has finished it just now
+        return _finished(stack, corpora, work, options, machine)
+    return _fill(stack, corpora, work, options, machine)
 
 
 Corpora = list[tuple[Corpus, Sequence[Path], float | None]]  # each with its sources and its weight in a mix
@@ -160,13 +163,15 @@ def _on_hub(
     stack: ExitStack, corpus: Corpus, work: Work, options: Options, machine: Machine, weight: float | None
 ) -> tuple[Ingredient, Shelf]:
     from nanogpt_dist.shards.manifest import SourceRecord
+    from prepare.fetching import Fetcher
     from prepare.hub import list_files
 
     assert corpus.address is not None
-    files = list_files(corpus.address, corpus.config, corpus.hub_split, corpus.revision)
+    files = list_files(corpus.address, corpus.config, corpus.hub_split, corpus.revision, machine.note)
     recorded = [SourceRecord(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in files.files]
     folder = work.downloads / str(machine.ranks.rank) if machine.streaming else None
-    shelf = stack.enter_context(hub_shelf(files, folder))
+    fetcher = stack.enter_context(Fetcher(files, folder, machine.note))
+    shelf = HubShelf(files, fetcher, machine.ranks.size)
     return make_ingredient(corpus, recorded, files.revision, options, weight), shelf
 
 

@@ -103,9 +103,7 @@ def _lines_of(part: Part, file: BinaryIO, position: int, stop: int | None) -> It
         if len(data) > LONG_LINE_BYTES:
             if part.format.compression:
                 where = part.where(Document("", number))
-                raise BadDataError(
-                    f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file, then it can be read"
-                )
+                raise BadDataError(f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file to have it read")
             position = line_end(part.path, start)
             yield _long_line(part, start, position, number)
             file.seek(position)

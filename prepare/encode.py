@@ -22,10 +22,10 @@ FLUSH_IDS = 1 << 20
 TRACE_BYTES = 256
 WHOLE, EMPTY, REPLACED, SKIPPED = range(4)  # what became of a document
 
-# For each document, or what of it lies in a slice: which of SPLITS; whether it ends here; what became of it; whether
-# it holds the text of a special token; its ids, end of text included; its UTF-8 bytes.
+# For each document, or what of it lies in a slice: which of SPLITS; whether it ends here; what became of it; how
+# often it holds the text of end of text; its ids, end of text included; its UTF-8 bytes.
 DOCUMENT = np.dtype(
-    [("split", "u1"), ("ends", "?"), ("status", "u1"), ("special", "?"), ("tokens", "<i8"), ("bytes", "<i8")]
+    [("split", "u1"), ("ends", "?"), ("status", "u1"), ("special", "<u4"), ("tokens", "<i8"), ("bytes", "<i8")]
 )
 
 
@@ -99,7 +99,7 @@ def _encoded(job: Job, tokenizer: Tokenizer, table: "_PartFile", trace: Path | N
     """Ids in order, in large pieces; the rows about the documents go to `table`."""
     waiting: dict[SplitName, list[np.ndarray]] = {split: [] for split in SPLITS}
     held = documents = tokens = 0
-    rows: list[tuple[int, bool, int, bool, int, int]] = []
+    rows: list[tuple[int, bool, int, int, int, int]] = []
     for piece, part, row, document in _documents(job):
         if trace:
             _note_down(trace, part.where(document))
@@ -154,7 +154,7 @@ class _Document:
     def __init__(self, job: Job, tokenizer: Tokenizer, piece: Slice, row: int, document: Document) -> None:
         self.job, self.tokenizer, self.piece, self.document = job, tokenizer, piece, document
         text = document.text
-        self.bytes, self.special, self.status = 0, False, SKIPPED if document.skipped else EMPTY
+        self.bytes, self.special, self.status = 0, 0, SKIPPED if document.skipped else EMPTY
         utf8 = (chunk.encode() for chunk in ((text,) if isinstance(text, str) else text))
         self.split = "train" if document.skipped else piece.split_of(utf8, row, job.split)
 
@@ -165,11 +165,11 @@ class _Document:
             if not self.bytes and self.job.eot == "prepend" and self.piece.begins:
                 yield eot
             self.bytes += len(text.encode())
-            self.special = self.special or END_OF_TEXT in tail + text
-            tail = text[1 - len(END_OF_TEXT) :]
+            self.special += (tail + text).count(END_OF_TEXT)
+            tail = (tail + text)[1 - len(END_OF_TEXT) :]
             yield self.tokenizer.encode(text)
         if self.bytes:
-            replaced = self.document.replaced or getattr(self.document.text, "replaced", False)
+            replaced = self.piece.replaced or self.document.replaced or getattr(self.document.text, "replaced", False)
             self.status = REPLACED if replaced else WHOLE
             if self.job.eot == "append" and self.piece.ends:
                 yield eot

@@ -21,7 +21,7 @@ class Fetcher:
     """
 
     def __init__(self, files: HubFiles, folder: Path | None = None, note: Note | None = None) -> None:
-        self.files, self.folder = files, folder
+        self.files, self.folder, self.note = files, folder, note
         self._listener = Listener(note=note)
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._futures: dict[int, Future[Path]] = {}

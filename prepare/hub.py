@@ -19,6 +19,7 @@ from typing import Any
 from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, StorageError, UsageError
 from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, told, write_atomic
 from prepare.retry import AGAIN, Listener, datasets_library, denied, heard_by, hub_library, told_hub
+from prepare.tables import RowGroup, groups_of_metadata
 
 PACKABLE = (".jsonl", ".json", ".txt", ".md")  # these also with .gz or .zst behind
 ENDINGS = (".parquet", ".arrow", *PACKABLE, *(ending + pack for ending in PACKABLE for pack in (".gz", ".zst")))
@@ -45,14 +46,6 @@ class HubFiles:
     repo: str
     revision: str
     files: tuple[HubFile, ...]
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """rows, and the bytes of one column in them before compression."""
-
-    rows: int
-    bytes: int
 
 
 def list_files(
@@ -213,7 +206,7 @@ def row_groups(files: HubFiles, index: int, column: str, note: Note | None = Non
     """The row groups of a .parquet file, from its last bytes only: in the user's cache, or asked from the hub.
 
     The footer is not covered by the file's hash until the whole file is here.
-    Raises UsageError when there is no such column, BadDataError, HubUnavailableError, MissingInputError.
+    Raises BadDataError, also when there is no such column, HubUnavailableError, MissingInputError.
     """
     from pyarrow import ArrowException, BufferReader, parquet
 
@@ -226,13 +219,7 @@ def row_groups(files: HubFiles, index: int, column: str, note: Note | None = Non
                 footer = parquet.read_metadata(BufferReader(_footer(files, index)))
             except ArrowException as error:
                 raise BadDataError(f"{name[-80:]} of {files.repo[:50]} is no parquet file; {AGAIN}") from error
-    paths = [footer.schema.column(i).path.split(".")[0] for i in range(footer.num_columns)]
-    if column not in paths:
-        there = ", ".join(dict.fromkeys(paths))[:70]
-        raise UsageError(f"{name[-40:]} has no column {column[:30]}; choose one with --column: {there}")
-    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    mine = [i for i, path in enumerate(paths) if path == column]
-    return [RowGroup(group.num_rows, sum(group.column(i).total_uncompressed_size for i in mine)) for group in groups]
+    return groups_of_metadata(footer, footer.schema.to_arrow_schema(), column, name[-60:])
 
 
 def _cached(files: HubFiles, index: int) -> str | None:

@@ -49,9 +49,8 @@ class LongField:
     def _unescaped(self, data: bytes) -> str:
         text, replaced, bad = decode(data, self.errors)
         if bad is not None:
-            raise BadDataError(
-                f"{self.where}: byte {data[bad]:#04x} is not UTF-8; convert it, or give --errors replace"
-            )
+            byte = f"byte {data[bad]:#04x} is not UTF-8"
+            raise BadDataError(f"{self.where}: {byte}; convert the file, or give --errors replace or skip")
         try:
             text = json.loads(f'"{text}"')
         except ValueError:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from nanogpt_dist.errors import NanogptError, StorageError, UsageError, error_of
@@ -52,25 +53,30 @@ class Ranks:
     def wait_for_plan(self, work: Work) -> bool:
         """Until the leading rank has announced this run; False where the folder is finished already.
 
-        Raises StorageError where nothing comes.
+        Raises what the leading rank has ended with; StorageError where nothing comes.
         """
-        started = time.monotonic()
+        started, seen = time.monotonic(), False
         while not work.finished:
             content = read_json(work.run)
             if isinstance(content, dict) and content.get("run") == self.run:
+                if "line" in content:
+                    raise error_of(int(content["code"]), f"rank 0: {content['line']}")
                 return True
+            if seen and not work.folder.is_dir() and not work.finished:
+                raise StorageError("rank 0 has ended without a plan; see what it says, and start all ranks again")
+            seen = seen or work.folder.is_dir()
             if time.monotonic() - started > WAIT_S:
-                raise StorageError(
-                    f"rank 0 has made no plan in {WAIT_S:,.0f} s; see what it says, and start all ranks again"
-                )
+                waited = f"rank 0 has made no plan in {WAIT_S:,.0f} s"
+                raise StorageError(f"{waited}; see what it says, and start all ranks again")
             time.sleep(POLL_S)
         return False
 
     def report(self, work: Work, error: BaseException) -> None:
-        """Tell the leading rank why this one has ended."""
-        if not self.leads and isinstance(error, NanogptError) and work.folder.is_dir():
-            failure = {"code": int(error.code), "line": str(error)}
-            write_atomic(work.folder / f"failed-{self.rank}", json.dumps(failure).encode())
+        """Tell the other ranks why this one has ended."""
+        if self.size > 1 and isinstance(error, NanogptError) and work.folder.is_dir():
+            told = json.dumps({"run": self.run, "code": int(error.code), "line": str(error)}).encode()
+            with suppress(NanogptError):
+                write_atomic(work.run if self.leads else work.folder / f"failed-{self.rank}", told)
 
     def wait_for_others(self, work: Work, advance: Callable[[], bool]) -> None:
         """Call `advance` until it says that all is done. Raises what another rank ended with; StorageError."""

@@ -1,16 +1,16 @@
 """Where the files of one ingredient lie while they are read: on this disk, or fetched from the hub on demand."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from nanogpt_dist.errors import HubUnavailableError
 from prepare.formats import format_of
 from prepare.sources import Source
 from prepare.tables import RowGroup, row_groups
 
 if TYPE_CHECKING:
+    from prepare.fetching import Fetcher
     from prepare.hub import HubFiles
 
 
@@ -47,24 +47,30 @@ class LocalShelf:
         pass
 
 
-@contextmanager
-def hub_shelf(files: "HubFiles", folder: Path | None) -> Iterator[Shelf]:
-    """Files of the hub, in its cache, or in `folder` for as long as each is needed."""
-    from prepare.hub import Fetcher
-    from prepare.hub import row_groups as hub_row_groups
+class HubShelf:
+    """Files of the hub, fetched by a Fetcher. stride: of the files that this rank reads, the next is fetched ahead."""
 
-    with Fetcher(files, folder) as fetcher:
+    def __init__(self, files: "HubFiles", fetcher: "Fetcher", stride: int) -> None:
+        self.files, self.fetcher, self.stride = files, fetcher, stride
+        self.planned: dict[int, tuple[str, list[RowGroup]]] = {}  # by the footers, which no hash covers
 
-        class HubShelf:
-            def path(self, file: int) -> Path:
-                return fetcher.path(file)
+    def path(self, file: int) -> Path:
+        path = self.fetcher.path(file, file + self.stride)
+        if file in self.planned:
+            column, groups = self.planned.pop(file)
+            if row_groups(path, "parquet", column) != groups:
+                name = self.files.files[file].name[-60:]
+                raise HubUnavailableError(f"the hub gave a wrong footer for {name}; run the same command again")
+        return path
 
-            def row_groups(self, file: int, column: str) -> list[RowGroup]:
-                if files.files[file].name.endswith(".parquet"):
-                    return hub_row_groups(files, file, column)
-                return row_groups(fetcher.path(file), "arrow", column)
+    def row_groups(self, file: int, column: str) -> list[RowGroup]:
+        from prepare.hub import row_groups as of_footer
 
-            def release(self, file: int) -> None:
-                fetcher.release(file)
+        if not self.files.files[file].name.lower().endswith(".parquet"):
+            return row_groups(self.path(file), "arrow", column)
+        groups = of_footer(self.files, file, column, self.fetcher.note)
+        self.planned[file] = column, groups
+        return groups
 
-        yield HubShelf()
+    def release(self, file: int) -> None:
+        self.fetcher.release(file)

@@ -27,8 +27,8 @@ class Slice:
     """start … stop of file number `file` of an ingredient, as documents.Part has them.
 
     size: bytes of the sources that it is. split: of all of its text, where the plan knows it; begins, ends: whether the
-    document that it is a part of does so here. rows: of a table; val_rows: those kept for validation, from 0, where the
-    plan draws them.
+    document that it is a part of does so here; replaced: whether that is not UTF-8. rows: of a table; val_rows: those
+    kept for validation, from 0, where the plan draws them.
     """
 
     file: int
@@ -38,6 +38,7 @@ class Slice:
     split: SplitName | None = None
     begins: bool = True
     ends: bool = True
+    replaced: bool = False
     rows: int = 0
     val_rows: frozenset[int] | None = None
 
@@ -153,7 +154,7 @@ def _text_slices(errors: Errors, ingredient: Ingredient, shelf: Shelf, file: int
         start = first
         while start < last:
             stop = min(last, next_border(path, start + size))
-            yield Slice(file, start, stop, stop - start, split, begins=start == first, ends=stop == last)
+            yield Slice(file, start, stop, stop - start, split, start == first, stop == last, whole.replaced)
             start = stop
 
 

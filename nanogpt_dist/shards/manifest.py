@@ -123,9 +123,10 @@ class CorpusRecord(_Record):
 
 
 class CountsRecord(_Record):
-    """Documents that did not go in as they are, and those that hold the text of a special token.
+    """Documents that did not go in as they are.
 
     empty: without a character, left out; replaced: with U+FFFD for what is not UTF-8; skipped: left out for that.
+    special: how often the text of end of text, "<|endoftext|>", stands in them, which is ordinary text.
     """
 
     empty: Count = 0

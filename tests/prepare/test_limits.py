@@ -1,0 +1,101 @@
+"""How much is taken: --max-documents, --max-tokens, and the weights of a mix; whole documents, in any units."""
+
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist.errors import UsageError
+from nanogpt_dist.shards import DataFolder, Manifest
+from prepare import units
+from prepare.recipe import parse_mix
+from tests.conftest import build, hashes, write_jsonl
+
+TEXTS = [f"document {i} " + "x" * (i % 50) for i in range(500)]
+
+
+def documents(folder: Path) -> list[str]:
+    data = DataFolder.open(folder)
+    found = [data.tokenizer.decode(split.read(0, split.tokens)) for split in data.splits.values()]
+    return [text for split in found for text in split.split("<|endoftext|>")[:-1]]
+
+
+def totals(manifest: Manifest) -> tuple[int, int]:
+    splits = manifest.splits.values()
+    return sum(split.documents for split in splits), sum(split.tokens for split in splits)
+
+
+@pytest.mark.parametrize("unit_bytes", [1 << 20, 1000])
+@pytest.mark.parametrize("limit", [{"max_documents": 7}, {"max_documents": 499}, {"max_documents": 10_000}])
+def test_the_first_documents(
+    limit: dict[str, int], unit_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "UNIT_BYTES", (unit_bytes, unit_bytes))
+    source = write_jsonl(tmp_path / "a.jsonl", ["", *TEXTS])
+    manifest = build("text", tmp_path / "out", [source], tokenizer="byte", val_fraction=0.3, workers=1, **limit)
+    wanted = TEXTS[: limit["max_documents"]]
+    assert sorted(documents(tmp_path / "out")) == sorted(wanted)
+    assert totals(manifest)[0] == len(wanted)
+    assert manifest.max_documents == limit["max_documents"]
+
+
+@pytest.mark.parametrize("max_tokens", [100, 5000, 10**6])
+def test_no_more_tokens_than_asked_for(max_tokens: int, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    for unit_bytes in (1 << 20, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(units, "UNIT_BYTES", (unit_bytes, unit_bytes))
+            options = {"tokenizer": "byte", "val_fraction": 0.3, "max_tokens": max_tokens}
+            manifest = build("text", tmp_path / str(unit_bytes), [source], workers=1, **options)
+    count, tokens = totals(manifest)
+    assert tokens <= max_tokens
+    assert sorted(documents(tmp_path / "1000")) == sorted(TEXTS[:count])
+    assert count == len(TEXTS) or tokens + len(TEXTS[count]) + 1 > max_tokens
+    assert hashes(tmp_path / "1000") == hashes(tmp_path / str(1 << 20))
+
+
+@pytest.mark.parametrize("max_tokens", [None, 4000])
+def test_a_mix_has_its_parts_by_weight(max_tokens: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(units, "UNIT_BYTES", (2000, 2000))
+    write_jsonl(tmp_path / "a.jsonl", [f"a{i} " + "a" * 30 for i in range(400)])
+    (tmp_path / "b").mkdir()
+    for number in range(300):
+        (tmp_path / "b" / f"{number}.md").write_text(f"b{number} " + "b" * 20)
+    for workers in (1, 2):
+        mix = "a.jsonl=0.7,b=0.3"
+        options = {"tokenizer": "byte", "val_fraction": 0.2, "max_tokens": max_tokens}
+        manifest = build("text", tmp_path / f"out{workers}", mix=mix, workers=workers, **options)
+    a, b = manifest.sources
+    assert (manifest.name, a.weight, b.weight) == ("mix", 0.7, 0.3)
+    assert abs(a.tokens / (a.tokens + b.tokens) - 0.7) < 0.01
+    found = documents(tmp_path / "out1")
+    assert (sum(text.startswith("a") for text in found), sum(text.startswith("b") for text in found)) == (
+        a.documents,
+        b.documents,
+    )
+    assert b.documents < 300  # a was used up, or both were cut short
+    assert (a.documents == 400) == (max_tokens is None)
+    assert hashes(tmp_path / "out1") == hashes(tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ("a=0.7", "two corpora or more"),
+        ("a=0.7,b=0.4", "add up to 1"),
+        ("a,b", "NAME=PART"),
+        ("a=1.5,b=-0.5", "NAME=PART"),
+        ("a=0.5,a=0.5", "NAME=PART"),
+        ("a=nan,b=0.5", "NAME=PART"),
+        ("", "NAME=PART"),
+    ],
+)
+def test_weights_that_make_no_sense(mix: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_mix(mix)
+
+
+def test_documents_do_not_limit_a_mix(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    with pytest.raises(UsageError, match="give --max-tokens"):
+        build("text", tmp_path / "out", mix=f"{source}=0.5,python-stdlib=0.5", max_documents=5)
