@@ -1,4 +1,4 @@
-"""Byte-pair encoding as GPT-2 does it: its pattern, where text may be cut, and where vocabularies come from.
+"""Byte-pair vocabularies: GPT-2's, those that are learnt from text, and lists of ranks as tiktoken writes them.
 
 A vocabulary is a list of byte strings; the position in it is the id and, when pairs are merged, the rank.
 """
@@ -10,38 +10,14 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from nanogpt_dist.errors import BadDataError
 
-# GPT-2's rule for cutting text before merging, as the tiktoken library writes it (see assets/NOTICE).
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 GPT2_MERGES = Path(__file__).parent / "assets" / "vocab.bpe.gz"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
-# White space as the pattern's \s sees it; Python's own \s has \x1c-\x1f on top.
-_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_LONG_RUN_CHARS = 65_536
-_LONG_RUN = re.compile(f"[{_SPACE}](?<![{_SPACE}][{_SPACE}])[{_SPACE}]{{{_LONG_RUN_CHARS - 1},}}")
 _UNBROKEN = re.compile(r"\S{1000}|\s{1000}")
-_WORD_END = re.compile(f"[^{_SPACE}](?=[{_SPACE}])")
-
-
-def cut(text: str, size: int) -> Iterator[str]:
-    """`text` in parts of about `size` characters whose ids, one after the other, are the ids of `text`.
-
-    Two kinds of cut are exact under GPT-2's pattern: before white space that follows something else, since no match
-    spans that border; and before the last character of a run of white space that has text behind it, since a match
-    ends there. The latter keep tiktoken from failing on runs of a million characters.
-    """
-    start = 0
-    runs = [m.end() - 1 for m in _LONG_RUN.finditer(text) if m.end() < len(text)] if len(text) > _LONG_RUN_CHARS else []
-    for stop in [*runs, len(text)]:
-        while stop - start > size and (border := _WORD_END.search(text, start + size - 1, stop)):
-            yield text[start : border.end()]
-            start = border.end()
-        if start < stop:
-            yield text[start:stop]
-        start = stop
 
 
 def gpt2_vocabulary() -> list[bytes]:
@@ -54,8 +30,8 @@ def gpt2_vocabulary() -> list[bytes]:
     return [*_PRINTABLE.values(), *(_from_printable(pair.replace(" ", "")) for pair in pairs)]
 
 
-def train_vocabulary(texts: Iterable[str], size: int) -> list[bytes]:
-    """`size` ≥ 256 tokens learnt from `texts`: the bytes and the most frequent merges. A function of the texts alone.
+def train_model(texts: Iterable[str], size: int) -> Any:
+    """A `tokenizers.Tokenizer` under GPT-2's pattern with `size` ≥ 256 tokens learnt from `texts`, in that order.
 
     Raises BadDataError where the texts are too few for that many merges.
     """
@@ -71,6 +47,11 @@ def train_vocabulary(texts: Iterable[str], size: int) -> list[bytes]:
     ids = model.get_vocab()
     if len(ids) != size:
         raise BadDataError(f"the text gives only {len(ids) + 1} of {size + 1} ids; type --tokenizer bpe:{len(ids) + 1}")
+    return model
+
+
+def vocabulary_of(ids: dict[str, int]) -> list[bytes]:
+    """The tokens of a byte-level vocabulary {printable token: id}, in the order of the ids. Raises KeyError."""
     return [_from_printable(token) for token in sorted(ids, key=ids.__getitem__)]
 
 
@@ -96,6 +77,11 @@ def parse_ranks(data: bytes, name: str) -> list[bytes]:
         if rank != str(number).encode():
             raise BadDataError(f"{name}:{number + 1}: expected a token in base64 and the rank {number}")
     return tokens
+
+
+def ranks_file(tokens: list[bytes]) -> bytes:
+    """What parse_ranks reads."""
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
 
 
 def _printable_bytes() -> dict[str, bytes]:

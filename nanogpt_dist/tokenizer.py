@@ -1,7 +1,7 @@
 """Text to token ids and back: GPT-2's byte-pair encoding, one trained on the spot, characters, or plain bytes.
 
-All are one class: a list of byte strings, the ordinary token of each id, plus, except for characters, an end-of-text id
-after them. What differs is only how text is cut into those tokens.
+All are one class: a list of byte strings, the ordinary token of each id, and special tokens behind them, of which one
+is end of text, except for characters. What differs is only how text is cut into those tokens.
 """
 
 import base64
@@ -9,14 +9,15 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from nanogpt_dist import bpe
+from nanogpt_dist import bpe, patterns
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.storage.durable import shown, told, write_atomic
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 Kind = Literal["byte", "char", "bpe"]
 
 END_OF_TEXT = "<|endoftext|>"
-FORMAT, VERSION = "nanogpt-tokenizer", 1
+FORMAT, VERSION = "nanogpt-tokenizer", 2
 MAX_FILE_BYTES = 64 << 20  # of a tokenizer file; 200,000 ids need 3 MB
+MAX_ID = 1 << 24
 MAX_BPE = 1_000_000  # ids of a vocabulary trained here
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")  # of a tokenizer: it is shown in messages
 PIECE_CHARS = 1 << 20  # longer text is cut, where that does not change its ids
@@ -41,24 +43,49 @@ def id_type(n_vocab: int) -> np.dtype:
 
 
 class Tokenizer:
-    """Ids 0 … len(tokens)-1 are `tokens`, byte strings; the next id is end of text, which characters do not have."""
+    """Ids 0 … len(tokens)-1 are `tokens`, byte strings; `specials` have ids behind them, maybe with gaps.
 
-    def __init__(self, name: str, kind: Kind, tokens: Sequence[bytes]) -> None:
-        """Raises BadDataError where `tokens` cannot be a vocabulary of that kind."""
+    eot_id: of end of text, the special token called `end_of_text`; None: there is none. n_vocab: the largest id + 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        tokens: Sequence[bytes],
+        pattern: str | None = None,
+        specials: Mapping[str, int] | None = None,
+        end_of_text: str | None = END_OF_TEXT,
+    ) -> None:
+        """pattern: of a bpe, by default GPT-2's; specials: by default end of text alone, with the next id.
+
+        Raises BadDataError where `tokens` or `specials` cannot be a vocabulary of that kind.
+        """
         self.name, self.kind, self.tokens = name, kind, list(tokens)
+        self.pattern = patterns.pattern_of(pattern or patterns.GPT2.text) if kind == "bpe" else None
+        usual = {} if kind == "char" else {END_OF_TEXT: len(self.tokens)}
+        self.specials = dict(usual if specials is None else specials)
+        self.end_of_text = end_of_text if end_of_text in self.specials else None
         _check_tokens(self)
-        self.eot_id: int | None = None if kind == "char" else len(self.tokens)
-        self.n_vocab = len(self.tokens) + (self.eot_id is not None)
+        self.eot_id = self.specials[self.end_of_text] if self.end_of_text else None
+        self.n_vocab = max([len(self.tokens) - 1, *self.specials.values()]) + 1
         self.dtype = id_type(self.n_vocab)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of all that decides ids and bytes: kind, pattern, end of text, tokens; not of the name."""
-        rule = [FORMAT, VERSION, self.kind, self._pattern, END_OF_TEXT if self.eot_id is not None else None]
+        """sha256 (hex) of all that decides ids and bytes: kind, pattern, specials, tokens; not of the name."""
+        rule: list[Any] = [FORMAT, 1, self.kind, self.pattern.text if self.pattern else None, self.end_of_text]
+        if self.specials != ({} if self.kind == "char" else {END_OF_TEXT: len(self.tokens)}):
+            rule.append(sorted(self.specials.items()))
         digest = hashlib.sha256(json.dumps(rule).encode())
         for token in self.tokens:
             digest.update(len(token).to_bytes(4, "little") + token)
         return digest.hexdigest()
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether a long text is encoded in parts; under a pattern that is not known it is not."""
+        return self.pattern is None or self.pattern.border is not None
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, uint16 where n_vocab ≤ 65,536, else uint32; "<|endoftext|>" in it is ordinary text.
@@ -68,31 +95,35 @@ class Tokenizer:
         parts = [self._encode_piece(piece) for piece in self.pieces(text)]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
-    cuttable = True
-
     def pieces(self, text: str | Iterable[str]) -> Iterator[str]:
-        """`text` in parts of about a million characters whose ids, one after the other, are the ids of `text`."""
-        text = text if isinstance(text, str) else "".join(text)
-        if self.kind == "bpe":
-            return bpe.cut(text, PIECE_CHARS)
-        return (text[i : i + PIECE_CHARS] for i in range(0, len(text), PIECE_CHARS))
+        """`text` in parts of about a million characters whose ids, one after the other, are the ids of `text`.
+
+        text: may come in chunks, cut anywhere, and then takes no more memory than a few parts.
+        Raises BadDataError where a word is too long to be encoded.
+        """
+        if self.pattern:
+            return patterns.cut(text, PIECE_CHARS, self.pattern)
+        chunks = (text,) if isinstance(text, str) else text
+        return (chunk[i : i + PIECE_CHARS] for chunk in chunks for i in range(0, len(chunk), PIECE_CHARS))
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for; end of text as "<|endoftext|>". Raises BadDataError for an id ≥ n_vocab."""
-        numbers = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64).ravel()
-        wrong = numbers[(numbers < 0) | (numbers >= self.n_vocab)]
-        if wrong.size:
-            raise BadDataError(f"id {wrong[0]} is not in tokenizer {self.name}, whose ids are 0 to {self.n_vocab - 1}")
-        return b"".join(map(self._bytes_of.__getitem__, numbers.tolist()))
+        """The bytes that `ids` stand for; special ones by their names. Raises BadDataError for an id that is none."""
+        numbers = (ids if isinstance(ids, np.ndarray) else np.asarray(list(ids), dtype=np.int64)).ravel().tolist()
+        try:
+            return b"".join(map(self._bytes_of.__getitem__, numbers))
+        except KeyError as error:
+            wrong = f"id {error.args[0]} is not in tokenizer {self.name}"
+            raise BadDataError(f"{wrong}, whose ids are 0 to {self.n_vocab - 1}") from None
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD. Raises as decode_bytes."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
-        """(n_vocab,) int64: UTF-8 bytes of text that each id stands for; 0 for end of text, which is no text."""
-        lengths = [len(token) for token in self.tokens] + [0] * (self.eot_id is not None)
-        return np.array(lengths, dtype=np.int64)
+        """(n_vocab,) int64: UTF-8 bytes of text that each id stands for; 0 for special ones, which are no text."""
+        lengths = np.zeros(self.n_vocab, dtype=np.int64)
+        lengths[: len(self.tokens)] = [len(token) for token in self.tokens]
+        return lengths
 
     def probe(self) -> list[int]:
         """The ids of a fixed text (of those of its characters that a character vocabulary has)."""
@@ -107,8 +138,9 @@ class Tokenizer:
             "version": VERSION,
             "name": self.name,
             "kind": self.kind,
-            "pattern": self._pattern,
-            "end_of_text": END_OF_TEXT if self.eot_id is not None else None,
+            "pattern": self.pattern.text if self.pattern else None,
+            "specials": self.specials,
+            "end_of_text": self.end_of_text,
             "fingerprint": self.fingerprint,
             "tokens": [base64.b64encode(token).decode() for token in self.tokens],
         }
@@ -118,13 +150,9 @@ class Tokenizer:
         """Write to_json() to `path`, whole or not at all. Raises StorageError."""
         write_atomic(Path(path), self.to_json())
 
-    @property
-    def _pattern(self) -> str | None:
-        return bpe.GPT2_PATTERN if self.kind == "bpe" else None
-
     @cached_property
-    def _bytes_of(self) -> list[bytes]:
-        return self.tokens + [END_OF_TEXT.encode()] * (self.eot_id is not None)
+    def _bytes_of(self) -> dict[int, bytes]:
+        return {**dict(enumerate(self.tokens)), **{number: name.encode() for name, number in self.specials.items()}}
 
     def _encode_piece(self, text: str) -> np.ndarray:
         try:
@@ -132,11 +160,18 @@ class Tokenizer:
                 return self._encode_chars(text)
             if self.kind == "byte":
                 return np.frombuffer(text.encode(), np.uint8).astype(self.dtype)
-            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+            assert self.pattern is not None
+            try:
+                ids = self._encoding(self.pattern.fast).encode_to_numpy(text, disallowed_special=())
+            except ValueError:  # the regular expression gave up
+                ids = self._encoding(self.pattern.text).encode_to_numpy(text, disallowed_special=())
             return ids.astype(self.dtype)  # cannot wrap: every id is below n_vocab by construction
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
             raise BadDataError(f"the text holds {code}, half of a surrogate pair, which UTF-8 cannot write") from None
+        except ValueError:
+            reason = f"{len(text):,} characters, with a very long run of white space, are too much for {self.name}"
+            raise BadDataError(f"{reason}; cut the document or leave it out") from None
 
     def _encode_chars(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
@@ -151,16 +186,15 @@ class Tokenizer:
     def _code_points(self) -> np.ndarray:
         return np.array([ord(token.decode()) for token in self.tokens], dtype=np.uint32)
 
-    @cached_property
-    def _encoding(self) -> "tiktoken.Encoding":
+    @cache  # noqa: B019  a tokenizer lives as long as its process
+    def _encoding(self, pattern: str) -> "tiktoken.Encoding":
         import tiktoken
 
         return tiktoken.Encoding(
             self.name,
-            pat_str=bpe.GPT2_PATTERN,
+            pat_str=pattern,
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
-            special_tokens={END_OF_TEXT: len(self.tokens)},
-            explicit_n_vocab=len(self.tokens) + 1,
+            special_tokens=self.specials,
         )
 
 
@@ -169,6 +203,9 @@ def _check_tokens(tokenizer: Tokenizer) -> None:
     singles = {bytes([i]) for i in range(256)}
     if not tokens or b"" in tokens or len(set(tokens)) != len(tokens):
         raise BadDataError(f"tokenizer {name}: tokens must be there, not empty, and different from each other")
+    numbers = list(tokenizer.specials.values())
+    if len(set(numbers)) != len(numbers) or not all(len(tokens) <= number < MAX_ID for number in numbers):
+        raise BadDataError(f"tokenizer {name}: special tokens need ids of their own, behind the {len(tokens)} others")
     if kind == "byte" and tokens != sorted(singles):
         raise BadDataError(f"tokenizer {name}: a byte tokenizer has the 256 bytes in order, nothing else")
     if kind == "bpe" and not singles.issubset(tokens):
@@ -211,7 +248,8 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> Tokenizer:
 
     n_vocab ≥ 257. Raises BadDataError where the texts are too few for that many merges.
     """
-    return Tokenizer(f"bpe:{n_vocab}", "bpe", bpe.train_vocabulary(texts, n_vocab - 1))
+    model = bpe.train_model(texts, n_vocab - 1)
+    return Tokenizer(f"bpe:{n_vocab}", "bpe", bpe.vocabulary_of(model.get_vocab()))
 
 
 def bpe_size(spec: str) -> int | None:
@@ -224,54 +262,74 @@ def bpe_size(spec: str) -> int | None:
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """`gpt2`, `byte`, or a file: our tokenizer.json, or ranks as tiktoken writes them (then with GPT-2's pattern).
+    """`gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or of Hugging Face's
+    library, or ranks as tiktoken writes them (then with GPT-2's pattern).
 
-    Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError.
+    Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError; HubUnavailableError.
     """
+    from nanogpt_dist import vocabularies
+
     if spec in ("gpt2", "byte"):
         return gpt2() if spec == "gpt2" else byte()
+    if spec in vocabularies.TIKTOKEN:
+        return vocabularies.of_tiktoken(spec)
     if spec == "char" or bpe_size(spec):
         raise UsageError(f"{spec} is made from text: type nanogpt prepare CORPUS --tokenizer {spec}")
     path = Path(spec)
     if not path.is_file():
-        raise MissingInputError(f"no tokenizer {spec}: give gpt2, byte, char, bpe:N or a file (.json, .tiktoken)")
-    if path.suffix != ".tiktoken":
-        return load(path)
+        names = ", ".join(vocabularies.TIKTOKEN)
+        raise MissingInputError(
+            f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken file"
+        )
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:80]
-    return Tokenizer(name, "bpe", bpe.parse_ranks(_read(path), shown(path)))
+    if path.suffix == ".tiktoken":
+        return Tokenizer(name, "bpe", bpe.parse_ranks(_read(path), shown(path)))
+    content = _parse(_read(path))
+    if content.get("format") != FORMAT and isinstance(content.get("model"), dict):
+        return vocabularies.of_hugging_face(content, name, shown(path))
+    return load(path)
 
 
 def load(path: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote. Raises MissingInputError, BadDataError."""
     path = Path(path)
-    try:
-        content: Any = json.loads(_read(path))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = _parse(_read(path))
+    if content.get("format") != FORMAT:
         raise BadDataError(f"{shown(path)} is not a tokenizer.json that nanogpt wrote; was it edited or cut off?")
     if content.get("version") != VERSION:
         raise BadDataError(
-            f"{shown(path)} has version {str(content.get('version'))[:20]}, this nanogpt reads {VERSION}; update it"
+            f"{shown(path)} has version {str(content.get('version'))[:20]}, this nanogpt reads {VERSION}; make it again"
         )
-    name, tokens = content.get("name"), content.get("tokens")
+    name, tokens, specials = content.get("name"), content.get("tokens"), content.get("specials")
     kind: Any = content.get("kind")
+    pattern, end_of_text = content.get("pattern"), content.get("end_of_text")
     if (
         not isinstance(name, str)
         or not NAME.fullmatch(name)
         or kind not in get_args(Kind)
         or not isinstance(tokens, list)
+        or not (isinstance(specials, dict) and all(type(number) is int for number in specials.values()))
+        or not isinstance(pattern, str if kind == "bpe" else NoneType)
+        or not (end_of_text is None or end_of_text in specials)
     ):
-        raise BadDataError(f"{shown(path)}: name, kind or tokens are missing or wrong; make it again")
+        raise BadDataError(f"{shown(path)}: name, kind, pattern or tokens are missing or wrong; make it again")
     try:
-        tokenizer = Tokenizer(name, kind, [base64.b64decode(token, validate=True) for token in tokens])
+        decoded = [base64.b64decode(token, validate=True) for token in tokens]
     except (binascii.Error, TypeError, ValueError):
         raise BadDataError(f"{shown(path)}: a token is not base64; make it again") from None
-    if content.get("pattern") != tokenizer._pattern:
-        raise BadDataError(f"{shown(path)}: its pattern is not GPT-2's, the only one that this nanogpt cuts text with")
+    tokenizer = Tokenizer(name, kind, decoded, pattern, specials, end_of_text)
     if content.get("fingerprint") != tokenizer.fingerprint:
         raise BadDataError(f"{shown(path)}: its tokens do not match its fingerprint: edited or damaged; make it again")
     return tokenizer
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """The JSON object that a file holds; an empty one where it holds none."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,93 @@
+"""Vocabularies of others: tiktoken's encodings by name, and byte-level BPEs out of Hugging Face's tokenizer.json."""
+
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from nanogpt_dist import bpe, patterns
+from nanogpt_dist.errors import BadDataError, HubUnavailableError
+from nanogpt_dist.tokenizer import END_OF_TEXT, PROBE, Tokenizer
+
+TIKTOKEN = ("r50k_base", "cl100k_base", "o200k_base")
+ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "<|eot_id|>", "</s>")  # what it is called, the likeliest first
+# Letters, marks, contractions, digits, all kinds of space: what two patterns would cut in different ways.
+PROBES = (
+    PROBE,
+    "I'LL we'll 1234567 a1b2\t\tx \n\n  y\r\n\r\nz  .\n ...!\n\u3000\u00a0q  ",
+    "日本語、テスト。Ünïcödé ﬁ ǅ ² ½ ٣",
+)
+FETCH_S = 120.0
+
+
+def of_tiktoken(name: str) -> Tokenizer:
+    """One of tiktoken's encodings, from its cache (TIKTOKEN_CACHE_DIR) or its address. Raises HubUnavailableError."""
+    import tiktoken
+
+    with ThreadPoolExecutor(1) as thread:  # its download has no time limit of its own
+        try:
+            encoding = thread.submit(tiktoken.get_encoding, name).result(FETCH_S)
+        except Exception as error:  # requests' errors, a wrong sha256, a cache that cannot be written
+            missing = f"{name} is not in TIKTOKEN_CACHE_DIR and cannot be fetched ({type(error).__name__})"
+            advice = "set it to a folder with tiktoken's files, or give a .tiktoken file"
+            raise HubUnavailableError(f"{missing}; {advice}") from error
+    ranks = encoding._mergeable_ranks
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    return Tokenizer(name, "bpe", tokens, encoding._pat_str, encoding._special_tokens)
+
+
+def of_hugging_face(content: Mapping[str, Any], name: str, shown: str) -> Tokenizer:
+    """The byte-level BPE in a tokenizer.json; proven equal on a few probing texts. shown: the file, for messages.
+
+    Raises BadDataError for any other kind of tokenizer.
+    """
+    model = content["model"]
+    if model.get("type") != "BPE" or content.get("normalizer") or not isinstance(model.get("vocab"), dict):
+        raise _other(shown, "a byte-level BPE without normalizer is needed")
+    specials = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    ids = {token: number for token, number in model["vocab"].items() if token not in specials}
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise _other(shown, "its ids are not 0, 1, 2 … with special tokens behind")
+    try:
+        tokens = bpe.vocabulary_of(ids)
+    except KeyError:
+        raise _other(shown, "its tokens are not bytes") from None
+    end_of_text = next((end for end in ENDS_OF_TEXT if end in specials), None)
+    pattern = _pattern(content.get("pre_tokenizer"), shown)
+    tokenizer = Tokenizer(name, "bpe", tokens, pattern, specials, end_of_text)
+    _prove(tokenizer, content, shown)
+    return tokenizer
+
+
+def _pattern(given: Any, shown: str) -> str:
+    """The pattern of a pre-tokenizer: GPT-2's, built in, or one that a Split names."""
+    steps = given.get("pretokenizers", [given]) if isinstance(given, dict) else []
+    if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space", True):
+        raise _other(shown, "its pre-tokenizer is not ByteLevel without a space in front")
+    if steps[-1].get("use_regex", True):
+        if len(steps) == 1:
+            return patterns.GPT2.text
+    elif len(steps) == 2 and steps[0].get("type") == "Split" and not steps[0].get("invert"):
+        pattern = steps[0].get("pattern", {})
+        regex = pattern.get("Regex")
+        if steps[0].get("behavior") == "Isolated" and isinstance(regex, str):
+            if re.search(r"(?:[+*?]|\{[\d,]+\})\+", regex):
+                raise _other(shown, "its pattern has possessive quantifiers, which the two libraries read in two ways")
+            return regex
+    raise _other(shown, "its pre-tokenizer is more than one pattern")
+
+
+def _prove(tokenizer: Tokenizer, content: Mapping[str, Any], shown: str) -> None:
+    """Both encode the probes equally, each special token's name aside, which is ordinary text here."""
+    from tokenizers import Tokenizer as Oracle
+
+    oracle = Oracle.from_str(json.dumps({**content, "added_tokens": [], "post_processor": None, "truncation": None}))
+    for probe in PROBES:
+        theirs = oracle.encode(probe, add_special_tokens=False).ids
+        if tokenizer.encode(probe).tolist() != theirs:
+            raise _other(shown, f"it encodes {re.sub(r'[^ -~]', '?', probe[:20])!r} … in another way than tiktoken")
+
+
+def _other(shown: str, reason: str) -> BadDataError:
+    return BadDataError(f"{shown}: {reason}; give another tokenizer, or ranks as a .tiktoken file")

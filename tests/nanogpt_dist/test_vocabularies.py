@@ -1,0 +1,147 @@
+"""Vocabularies of others: tiktoken's by name, and Hugging Face's files, proven equal or refused."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers as oracle
+
+from nanogpt_dist import bpe, patterns, vocabularies
+from nanogpt_dist import tokenizer as tokenizers
+from nanogpt_dist.errors import BadDataError, HubUnavailableError
+from nanogpt_dist.tokenizer import Tokenizer, open_tokenizer
+
+SPLIT = {"type": "Split", "pattern": {"Regex": patterns.CL100K.text}, "behavior": "Isolated", "invert": False}
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+CORPUS = [path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))]
+R50K = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
+R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+def test_r50k_base_is_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tiktoken's file of it follows from GPT-2's ranks byte for byte; its cache names it by the address."""
+    data = bpe.ranks_file(tokenizers.gpt2().tokens)
+    assert hashlib.sha256(data).hexdigest() == R50K_SHA256
+    (tmp_path / hashlib.sha1(R50K.encode()).hexdigest()).write_bytes(data)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    opened = open_tokenizer("r50k_base")
+    assert (opened.name, opened.n_vocab, opened.eot_id) == ("r50k_base", 50257, 50256)
+    assert opened.fingerprint == tokenizers.gpt2().fingerprint
+
+
+def test_what_cannot_be_fetched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+    with pytest.raises(
+        HubUnavailableError, match="cl100k_base is not in TIKTOKEN_CACHE_DIR and cannot be fetched"
+    ) as error:
+        open_tokenizer("cl100k_base")
+    assert len(str(error.value)) < 180
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return bpe.train_model(iter(CORPUS), 999)
+
+
+def test_special_tokens_may_leave_gaps(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As cl100k_base has them: ranks below, end of text behind a gap, another behind a larger one."""
+    tokens = bpe.vocabulary_of(model.get_vocab())
+    specials = {"<|endoftext|>": 1000, "<|endofprompt|>": 70_000}
+    theirs = tiktoken.Encoding(
+        "cl100k_base",
+        pat_str=patterns.CL100K.text,
+        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+        special_tokens=specials,
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: theirs)
+    ours = open_tokenizer("cl100k_base")
+    assert (ours.n_vocab, ours.eot_id, ours.dtype.itemsize) == (70_001, 1000, 4)
+    for text in [*CORPUS, *vocabularies.PROBES]:
+        assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
+    assert ours.decode([0, 1000, 70_000]) == "!<|endoftext|><|endofprompt|>"
+    for gap in (999, 1001, 69_999, 70_001):
+        with pytest.raises(BadDataError, match=f"id {gap} is not in tokenizer cl100k_base"):
+            ours.decode([gap])
+    assert ours.byte_lengths().shape == (70_001,)
+    assert ours.byte_lengths()[999:].sum() == 0
+    ours.save(tmp_path / "t.json")
+    assert tokenizers.load(tmp_path / "t.json").to_json() == ours.to_json()
+    assert ours.fingerprint != Tokenizer("x", "bpe", tokens, patterns.CL100K.text).fingerprint
+
+
+def save(given: Any, path: Path, **change: Any) -> Path:
+    content = json.loads(given.to_str())
+    path.write_text(json.dumps({**content, **change}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "pattern", [None, patterns.LLAMA3.text, patterns.QWEN2.text, patterns.O200K.text, r" ?\w+|\s|[^\w\s]+"]
+)
+def test_hugging_faces_files(pattern: str | None, model: Any, tmp_path: Path) -> None:
+    copied = oracle.Tokenizer.from_str(model.to_str())
+    if pattern:
+        split = oracle.pre_tokenizers.Split(oracle.Regex(pattern), "isolated")
+        level = oracle.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        copied.pre_tokenizer = oracle.pre_tokenizers.Sequence([split, level])
+    copied.add_special_tokens(["<|begin|>", "<|end_of_text|>"])
+    ours = open_tokenizer(str(save(copied, tmp_path / "llama.json")))
+    assert (ours.name, ours.n_vocab, ours.eot_id) == ("llama", 1001, 1000)
+    assert ours.cuttable == (pattern != r" ?\w+|\s|[^\w\s]+")
+    for text in CORPUS[:5]:
+        assert ours.encode(text).tolist() == copied.encode(text).ids
+    assert ours.decode(np.array([1000])) == "<|end_of_text|>"
+
+
+def test_gpt2s_own_file(tmp_path: Path) -> None:
+    merges = bpe.gzip.decompress(bpe.GPT2_MERGES.read_bytes()).decode().split("\n")[1:-1]
+    printable = {value: key for key, value in bpe._PRINTABLE.items()}
+    vocab = {"".join(printable[bytes([b])] for b in token): i for i, token in enumerate(tokenizers.gpt2().tokens)}
+    model = oracle.Tokenizer(oracle.models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))  # type: ignore[misc]
+    model.pre_tokenizer = oracle.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.add_special_tokens(["<|endoftext|>"])
+    model.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(str(tmp_path / "tokenizer.json")).fingerprint == tokenizers.gpt2().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "without normalizer"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "byte-level BPE"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "without a space in front"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "not ByteLevel"),
+        ({"pre_tokenizer": None}, "not ByteLevel"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, LEVEL]}}, "possessive"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, SPLIT, LEVEL]}}, "more than one pattern"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 2}, "merges": []}}, "0, 1, 2"),
+        ({"model": {"type": "BPE", "vocab": {"東": 0}, "merges": []}}, "not bytes"),
+    ],
+)
+def test_other_tokenizers_are_refused(change: dict[str, Any], message: str, model: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match=message) as error:
+        open_tokenizer(str(save(model, tmp_path / "t.json", **change)))
+    assert len(str(error.value)) < 200
+
+
+def test_what_only_looks_alike_is_refused(model: Any, tmp_path: Path) -> None:
+    """Merges in another order than the ids are another encoding, which ranks cannot say."""
+    content = json.loads(model.to_str())
+    content["model"]["merges"].reverse()
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(BadDataError, match="in another way than tiktoken"):
+        open_tokenizer(str(tmp_path / "t.json"))
+
+
+def test_ranks_are_written_as_they_are_read() -> None:
+    tokens = [bytes([i]) for i in range(256)] + [b"th"]
+    assert bpe.parse_ranks(bpe.ranks_file(tokens), "x") == tokens
+    assert bpe.ranks_file(tokens).splitlines()[256] == base64.b64encode(b"th") + b" 256"
