@@ -1,4 +1,4 @@
-"""`nanogpt launch train|eval …`: a command that shares its work out, in several ranks, through torchrun."""
+"""`nanogpt launch prepare|train|eval …`: a command that shares its work out, in several ranks, through torchrun."""
 
 import difflib
 import os
@@ -10,7 +10,7 @@ from cli import options
 from launch import supervisor, torchrun
 from nanogpt_dist.errors import UsageError
 
-IN_RANKS = ("train", "eval")  # the commands that share their work out; others would do it once in each rank
+IN_RANKS = ("prepare", "train", "eval")  # the commands that share their work out; others would do it once in each rank
 # Options end at the command's name: all that follows it belongs to the command, even `--help` and `--nnodes`.
 CONTEXT = {**options.CONTEXT, "allow_interspersed_args": False}
 
@@ -18,7 +18,9 @@ CONTEXT = {**options.CONTEXT, "allow_interspersed_args": False}
 def launch(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="train|eval …", help="The nanogpt command to run in every rank, with its options."),
+        typer.Argument(
+            metavar="prepare|train|eval …", help="The nanogpt command to run in every rank, with its options."
+        ),
     ],
     nproc_per_node: Annotated[
         str,
@@ -43,7 +45,7 @@ def launch(
     ] = 60,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command for a shell, and run nothing.")] = False,
 ) -> None:
-    """Run train or eval in several ranks, e.g. `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
+    """Run prepare, train or eval in several ranks, e.g. `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
 
     Ctrl-C or SIGTERM lets every rank save, and returns 75: the same command again resumes.
     """

@@ -18,6 +18,7 @@ from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
 from cli.show import show_app
+from cli.tokenizer import tokenizer_app
 from cli.train import train
 from cli.verify import verify
 from launch import verdict
@@ -40,6 +41,9 @@ app.command(rich_help_panel="From text to text")(train)
 app.command("eval", rich_help_panel="From text to text")(eval_command)
 app.command(rich_help_panel="From text to text")(sample)
 app.command(rich_help_panel="Around it")(verify)
+app.add_typer(
+    tokenizer_app, name="tokenizer", rich_help_panel="Around it", help="Learn a vocabulary from text, or compare two."
+)
 app.command(rich_help_panel="Around it")(import_shards)
 app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
 app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is, or data.")

@@ -13,7 +13,18 @@ from nanogpt_dist import __version__
 from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit, UsageError
 from tests.conftest import CLONE, TINY, Run
 
-COMMANDS = ["prepare", "train", "eval", "sample", "launch", "show", "verify", "import-shards", "quickstart"]
+COMMANDS = [
+    "prepare",
+    "train",
+    "eval",
+    "sample",
+    "launch",
+    "show",
+    "verify",
+    "tokenizer",
+    "import-shards",
+    "quickstart",
+]
 
 
 def test_version_and_help(nanogpt: Run) -> None:
@@ -22,7 +33,19 @@ def test_version_and_help(nanogpt: Run) -> None:
     assert all(name in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "show params", "show components", "show full", "show config", "show data"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *COMMANDS,
+        "tokenizer train",
+        "tokenizer compare",
+        "show params",
+        "show components",
+        "show full",
+        "show config",
+        "show data",
+    ],
+)
 def test_every_command_has_help(name: str) -> None:
     from typer.testing import CliRunner
 
@@ -124,7 +147,7 @@ MISTAKES = [
     ("prepare text --source nowhere", 66, "nowhere"),
     ("show params gpt-2", 78, "did you mean gpt2"),
     ("launch trian", 2, "did you mean train?"),
-    ("launch sample", 2, "give one of train, eval"),
+    ("launch sample", 2, "give one of prepare, train, eval"),
     ("train --learning-rate inf", 78, "learning_rate = inf"),
     ("train --max-iters 0", 78, "max_iters = 0"),
     ("train --batch-size 99999999999999999999", 78, "batch_size"),

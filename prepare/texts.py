@@ -1,0 +1,23 @@
+"""The texts in files, one after the other, for those who want no shards: `nanogpt tokenizer`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from prepare.corpora import find
+from prepare.documents import Part
+from prepare.formats import Format, format_of
+from prepare.sources import find_sources
+from prepare.tables import row_groups
+
+
+def read_texts(sources: Sequence[str], column: str) -> Iterator[str]:
+    """Every document of some files or folders, or of python-stdlib. Raises as prepare does."""
+    for given in sources:
+        found = find_sources(find(given), []) if given == "python-stdlib" else find_sources(find("text"), [Path(given)])
+        for file in found.files:
+            assert file.path is not None
+            form = format_of(file.name) or Format("text")
+            in_groups = form.kind in ("parquet", "arrow")
+            stop = len(row_groups(file.path, form.kind, column)) if in_groups else file.path.stat().st_size
+            for document in Part(file.path, form, 0, stop, column, "strict").documents():
+                yield document.text if isinstance(document.text, str) else "".join(document.text)
