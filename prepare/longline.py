@@ -11,6 +11,7 @@ from nanogpt_dist.shards.manifest import Errors
 from prepare.textfile import decode
 
 CHUNK_BYTES = 1 << 20
+WINDOW_BYTES = 64 << 20  # searched at a time
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _BRACKET = re.compile(rb'[\[\]{}"]')
@@ -19,8 +20,11 @@ _AFTER_SCALAR = re.compile(rb"[,}\]]")
 
 def line_end(path: Path, start: int) -> int:
     """Where the line ends that begins at byte `start`: behind its line feed, or at the end of the file."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(b"\n", start) + 1 or len(data)
+    with path.open("rb") as file:
+        file.seek(start)
+        while (data := file.readline(CHUNK_BYTES)) and not data.endswith(b"\n"):
+            pass
+        return file.tell()
 
 
 class LongField:
@@ -44,6 +48,7 @@ class LongField:
             while start < stop:
                 end = _chunk_end(data, start, stop)
                 yield self._unescaped(data[start:end])
+                _let_go(data, start, end)
                 start = end
 
     def _unescaped(self, data: bytes) -> str:
@@ -98,14 +103,19 @@ class LongField:
 
     def _string_end(self, data: mmap.mmap, start: int, stop: int) -> int:
         """The closing quote of the string whose content begins at `start`."""
-        at = start
-        while (at := data.find(b'"', at, stop)) >= 0:
-            slashes = at
-            while slashes > start and data[slashes - 1] == 0x5C:
-                slashes -= 1
-            if (at - slashes) % 2 == 0:
-                return at
-            at += 1
+        at = kept = start
+        while at < stop:
+            found = data.find(b'"', at, min(stop, at + WINDOW_BYTES))
+            if found >= 0:
+                slashes = found
+                while slashes > start and data[slashes - 1] == 0x5C:
+                    slashes -= 1
+                if (found - slashes) % 2 == 0:
+                    return found
+            at = found + 1 if found >= 0 else at + WINDOW_BYTES
+            if at - kept > WINDOW_BYTES:
+                _let_go(data, kept, at)
+                kept = at
         raise self._refused("a string without an end")
 
     def _value_end(self, data: mmap.mmap, at: int, stop: int) -> int:
@@ -125,6 +135,13 @@ class LongField:
                 if depth == 0:
                     return at
         raise self._refused("a value without an end")
+
+
+def _let_go(data: mmap.mmap, start: int, stop: int) -> None:
+    """These bytes of the file need not be in memory any more."""
+    start -= start % mmap.PAGESIZE
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, start, min(stop, len(data)) - start)
 
 
 def _skip_space(data: mmap.mmap, at: int) -> int:

@@ -10,6 +10,7 @@ from multiprocessing import active_children, connection, get_context, parent_pro
 from pathlib import Path
 
 from nanogpt_dist.errors import StorageError, one_line
+from nanogpt_dist.stopping import SIGNALS
 from nanogpt_dist.tokenizer import Tokenizer, load
 from prepare.encode import Job, UnitRecord, encode_unit
 
@@ -77,8 +78,8 @@ def _pool(workers: int, tokenizer: Path, folder: Path) -> Iterator[ProcessPoolEx
 
 
 def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "Future[UnitRecord]":
-    """Hand out a unit. Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hand out a unit. Workers start in here, and inherit that they hear no request to stop: the parent stops them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return pool.submit(_work, job, trace)
     finally:

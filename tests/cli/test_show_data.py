@@ -11,8 +11,7 @@ from nanogpt_dist.checkpoint import load_config
 from nanogpt_dist.distributed import World
 from nanogpt_dist.shards import DataFolder, Manifest
 from nanogpt_dist.training import read_plan
-from prepare.build import build
-from tests.conftest import TINY, Run, write_jsonl
+from tests.conftest import TINY, Run, build, write_jsonl
 
 
 def test_the_figures_and_where_they_come_from(nanogpt: Run, prepared: Path) -> None:

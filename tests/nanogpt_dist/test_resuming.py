@@ -14,7 +14,7 @@ from launch import processes
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.stopping import StopRequest
-from tests.conftest import TINY, Run, command
+from tests.conftest import TINY, Run, build, command
 from tests.nanogpt_dist.small import STEPS, go, records, tiny, weights_sha256
 
 
@@ -70,8 +70,6 @@ def test_another_architecture_or_order_of_data_is_refused(
 
 
 def test_other_data_is_refused(corpus: Path, tmp_path: Path) -> None:
-    from prepare.build import build
-
     go(tiny(corpus, tmp_path / "run"))
     (tmp_path / "other.txt").write_text("to be or not to be\n" * 2000, encoding="utf-8")
     build("text", tmp_path / "other", sources=[tmp_path / "other.txt"], tokenizer="byte", workers=1)
