@@ -1,17 +1,21 @@
 """`nanogpt prepare` beside nanoGPT's own data/openwebtext/prepare.py: the same documents, the same ids, MB/s of each.
 
     git clone https://github.com/karpathy/nanoGPT
-    python benchmarks/prepare.py nanoGPT                  # --megabytes 60 --workers 2 --rounds 3
+    apt-get download python3.11-doc debian-handbook debian-reference-en     # each: dpkg-deb -x FILE docs
+    python benchmarks/prepare.py nanoGPT --texts docs      # --megabytes 60 --workers 2 --rounds 3
 
-The documents are English and code: whatever text the running Python and the system's documentation hold. nanoGPT's
-script is run as it is, but that `load_dataset` is handed these documents instead of the download, num_proc is
---workers, and a split may have fewer than 1,024 documents. It needs tiktoken's files of gpt2, cached or downloaded.
-Both run as whole processes, in turns, timed from start to exit. Prints one JSON object; the ratio is of the medians.
+The documents are English and code: what is found in --texts, then the running Python's library. Tags are taken out of
+HTML. nanoGPT's script is run as it is, but that `load_dataset` is handed these documents instead of the download,
+num_proc is --workers, and a split may have fewer than 1,024 documents. It needs tiktoken's files of gpt2, cached or
+downloaded. Both run as whole processes, in turns, timed from start to exit. Prints one JSON object; the ratio is of the
+medians.
 """
 
 import argparse
+import html
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -24,8 +28,7 @@ from pathlib import Path
 import numpy as np
 
 CLONE = Path(__file__).resolve().parents[1]
-PLACES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share/doc", "/usr/share/perl")
-ENDINGS = (".py", ".md", ".rst", ".txt", ".html", ".pod", ".pm")
+ENDINGS = (".py", ".md", ".rst", ".txt", ".html")
 EOT = 50256
 
 # nanoGPT's script, with the data set handed to it.
@@ -42,17 +45,19 @@ runpy.run_path("prepare.py", run_name="__main__")
 """
 
 
-def documents(size: int) -> Iterator[str]:
+def documents(size: int, places: list[Path]) -> Iterator[str]:
     """Different texts of 1 kB to 1 MB, `size` bytes in all."""
     seen = set()
-    for place in PLACES:
-        for path in sorted(Path(place).rglob("*")):
+    for place in [*places, Path(sysconfig.get_path("stdlib"))]:
+        for path in sorted(place.rglob("*")):
             if path.suffix not in ENDINGS or not path.is_file() or not 1000 < path.stat().st_size < 1_000_000:
                 continue
             try:
                 text = path.read_text(encoding="utf-8")
             except (UnicodeDecodeError, OSError):
                 continue
+            if path.suffix == ".html":
+                text = html.unescape(re.sub(r"<(script|style).*?</\1>|<[^>]*>", "", text, flags=re.DOTALL))
             if hash(text) not in seen:
                 seen.add(hash(text))
                 size -= len(text.encode())
@@ -89,6 +94,7 @@ def read_ours(folder: Path) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("nanogpt", type=Path, help="a clone of nanoGPT")
+    parser.add_argument("--texts", type=Path, action="append", default=[], help="a folder of texts")
     parser.add_argument("--megabytes", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -99,7 +105,7 @@ def main() -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        texts = list(documents(given.megabytes * 10**6))
+        texts = list(documents(given.megabytes * 10**6, given.texts))
         size = sum(len(text.encode()) for text in texts)
         parquet.write_table(pa.table({"text": texts}), folder / "texts.parquet", row_group_size=200)
         seconds: dict[str, list[float]] = {"nanoGPT": [], "nanogpt-dist": []}

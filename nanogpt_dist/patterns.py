@@ -108,11 +108,17 @@ def cut(text: str | Iterable[str], size: int, pattern: Pattern) -> Iterator[str]
         yield rest
 
 
+def _may_hold_long_run(text: str) -> bool:
+    """A quick look at places of which every long run of white space covers one."""
+    step = max(1, LONG_RUN_CHARS // 2)
+    return any(text[i : i + min(64, step)].isspace() for i in range(0, len(text), step))
+
+
 def _cuts(text: str, size: int, pattern: Pattern) -> Iterator[int]:
     """Where to cut `text`; it may go on behind its end."""
     assert pattern.border is not None
     start = 0
-    runs = [run.end() - 1 for run in _LONG_RUN.finditer(text)] if pattern.runs and len(text) > LONG_RUN_CHARS else []
+    runs = [run.end() - 1 for run in _LONG_RUN.finditer(text)] if pattern.runs and _may_hold_long_run(text) else []
     for stop in [*runs, None]:
         end = len(text) if stop is None else stop
         while end - start > size and (border := pattern.border.search(text, start + size - 1, end)):
