@@ -274,9 +274,11 @@ def _tokenizer(
 ) -> Tokenizer:
     """The tokenizer in the folder, made if it is not there yet."""
     path = work.out / TOKENIZER
-    if not path.exists():
-        make_tokenizer(recipe, units, shelves, report).save(path)
-    return load(path)
+    if path.exists():
+        return load(path)
+    made = make_tokenizer(recipe, units, shelves, report)
+    made.save(path)
+    return made
 
 
 def _is_mine(unit: Unit, recipe: Recipe, ranks: Ranks) -> bool:

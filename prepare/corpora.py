@@ -48,6 +48,7 @@ SHAKESPEARE = {
 }
 
 HUB = {"origin": "hub", "tokenizer": "gpt2"}
+BY_HASH = {**HUB, "split": "documents", "val_fraction": 0.001}
 
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
@@ -83,6 +84,51 @@ CORPORA: dict[str, Corpus] = {
             documents=8_013_769,
             tokens=(9_035_582_198, 4_434_897),
             **HUB,  # type: ignore[arg-type]
+        ),
+        Corpus(
+            name="fineweb-10bt",
+            description="FineWeb, a sample of 10 billion tokens of filtered web text, 28 GB",
+            address="HuggingFaceFW/fineweb",
+            config="sample-10BT",
+            licence="ODC-By",
+            documents=14_868_862,
+            **BY_HASH,  # type: ignore[arg-type]
+        ),
+        Corpus(
+            name="fineweb-edu-10bt",
+            description="FineWeb-Edu, a sample of 10 billion tokens of web text that teaches",
+            address="HuggingFaceFW/fineweb-edu",
+            config="sample-10BT",
+            licence="ODC-By",
+            documents=9_672_101,
+            **BY_HASH,  # type: ignore[arg-type]
+        ),
+        Corpus(
+            name="tinystories",
+            description="TinyStories, short stories in small words, 1.0 GB",
+            address="roneneldan/TinyStories",
+            licence="CDLA-Sharing-1.0",
+            documents=2_119_719,
+            **{**BY_HASH, "val_fraction": 0.01},  # type: ignore[arg-type]
+        ),
+        # Its rows are lines; the articles are not marked.
+        Corpus(
+            name="wikitext-103",
+            description="WikiText-103, verified articles of Wikipedia, line by line, 0.3 GB",
+            address="Salesforce/wikitext",
+            config="wikitext-103-raw-v1",
+            licence="CC-BY-SA-3.0, GFDL",
+            documents=1_801_350,
+            **{**BY_HASH, "val_fraction": 0.01},  # type: ignore[arg-type]
+        ),
+        Corpus(
+            name="c4-en",
+            description="C4, the English part, cleaned web text, 305 GB",
+            address="allenai/c4",
+            config="en",
+            licence="ODC-By",
+            documents=364_868_892,
+            **{**BY_HASH, "val_fraction": 0.0001},  # type: ignore[arg-type]
         ),
         Corpus(
             name="text",
