@@ -2,7 +2,7 @@
 
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,9 @@ from nanogpt_dist.shards import SHARD_TOKENS, ShardWriter
 from nanogpt_dist.shards.manifest import SplitName
 from nanogpt_dist.storage.durable import shown, told
 from nanogpt_dist.tokenizer import Tokenizer
-from prepare.encode import DOCUMENT, EMPTY, REPLACED, SKIPPED, WHOLE, UnitRecord, unit_path
+from prepare.encode import EMPTY, REPLACED, SKIPPED, WHOLE, unit_path
 from prepare.folder import Work
+from prepare.limits import Takings
 from prepare.recipe import Recipe
 from prepare.split import SPLITS
 from prepare.units import Unit
@@ -73,9 +74,8 @@ class Assembler:
             self.committed[split] = sum(shard.tokens for shard in done)
         self.tally = Tally(by_ingredient=[[0, 0] for _ in recipe.ingredients])
         self.position = dict.fromkeys(SPLITS, 0)  # ids of the units so far
-        self.next = 0  # the first unit that is not in yet
         self.parts: dict[SplitName, deque[tuple[int, Path]]] = {split: deque() for split in SPLITS}
-        self.limits = _Limits.of(recipe)
+        self.takings = Takings(work, recipe, units)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -87,63 +87,48 @@ class Assembler:
         self._open.__exit__(kind, error, at)
 
     def missing(self) -> list[Unit]:
-        """The units that have to be encoded, or encoded again, because ids of theirs are in no shard and no file."""
-        missing = []
-        known = True  # whether we know where in the splits a unit stands
-        position = dict.fromkeys(SPLITS, 0)
-        limits = _Limits.of(self.recipe) or self._shares()  # neither: nothing is in a shard yet
-        for unit in self.units:
-            if limits and limits.reached(unit.ingredient):
-                continue
-            record = self.work.record(unit.index)
-            documents = self._documents(record) if record else None
-            if record is None or documents is None:
-                missing.append(unit)
-                known = False
-                continue
-            if limits:
-                documents = documents[: limits.take(unit.ingredient, documents)]
+        """The units that have to be encoded, or encoded again, because ids of theirs are in no shard and no file.
+
+        Their records go, so that nobody waits for what is not there.
+        """
+        kept = {unit.index for unit in self._needed_no_more()}
+        missing = [unit for unit in self.units if unit.index not in kept and not self._is_whole(unit)]
+        for unit in missing:
+            self.work.forget(unit.index)
+        return missing
+
+    def _needed_no_more(self) -> Iterator[Unit]:
+        """The first units, whose ids are in shards, or beyond a limit."""
+        takings, position = Takings(self.work, self.recipe, self.units), dict.fromkeys(SPLITS, 0)
+        for unit, _, documents in takings.new():
             for index, split in enumerate(SPLITS):
                 position[split] += int(documents["tokens"][documents["split"] == index].sum())
-            kept = {split: known and position[split] <= self.committed[split] for split in SPLITS}
-            sizes = {"train": record.train, "val": record.val}
-            if not all(kept[split] or self.work.has(unit.index, split, sizes[split]) for split in SPLITS):
-                missing.append(unit)
-        return missing
+            if all(position[split] <= self.committed[split] for split in SPLITS):
+                yield unit
+        yield from (unit for unit in self.units if not takings.wants(unit) and self.work.read(unit.index) is None)
+
+    def _is_whole(self, unit: Unit) -> bool:
+        """Whether all files of a unit are there."""
+        found = self.work.read(unit.index)
+        if found is None:
+            return False
+        record = found[0]
+        return self.work.has(unit.index, "train", record.train) and self.work.has(unit.index, "val", record.val)
 
     def advance(self) -> bool:
         """Put in all units whose turn it is and that are done; whether that was the last. Raises StorageError."""
-        if self.limits is None:
-            self.limits = self._shares()
-            if self.limits is None:
-                return False
-        while self.next < len(self.units):
-            unit = self.units[self.next]
-            if not self.limits.reached(unit.ingredient):
-                record = self.work.record(unit.index)
-                if record is None:
-                    return False
-                self._put_in(unit, record)
-            self.next += 1
-        return True
+        for unit, record, documents in self.takings.new():
+            self.tally.add(documents, unit.ingredient)
+            sizes = {"train": record.train, "val": record.val}
+            for index, split in enumerate(SPLITS):
+                self._put_in_split(unit, split, documents[documents["split"] == index], sizes[split])
+        return self.takings.complete
 
     def finish(self) -> None:
         """Commit the last shard of each split."""
         for writer in self.writers.values():
             writer.close()
         self._note_commits()
-
-    def _put_in(self, unit: Unit, record: UnitRecord) -> None:
-        documents = self._documents(record)
-        if documents is None:
-            raise self._damaged(unit)
-        assert self.limits is not None
-        documents = documents[: self.limits.take(unit.ingredient, documents)]
-        self.tally.add(documents, unit.ingredient)
-        sizes = {"train": record.train, "val": record.val}
-        for index, split in enumerate(SPLITS):
-            mine = documents[documents["split"] == index]
-            self._put_in_split(unit, split, mine, sizes[split])
 
     def _put_in_split(self, unit: Unit, split: SplitName, documents: np.ndarray, expected: tuple[int, int]) -> None:
         stops = np.cumsum(documents["tokens"])
@@ -197,73 +182,8 @@ class Assembler:
             while parts and parts[0][0] <= self.committed[split]:
                 parts.popleft()[1].unlink(missing_ok=True)
 
-    def _documents(self, record: UnitRecord) -> np.ndarray | None:
-        """The rows about a unit's documents; None where they are damaged."""
-        path = unit_path(self.work.units, record.unit, "documents")
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        return np.frombuffer(data, DOCUMENT) if (len(data), zlib.crc32(data)) == record.documents else None
-
     def _damaged(self, unit: Unit) -> StorageError:
         self.work.forget(unit.index)
         return StorageError(
             f"{shown(self.work.units)}: unit {unit.index} was damaged on the disk; run the same command again"
         )
-
-    def _shares(self) -> "_Limits | None":
-        """The limits of a mix: as many tokens as its parts allow at their weights. None: not all units are done yet."""
-        records = [self.work.record(unit.index) for unit in self.units]
-        totals = [0] * len(self.recipe.ingredients)
-        for unit, record in zip(self.units, records, strict=True):
-            documents = self._documents(record) if record else None
-            if documents is None:
-                return None
-            totals[unit.ingredient] += int(documents["tokens"].sum())
-        weights = [ingredient.weight or 1.0 for ingredient in self.recipe.ingredients]
-        whole = min(total / weight for total, weight in zip(totals, weights, strict=True))
-        return _Limits([None] * len(weights), [int(whole * weight + 1e-6) for weight in weights])
-
-
-class _Limits:
-    """How much more may be taken of each ingredient: documents and tokens, None for all of it."""
-
-    def __init__(self, documents: list[int | None], tokens: list[int | None]) -> None:
-        self.documents, self.tokens = documents, tokens
-        self.full = [False] * len(tokens)
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> "_Limits | None":
-        """The limits that a recipe sets; None for a mix, whose parts limit each other."""
-        mixed = recipe.ingredients[0].weight is not None
-        if not mixed:
-            return cls([recipe.max_documents], [recipe.max_tokens])
-        if recipe.max_tokens is None:
-            return None
-        shares = [int(recipe.max_tokens * (ingredient.weight or 1.0) + 1e-6) for ingredient in recipe.ingredients]
-        return cls([None] * len(shares), list(shares))
-
-    def reached(self, ingredient: int) -> bool:
-        """Whether nothing more of it is wanted."""
-        return self.full[ingredient]
-
-    def take(self, ingredient: int, documents: np.ndarray) -> int:
-        """How many rows of DOCUMENT to take; whole documents, and no more once one did not fit."""
-        wanted = len(documents)
-        left, budget = self.documents[ingredient], self.tokens[ingredient]
-        if left is not None:
-            real = np.cumsum(np.isin(documents["status"], (WHOLE, REPLACED)) & documents["ends"])
-            wanted = min(wanted, int(np.searchsorted(real, left)) + 1)
-            taken = int(real[wanted - 1]) if wanted else 0
-            self.documents[ingredient] = left - taken
-            self.full[ingredient] = left <= taken
-        if budget is not None:
-            stops = np.cumsum(documents["tokens"])
-            fitting = int(np.searchsorted(stops, budget, side="right"))
-            if fitting < wanted:
-                wanted, self.full[ingredient] = fitting, True
-            taken = int(stops[wanted - 1]) if wanted else 0
-            self.tokens[ingredient] = budget - taken
-            self.full[ingredient] = self.full[ingredient] or budget <= taken
-        return wanted

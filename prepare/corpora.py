@@ -157,7 +157,7 @@ def repository(repo: str) -> Corpus:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise UsageError(f"{repo[:60]} is not the name of a repository on the hub; type: nanogpt prepare hf OWNER/NAME")
     return Corpus(
-        name=_plain(repo.split("/")[1]) or "hf",
+        name=plain_name(repo.split("/")[1]) or "hf",
         description=f"{repo} on the Hugging Face hub",
         licence="see its page on the hub",
         origin="hub",
@@ -168,7 +168,7 @@ def repository(repo: str) -> Corpus:
     )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """`name` as a data set may be called."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
 
@@ -181,6 +181,6 @@ def from_hub(corpus: Corpus, config: str | None, split: str | None, revision: st
         flag = "--" + next(iter(changed)).replace("hub_", "")
         raise UsageError(f"{flag} is for corpora of the hub, which {corpus.name} is not; leave it out")
     if corpus.name not in CORPORA:  # of two parts of a repository, each has its own name
-        parts = [corpus.name, *(_plain(part) for part in (config, split) if part and part != "train")]
+        parts = [corpus.name, *(plain_name(part) for part in (config, split) if part and part != "train")]
         changed["name"] = "-".join(part for part in parts if part)
     return replace(corpus, **changed)  # type: ignore[arg-type]

@@ -31,9 +31,13 @@ DOCUMENT = np.dtype(
 
 @dataclass(frozen=True)
 class Job:
-    """A unit with all that it takes to encode it. max_documents, max_tokens: more of them are never needed."""
+    """A unit with all that it takes to encode it.
+
+    plan: the plan's digest. max_documents, max_tokens: more of them are never needed.
+    """
 
     unit: int
+    plan: str
     slices: tuple[tuple[Slice, Part], ...]
     split: SplitRuleRecord
     eot: Eot | None
@@ -43,9 +47,13 @@ class Job:
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What a unit has become: files of the work folder, each with [bytes, CRC32]. documents: the table of them."""
+    """What a unit has become: files of the work folder, each with [bytes, CRC32]. documents: the table of them.
+
+    plan: the digest of the plan that it is a unit of.
+    """
 
     unit: int
+    plan: str
     train: tuple[int, int]
     val: tuple[int, int]
     documents: tuple[int, int]
@@ -58,7 +66,7 @@ class UnitRecord:
         """Raises ValueError, TypeError or KeyError for what to_json did not write."""
         content = json.loads(data)
         train, val, documents = ((int(size), int(crc)) for size, crc in map(content.get, (*SPLITS, "documents")))
-        return cls(int(content["unit"]), train, val, documents)
+        return cls(int(content["unit"]), str(content["plan"]), train, val, documents)
 
 
 def unit_path(folder: Path, unit: int, kind: str) -> Path:
@@ -80,7 +88,7 @@ def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None
         for part in parts.values():
             part.abort()
         raise
-    record = UnitRecord(job.unit, files["train"], files["val"], files["documents"])
+    record = UnitRecord(job.unit, job.plan, files["train"], files["val"], files["documents"])
     path = unit_path(folder, job.unit, "json")
     temporary = path.with_name(staging_name(path.name))
     with told(path):

@@ -40,15 +40,16 @@ class Fetcher:
         self._wanted.put(None)
         self._thread.join(LEAVE_S)
 
-    def path(self, index: int, then: int | None = None) -> Path:
-        """Where the file is, once it is there and its sha256 is right; file `then` (None: the next one) is begun.
+    def expect(self, index: int) -> None:
+        """Begin to fetch a file that path() will be asked for."""
+        self._want(index)
+
+    def path(self, index: int) -> Path:
+        """Where the file is, once it is there and its sha256 is right.
 
         Raises HubUnavailableError, MissingInputError, StorageError; another call tries again.
         """
         future = self._want(index)
-        then = index + 1 if then is None else then
-        if then < len(self.files.files):
-            self._want(then)
         try:
             return future.result()
         except Exception:

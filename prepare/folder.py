@@ -11,24 +11,26 @@ A folder with .prepare and without a manifest is unfinished; with a manifest it 
 """
 
 import json
-import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from nanogpt_dist.errors import CannotCreateError
 from nanogpt_dist.shards.manifest import MANIFEST, ShardRecord
 from nanogpt_dist.storage.durable import fsync_folder, make_folder, sha256_file, shown, told, write_atomic
 from nanogpt_dist.storage.runlock import RunLock
-from prepare.encode import UnitRecord, unit_path
+from prepare.encode import DOCUMENT, UnitRecord, unit_path
 from prepare.sources import Hashes
 
 WORK = ".prepare"
+LOCK = "lock"
 TOKENIZER = "tokenizer.json"
 _OURS = re.compile(r"\.tmp-.*|tokenizer\.json|[A-Za-z0-9._-]+_(train|val)_\d{6}\.(bin|ends|crc32)")
 
@@ -42,27 +44,43 @@ class Work:
         self.plan, self.run = self.folder / "plan.json", self.folder / "run.json"
         self.trace, self.downloads = self.folder / "trace", self.folder / "downloads"
         self.worthless = False  # what was done is of no use to any later run
+        self.shared = False  # with other ranks, which look here for what has become of us
+        self.digest = ""  # of the plan that is being followed
 
     @property
     def finished(self) -> bool:
         return (self.out / MANIFEST).exists()
 
     def read_plan(self) -> tuple[dict[str, Any] | None, Hashes]:
-        """The key of the recipe being made, if there is one, and the hashes of its sources."""
-        content = read_json(self.plan)
-        if not isinstance(content, dict) or not isinstance(content.get("key"), dict):
+        """The key of what is being made, if something is, and the hashes of its sources."""
+        if not self.plan.exists():
             return None, {}
-        return content["key"], {path: (tuple(stamp), digest) for path, (stamp, digest) in content["hashes"].items()}
+        with told(self.plan):  # a disk in trouble is no reason to drop what was done
+            data = self.plan.read_bytes()
+        try:
+            content = json.loads(data)
+            hashes = {path: (tuple(stamp), digest) for path, (stamp, digest) in content["hashes"].items()}
+            return dict(content["key"]), hashes
+        except (TypeError, KeyError, ValueError, AttributeError):
+            return None, {}
 
     def write_plan(self, key: dict[str, Any], hashes: Hashes) -> None:
         write_atomic(self.plan, json.dumps({"key": key, "hashes": hashes}).encode())
 
-    def record(self, unit: int) -> UnitRecord | None:
-        """What a unit has become, if it is done."""
+    def read(self, unit: int) -> tuple[UnitRecord, np.ndarray] | None:
+        """The record of a unit of this plan, and the table of its documents, if it is done."""
         try:
-            return UnitRecord.parse(unit_path(self.units, unit, "json").read_bytes())
+            record = UnitRecord.parse(unit_path(self.units, unit, "json").read_bytes())
+            data = unit_path(self.units, unit, "documents").read_bytes()
         except (OSError, ValueError, TypeError, KeyError):
             return None
+        if record.plan != self.digest or (len(data), zlib.crc32(data)) != record.documents:
+            return None
+        return record, np.frombuffer(data, DOCUMENT)
+
+    def done(self) -> list[int]:
+        """The units that have a record."""
+        return [int(path.stem) for path in self.units.glob("*.json") if path.stem.isdecimal()]
 
     def has(self, unit: int, kind: str, expected: tuple[int, int]) -> bool:
         """Whether a file of a unit is there in its full length."""
@@ -117,19 +135,20 @@ def claimed(out: Path, fresh: bool) -> Iterator[Work]:
     fresh: drop what an unfinished run has left. Raises CannotCreateError: in use, not writable, holds other files.
     """
     work = Work(out)
-    _refuse_strangers(work)
+    refuse_strangers(work)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        with RunLock(work.folder, "lock", "--out"):
+        with RunLock(work.folder, LOCK, "--out", work.out):
             try:
-                if fresh and not work.finished:
-                    _clear(work)
                 _sweep(work)
+                if fresh and not work.finished:
+                    clear(work)
                 yield work
             finally:
-                if not work.finished and (work.worthless or not any(work.units.glob("*.json"))):
-                    _clear(work)
-                    shutil.rmtree(work.folder, ignore_errors=True)
+                if not work.finished and (work.worthless or not work.done()):
+                    clear(work)
+                    if not work.shared:
+                        shutil.rmtree(work.folder, ignore_errors=True)
                 elif work.finished:
                     shutil.rmtree(work.folder, ignore_errors=True)
     finally:
@@ -138,7 +157,8 @@ def claimed(out: Path, fresh: bool) -> Iterator[Work]:
                 folder.rmdir()
 
 
-def _refuse_strangers(work: Work) -> None:
+def refuse_strangers(work: Work) -> None:
+    """Raises CannotCreateError where the folder holds what is not ours."""
     out = work.out
     if not out.exists() or work.finished:
         return
@@ -156,8 +176,7 @@ def _sweep(work: Work) -> None:
     """Remove what was being written when a run was killed, and make the folders for the rest."""
     with told(work.folder):
         work.run.unlink(missing_ok=True)
-        for folder in (work.units, work.shards):
-            make_folder(folder)
+        _make_folders(work)
         for folder in (work.out, work.folder, work.units, work.shards):
             for path in folder.glob(".tmp-*"):
                 path.unlink(missing_ok=True)
@@ -165,7 +184,13 @@ def _sweep(work: Work) -> None:
             path.unlink(missing_ok=True)
 
 
-def _clear(work: Work) -> None:
+def _make_folders(work: Work) -> None:
+    for folder in (work.units, work.shards):
+        make_folder(folder)
+    fsync_folder(work.out)
+
+
+def clear(work: Work) -> None:
     """Remove all of an unfinished run but the lock."""
     for path in work.out.iterdir():
         if _OURS.fullmatch(path.name):
@@ -173,15 +198,14 @@ def _clear(work: Work) -> None:
     for path in work.folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != "lock":
+        elif path not in (work.folder / LOCK, work.run):
             path.unlink(missing_ok=True)
-    fsync_folder(work.out)
+    _make_folders(work)
 
 
 def remove_leftovers(out: Path) -> None:
     """Of a finished folder: its work folder, where its run was killed at the very end. Raises CannotCreateError."""
     work = Work(out)
     if work.folder.is_dir() and work.finished:
-        with RunLock(work.folder, "lock", "--out"):
+        with RunLock(work.folder, LOCK, "--out", work.out):
             shutil.rmtree(work.folder, ignore_errors=True)
-    assert not os.path.lexists(work.folder) or not work.finished

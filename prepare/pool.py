@@ -14,7 +14,7 @@ from nanogpt_dist.stopping import SIGNALS
 from nanogpt_dist.tokenizer import Tokenizer, load
 from prepare.encode import Job, UnitRecord, encode_unit
 
-AGAIN = 2  # times that a unit is tried again, by itself, after a worker has died while it was at hand
+AGAIN = 2  # times that a unit is tried by itself, after a worker has died while it was at hand
 
 
 def encode_units(jobs: Iterable[Job], tokenizer: Path, folder: Path, workers: int, trace: Path) -> Iterator[UnitRecord]:
@@ -29,13 +29,15 @@ def encode_units(jobs: Iterable[Job], tokenizer: Path, folder: Path, workers: in
             yield encode_unit(job, loaded, folder)
         return
     source = iter(jobs)
+    at_hand: Job | None = None  # taken from the source, not handed out yet
     while True:
+        running: dict[Future[UnitRecord], Job] = {}
         with _pool(workers, tokenizer, folder) as pool:
-            running: dict[Future[UnitRecord], Job] = {}
             try:
                 while True:
-                    while len(running) < 2 * workers and (given := next(source, None)) is not None:
-                        running[_submit(pool, given)] = given
+                    while len(running) < 2 * workers and (at_hand := at_hand or next(source, None)) is not None:
+                        running[_submit(pool, at_hand)] = at_hand
+                        at_hand = None
                     if not running:
                         return
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -43,13 +45,19 @@ def encode_units(jobs: Iterable[Job], tokenizer: Path, folder: Path, workers: in
                         del running[future]
                         yield record
             except BrokenProcessPool:
-                suspects = list(running.values())  # at hand, or about to be, when a worker died
+                pass
+        suspects = []  # at hand, or about to be, when a worker died
+        for future, job in running.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                yield future.result()
+            else:
+                suspects.append(job)
         for job in suspects:
             yield _alone(job, tokenizer, folder, trace)
 
 
 def _alone(job: Job, tokenizer: Path, folder: Path, trace: Path) -> UnitRecord:
-    """A unit in a process of its own, once more if that dies; then the trace tells at which document."""
+    """A unit in a process of its own, AGAIN times if that dies; then the trace tells at which document."""
     for _ in range(AGAIN):
         trace.unlink(missing_ok=True)
         with _pool(1, tokenizer, folder) as pool:
@@ -78,7 +86,7 @@ def _pool(workers: int, tokenizer: Path, folder: Path) -> Iterator[ProcessPoolEx
 
 
 def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "Future[UnitRecord]":
-    """Hand out a unit. Workers start in here, and inherit that they hear no request to stop: the parent stops them."""
+    """Hand out a unit. Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return pool.submit(_work, job, trace)
@@ -93,6 +101,7 @@ _worker: tuple[Tokenizer, Path] | None = None
 
 def _start_worker(tokenizer: Path, folder: Path) -> None:
     global _worker
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the pool itself stops workers by SIGTERM
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = load(tokenizer), folder
 

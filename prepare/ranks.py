@@ -5,13 +5,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from nanogpt_dist.errors import NanogptError, StorageError, UsageError, error_of
 from nanogpt_dist.storage.durable import write_atomic
-from prepare.folder import Work, read_json
+from nanogpt_dist.storage.runlock import holder
+from prepare.folder import LOCK, Work, read_json
 
 WAIT_S = 1800.0  # without a sign of life from the rank that is waited for
 POLL_S = 0.2
+SLURM = "slurm:"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Ranks:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Ranks":
         """What torchrun or Slurm says. Raises UsageError for an array whose numbers have gaps."""
-        if int(environment.get("WORLD_SIZE", "1")) > 1:
+        if int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment:
             parts = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
             run = ":".join(environment.get(part, "") for part in parts)
             return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), f"torchrun:{run}")
@@ -36,7 +39,7 @@ class Ranks:
                 raise UsageError(
                     f"a Slurm array of {size} from {first} to {last} has gaps; type sbatch --array=0-{size - 1}"
                 )
-            run = f"slurm:{environment.get('SLURM_ARRAY_JOB_ID', '')}:{environment.get('SLURM_RESTART_COUNT', '0')}"
+            run = f"{SLURM}{environment.get('SLURM_ARRAY_JOB_ID', '')}:{environment.get('SLURM_RESTART_COUNT', '0')}"
             return cls((number - first) // step, size, run)
         return cls()
 
@@ -48,7 +51,20 @@ class Ranks:
     def announce(self, work: Work) -> None:
         """Tell the other ranks that plan and tokenizer are there."""
         if self.size > 1:
-            write_atomic(work.run, json.dumps({"run": self.run}).encode())
+            write_atomic(work.run, json.dumps({"run": self.run, "holder": holder(work.folder / LOCK)}).encode())
+
+    def _announced(self, work: Work) -> dict[str, Any] | None:
+        """What the leading rank of this run has announced.
+
+        torchrun may call each of its runs the same: then only what the holder of the lock says counts.
+        """
+        content = read_json(work.run)
+        if not isinstance(content, dict) or content.get("run") != self.run:
+            return None
+        if self.run.startswith(SLURM) and "line" in content:
+            return content
+        current = holder(work.folder / LOCK)
+        return content if current is not None and content.get("holder") == current else None
 
     def wait_for_plan(self, work: Work) -> bool:
         """Until the leading rank has announced this run; False where the folder is finished already.
@@ -57,8 +73,8 @@ class Ranks:
         """
         started, seen = time.monotonic(), False
         while not work.finished:
-            content = read_json(work.run)
-            if isinstance(content, dict) and content.get("run") == self.run:
+            content = self._announced(work)
+            if content is not None:
                 if "line" in content:
                     raise error_of(int(content["code"]), f"rank 0: {content['line']}")
                 return True
@@ -74,23 +90,32 @@ class Ranks:
     def report(self, work: Work, error: BaseException) -> None:
         """Tell the other ranks why this one has ended."""
         if self.size > 1 and isinstance(error, NanogptError) and work.folder.is_dir():
-            told = json.dumps({"run": self.run, "code": int(error.code), "line": str(error)}).encode()
+            told = {"run": self.run, "code": int(error.code), "line": str(error), "holder": holder(work.folder / LOCK)}
             with suppress(NanogptError):
-                write_atomic(work.run if self.leads else work.folder / f"failed-{self.rank}", told)
+                path = work.run if self.leads else work.folder / f"failed-{self.rank}"
+                write_atomic(path, json.dumps(told).encode())
 
-    def wait_for_others(self, work: Work, advance: Callable[[], bool]) -> None:
-        """Call `advance` until it says that all is done. Raises what another rank ended with; StorageError."""
-        seen, since = -1, time.monotonic()
-        while not advance():
-            assert self.size > 1, "all units are done, and yet one is missing"
+    def look_for_failures(self, work: Work) -> None:
+        """Raises what another rank has ended with."""
+        if self.size > 1:
             for path in work.folder.glob("failed-*"):
                 failure = read_json(path) or {}
                 raise error_of(int(failure.get("code", 70)), f"rank {path.name[7:]}: {failure.get('line', 'failed')}")
-            done = sum(1 for _ in work.units.glob("*.json"))
+
+    def wait_for_others(self, work: Work, advance: Callable[[], bool], look: Callable[[], None]) -> None:
+        """Call `advance` until it says that all is done, and `look` meanwhile.
+
+        Raises what another rank has ended with; StorageError where nothing comes.
+        """
+        seen, since = -1, time.monotonic()
+        while not advance():
+            assert self.size > 1, "all units are done, and yet one is missing"
+            self.look_for_failures(work)
+            look()
+            done = len(work.done())
             if done != seen:
                 seen, since = done, time.monotonic()
             elif time.monotonic() - since > WAIT_S:
-                raise StorageError(
-                    f"the other ranks have done nothing for {WAIT_S:,.0f} s; start all ranks again to go on"
-                )
+                waited = f"the other ranks have done nothing for {WAIT_S:,.0f} s"
+                raise StorageError(f"{waited}; start all ranks again to go on")
             time.sleep(POLL_S)

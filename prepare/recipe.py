@@ -1,13 +1,13 @@
 """All that decides the bytes of a data folder, before the first document is read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.shards.manifest import Eot, Errors, Manifest, SourceRecord, SplitRule, SplitRuleRecord
+from nanogpt_dist.shards.manifest import Eot, Errors, SourceRecord, SplitRule, SplitRuleRecord
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size, open_tokenizer
 from prepare.corpora import Corpus
 from prepare.formats import Format, format_of
@@ -64,6 +64,11 @@ class Recipe:
     max_documents: int | None
     max_tokens: int | None
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether there is a limit to what is taken."""
+        return self.ingredients[0].weight is not None or bool(self.max_documents or self.max_tokens)
+
     def eot_of(self, tokenizer: Tokenizer) -> Eot | None:
         """Where documents get end of text: nowhere, where it is one text that is cut in two."""
         one_text = len(self.ingredients) == 1 and self.ingredients[0].split.rule == "characters"
@@ -80,39 +85,37 @@ class Recipe:
             "max_documents": self.max_documents,
             "max_tokens": self.max_tokens,
             "sources": [
-                {
-                    **_about_sources(ingredient.corpus.name, ingredient.column, ingredient.weight, ingredient.split),
-                    "config": ingredient.corpus.config,
-                    "split": ingredient.corpus.hub_split if ingredient.corpus.origin == "hub" else None,
-                    "revision": ingredient.revision,
-                    "files": [file.model_dump() for file in ingredient.files],
-                }
+                sources_key(
+                    ingredient.corpus.name,
+                    ingredient.corpus.address,
+                    ingredient.corpus.config,
+                    ingredient.corpus.hub_split if ingredient.corpus.origin == "hub" else None,
+                    ingredient.revision,
+                    ingredient.column,
+                    ingredient.weight,
+                    ingredient.split,
+                    ingredient.files,
+                )
                 for ingredient in self.ingredients
             ],
         }
 
 
-def key_of(made: Manifest, recipe: Recipe) -> dict[str, Any]:
-    """The key of the recipe that a finished folder was made with; what it does not tell is taken from `recipe`."""
-    return {
-        "corpus": made.name,
-        "tokenizer": made.tokenizer.spec,
-        "fingerprint": made.tokenizer.fingerprint if recipe.known else None,
-        "eot": made.eot or recipe.eot,
-        "errors": made.errors,
-        "max_documents": made.max_documents,
-        "max_tokens": made.max_tokens,
-        "sources": [
-            {
-                **_about_sources(source.corpus, source.column, source.weight, source.split),
-                "config": source.config,
-                "split": source.hub_split,
-                "revision": source.revision,
-                "files": [file.model_dump() for file in source.files],
-            }
-            for source in made.sources
-        ],
-    }
+def sources_key(
+    corpus: str,
+    address: str | None,
+    config: str | None,
+    hub_split: str | None,
+    revision: str | None,
+    column: str | None,
+    weight: float | None,
+    split: SplitRuleRecord | None,
+    files: Sequence[SourceRecord],
+) -> dict[str, Any]:
+    """What of a source decides the bytes, as JSON has it; the names are those of the options."""
+    rule = {"split-by": split.rule, "val-fraction": split.val_fraction, "seed": split.seed} if split else {}
+    where = {"corpus": corpus, "address": address, "config": config, "split": hub_split, "revision": revision}
+    return {**where, "column": column, "weight": weight, **rule, "files": [file.model_dump() for file in files]}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
@@ -128,19 +131,12 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         if a["files"] != b["files"]:
             return f"other source files ({len(a['files'])}, now {len(b['files'])}, or changed ones)"
         for name, value in a.items():
-            if name != "files" and value != b[name]:
-                return f"{'' if name in ('corpus', 'weight') else '--'}{name} {value}, not {b[name]}"
+            if name != "files" and value != b.get(name):
+                return f"{'' if name in ('corpus', 'address', 'weight') else '--'}{name} {value}, not {b.get(name)}"
     for name in ("eot", "errors", "max_documents", "max_tokens"):
         if old[name] != new[name]:
             return f"--{name.replace('_', '-')} {old[name]}, not {new[name]}"
-    return None
-
-
-def _about_sources(
-    corpus: str, column: str | None, weight: float | None, split: SplitRuleRecord | None
-) -> dict[str, Any]:
-    rule = {"split-by": split.rule, "val-fraction": split.val_fraction, "seed": split.seed} if split else {}
-    return {"corpus": corpus, "column": column, "weight": weight, **rule}
+    return None if old == new else "another version of nanogpt, or other units"
 
 
 def make_ingredient(
@@ -177,7 +173,7 @@ def make_recipe(ingredients: list[Ingredient], options: Options) -> Recipe:
         raise UsageError("--max-documents says nothing about the parts of a --mix; give --max-tokens")
     spec = options.tokenizer or ("gpt2" if mixed else ingredients[0].corpus.tokenizer)
     made_of_text = spec == "char" or bpe_size(spec) is not None
-    return Recipe(
+    recipe = Recipe(
         name=MIX if mixed else ingredients[0].corpus.name,
         ingredients=tuple(ingredients),
         spec="file" if not made_of_text and Path(spec).suffix in (".json", ".tiktoken") else spec,
@@ -187,6 +183,9 @@ def make_recipe(ingredients: list[Ingredient], options: Options) -> Recipe:
         max_documents=options.max_documents,
         max_tokens=options.max_tokens,
     )
+    if recipe.takes_parts and any(ingredient.split.rule == "characters" for ingredient in ingredients):
+        raise UsageError("limits and mixes take whole documents, but this is one text cut in two; --split-by documents")
+    return recipe
 
 
 def parse_mix(mix: str) -> dict[str, float]:

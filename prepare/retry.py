@@ -22,7 +22,7 @@ from nanogpt_dist.storage.durable import FULL
 FAULT_BUDGET_S = 300.0  # of faults in a row; a byte that arrives ends the row
 TIMEOUT_S = 30.0  # to connect, and between two pieces of a body
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-LONGEST_RETRY_AFTER_S = 600.0  # the hub counts requests in windows of 5 minutes
+LONGEST_RETRY_AFTER_S = 290.0  # the hub counts requests in windows of 5 minutes, which is our patience
 NOTE_AT_TRY = 3
 AGAIN = "run the same command again: it fetches only what is missing"
 

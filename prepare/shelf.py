@@ -23,6 +23,9 @@ class Shelf(Protocol):
     def row_groups(self, file: int, column: str) -> list[RowGroup]:
         """The groups of a table, for which the file need not be here. Raises BadDataError, HubUnavailableError."""
 
+    def expect(self, file: int) -> None:
+        """The file will be asked for: it may be fetched ahead."""
+
     def release(self, file: int) -> None:
         """The file is not needed any more."""
 
@@ -43,19 +46,22 @@ class LocalShelf:
         assert form is not None
         return row_groups(path, form.kind, column)
 
+    def expect(self, file: int) -> None:
+        pass
+
     def release(self, file: int) -> None:
         pass
 
 
 class HubShelf:
-    """Files of the hub, fetched by a Fetcher. stride: of the files that this rank reads, the next is fetched ahead."""
+    """Files of the hub, fetched by a Fetcher."""
 
-    def __init__(self, files: "HubFiles", fetcher: "Fetcher", stride: int) -> None:
-        self.files, self.fetcher, self.stride = files, fetcher, stride
+    def __init__(self, files: "HubFiles", fetcher: "Fetcher") -> None:
+        self.files, self.fetcher = files, fetcher
         self.planned: dict[int, tuple[str, list[RowGroup]]] = {}  # by the footers, which no hash covers
 
     def path(self, file: int) -> Path:
-        path = self.fetcher.path(file, file + self.stride)
+        path = self.fetcher.path(file)
         if file in self.planned:
             column, groups = self.planned.pop(file)
             if row_groups(path, "parquet", column) != groups:
@@ -71,6 +77,9 @@ class HubShelf:
         groups = of_footer(self.files, file, column, self.fetcher.note)
         self.planned[file] = column, groups
         return groups
+
+    def expect(self, file: int) -> None:
+        self.fetcher.expect(file)
 
     def release(self, file: int) -> None:
         self.fetcher.release(file)

@@ -5,6 +5,7 @@ A unit is what one worker encodes in one go, and what is done again at most when
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from prepare.textfile import BOM, TextPart, next_border
 
 UNIT_BYTES = (1 << 20, 64 << 20)  # of sources in a unit, from small corpora to large ones
 UNITS = 64  # aimed at in between
+
+PLAN_VERSION = 1  # of how sources are cut, and of what is noted about units
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class Unit:
         return list(dict.fromkeys(piece.file for piece in self.slices))
 
 
+def plan_key() -> dict[str, Any]:
+    """What decides how sources are cut, beside the recipe."""
+    return {"plan": PLAN_VERSION, "unit_bytes": list(UNIT_BYTES), "units": UNITS}
+
+
 def plan(recipe: Recipe, shelves: Sequence[Shelf], cuttable: bool) -> list[Unit]:
     """All units, in the order of the output. cuttable: whether the tokenizer lets a long text be cut at its borders.
 
@@ -76,6 +84,8 @@ def plan(recipe: Recipe, shelves: Sequence[Shelf], cuttable: bool) -> list[Unit]
     """
     total = sum(file.bytes for ingredient in recipe.ingredients for file in ingredient.files)
     size = min(max(total // UNITS, UNIT_BYTES[0]), UNIT_BYTES[1])
+    if recipe.takes_parts:  # a document is taken whole or not at all, so it is in one unit
+        cuttable = False
     units: list[Unit] = []
     for number, (ingredient, shelf) in enumerate(zip(recipe.ingredients, shelves, strict=True)):
         slices = [

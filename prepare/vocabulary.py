@@ -49,6 +49,8 @@ def _texts(
 ) -> Iterator[tuple[str, str]]:
     """All text, in chunks, each with its split."""
     read = 0
+    units = list(units)
+    last = {(unit.ingredient, file): unit.index for unit in units for file in unit.files}
     for unit in units:
         ingredient = recipe.ingredients[unit.ingredient]
         for piece, part in parts_of(unit, ingredient, shelves[unit.ingredient], recipe.errors):
@@ -59,3 +61,6 @@ def _texts(
                 yield from ((split, chunk) for chunk in chunks)
             read += piece.size
             report(read)
+        for file in unit.files:
+            if last[unit.ingredient, file] == unit.index:
+                shelves[unit.ingredient].release(file)

@@ -21,12 +21,13 @@ class RunLock:
     """`with RunLock(folder):` holds the run folder for this process; whoever comes second is refused at once.
 
     The file `name` in it says who holds it or held it last, and stays: the lock is the flock on it, not its existence.
-    It may be removed by who holds it, as the last thing. flag: the option that names another folder.
+    It may be removed by who holds it, as the last thing. flag: the option that names another folder; called: the folder
+    that messages name.
     Raises on entry: CannotCreateError with the holder's host, process id and start time.
     """
 
-    def __init__(self, folder: Path, name: str = LOCK, flag: str = "--out-dir") -> None:
-        self.path, self.flag = folder / name, flag
+    def __init__(self, folder: Path, name: str = LOCK, flag: str = "--out-dir", called: Path | None = None) -> None:
+        self.path, self.flag, self.called = folder / name, flag, called or folder
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
@@ -67,11 +68,23 @@ class RunLock:
             self._fd = None
 
     def _refusal(self, error: OSError) -> str:
-        folder = shown(self.path.parent)
+        folder = shown(self.called)
         if isinstance(error, BlockingIOError) and self._fd is not None:
             holder = _read_holder(self._fd)
             return f"{folder} is in use by {holder}; stop that run, or name another folder with {self.flag}"
         return f"cannot lock {folder}: {error.strerror}; name a folder with {self.flag} that you may write to"
+
+
+def holder(path: Path) -> str | None:
+    """The note of the process that holds the lock at `path`; None where nobody does."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None
 
 
 def _holder() -> bytes:

@@ -7,6 +7,7 @@ import pytest
 
 from nanogpt_dist.errors import BadDataError, CannotCreateError, StorageError
 from nanogpt_dist.shards import DataFolder
+from prepare import units
 from prepare.folder import WORK, Work, claimed
 from tests.conftest import build, hashes, write_jsonl
 
@@ -124,3 +125,25 @@ def test_shards_that_are_there_are_kept_if_they_are_good(tmp_path: Path) -> None
         assert same == [damaged is None or index < damaged for index in range(len(kept))]
         assert hashes(out) == hashes(tmp_path / "at-once")
         DataFolder.open(out)
+
+
+def test_units_of_another_plan_are_no_units_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = unfinished(tmp_path)
+    options = {"tokenizer": "byte", "errors": "skip", "val_fraction": 0.3}
+    build("text", tmp_path / "at-once", [source], **options)  # type: ignore[arg-type]
+    (tmp_path / "out" / WORK / "plan.json").write_text("{}")
+    build("text", tmp_path / "out", [source], **options)  # type: ignore[arg-type]
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "at-once")
+    second = tmp_path / "second"
+    second.mkdir()
+    source = unfinished(second)
+    monkeypatch.setattr(units, "UNIT_BYTES", (5000, 5000))
+    with pytest.raises(CannotCreateError, match="another version of nanogpt, or other units"):
+        build("text", second / "out", [source], tokenizer="byte", errors="skip")
+
+
+def test_another_corpus_in_a_finished_folder_is_refused_without_a_network(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {i}" for i in range(100)])
+    build("text", tmp_path / "out", [source], tokenizer="byte")
+    with pytest.raises(CannotCreateError, match="corpus text, not shakespeare"):
+        build("shakespeare", tmp_path / "out")

@@ -43,7 +43,7 @@ def load(text):
 def fetch(files, folder=None, indices=None):
     with Fetcher(files, folder) as fetcher:
         for index in range(len(files.files)) if indices is None else indices:
-            assert sha256(fetcher.path(index, then=index)) == files.files[index].sha256
+            assert sha256(fetcher.path(index)) == files.files[index].sha256
 
 def show(files):
     print(json.dumps([files.revision, [[file.name, file.bytes, file.sha256] for file in files.files]]))
@@ -174,7 +174,7 @@ def test_leaving_does_not_wait_for_the_next_file(root: Path, tmp_path: Path) -> 
 
 def test_trouble_that_lasts_is_told(root: Path, tmp_path: Path) -> None:
     with hub(root, faults=[Fault("status", "/lfs/*", times=4)]) as server:
-        code = "notes = []\nwith Fetcher(files, note=notes.append) as fetcher:\n    fetcher.path(0, then=0)\n"
+        code = "notes = []\nwith Fetcher(files, note=notes.append) as fetcher:\n    fetcher.path(0)\n"
         notes = client(server, tmp_path, as_code(known(server)) + code + "print(json.dumps(notes))", budget=300)
         assert notes == ["hub: HTTP 500 from 127.0.0.1; trying for 5 min more"]
 
@@ -203,8 +203,8 @@ def test_row_groups(root: Path, tmp_path: Path) -> None:
         code = as_code(known(server)) + "hub.FOOTER_BYTES = 64\n" + code
         groups = client(server, tmp_path, code + "hub.FOOTER_BYTES = 1 << 16\n" + again + "print(json.dumps(first))")
         client(server, tmp_path, code + "fetch(files)\nhub._footer = None\n" + again)
-        line = client(server, tmp_path, as_code(known(server)) + "row_groups(files, 0, 'txet')", returns=2)
-    assert line.endswith("has no column txet; choose one with --column: text")
+        line = client(server, tmp_path, as_code(known(server)) + "row_groups(files, 0, 'txet')", returns=65)
+    assert line.endswith("no text column txet; it has: text; choose one with --column")
     expected = []
     for path in sorted(root.rglob("*.parquet")):
         footer = parquet.read_metadata(path)

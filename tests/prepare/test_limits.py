@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.errors import UsageError
+from nanogpt_dist.errors import BadDataError, UsageError
 from nanogpt_dist.shards import DataFolder, Manifest
 from prepare import units
 from prepare.recipe import parse_mix
@@ -99,3 +99,35 @@ def test_documents_do_not_limit_a_mix(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     with pytest.raises(UsageError, match="give --max-tokens"):
         build("text", tmp_path / "out", mix=f"{source}=0.5,python-stdlib=0.5", max_documents=5)
+
+
+def test_a_long_document_is_taken_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "UNIT_BYTES", (1000, 1000))
+    (tmp_path / "texts").mkdir()
+    for number in range(20):
+        (tmp_path / "texts" / f"{number:02}.md").write_text(f"document {number}")
+    (tmp_path / "texts" / "99.md").write_text("a long document " * 1000)
+    build("text", tmp_path / "out", [tmp_path / "texts"], tokenizer="byte", val_fraction=0.4, max_tokens=3000)
+    assert len(documents(tmp_path / "out")) == 20
+    for split in DataFolder.open(tmp_path / "out").splits.values():
+        assert split.document_ends()[-1] == split.tokens
+    source = tmp_path / "one.txt"
+    source.write_text("one text " * 1000)
+    with pytest.raises(UsageError, match="--split-by documents"):
+        build("text", tmp_path / "one", [source], tokenizer="byte", max_tokens=100)
+    with pytest.raises(BadDataError, match="no document fits into --max-tokens 5"):
+        build("text", tmp_path / "none", [tmp_path / "texts"], tokenizer="byte", max_tokens=5)
+
+
+def test_the_scarcest_part_limits_a_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rare.jsonl", [f"a{i} " + "a" * 30 for i in range(40)])
+    write_jsonl(tmp_path / "many.jsonl", [f"b{i} " + "b" * 30 for i in range(4000)])
+    mix = "rare.jsonl=0.7,many.jsonl=0.3"
+    manifest = build("text", tmp_path / "out", mix=mix, tokenizer="byte", val_fraction=0.2, max_tokens=50_000)
+    rare, many = manifest.sources
+    assert (rare.corpus, many.corpus) == ("rare-jsonl", "many-jsonl")
+    assert rare.documents == 40
+    assert abs(rare.tokens / (rare.tokens + many.tokens) - 0.7) < 0.02
+    with pytest.raises(UsageError, match="neither a corpus"):
+        build("text", tmp_path / "o", mix="rare.jsonl=0.7,missing=0.3", tokenizer="byte")

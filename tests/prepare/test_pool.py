@@ -26,7 +26,7 @@ RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)
 def job(unit: int, path: Path) -> Job:
     piece = Slice(0, 0, path.stat().st_size, 1, split="train")
     part = Part(path, Format("lines"), 0, path.stat().st_size, "text", "strict")
-    return Job(unit, ((piece, part),), RULE, "append", None, None)
+    return Job(unit, "a plan", ((piece, part),), RULE, "append", None, None)
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_a_killed_worker_costs_nothing(jobs: list[Job], tmp_path: Path) -> None:
         done.add(record.unit)
         if len(done) in (5, 20):
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            time.sleep(0.5 if len(done) == 5 else 0)  # noticed as the next unit is handed out, or before
     assert done == set(range(40))
     for unit in done:
         ids = np.fromfile(unit_path(tmp_path / "units", unit, "train"), np.uint16)

@@ -63,3 +63,17 @@ def test_arrays_with_gaps_are_refused() -> None:
     with pytest.raises(UsageError, match="--array=0-2"):
         Ranks.of({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in slurm.items()})
     assert Ranks.of({}) == Ranks.of({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
+
+
+@pytest.mark.parametrize("limit", [["--max-documents", "100"], ["--max-tokens", "30000"]])
+def test_ranks_stop_where_the_limit_is(limit: list[str], source: Path, nanogpt: Run, tmp_path: Path) -> None:
+    line = ["prepare", "text", "--source", source, "--tokenizer", "byte", "--val-fraction", "0.2", *limit]
+    nanogpt(*line, "--out", "alone")
+    nanogpt(*line, "--out", "ranks", ranks=2)
+    assert hashes(tmp_path / "ranks") == hashes(tmp_path / "alone")
+
+
+def test_standard_input_is_for_one(source: Path, tmp_path: Path) -> None:
+    task = array(1, 2, Path("-"), tmp_path, "byte")
+    assert "several ranks cannot share standard input" in task.communicate(timeout=60)[1]
+    assert task.returncode == 2

@@ -1,0 +1,104 @@
+"""The manifest: made of what went into the shards, and compared with what is asked for where it is there already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.shards.manifest import CorpusRecord, CountsRecord, FileRecord, Manifest, SplitRecord, TokenizerRecord
+from nanogpt_dist.storage.durable import sha256_file
+from nanogpt_dist.tokenizer import Tokenizer
+from prepare.assemble import Assembler
+from prepare.folder import TOKENIZER, Work
+from prepare.recipe import Recipe, sources_key
+from prepare.split import SPLITS
+
+
+def make_manifest(work: Work, recipe: Recipe, tokenizer: Tokenizer, assembler: Assembler) -> Manifest:
+    """The manifest of the shards that `assembler` has written."""
+    saved, tally = work.out / TOKENIZER, assembler.tally
+    shards = {split: assembler.writers[split].records for split in SPLITS}
+    return Manifest(
+        name=recipe.name,
+        tokenizer=TokenizerRecord(
+            name=tokenizer.name,
+            spec=recipe.spec,
+            n_vocab=tokenizer.n_vocab,
+            eot_id=tokenizer.eot_id,
+            fingerprint=tokenizer.fingerprint,
+            probe=tokenizer.probe(),
+            file=FileRecord(name=TOKENIZER, bytes=saved.stat().st_size, sha256=sha256_file(saved)),
+        ),
+        eot=recipe.eot_of(tokenizer),
+        errors=recipe.errors,
+        max_documents=recipe.max_documents,
+        max_tokens=recipe.max_tokens,
+        counts=CountsRecord(empty=tally.empty, replaced=tally.replaced, skipped=tally.skipped, special=tally.special),
+        splits={
+            split: SplitRecord(
+                tokens=sum(shard.tokens for shard in shards[split]),
+                documents=tally.documents[split],
+                bytes=tally.bytes[split],
+                shards=shards[split],
+            )
+            for split in SPLITS
+        },
+        sources=[
+            CorpusRecord(
+                corpus=ingredient.corpus.name,
+                description=ingredient.corpus.description,
+                licence=ingredient.corpus.licence,
+                address=ingredient.corpus.address,
+                config=ingredient.corpus.config,
+                hub_split=ingredient.corpus.hub_split if ingredient.corpus.origin == "hub" else None,
+                revision=ingredient.revision,
+                column=ingredient.column,
+                weight=ingredient.weight,
+                split=ingredient.split,
+                tokens=tokens,
+                documents=documents,
+                files=ingredient.files,
+            )
+            for ingredient, (tokens, documents) in zip(recipe.ingredients, tally.by_ingredient, strict=True)
+        ],
+    )
+
+
+def pinned_sources(made: Manifest) -> list[Mapping[str, Any]]:
+    """The sources of a finished folder, as Recipe.key has them."""
+    return [
+        sources_key(s.corpus, s.address, s.config, s.hub_split, s.revision, s.column, s.weight, s.split, s.files)
+        for s in made.sources
+    ]
+
+
+def key_of(made: Manifest, recipe: Recipe) -> dict[str, Any]:
+    """The key of the recipe that a finished folder was made with; what it does not tell is taken from `recipe`."""
+    return {
+        "corpus": made.name,
+        "tokenizer": made.tokenizer.spec,
+        "fingerprint": made.tokenizer.fingerprint if recipe.known else None,
+        "eot": made.eot or recipe.eot,
+        "errors": made.errors,
+        "max_documents": made.max_documents,
+        "max_tokens": made.max_tokens,
+        "sources": pinned_sources(made),
+    }
+
+
+def refuse_empty_split(recipe: Recipe, assembler: Assembler) -> None:
+    """Raises BadDataError where train or val has got nothing."""
+    tally = assembler.tally
+    total = sum(tally.documents.values())
+    if not total:
+        if recipe.max_tokens:
+            raise BadDataError(f"no document fits into --max-tokens {recipe.max_tokens:,}; give more")
+        if len(recipe.ingredients) > 1:
+            raise BadDataError("a part of the mix has no text, so nothing can be taken of the others; leave it out")
+        raise BadDataError(f"there is no text in the sources ({tally.empty} empty documents); give others")
+    rule = recipe.ingredients[0].split
+    for split in SPLITS:
+        if not assembler.position[split]:
+            advice = f"{'raise' if split == 'val' else 'lower'} --val-fraction (now {rule.val_fraction:g})"
+            if total == 1 and rule.rule == "documents":
+                advice = "one document cannot go to both: for a single text type --split-by characters"
+            raise BadDataError(f"the {split} split got none of {total} documents; {advice}, or add text")

@@ -1,0 +1,131 @@
+"""The units that one process sees to: which they are, and encoding them while files come and go."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from nanogpt_dist.tokenizer import Tokenizer
+from prepare.encode import Job
+from prepare.folder import TOKENIZER, Work
+from prepare.limits import Takings
+from prepare.pool import encode_units
+from prepare.ranks import Ranks
+from prepare.recipe import Recipe
+from prepare.shelf import Shelf
+from prepare.units import Unit, parts_of
+
+SMALL_BYTES = 2 << 20  # below this, starting workers takes longer than they save
+
+
+@dataclass(frozen=True)
+class Share:
+    """What it takes to encode units of a plan. workers: None: one per core that is ours, at most 8."""
+
+    work: Work
+    recipe: Recipe
+    tokenizer: Tokenizer
+    shelves: list[Shelf]
+    workers: int | None
+    ranks: Ranks
+
+    def encode(self, units: Sequence[Unit], takings: Takings) -> Iterator[tuple[Unit, int]]:
+        """Encode those of `units` that are this rank's, as long as they are wanted; each with its tokens when done.
+
+        Raises BadDataError, StorageError, HubUnavailableError.
+        """
+        mine = [unit for unit in units if self._is_mine(unit)]
+        needs = _Needs(mine, self.shelves)
+        small = sum(unit.bytes for unit in mine) <= SMALL_BYTES
+        workers = 1 if small else max(1, min(self.workers or default_workers(), len(mine)))
+        jobs = self._jobs(mine, takings, needs)
+        by_index = {unit.index: unit for unit in mine}
+        for record in encode_units(jobs, self.work.out / TOKENIZER, self.work.units, workers, self.work.trace):
+            unit = by_index[record.unit]
+            needs.met(unit)
+            yield unit, (record.train[0] + record.val[0]) // self.tokenizer.dtype.itemsize
+
+    def _is_mine(self, unit: Unit) -> bool:
+        """Files of the hub are shared out whole, or each rank would fetch them all."""
+        on_hub = self.recipe.ingredients[unit.ingredient].corpus.origin == "hub"
+        return (unit.slices[0].file if on_hub else unit.index) % self.ranks.size == self.ranks.rank
+
+    def _jobs(self, mine: Sequence[Unit], takings: Takings, needs: "_Needs") -> Iterator[Job]:
+        limited = takings.mixed or any(self._limits())
+        for position, unit in enumerate(mine):
+            if self.work.finished or not takings.wants(unit):
+                continue
+            if not limited:
+                needs.expect(mine[position + 1 :][:1])
+            ingredient = self.recipe.ingredients[unit.ingredient]
+            max_documents, max_tokens = self._limits()
+            yield Job(
+                unit=unit.index,
+                plan=self.work.digest,
+                slices=parts_of(unit, ingredient, self.shelves[unit.ingredient], self.recipe.errors),
+                split=ingredient.split,
+                eot=self.recipe.eot_of(self.tokenizer),
+                max_documents=max_documents,
+                max_tokens=max_tokens,
+            )
+
+    def _limits(self) -> tuple[int | None, int | None]:
+        return self.recipe.max_documents, self.recipe.max_tokens
+
+
+class _Needs:
+    """Which files are still needed, so that each is released with the last unit that reads it."""
+
+    def __init__(self, units: Sequence[Unit], shelves: list[Shelf]) -> None:
+        self.shelves = shelves
+        self.left: dict[tuple[int, int], int] = {}
+        for unit in units:
+            for file in unit.files:
+                self.left[unit.ingredient, file] = self.left.get((unit.ingredient, file), 0) + 1
+
+    def expect(self, units: Sequence[Unit]) -> None:
+        """These come next."""
+        for unit in units:
+            for file in unit.files:
+                self.shelves[unit.ingredient].expect(file)
+
+    def met(self, unit: Unit) -> None:
+        """The unit is done."""
+        for file in unit.files:
+            self.left[unit.ingredient, file] -= 1
+            if not self.left[unit.ingredient, file]:
+                self.shelves[unit.ingredient].release(file)
+
+
+def default_workers() -> int:
+    """One process for each core that we may use, at most 8; fewer where torchrun has started several of us here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, min(cores, 8) // (int(here) if here.isdecimal() and int(here) else 1))
+
+
+@dataclass
+class Meter:
+    """Bytes and tokens of the units that are done, for a progress bar; with other ranks, theirs too."""
+
+    work: Work
+    units: Sequence[Unit]
+    ranks: Ranks
+    report: Callable[[str, int, int, int], None]
+    tokens: int = 0
+
+    def start(self, missing: Sequence[Unit]) -> None:
+        """missing: the units that are not done yet."""
+        self.total = sum(unit.bytes for unit in self.units)
+        self.bytes = self.total - sum(unit.bytes for unit in missing)
+        self.report("tokens", self.bytes, self.total, 0)
+
+    def done(self, unit: Unit, tokens: int) -> None:
+        self.bytes += unit.bytes
+        self.tokens += tokens
+        self.look()
+
+    def look(self) -> None:
+        """Report how far the work is."""
+        if self.ranks.size > 1:
+            self.bytes = sum(self.units[index].bytes for index in self.work.done() if index < len(self.units))
+        self.report("tokens", self.bytes, self.total, self.tokens)
