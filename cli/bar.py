@@ -1,20 +1,43 @@
 """The progress bar of commands that read many bytes."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+Report = Callable[[str, int, int, int], None]
 
 
 @contextmanager
-def byte_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A function (bytes done, bytes in all) that moves a bar with MB/s on standard error; None: it is no terminal."""
-    if not sys.stderr.isatty():
+def progress_bar(wanted: bool = True) -> Iterator[Report | None]:
+    """A function (what is done, bytes done, bytes in all, tokens or 0) that moves a bar on standard error.
+
+    It shows MB/s, tokens/s and the time left. None: it is no terminal, or not wanted.
+    """
+    if not wanted or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress(TextColumn(what), *columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    pace = TextColumn("{task.fields[pace]}")
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), pace
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+        started = time.monotonic()
+
+        def report(what: str, done: int, total: int, tokens: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total, completed=done, pace="")
+            pace = f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s" if tokens else ""
+            bar.update(tasks[what], completed=done, total=total, pace=pace)
+
+        yield report
+
+
+@contextmanager
+def byte_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """The same for one thing that is done: a function (bytes done, bytes in all)."""
+    with progress_bar() as report:
+        yield None if report is None else lambda done, total: report(what, done, total, 0)

@@ -3,10 +3,7 @@
 import json
 import os
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -14,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.bar import progress_bar
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.stopping import StopRequest
 
 if TYPE_CHECKING:
     from nanogpt_dist.shards.manifest import Manifest
     from prepare.corpora import Corpus
-
-Report = Callable[[str, int, int, int], None]
 
 
 class SplitBy(StrEnum):
@@ -132,14 +128,15 @@ def prepare(
     from prepare.ranks import Ranks
     from prepare.recipe import Options, parse_mix
 
-    chosen, weights = _corpus(corpus, repo, mix, source), parse_mix(mix) if mix else None
+    on_hub = bool(config or split or revision)
+    chosen, weights = _corpus(corpus, repo, mix, source, on_hub), parse_mix(mix) if mix else None
     if chosen:
         chosen = _on_hub(chosen, config, split, revision)
     StopRequest("stopped; the same command goes on where it was").listen()
     ranks = Ranks.of(os.environ)
     out = out or Path("data") / (chosen.name if chosen else "mix")
     started, reused = time.monotonic(), (out / "manifest.json").exists()
-    with _progress_bar(ranks.leads) as report:
+    with progress_bar(ranks.leads) as report:
         manifest = build(
             chosen or "text",
             out,
@@ -160,7 +157,7 @@ def prepare(
                 streaming=streaming,
                 fresh=fresh,
                 ranks=ranks,
-                progress=report,
+                progress=report or (lambda what, done, total, tokens: None),
                 note=lambda text: typer.echo(f"note: {text}", err=True) if ranks.leads else None,
             ),
             weights,
@@ -170,13 +167,17 @@ def prepare(
         print(json.dumps(figures) if as_json else _summary(manifest, figures))
 
 
-def _corpus(name: str | None, repo: str | None, mix: str | None, source: list[Path] | None) -> "Corpus | None":
+def _corpus(
+    name: str | None, repo: str | None, mix: str | None, source: list[Path] | None, on_hub: bool
+) -> "Corpus | None":
     """What to prepare; None: a mix. Raises UsageError."""
     from prepare.corpora import find, repository
 
     if mix:
         if name or repo or source:
             raise UsageError("--mix names all that is to be read, corpora or paths; leave CORPUS and --source out")
+        if on_hub:
+            raise UsageError("--config, --split and --revision are for one corpus; with --mix leave them out")
         return None
     if name is None:
         raise UsageError("which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare --list")
@@ -262,36 +263,13 @@ def _print_corpora(as_json: bool) -> None:
     for c in CORPORA.values():
         size = f"{c.documents:,} documents; " if c.documents else ""
         tokens = f"{c.tokens[0]:,} + {c.tokens[1]:,} tokens; " if c.tokens else ""
-        split = {"documents": "by hash", "characters": "by characters", "shuffled": "drawn by rows", None: "by files"}
-        print(f"{c.name:17} {c.description}")
+        split = {
+            "documents": "by hash",
+            "characters": "by characters",
+            "shuffled": "drawn by rows",
+            None: "by hash, one .txt cut in two",
+        }
+        source = f" [{c.address}]" if c.origin == "hub" else ""
+        print(f"{c.name:17} {c.description}{source}")
         print(f"{'':17} {size}{tokens}{c.tokenizer}; val {c.val_fraction:g} {split[c.split]}; {c.licence}")
     print("hf OWNER/NAME     Any other repository of text on the Hugging Face hub (--config, --split, --column)")
-
-
-@contextmanager
-def _progress_bar(wanted: bool) -> Iterator[Report]:
-    """A bar with MB/s, tokens/s and the time left on standard error, where that is a terminal."""
-    if not wanted or not sys.stderr.isatty():
-        yield lambda what, done, total, tokens: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[pace]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-        started = time.monotonic()
-
-        def report(what: str, done: int, total: int, tokens: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total, pace="")
-            pace = f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s" if tokens else ""
-            bar.update(tasks[what], completed=done, pace=pace)
-
-        yield report

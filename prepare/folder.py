@@ -151,6 +151,8 @@ def claimed(out: Path, fresh: bool) -> Iterator[Work]:
                         shutil.rmtree(work.folder, ignore_errors=True)
                 elif work.finished:
                     shutil.rmtree(work.folder, ignore_errors=True)
+                elif not work.shared:
+                    _remove_begun(work)
     finally:
         for folder in made:  # those that were made for nothing, the innermost first
             with suppress(OSError):
@@ -177,10 +179,15 @@ def _sweep(work: Work) -> None:
     with told(work.folder):
         work.run.unlink(missing_ok=True)
         _make_folders(work)
-        for folder in (work.out, work.folder, work.units, work.shards):
-            for path in folder.glob(".tmp-*"):
-                path.unlink(missing_ok=True)
+        _remove_begun(work)
         for path in work.folder.glob("failed-*"):
+            path.unlink(missing_ok=True)
+
+
+def _remove_begun(work: Work) -> None:
+    """What a worker was writing when it was killed."""
+    for folder in (work.out, work.folder, work.units, work.shards):
+        for path in folder.glob(".tmp-*"):
             path.unlink(missing_ok=True)
 
 

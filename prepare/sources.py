@@ -4,9 +4,11 @@ import glob
 import hashlib
 import os
 import platform
+import random
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from prepare.corpora import Corpus
 from prepare.formats import ENDINGS, is_readable
 
 DOWNLOAD_TIMEOUT_S = 30
+DOWNLOAD_WAITS_S = (0.5, 2.0)
 DOWNLOADED = "input.txt"  # what a downloaded file is called in the manifest
 STDIN = {"-": "stdin.txt", "-.jsonl": "stdin.jsonl"}  # how standard input is given, and what it is called then
 # Of the standard library: its tests, what others installed there, and a file of build settings with local paths.
@@ -129,20 +132,32 @@ def refuse_changed(sources: Sources) -> None:
 
 
 def _download(corpus: Corpus) -> bytes:
+    """The file at the corpus's address, asked for a few times: it is small, and a copy may be given instead."""
+    by_hand = f"download {corpus.address} by hand and give --source FILE"
+    for wait_s in (*DOWNLOAD_WAITS_S, None):
+        try:
+            data = _fetched(corpus)
+        except HubUnavailableError as error:
+            reason = str(error)
+        else:
+            if hashlib.sha256(data).hexdigest() == corpus.sha256:
+                return data
+            reason = "it is not the known text"
+        if wait_s is not None:
+            time.sleep(wait_s * random.uniform(0.5, 1.5))
+    raise HubUnavailableError(f"no download ({reason}): {by_hand}")
+
+
+def _fetched(corpus: Corpus) -> bytes:
     from http.client import HTTPException
     from urllib.request import urlopen
 
     assert corpus.address is not None
-    by_hand = f"download {corpus.address} by hand and give --source FILE"
     try:
         with urlopen(corpus.address, timeout=DOWNLOAD_TIMEOUT_S) as answer:
-            data = answer.read(corpus.bytes + 1)
+            return bytes(answer.read(corpus.bytes + 1))
     except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
-        reason = str(getattr(error, "reason", error))[:40]
-        raise HubUnavailableError(f"no download ({reason}): {by_hand}") from error
-    if hashlib.sha256(data).hexdigest() != corpus.sha256:
-        raise HubUnavailableError(f"the download is not the known text: {by_hand}")
-    return data
+        raise HubUnavailableError(str(getattr(error, "reason", error))[:40]) from error
 
 
 def _standard_library() -> Sources:

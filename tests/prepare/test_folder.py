@@ -1,6 +1,8 @@
 """The output folder while it is being filled: whose it is, and what an unfinished run leaves behind."""
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from nanogpt_dist.errors import BadDataError, CannotCreateError, StorageError
 from nanogpt_dist.shards import DataFolder
 from prepare import units
 from prepare.folder import WORK, Work, claimed
-from tests.conftest import build, hashes, write_jsonl
+from tests.conftest import Run, build, hashes, write_jsonl
 
 
 def test_other_peoples_folders_are_refused(tmp_path: Path) -> None:
@@ -147,3 +149,23 @@ def test_another_corpus_in_a_finished_folder_is_refused_without_a_network(tmp_pa
     build("text", tmp_path / "out", [source], tokenizer="byte")
     with pytest.raises(CannotCreateError, match="corpus text, not shakespeare"):
         build("shakespeare", tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, nanogpt: Run) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [f"document {i} " + "some text " * 200 for i in range(5000)])
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        line = ["prepare", "text", "--source", "a.jsonl", "--tokenizer", "byte", "--workers", 2]
+        error = nanogpt(*line, "--out", "small/out", code=74).stderr
+        assert re.fullmatch(r"nanogpt: error: disk full: \S+ needs at least [\d,]+ bytes, [\d,]+ are free; .*\n", error)
+        assert not [path for path in small.rglob("*") if path.name.startswith(".tmp-")]
+        subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
+        assert "going on: " in nanogpt(*line, "--out", "small/out").stderr
+        nanogpt(*line, "--out", "elsewhere")
+        assert hashes(small / "out") == hashes(tmp_path / "elsewhere")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
