@@ -163,6 +163,7 @@ def prepare(
             weights,
         )
     if manifest is not None:  # else another rank tells
+        _compare(manifest)
         figures = _figures(manifest, out, time.monotonic() - started, reused)
         print(json.dumps(figures) if as_json else _summary(manifest, figures))
 
@@ -196,6 +197,22 @@ def _on_hub(corpus: "Corpus", config: str | None, split: str | None, revision: s
     if split in list(SplitBy) and corpus.origin != "hub":
         raise UsageError(f"--split names a split on the hub; for how to cut train from val type --split-by {split}")
     return from_hub(corpus, config, split, revision)
+
+
+def _compare(manifest: "Manifest") -> None:
+    """A note where a corpus with known figures has given others: then its text has changed."""
+    from prepare.corpora import CORPORA
+
+    corpus = CORPORA.get(manifest.name)
+    if corpus is None or manifest.max_documents or manifest.max_tokens:
+        return
+    documents = sum(split.documents for split in manifest.splits.values())
+    tokens = manifest.splits["train"].tokens, manifest.splits["val"].tokens
+    usual = manifest.tokenizer.spec == corpus.tokenizer and manifest.sources[0].split is not None
+    if corpus.documents not in (None, documents):
+        typer.echo(f"note: {corpus.name} is known to have {corpus.documents:,} documents, not {documents:,}", err=True)
+    elif corpus.tokens not in (None, tokens) and usual:
+        typer.echo(f"note: {corpus.name} is known to give {corpus.tokens[0]:,} + {corpus.tokens[1]:,} tokens", err=True)
 
 
 def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> dict[str, Any]:
@@ -269,7 +286,8 @@ def _print_corpora(as_json: bool) -> None:
             "shuffled": "drawn by rows",
             None: "by hash, one .txt cut in two",
         }
+        fetched = f"{c.bytes / 1e6:,.1f} MB to fetch; " if c.bytes else ""
         source = f" [{c.address}]" if c.origin == "hub" else ""
         print(f"{c.name:17} {c.description}{source}")
-        print(f"{'':17} {size}{tokens}{c.tokenizer}; val {c.val_fraction:g} {split[c.split]}; {c.licence}")
+        print(f"{'':17} {size}{fetched}{tokens}{c.tokenizer}; val {c.val_fraction:g} {split[c.split]}; {c.licence}")
     print("hf OWNER/NAME     Any other repository of text on the Hugging Face hub (--config, --split, --column)")

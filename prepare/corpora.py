@@ -27,7 +27,7 @@ class Corpus:
     split: SplitRule | None
     preset: str | None = None
     address: str | None = None
-    bytes: int = 0  # of the file at the address
+    bytes: int = 0  # of the file at the address; of what a corpus of the hub fetches, about; 0: not known
     sha256: str = ""
     column: str = "text"
     config: str | None = None  # of the repository at the address
@@ -64,7 +64,7 @@ CORPORA: dict[str, Corpus] = {
             preset="quickstart",
         ),
         # With gpt2's ids 301,966 tokens to train on and 36,059 to validate, as nanoGPT has them.
-        Corpus(name="shakespeare", description="Tiny Shakespeare, 1.1 MB of plays", tokenizer="gpt2", **SHAKESPEARE),  # type: ignore[arg-type]
+        Corpus(name="shakespeare", description="Tiny Shakespeare, plays", tokenizer="gpt2", **SHAKESPEARE),  # type: ignore[arg-type]
         # 65 characters; 1,003,854 and 111,540 tokens.
         Corpus(
             name="shakespeare_char",
@@ -75,7 +75,7 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             name="openwebtext",
-            description="OpenWebText, the open twin of GPT-2's training data, split as nanoGPT does",
+            description="OpenWebText, 40 GB of text, the open twin of GPT-2's training data, split as nanoGPT does",
             address="Skylion007/openwebtext",
             licence="CC0-1.0",
             val_fraction=0.0005,
@@ -87,7 +87,8 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             name="fineweb-10bt",
-            description="FineWeb, a sample of 10 billion tokens of filtered web text, 28 GB",
+            description="FineWeb, a sample of 10 billion tokens of filtered web text",
+            bytes=27_600_000_000,
             address="HuggingFaceFW/fineweb",
             config="sample-10BT",
             licence="ODC-By",
@@ -105,7 +106,8 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             name="tinystories",
-            description="TinyStories, short stories in small words, 1.0 GB",
+            description="TinyStories, short stories in small words",
+            bytes=1_000_775_442,
             address="roneneldan/TinyStories",
             licence="CDLA-Sharing-1.0",
             documents=2_119_719,
@@ -114,7 +116,8 @@ CORPORA: dict[str, Corpus] = {
         # Its rows are lines; the articles are not marked.
         Corpus(
             name="wikitext-103",
-            description="WikiText-103, verified articles of Wikipedia, line by line, 0.3 GB",
+            description="WikiText-103, verified articles of Wikipedia, line by line",
+            bytes=315_466_397,
             address="Salesforce/wikitext",
             config="wikitext-103-raw-v1",
             licence="CC-BY-SA-3.0, GFDL",
@@ -123,7 +126,8 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             name="c4-en",
-            description="C4, the English part, cleaned web text, 305 GB",
+            description="C4, the English part, cleaned web text",
+            bytes=326_778_635_540,
             address="allenai/c4",
             config="en",
             licence="ODC-By",
