@@ -8,7 +8,7 @@ import binascii
 import gzip
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def parse_ranks(data: bytes, name: str) -> list[bytes]:
     return tokens
 
 
-def ranks_file(tokens: list[bytes]) -> bytes:
+def ranks_file(tokens: Sequence[bytes]) -> bytes:
     """What parse_ranks reads."""
     return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
 

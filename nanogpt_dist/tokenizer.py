@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from nanogpt_dist import bpe, patterns
+from nanogpt_dist import bpe, faster, patterns
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.storage.durable import shown, told, write_atomic
 
@@ -160,18 +160,27 @@ class Tokenizer:
                 return self._encode_chars(text)
             if self.kind == "byte":
                 return np.frombuffer(text.encode(), np.uint8).astype(self.dtype)
-            assert self.pattern is not None
-            try:
-                ids = self._encoding(self.pattern.fast).encode_to_numpy(text, disallowed_special=())
-            except ValueError:  # the regular expression gave up
-                ids = self._encoding(self.pattern.text).encode_to_numpy(text, disallowed_special=())
-            return ids.astype(self.dtype)  # cannot wrap: every id is below n_vocab by construction
+            return self._encode_pairs(text).astype(self.dtype)  # cannot wrap: every id is below n_vocab
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
             raise BadDataError(f"the text holds {code}, half of a surrogate pair, which UTF-8 cannot write") from None
         except ValueError:
             reason = f"{len(text):,} characters, with a very long run of white space, are too much for {self.name}"
             raise BadDataError(f"{reason}; cut the document or leave it out") from None
+
+    @cached_property
+    def _encode_pairs(self) -> faster.Encode:
+        assert self.pattern is not None
+        return faster.faster(self.tokens, self.pattern, self._encode_by_tiktoken)
+
+    def _encode_by_tiktoken(self, text: str) -> np.ndarray:
+        assert self.pattern is not None
+        try:
+            return self._encoding(self.pattern.fast).encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            raise
+        except ValueError:  # the regular expression gave up
+            return self._encoding(self.pattern.text).encode_to_numpy(text, disallowed_special=())
 
     def _encode_chars(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
@@ -317,7 +326,10 @@ def load(path: Path) -> Tokenizer:
         decoded = [base64.b64decode(token, validate=True) for token in tokens]
     except (binascii.Error, TypeError, ValueError):
         raise BadDataError(f"{shown(path)}: a token is not base64; make it again") from None
-    tokenizer = Tokenizer(name, kind, decoded, pattern, specials, end_of_text)
+    try:
+        tokenizer = Tokenizer(name, kind, decoded, pattern, specials, end_of_text)
+    except BadDataError as error:
+        raise BadDataError(f"{shown(path)}: {error}") from None
     if content.get("fingerprint") != tokenizer.fingerprint:
         raise BadDataError(f"{shown(path)}: its tokens do not match its fingerprint: edited or damaged; make it again")
     return tokenizer

@@ -87,11 +87,32 @@ def _pool(workers: int, tokenizer: Path, folder: Path) -> Iterator[ProcessPoolEx
 
 def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "Future[UnitRecord]":
     """Hand out a unit. Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    with _undisturbed():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            return pool.submit(_work, job, trace)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A request to stop is heard at the end of the block only: a process half started cannot be cleaned up.
+
+    Blocking signals would not do: another thread may take them, and the handler runs in this one all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in SIGNALS}
     try:
-        return pool.submit(_work, job, trace)
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in heard:
+            signal.raise_signal(number)
 
 
 # ---- in a worker process
