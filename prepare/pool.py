@@ -111,8 +111,8 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in heard:
-            signal.raise_signal(number)
+        for signum in heard:
+            signal.raise_signal(signum)
 
 
 # ---- in a worker process
