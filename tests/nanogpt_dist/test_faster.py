@@ -45,11 +45,11 @@ def test_a_difference_is_noticed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatc
         return gpt2._encode_by_tiktoken("other" if text == "wrong" else text)
 
     encode = faster.faster(gpt2.tokens, patterns.GPT2, reference)
-    for text in ("one", "wrong", "three"):
+    for text in ("wrong", "two", "three", "four"):
         encode(text)
     with pytest.raises(BadDataError, match="unlike tiktoken; pip uninstall splintr-rs"):
         encode("wrong")
-    assert told == ["one", "wrong"]
+    assert told == ["two", "wrong"]
 
 
 def test_it_is_not_needed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
