@@ -186,6 +186,8 @@ def _corpus(
         if repo is None:
             raise UsageError("which repository? type for example: nanogpt prepare hf roneneldan/TinyStories")
         return repository(repo)
+    if repo is not None and name == "text":
+        raise UsageError(f"files of yours are given as --source; type: nanogpt prepare text --source {repo[:60]}")
     if repo is not None:
         raise UsageError(f"{repo[:60]}: one corpus at a time; several become one data set with --mix A=0.7,B=0.3")
     return find(name)

@@ -68,6 +68,14 @@ def test_list_names_every_corpus() -> None:
     assert "8,013,769 documents; 9,035,582,198 + 4,434,897 tokens; gpt2; val 0.0005 drawn by rows" in result.stdout
     printed = CliRunner().invoke(app, ["--list", "--json"], catch_exceptions=False).stdout
     assert json.loads(printed)["corpora"]["openwebtext"]["address"] == "Skylion007/openwebtext"
+    with pytest.raises(UsageError, match="prepare text --source essays"):
+        CliRunner().invoke(app, ["text", "essays"], catch_exceptions=False)
+    with pytest.raises(UsageError, match="OWNER/NAME"):
+        CliRunner().invoke(app, ["hf", "TinyStories"], catch_exceptions=False)
+    with pytest.raises(UsageError, match="--split-by characters"):
+        CliRunner().invoke(app, ["text", "--split", "characters"], catch_exceptions=False)
+    with pytest.raises(UsageError, match="leave them out"):
+        CliRunner().invoke(app, ["--mix", "a=0.5,b=0.5", "--config", "en"], catch_exceptions=False)
     with pytest.raises(UsageError, match="which corpus"):
         CliRunner().invoke(app, [], catch_exceptions=False)
 
