@@ -91,7 +91,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """What two tokenizers make of the same text: bytes per token, and MB/s in one process."""
-    from nanogpt_dist.tokenizer import open_tokenizer
+    from nanogpt_dist.vocabularies import open_tokenizer
 
     tokenizers = [open_tokenizer(a), open_tokenizer(b)]
     texts = _some_texts(source, column)

@@ -270,39 +270,10 @@ def bpe_size(spec: str) -> int | None:
     return int(match[1])
 
 
-def open_tokenizer(spec: str) -> Tokenizer:
-    """`gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or of Hugging Face's
-    library, or ranks as tiktoken writes them (then with GPT-2's pattern).
-
-    Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError; HubUnavailableError.
-    """
-    from nanogpt_dist import vocabularies
-
-    if spec in ("gpt2", "byte"):
-        return gpt2() if spec == "gpt2" else byte()
-    if spec in vocabularies.TIKTOKEN:
-        return vocabularies.of_tiktoken(spec)
-    if spec == "char" or bpe_size(spec):
-        raise UsageError(f"{spec} is made from text: type nanogpt prepare CORPUS --tokenizer {spec}")
-    path = Path(spec)
-    if not path.is_file():
-        names = ", ".join(vocabularies.TIKTOKEN)
-        raise MissingInputError(
-            f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken file"
-        )
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:80]
-    if path.suffix == ".tiktoken":
-        return Tokenizer(name, "bpe", bpe.parse_ranks(_read(path), shown(path)))
-    content = _parse(_read(path))
-    if content.get("format") != FORMAT and isinstance(content.get("model"), dict):
-        return vocabularies.of_hugging_face(content, name, shown(path))
-    return load(path)
-
-
 def load(path: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote. Raises MissingInputError, BadDataError."""
     path = Path(path)
-    content = _parse(_read(path))
+    content = parse_object(read_file(path))
     if content.get("format") != FORMAT:
         raise BadDataError(f"{shown(path)} is not a tokenizer.json that nanogpt wrote; was it edited or cut off?")
     if content.get("version") != VERSION:
@@ -335,7 +306,7 @@ def load(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object that a file holds; an empty one where it holds none."""
     try:
         content = json.loads(data)
@@ -344,7 +315,8 @@ def _parse(data: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file with a tokenizer. Raises MissingInputError, BadDataError for one that is far too long."""
     if not path.is_file():
         raise MissingInputError(f"{shown(path)} does not exist; every folder of nanogpt prepare has a tokenizer.json")
     with told(path), path.open("rb") as file:

@@ -1,14 +1,28 @@
-"""Vocabularies of others: tiktoken's encodings by name, and byte-level BPEs out of Hugging Face's tokenizer.json."""
+"""Tokenizers by name or out of a file: ours, tiktoken's encodings, byte-level BPEs of Hugging Face's tokenizer.json."""
 
 import json
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from nanogpt_dist import bpe, patterns
-from nanogpt_dist.errors import BadDataError, HubUnavailableError
-from nanogpt_dist.tokenizer import END_OF_TEXT, PROBE, Tokenizer
+from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError
+from nanogpt_dist.storage.durable import shown
+from nanogpt_dist.tokenizer import (
+    END_OF_TEXT,
+    FORMAT,
+    PROBE,
+    Tokenizer,
+    bpe_size,
+    byte,
+    gpt2,
+    load,
+    parse_object,
+    read_file,
+)
 
 TIKTOKEN = ("r50k_base", "cl100k_base", "o200k_base")
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "<|eot_id|>", "</s>")  # what it is called, the likeliest first
@@ -21,17 +35,52 @@ PROBES = (
 FETCH_S = 120.0
 
 
+def open_tokenizer(spec: str) -> Tokenizer:
+    """`gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or of Hugging Face's
+    library, or ranks as tiktoken writes them (then with GPT-2's pattern).
+
+    Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError; HubUnavailableError.
+    """
+    if spec in ("gpt2", "byte"):
+        return gpt2() if spec == "gpt2" else byte()
+    if spec in TIKTOKEN:
+        return of_tiktoken(spec)
+    if spec == "char" or bpe_size(spec):
+        raise UsageError(f"{spec} is made from text: type nanogpt prepare CORPUS --tokenizer {spec}")
+    path = Path(spec)
+    if not path.is_file():
+        names = ", ".join(TIKTOKEN)
+        raise MissingInputError(
+            f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken file"
+        )
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:80]
+    if path.suffix == ".tiktoken":
+        return Tokenizer(name, "bpe", bpe.parse_ranks(read_file(path), shown(path)))
+    content = parse_object(read_file(path))
+    if content.get("format") != FORMAT and isinstance(content.get("model"), dict):
+        return of_hugging_face(content, name, shown(path))
+    return load(path)
+
+
 def of_tiktoken(name: str) -> Tokenizer:
     """One of tiktoken's encodings, from its cache (TIKTOKEN_CACHE_DIR) or its address. Raises HubUnavailableError."""
     import tiktoken
 
-    with ThreadPoolExecutor(1) as thread:  # its download has no time limit of its own
+    fetched: Future[tiktoken.Encoding] = Future()
+
+    def fetch() -> None:
         try:
-            encoding = thread.submit(tiktoken.get_encoding, name).result(FETCH_S)
+            fetched.set_result(tiktoken.get_encoding(name))
         except Exception as error:  # requests' errors, a wrong sha256, a cache that cannot be written
-            missing = f"{name} is not in TIKTOKEN_CACHE_DIR and cannot be fetched ({type(error).__name__})"
-            advice = "set it to a folder with tiktoken's files, or give a .tiktoken file"
-            raise HubUnavailableError(f"{missing}; {advice}") from error
+            fetched.set_exception(error)
+
+    Thread(target=fetch, daemon=True).start()  # the download has no time limit of its own
+    try:
+        encoding = fetched.result(FETCH_S)
+    except Exception as error:
+        missing = f"{name} is not in TIKTOKEN_CACHE_DIR and cannot be fetched ({type(error).__name__})"
+        advice = "set it to a folder with tiktoken's files, or give a .tiktoken file"
+        raise HubUnavailableError(f"{missing}; {advice}") from error
     ranks = encoding._mergeable_ranks
     tokens = sorted(ranks, key=ranks.__getitem__)
     return Tokenizer(name, "bpe", tokens, encoding._pat_str, encoding._special_tokens)

@@ -14,6 +14,7 @@ from nanogpt_dist import bpe, patterns
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, UsageError
 from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.vocabularies import open_tokenizer
 from tests.conftest import SHARED
 
 TIKTOKEN_CACHE = SHARED / "tiktoken"
@@ -155,7 +156,7 @@ def test_runs_without_a_border_are_cut_for_training() -> None:
 def test_save_and_load(gpt2: Tokenizer, trained: Tokenizer, tmp_path: Path) -> None:
     for tokenizer in (gpt2, trained, tokenizers.byte(), tokenizers.char("héllo")):
         tokenizer.save(tmp_path / "tokenizer.json")
-        loaded = tokenizers.open_tokenizer(str(tmp_path / "tokenizer.json"))
+        loaded = open_tokenizer(str(tmp_path / "tokenizer.json"))
         assert loaded.to_json() == tokenizer.to_json()
         assert (loaded.name, loaded.kind, loaded.n_vocab) == (tokenizer.name, tokenizer.kind, tokenizer.n_vocab)
         assert loaded.encode("héllo").tolist() == tokenizer.encode("héllo").tolist()
@@ -221,17 +222,17 @@ def test_ranks_files(gpt2: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "my ranks.tiktoken"
     lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(gpt2.tokens)]
     path.write_bytes(b"".join(lines))
-    opened = tokenizers.open_tokenizer(str(path))
+    opened = open_tokenizer(str(path))
     assert (opened.name, opened.fingerprint) == ("my-ranks", gpt2.fingerprint)
     path.write_bytes(b"".join([*lines[:300], *lines[301:]]))
     with pytest.raises(BadDataError, match=r"tiktoken:301: expected a token in base64 and the rank 300"):
-        tokenizers.open_tokenizer(str(path))
+        open_tokenizer(str(path))
 
 
 def test_specs() -> None:
-    assert tokenizers.open_tokenizer("byte").n_vocab == 257
+    assert open_tokenizer("byte").n_vocab == 257
     for spec in ("char", "bpe:4096"):
         with pytest.raises(UsageError, match="made from text"):
-            tokenizers.open_tokenizer(spec)
+            open_tokenizer(spec)
     with pytest.raises(MissingInputError, match="no tokenizer gpt3"):
-        tokenizers.open_tokenizer("gpt3")
+        open_tokenizer("gpt3")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import tokenizers as oracle
 from nanogpt_dist import bpe, patterns, vocabularies
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, HubUnavailableError
-from nanogpt_dist.tokenizer import Tokenizer, open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.vocabularies import open_tokenizer
 
 SPLIT = {"type": "Split", "pattern": {"Regex": patterns.CL100K.text}, "behavior": "Isolated", "invert": False}
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -44,6 +46,10 @@ def test_what_cannot_be_fetched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     ) as error:
         open_tokenizer("cl100k_base")
     assert len(str(error.value)) < 180
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: threading.Event().wait(60))
+    monkeypatch.setattr(vocabularies, "FETCH_S", 0.1)
+    with pytest.raises(HubUnavailableError, match="cannot be fetched \\(TimeoutError\\)"):
+        open_tokenizer("cl100k_base")
 
 
 @pytest.fixture(scope="module")
