@@ -134,6 +134,7 @@ def prepare(
         chosen = _on_hub(chosen, config, split, revision)
     StopRequest("stopped; the same command goes on where it was").listen()
     ranks = Ranks.of(os.environ)
+    ranks.leave_with_launcher()
     out = out or Path("data") / (chosen.name if chosen else "mix")
     started, reused = time.monotonic(), (out / "manifest.json").exists()
     with progress_bar(ranks.leads) as report:

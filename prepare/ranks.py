@@ -1,6 +1,8 @@
 """Several processes, on one machine or many, at the same output folder: under torchrun, or as a Slurm array."""
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,7 +16,7 @@ from prepare.folder import LOCK, Work, read_json
 
 WAIT_S = 1800.0  # without a sign of life from the rank that is waited for
 POLL_S = 0.2
-SLURM = "slurm:"
+SLURM, TORCHRUN = "slurm:", "torchrun:"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Ranks:
         if int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment:
             parts = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
             run = ":".join(environment.get(part, "") for part in parts)
-            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), f"torchrun:{run}")
+            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), f"{TORCHRUN}{run}")
         if int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) > 1:
             names = ("ID", "COUNT", "MIN", "MAX", "STEP")
             number, size, first, last, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
@@ -47,6 +49,18 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this process makes the plan, puts the shards together and writes the manifest."""
         return self.rank == 0
+
+    def leave_with_launcher(self) -> None:
+        """End this process when torchrun is gone: killed, it leaves its ranks behind, which would hold the folder."""
+        if self.run.startswith(TORCHRUN):
+            launcher = os.getppid()
+
+            def watch() -> None:
+                while os.getppid() == launcher:
+                    time.sleep(POLL_S)
+                os._exit(1)
+
+            threading.Thread(target=watch, daemon=True).start()
 
     def announce(self, work: Work) -> None:
         """Tell the other ranks that plan and tokenizer are there."""

@@ -77,6 +77,7 @@ def main() -> None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                time.sleep(1)  # ranks, which torchrun has given sessions of their own, notice that it is gone
                 if (out / "manifest.json").exists():
                     break
                 after = records(out)

@@ -3,11 +3,14 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from nanogpt_dist.errors import UsageError
+from nanogpt_dist.storage.runlock import holder
+from prepare.folder import LOCK, WORK
 from prepare.ranks import Ranks
 from tests.conftest import Run, command, hashes
 
@@ -77,3 +80,18 @@ def test_standard_input_is_for_one(source: Path, tmp_path: Path) -> None:
     task = array(1, 2, Path("-"), tmp_path, "byte")
     assert "several ranks cannot share standard input" in task.communicate(timeout=60)[1]
     assert task.returncode == 2
+
+
+def test_ranks_end_with_torchrun(source: Path, tmp_path: Path) -> None:
+    """Killed, torchrun leaves its ranks behind; they must not hold the folder."""
+    line = command("prepare", "text", "--source", source, "--tokenizer", "bpe:300", "--out", "out", ranks=2)
+    torchrun = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lock = tmp_path / "out" / WORK / LOCK
+    while holder(lock) is None and torchrun.poll() is None:
+        time.sleep(0.005)
+    torchrun.kill()
+    torchrun.wait()
+    deadline = time.monotonic() + 20
+    while holder(lock) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert holder(lock) is None
