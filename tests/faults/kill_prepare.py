@@ -71,7 +71,7 @@ def main() -> None:
                 before = records(out)
                 ranks = choose.choice([0, 2])
                 process = start(folder, out.name, ranks)
-                time.sleep(choose.uniform(0.2, seconds * (3 if ranks else 1)))
+                time.sleep(choose.uniform(0.3, seconds * (1.6 if ranks else 0.9)))
                 figures["kills"] += 1
                 figures["in_time"] += process.poll() is None
                 with suppress(ProcessLookupError):
