@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from nanogpt_dist.errors import CannotCreateError
 from nanogpt_dist.storage.durable import make_folder, shown
 
 LOCK = "run.lock"
+TRIES = 5
 
 
 class RunLock:
@@ -53,7 +55,14 @@ class RunLock:
         """A descriptor with the lock; None where the file, or its folder, was removed in the meantime."""
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for attempt in range(TRIES):
+                try:
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # maybe holder() only looks at it, for a moment
+                    if attempt == TRIES - 1:
+                        raise
+                    time.sleep(0.02)
             if os.stat(self.path).st_ino == os.fstat(self._fd).st_ino:
                 return self._fd
         except FileNotFoundError:
