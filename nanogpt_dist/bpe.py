@@ -81,7 +81,8 @@ def parse_ranks(data: bytes, name: str) -> list[bytes]:
 
 def ranks_file(tokens: Sequence[bytes]) -> bytes:
     """What parse_ranks reads."""
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
+    encoded = (binascii.b2a_base64(token, newline=False) for token in tokens)
+    return b"".join(b"%s %d\n" % (token, rank) for rank, token in enumerate(encoded))
 
 
 def _printable_bytes() -> dict[str, bytes]:
