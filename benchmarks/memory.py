@@ -48,7 +48,8 @@ def pss_mib(session: int) -> Iterator[int]:
 def peak(folder: Path, source: str, *options: str) -> dict[str, float]:
     line = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", source, "--workers", "2"]
     started, most = time.monotonic(), 0
-    process = subprocess.Popen([*line, "--out", "out", *options], cwd=folder, start_new_session=True)
+    line += ["--out", "out", *options]
+    process = subprocess.Popen(line, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         most = max(most, sum(pss_mib(process.pid)))
         time.sleep(0.25)
