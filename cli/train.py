@@ -49,7 +49,7 @@ def train(
     from nanogpt_dist.distributed import connect
     from nanogpt_dist.training import train as run
 
-    with connect(config.device, config.timeout_s) as world:
+    with connect(config.device, config.timeout_s, group=config.strategy in ("ddp", "fsdp")) as world:
         if in_ranks:  # until here the signals end a rank that waits for others, deep in C++
             stop.listen()
         result = run(config, world, stop, fresh)

@@ -1,21 +1,25 @@
 """A training state to a folder step-N and back: tensors as safetensors, everything else as JSON and TOML. No pickle.
 
-model.safetensors (fp32, nanoGPT's plain names, the tied head left out) · optimizer.safetensors (NAME.exp_avg …) ·
+model*.safetensors (fp32, nanoGPT's plain names, the tied head left out) · optimizer*.safetensors (NAME.exp_avg …) ·
 state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; see storage for the commit).
+
+One process, and ddp, write one file of each kind, fsdp one per shard (model-00001-of-00004.safetensors; see tensors).
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata
 
 from nanogpt_dist import runs, storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_toml
-from nanogpt_dist.errors import BadDataError, ConfigError, StorageError
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.model import GPT
+from nanogpt_dist.tensors import Part, index, parts_to_write, read_into, write
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer import load as load_tokenizer
 
@@ -34,29 +38,76 @@ class TrainState:
     best_step: int | None = None  # the checkpoint that has it
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What one rank writes of a checkpoint: its parts of weights and moments, as they are or in a copy."""
+
+    state: TrainState
+    weights: dict[str, Part]
+    moments: dict[str, Part]
+
+    def refuse_not_finite(self) -> None:
+        """Raises ConfigError where a value is NaN or infinite: such a checkpoint would bury the good ones."""
+        if not all(torch.isfinite(part.data).all() for part in [*self.weights.values(), *self.moments.values()]):
+            raise ConfigError(
+                f"the weights are not finite at step {self.state.step}, nothing is saved; go on from the last "
+                "checkpoint with a lower --learning-rate"
+            )
+
+
+def contents(
+    state: TrainState, model: GPT, optimizer: torch.optim.Optimizer, leads: bool, copy: bool = False
+) -> Contents:
+    """This rank's Contents; copy: in CPU memory, untouched by what training does next."""
+    weights, moments = _weights(model), _moments(model, optimizer)
+    return Contents(replace(state), parts_to_write(weights, leads, copy), parts_to_write(moments, leads, copy))
+
+
 def save(
+    world: World,
     checkpoints: Path,
-    state: TrainState,
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
+    mine: Contents,
     config: TrainConfig,
     tokenizer: Tokenizer,
     about: dict[str, Any],
 ) -> Path:
-    """Commit checkpoints/step-N, whole or not at all, and return it. Raises StorageError.
+    """Commit checkpoints/step-N, whole or not at all, and return it; all ranks together. Raises StorageError on all.
 
     about: facts for state.json beside the TrainState (data set id, world size, scaler …).
     """
+    name = storage.step_name(mine.state.step)
+    staging: Path | None = None
+    try:
+        with world.together():
+            if world.leads:
+                staging = storage.begin(checkpoints, name)
+                runs.write_json(staging / "state.json", {**asdict(mine.state), **about})
+                storage.write_atomic(staging / "config.toml", to_toml(config).encode())
+                tokenizer.save(staging / "tokenizer.json")
+        place = checkpoints / world.text_from_lead(staging.name if staging else "")
+        hashes = _write_parts(world, place, mine)
+        with world.together():
+            if world.leads:
+                storage.seal(place, name, {"step": mine.state.step}, hashes)
+    except BaseException:
+        if staging is not None:
+            storage.discard(staging)
+        raise
+    return checkpoints / name
 
-    def fill(folder: Path) -> None:
-        weights = {name: tensor for name, tensor in model.state_dict().items() if name != TIED}
-        _save_tensors(weights, folder / "model.safetensors")
-        _save_tensors(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
-        runs.write_json(folder / "state.json", {**asdict(state), **about})
-        storage.write_atomic(folder / "config.toml", to_toml(config).encode())
-        tokenizer.save(folder / "tokenizer.json")
 
-    return storage.commit(checkpoints, storage.step_name(state.step), fill, {"step": state.step})
+def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
+    """Each rank that has something to write does; returns {file name: sha256} of all files, on all ranks."""
+    writers = sum(world.gather_ints(int(bool(mine.weights))))  # always the first ranks
+    suffix = "" if writers == 1 else f"-{world.rank + 1:05d}-of-{writers:05d}"
+    hashes = ""
+    with world.together():
+        for kind, parts in (("model", mine.weights), ("optimizer", mine.moments)):
+            if mine.weights:
+                path = folder / f"{kind}{suffix}.safetensors"
+                write(path, parts)
+                hashes += f"{path.name} {storage.fsync_and_hash(path)}\n"
+    return dict(line.split() for text in world.gather_texts(hashes) for line in text.splitlines())
 
 
 def load_model(checkpoint: Path, device: torch.device) -> tuple[GPT, TrainConfig]:
@@ -87,26 +138,30 @@ def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:
 
 
 def load_weights(checkpoint: Path, model: GPT) -> None:
-    """Copy model.safetensors into `model`. Raises BadDataError where names or shapes are of another architecture."""
-    tensors = _load_tensors(checkpoint / "model.safetensors")
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name != TIED}
-    _check_names(checkpoint / "model.safetensors", tensors, expected)
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
+    """Fill `model`, whole or sharded, from a checkpoint of any layout.
+
+    Raises BadDataError where names or shapes are of another architecture.
+    """
+    stored, weights = index(sorted(checkpoint.glob("model*.safetensors"))), _weights(model)
+    _check_names(checkpoint, stored, weights)
+    read_into(weights, stored)
 
 
 def load_optimizer(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-    """Give `optimizer` the state in optimizer.safetensors; the tensors go where their parameters are."""
-    tensors = _load_tensors(checkpoint / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        prefix = name + "."
-        saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        for key, value in saved.items():
-            if value.ndim and value.shape != parameter.shape:
-                raise BadDataError(f"{checkpoint}: {prefix}{key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+    """Give AdamW the moments of a checkpoint of any layout, sharded as the parameters are. Raises BadDataError."""
+    stored = index(sorted(checkpoint.glob("optimizer*.safetensors")))
+    if not stored.state_dict_metadata:  # saved before the first update
+        return
+    for parameter in model.parameters():
         # AdamW's fused form wants its step counter on the parameter's device, too.
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+    moments = _moments(model, optimizer)
+    _check_names(checkpoint, stored, moments)
+    read_into(moments, stored)
 
 
 def load_checkpoint_tokenizer(checkpoint: Path) -> Tokenizer:
@@ -114,7 +169,12 @@ def load_checkpoint_tokenizer(checkpoint: Path) -> Tokenizer:
     return load_tokenizer(checkpoint / "tokenizer.json")
 
 
-def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _weights(model: GPT) -> dict[str, Tensor]:
+    """Parameters by nanoGPT's names, the tied head left out."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if name != TIED}
+
+
+def _moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """{parameter name}.{exp_avg | exp_avg_sq | step} → tensor."""
     return {
         f"{name}.{key}": value
@@ -123,25 +183,10 @@ def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str
     }
 
 
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    except (SafetensorError, OSError) as error:
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        free = storage.free_bytes(path.parent)
-        raise StorageError(f"cannot write {path.name}: {error}; needed {needed:,} bytes, free {free:,}") from error
-
-
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BadDataError(f"{path} cannot be read: {error}") from None
-
-
-def _check_names(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    for name in expected.keys() | found.keys():
-        have = tuple(found[name].shape) if name in found else "absent"
+def _check_names(checkpoint: Path, stored: Metadata, expected: dict[str, Tensor]) -> None:
+    found = {name: known.size for name, known in stored.state_dict_metadata.items()}  # type: ignore[union-attr]
+    for name in sorted(expected.keys() | found.keys()):
+        have = tuple(found[name]) if name in found else "absent"
         want = tuple(expected[name].shape) if name in expected else "absent"
         if have != want:
-            raise BadDataError(f"{path} is of another architecture: {name} is {have}, the model wants {want}")
+            raise BadDataError(f"{checkpoint} is of another architecture: {name} is {have}, the model wants {want}")

@@ -98,6 +98,9 @@ class TrainConfig(ModelConfig):
     keep_checkpoints: int = setting(
         2, "Output", "Newest checkpoints to keep, at least 2, beside the best one.", ge=2, le=2**20
     )
+    async_save: bool = setting(
+        False, "Output", "Go on training while a checkpoint is written, from a copy of it in CPU memory."
+    )
     tensorboard: bool = setting(True, "Output", "Write TensorBoard scalars into the run folder.")
 
     # Machine
@@ -106,10 +109,34 @@ class TrainConfig(ModelConfig):
         "auto", "Machine", "Autocast type; auto: bfloat16 where the device is fast in it."
     )
     compile: bool | None = setting(None, "Machine", "Run the model through torch.compile; unset: on cuda only.")
+
+    # Several ranks
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = setting(
+        "auto",
+        "Distributed",
+        "ddp: a whole model on each rank; fsdp: weights, gradients and moments shared out; auto: ddp where they fit.",
+    )
+    mesh: str | None = setting(
+        None,
+        "Distributed",
+        "REPLICATExSHARD ranks of fsdp, e.g. 2x4: shared out over 4, copied twice; unset: shared out over all.",
+        pattern=r"^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$",
+    )
+    reshard_after_forward: bool = setting(
+        True, "Distributed", "fsdp: drop a block's gathered weights between forward and backward: slower, smaller."
+    )
+    cpu_offload: bool = setting(
+        False, "Distributed", "fsdp: keep weights, gradients and moments in CPU memory; AdamW runs there."
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = setting(
+        "none",
+        "Distributed",
+        "Compute activations again in the backward pass; selective: all but matrix products and attention.",
+    )
     timeout_s: int = setting(
         300,
-        "Machine",
-        "Seconds after which a rank that does not answer ends the run; more than a save takes.",
+        "Distributed",
+        "Seconds after which a rank that does not answer ends the run.",
         ge=1,
         le=10**6,
     )

@@ -1,6 +1,7 @@
 """What the machine offers: device, number format, peak speed, memory."""
 
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -99,6 +100,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Memory of the device; on a CPU the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def memory_bytes(device: torch.device) -> int:

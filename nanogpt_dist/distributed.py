@@ -6,25 +6,38 @@ Every decision (go on, stop, save, fail) is agreed here before it is taken, so t
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
-from nanogpt_dist.errors import MAX_LINE, ConfigError, NanogptError, error_of, one_line
+from nanogpt_dist.errors import ConfigError, NanogptError, error_of, one_line
+
+PATIENCE_S = 24 * 3600  # of a patient World: the slowest save of the largest model over the slowest disk
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others. `device` is where its tensors live, `backend` None in a single process."""
+    """This process among the others. `device` is where its tensors live, `backend` None in a single process.
+
+    local_size: ranks on this machine. group: whose timeout holds in what follows, None for the usual one.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
     backend: str | None
+    local_size: int = 1
+    group: dist.ProcessGroup | None = None
+    patient_group: dist.ProcessGroup | None = None
+
+    @property
+    def patient(self) -> "World":
+        """The same ranks, that wait for each other however long it takes; may be used in a thread beside this one."""
+        return replace(self, group=self.patient_group)
 
     @property
     def leads(self) -> bool:
@@ -34,16 +47,20 @@ class World:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """`values` summed over all ranks, in place and returned. On the CPU or on the device."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank."""
+        return self.each_any(flag)[0]
+
+    def each_any(self, *flags: bool) -> list[bool]:
+        """any() of several flags in one vote."""
         if self.size == 1:
-            return flag
-        vote = torch.tensor([float(flag)])  # on the CPU: does not wait for the GPU's queue
-        dist.all_reduce(vote, op=dist.ReduceOp.MAX)
-        return bool(vote.item())
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.uint8)  # on the CPU: does not wait for the GPU's queue
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group)
+        return [bool(vote) for vote in votes.tolist()]
 
     def text_from_lead(self, text: str) -> str:
         """Rank 0's `text` on all ranks."""
@@ -51,11 +68,26 @@ class World:
             return text
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
         length = torch.tensor([data.numel()])
-        dist.broadcast(length, src=0)
+        dist.broadcast(length, src=0, group=self.group)
         buffer = data if self.leads else torch.empty(int(length.item()), dtype=torch.uint8)
         if buffer.numel():
-            dist.broadcast(buffer, src=0)
+            dist.broadcast(buffer, src=0, group=self.group)
         return bytes(buffer.tolist()).decode()
+
+    def gather_ints(self, value: int) -> list[int]:
+        """Each rank's `value`, in the order of the ranks, on all of them."""
+        values = torch.zeros(self.size, dtype=torch.int64)
+        values[self.rank] = value
+        return self.sum(values).tolist()
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Each rank's `text`, in the order of the ranks, on all of them."""
+        data = text.encode()
+        lengths = self.gather_ints(len(data))
+        texts = torch.zeros(self.size, max(lengths), dtype=torch.uint8)
+        texts[self.rank, : len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+        rows = self.sum(texts).tolist()
+        return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -70,16 +102,10 @@ class World:
             error = raised
         if not self.any(error is not None):
             return
-        codes = torch.zeros(self.size, dtype=torch.int64)
-        texts = torch.zeros(self.size, MAX_LINE * 4, dtype=torch.uint8)  # a character takes at most four bytes
-        if error is not None:
-            data = one_line(str(error)).encode()
-            codes[self.rank] = int(error.code)
-            texts[self.rank, : len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-        codes, texts = self.sum(codes), self.sum(texts)
-        first = int(codes.nonzero()[0].item())
-        message = bytes(texts[first].tolist()).rstrip(b"\0").decode()
-        agreed = error_of(int(codes[first].item()), f"rank {first}: {message}" if first else message)
+        codes = self.gather_ints(int(error.code) if error is not None else 0)
+        texts = self.gather_texts(one_line(str(error)) if error is not None else "")
+        first = next(rank for rank, code in enumerate(codes) if code)
+        agreed = error_of(codes[first], f"rank {first}: {texts[first]}" if first else texts[first])
         agreed.agreed = True
         raise agreed from error
 
@@ -92,8 +118,11 @@ def _from_torchrun(name: str, otherwise: int) -> int:
 
 
 @contextlib.contextmanager
-def connect(device_name: str, timeout_s: int) -> Iterator[World]:
-    """The World that torchrun's environment describes, or a World of one without it. Leaves the group at the end."""
+def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[World]:
+    """The World that torchrun's environment describes, or a World of one without it. Leaves the group at the end.
+
+    group: a World of one has a process group, too, as fsdp and ddp want it.
+    """
     rank, local_rank = _from_torchrun("RANK", 0), _from_torchrun("LOCAL_RANK", 0)
     size, local_size = _from_torchrun("WORLD_SIZE", 1), _from_torchrun("LOCAL_WORLD_SIZE", 1)
     if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -101,19 +130,26 @@ def connect(device_name: str, timeout_s: int) -> Iterator[World]:
     device = pick_device(device_name, local_rank, local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if size == 1:
+    if size == 1 and not group:
         yield World(rank, local_rank, size, device, None)
         return
     # gloo carries what lives on the CPU (votes, evaluation sums) also where nccl carries the gradients.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
+    store, rank, size = _store(size, timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
+        yield World(rank, local_rank, size, device, backend, local_size, patient_group=patient)
+    finally:
+        dist.destroy_process_group()
+
+
+def _store(size: int, timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """Where the ranks find each other, this rank and the number of ranks."""
+    if size == 1:
+        return dist.HashStore(), 0, 1
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun keeps one store over restarts: without a prefix a new rank reads the addresses of the dead.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(f"attempt/{attempt}", store), rank=rank, world_size=size, timeout=timeout
-    )
-    try:
-        yield World(rank, local_rank, size, device, backend)
-    finally:
-        dist.destroy_process_group()
+    return dist.PrefixStore(f"attempt/{attempt}", store), rank, size

@@ -93,15 +93,18 @@ class Evaluator:
         """
         sums = torch.zeros(len(self.windows.starts), dtype=torch.float64)
         nbytes = torch.zeros(1, dtype=torch.int64)
-        with self.world.together():
-            for batch in _batches(self.windows, self.batch_size)[self.world.rank :: self.world.size]:
+        batches = _batches(self.windows, self.batch_size)
+        for first in range(0, len(batches), self.world.size):  # each rank has a forward pass in each round: fsdp's wait
+            batch = batches[min(first + self.world.rank, len(batches) - 1)]
+            with self.world.together():
                 x, y = read_windows(
                     self.split, self.windows.starts[batch], int(self.windows.lengths[batch][0])
                 )  # (B, T)
-                targets = torch.from_numpy(y).to(self.world.device)
-                with autocast(self.world.device, self.dtype):
-                    logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
-                losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B·T,)
+            targets = torch.from_numpy(y).to(self.world.device)
+            with autocast(self.world.device, self.dtype):
+                logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B·T,)
+            if first + self.world.rank < len(batches):
                 sums[batch] = losses.view(targets.shape).sum(1).cpu().double()  # mps has no float64
                 nbytes += int(self.byte_lengths[y].sum())
         return self.world.sum(sums).numpy(), int(self.world.sum(nbytes).item())

@@ -118,22 +118,10 @@ class GPT(nn.Module):
         x = self.transformer(idx)  # (B, T, C)
         return self.lm_head(x[:, -1:] if last_only else x)
 
-    @torch.no_grad()
     def init_weights(self, seed: int) -> "GPT":
-        """nanoGPT's initialisation: N(0, 0.02), the two residual projections of a block N(0, 0.02 / √(2·n_layer)).
-
-        Each weight has a generator of its own, seeded by (seed, its name), on the CPU: the values depend neither on
-        the device, nor on the number of ranks, nor on which other weights there are.
-        """
+        """init_weight() for each weight."""
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim == 1:  # LayerNorm
-                parameter.fill_(1.0)
-            else:
-                scale = 1 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1.0
-                generator = torch.Generator().manual_seed(_seed_of(seed, name))
-                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02 * scale, generator=generator))
+            init_weight(name, parameter, seed, self.config.n_layer)
         return self
 
     def crop_block_size(self, block_size: int) -> None:
@@ -154,6 +142,23 @@ class GPT(nn.Module):
         """
         c = self.config
         return 6 * self.num_params(non_embedding=True) + 12 * c.n_layer * c.n_embd * c.block_size
+
+
+@torch.no_grad()
+def init_weight(name: str, parameter: nn.Parameter, seed: int, n_layer: int) -> None:
+    """nanoGPT's initialisation: N(0, 0.02), the two residual projections of a block N(0, 0.02 / √(2·n_layer)).
+
+    Each weight has a generator of its own, seeded by (seed, its name in GPT), on the CPU: the values depend neither on
+    the device, nor on the number of ranks, nor on which other weights there are.
+    """
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif parameter.ndim == 1:  # LayerNorm
+        parameter.fill_(1.0)
+    else:
+        scale = 1 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 1.0
+        generator = torch.Generator().manual_seed(_seed_of(seed, name))
+        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02 * scale, generator=generator))
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -1,16 +1,20 @@
 """When a run saves, and what it does when saving fails. The commit is storage's, the content checkpoint.py's."""
 
+import functools
 import shutil
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nanogpt_dist import checkpoint, runs, storage
-from nanogpt_dist.checkpoint import TrainState
+from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import ConfigError, StorageError
+from nanogpt_dist.errors import StorageError
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.update import Updater
@@ -28,7 +32,10 @@ def due(config: TrainConfig, step: int, evaluated: bool, improved: bool) -> bool
 
 
 class Saver:
-    """Commits checkpoints of one run, tells when that fails, keeps the newest few and the best."""
+    """Commits checkpoints of one run, tells when that fails, keeps the newest few and the best.
+
+    With config.async_save a commit goes on in a thread, from a copy in CPU memory; at most one at a time.
+    """
 
     def __init__(
         self, run: Path, config: TrainConfig, world: World, data: DataFolder, console: Console, newest: Path | None
@@ -37,46 +44,69 @@ class Saver:
         self.world, self.data, self.console = world, data, console
         self.newest = newest
         self.failures = 0
+        self.writing: Writing | None = None
 
     def save(self, state: TrainState, updater: Updater, improved: bool, required: bool) -> None:
-        """Commit `state`, as the best checkpoint so far if it has `improved`.
+        """Commit `state`, as the best checkpoint so far if it has `improved`; all ranks together.
 
         On a full disk warn and go on, unless `required` or for the third time in a row. Raises ConfigError where the
         weights are not finite, StorageError.
         """
+        self.finish(state)
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
         saved = replace(state, best_val_loss=state.val_loss, best_step=state.step) if improved else state
-        try:
-            with self.world.together():
-                if self.world.leads:
-                    refuse_not_finite(state.step, updater)
-                    self._commit(saved, updater)
-        except StorageError as error:
+        later = self.config.async_save and not required
+        with self.world.together():
+            mine = checkpoint.contents(saved, updater.model, updater.optimizer, self.world.leads, copy=later)
+            mine.refuse_not_finite()
+        self.writing = Writing(mine.state, functools.partial(self._commit, mine, self._about(updater)), later)
+        if not later:
+            self.finish(state, required)
+
+    @property
+    def ended(self) -> bool:
+        """Whether this rank's part of a commit in the background has ended; True where there is none."""
+        return self.writing is None or self.writing.ended
+
+    def finish(self, state: TrainState, required: bool = False) -> None:
+        """Wait for a commit in the background and note in `state` what became of it; all ranks together."""
+        if self.writing is None:
+            return
+        writing, self.writing = self.writing, None
+        error = writing.wait()
+        if isinstance(error, StorageError):  # the same on all ranks
             self.failures += 1
             if required or self.failures >= MAX_FAILURES:
-                raise
-            self.console.line(f"warning: not saved at step {state.step}, training goes on: {error}")
+                raise error
+            good = f"; the last good one is {self.newest.name}" if self.newest else ""
+            self.console.line(f"warning: not saved at step {writing.state.step}, training goes on{good}: {error}")
             return
+        if error is not None:
+            raise error
         self.failures = 0
-        state.best_val_loss, state.best_step = saved.best_val_loss, saved.best_step
-        self.newest = self.folder / storage.step_name(state.step)
+        state.best_val_loss, state.best_step = writing.state.best_val_loss, writing.state.best_step
+        self.newest = self.folder / storage.step_name(writing.state.step)
 
-    def _commit(self, state: TrainState, updater: Updater) -> None:
-        about = {
+    def _about(self, updater: Updater) -> dict[str, Any]:
+        return {
             "dataset_id": self.data.dataset_id,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
             "world_size": self.world.size,
+            "layout": str(updater.layout),
             "threads_per_rank": torch.get_num_threads(),
             "dtype": str(updater.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "scaler": updater.scaler.state_dict(),
         }
-        path = checkpoint.save(
-            self.folder, state, updater.model, updater.optimizer, self.config, self.data.tokenizer, about
-        )
+
+    def _commit(self, mine: Contents, about: dict[str, Any]) -> None:
+        """On all ranks, each of which may take as long as it does; perhaps in a thread beside the training."""
+        path = checkpoint.save(self.world.patient, self.folder, mine, self.config, self.data.tokenizer, about)
+        if not self.world.leads:
+            return
         try:
-            self._follow_up(state, path.name)
+            self._follow_up(mine.state, path.name)
         except StorageError as error:  # the checkpoint is durable already: no reason to call it not saved
             self.console.line(f"warning: {path.name} is saved, but {error}")
 
@@ -88,14 +118,33 @@ class Saver:
         runs.write_status(self.run, "running", 0, state.step, "", name)
 
 
-def refuse_not_finite(step: int, updater: Updater) -> None:
-    """Raises ConfigError where a weight or moment is NaN or infinite: such a checkpoint would bury the good ones."""
-    moments = [value for state in updater.optimizer.state.values() for value in state.values()]
-    if not all(torch.isfinite(tensor).all() for tensor in [*updater.model.parameters(), *moments]):
-        raise ConfigError(
-            f"the weights are not finite at step {step}, nothing is saved; go on from the last checkpoint with a "
-            f"--learning-rate below {updater.config.learning_rate:g}"
-        )
+class Writing:
+    """A commit that is under way, in a thread if it may end later, and how it ended."""
+
+    def __init__(self, state: TrainState, commit: Callable[[], None], later: bool) -> None:
+        self.state, self._commit = state, commit
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="save", daemon=True) if later else None
+        if self._thread is not None:
+            self._thread.start()
+        else:
+            self._run()
+
+    def _run(self) -> None:
+        try:
+            self._commit()
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def ended(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> BaseException | None:
+        """What the commit raised, once it has ended."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._error
 
 
 def enough_room(folder: Path, updater: Updater, keep: int) -> str | None:

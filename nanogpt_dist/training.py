@@ -16,6 +16,7 @@ from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import ConfigError, Exit, StoppedError, StorageError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
+from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.progress import Progress
 from nanogpt_dist.resuming import forget_lost_best, noting_failure, resume_point, run_folder
 from nanogpt_dist.saving import Saver, due, enough_room
@@ -49,8 +50,8 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
     with world.together():
         data = DataFolder.open(Path(config.dataset))
         config = fit_to_data(config, data)
-        dtype = pick_dtype(config.dtype, world.device)
-        batches, evaluator = read_plan(config, data, world, dtype)
+        dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
+        batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype))
     with run_folder(config, world) as run:
         start = resume_point(run, config, data, fresh, world, console)
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
@@ -58,7 +59,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
         if start and state.step >= config.max_iters:
             console.line(f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by --max-iters")
             return _finish(config, run, state, start, None, world, console)
-        updater = Updater(config, world, dtype)
+        updater = Updater(config, world, layout, dtype, init=start is None)
         if start:
             with world.together():
                 updater.load(start, facts)
@@ -98,7 +99,7 @@ def loop(
         evaluated = last or state.step % config.eval_interval == 0
         improved = False
         if evaluated:
-            found = evaluator(updater.model)
+            found = updater.evaluate(evaluator)
             state.val_loss = found.val_loss
             improved = found.val_loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
             progress.evaluated(state, found)
@@ -106,7 +107,10 @@ def loop(
         if last or (owed and not skipped):
             saver.save(state, updater, improved, required=last)
             owed = False
-        if not last and world.any(bool(stop)):
+        stopping, writing = world.each_any(bool(stop), not saver.ended)
+        if not writing:
+            saver.finish(state)
+        if not last and stopping:
             saver.save(state, updater, improved, required=True)
             break
         progress.restart_clock()
@@ -154,7 +158,7 @@ def _introduce(
     n_vocab = data.n_vocab
     epochs = config.max_iters * config.global_batch_size / batches.order.windows
     console.line(
-        f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
+        f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, {updater.layout}, "
         f"{torch.get_num_threads()} threads each · {config.dataset}: {data.tokens:,} tokens, {epochs:.3g} epochs"
     )
     console.line(

@@ -3,25 +3,23 @@
 Shape letters: B sequences in a micro-batch, T = block_size.
 """
 
-import contextlib
 import hashlib
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_dist import checkpoint
-from nanogpt_dist.batches import Tokens
+from nanogpt_dist.batches import Tokens, micro_batch_size
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed import World
-from nanogpt_dist.model import GPT
+from nanogpt_dist.evaluation import Evaluation, Evaluator
 from nanogpt_dist.optim import learning_rate, make_optimizer
+from nanogpt_dist.parallel import Layout, lay_out, reducing, reshard, whole
 
 
 @dataclass(frozen=True)
@@ -39,27 +37,20 @@ MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
 
 
 class Updater:
-    """A model, its optimizer, and what this world wraps around them."""
+    """A model, its optimizer, and how they are laid over the ranks. init: with initial weights, else to be loaded."""
 
-    def __init__(self, config: TrainConfig, world: World, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, layout: Layout, dtype: torch.dtype, init: bool = True
+    ) -> None:
         if world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-        self.config, self.world, self.dtype = config, world, dtype
-        self.model = GPT(config.architecture()).init_weights(config.seed).to(world.device)
+        self.config, self.world, self.layout, self.dtype = config, world, layout, dtype
+        self.model, self.wrapped = lay_out(config, layout, world, dtype, init)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
         self.max_skipped = MAX_SKIPPED_FP16 if self.scaler.is_enabled() else MAX_SKIPPED
-        self.wrapped = self._wrap()
-
-    def _wrap(self) -> nn.Module:
-        wrapped: nn.Module = self.model
-        compile_it = self.config.compile if self.config.compile is not None else self.world.device.type == "cuda"
-        if compile_it:
-            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
-        if self.world.size > 1:
-            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            wrapped = DistributedDataParallel(wrapped, device_ids=ids, gradient_as_bucket_view=True)
-        return wrapped
+        if layout.strategy == "ddp" and world.size > 2:
+            self._settle_buckets()
 
     def load(self, saved: Path, facts: dict[str, Any]) -> None:
         """Go on from a verified checkpoint. Raises BadDataError where it is of another architecture."""
@@ -79,22 +70,38 @@ class Updater:
             group["lr"] = rate
         loss = torch.zeros((), device=self.world.device)
         for i, (x, y) in enumerate(batches, 1):
-            with self._reducing_only(last=i == len(batches)):
+            with reducing(self.wrapped, last=i == len(batches)):
                 loss += self._forward_backward(x, y, len(batches))
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf).item()
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)).item()
         finite = math.isfinite(norm)
         if finite:
-            self.scaler.step(self.optimizer)
+            self.optimizer.step()
         self.scaler.update()  # lowers its scale where a gradient was not finite
         self.optimizer.zero_grad(set_to_none=True)
         mean = self.world.sum(loss).item() / self.world.size
         return Update(mean, norm, rate, finite)
 
+    def evaluate(self, evaluator: Evaluator) -> Evaluation:
+        """What `evaluator` says of the model as it is; all ranks together."""
+        found = evaluator(self.model)
+        reshard(self.model)
+        return found
+
+    def _settle_buckets(self) -> None:
+        """DDP orders its buckets anew after the first backward pass, and the order of a sum over more than two ranks
+        follows them. A pass for nothing, or the first update of a resumed run would be rounded otherwise.
+        """
+        config = self.config
+        sequences = micro_batch_size(config.batch_size, config.global_batch_size, self.world.size)
+        zeros = torch.zeros(sequences, config.block_size, dtype=torch.int64).numpy()
+        self._forward_backward(zeros, zeros, 1)
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _forward_backward(self, x: Tokens, y: Tokens, count: int) -> Tensor:
         """Add the gradient of this micro-batch's share of the loss; returns the share, a scalar."""
         inputs, targets = self._to_device(x), self._to_device(y)
-        with autocast(self.world.device, self.dtype):
+        with autocast(self.world.device, self.layout.autocast_dtype(self.dtype)):
             _, loss = self.wrapped(inputs, targets)
         self.scaler.scale(loss / count).backward()
         return loss.detach() / count
@@ -104,12 +111,6 @@ class Updater:
         if self.world.device.type == "cuda":
             return tensor.pin_memory().to(self.world.device, non_blocking=True)
         return tensor.to(self.world.device)
-
-    def _reducing_only(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients are summed over the ranks in the last backward pass of an update, once."""
-        if last or not isinstance(self.wrapped, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.wrapped.no_sync()
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -10,6 +10,7 @@ None of them imports torch, so that a test can kill a save at each of its system
 
 from nanogpt_dist.storage.durable import (
     free_bytes,
+    fsync_and_hash,
     fsync_folder,
     make_folder,
     probe_writable,
@@ -38,6 +39,7 @@ __all__ = [
     "commit",
     "discard",
     "free_bytes",
+    "fsync_and_hash",
     "fsync_folder",
     "good",
     "list_steps",

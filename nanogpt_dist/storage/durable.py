@@ -93,6 +93,13 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fsync_and_hash(path: Path) -> str:
+    """Makes a file's bytes durable and returns their sha256. Raises: StorageError."""
+    with told(path), open_plain(path) as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fsync_folder(path: Path) -> None:
     """Makes the names in a folder durable: files created, renamed and removed so far. Raises: OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

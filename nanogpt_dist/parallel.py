@@ -1,0 +1,217 @@
+"""How the model is laid over the ranks: whole in one process (single), whole on each (ddp), or shared out (fsdp).
+
+fsdp is FSDP2: each block is a group of its own, gathered when it is at work; tables, last LayerNorm and the tied head
+are the root's. On a replicate × shard mesh (HSDP) `shard` ranks share one copy, of which there are `replicate`.
+
+Sources: Li et al. 2020, "PyTorch Distributed"; Rajbhandari et al. 2020, "ZeRO", §5 (sharing out all three states);
+Zhao et al. 2023, "PyTorch FSDP"; Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (checkpointing).
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import total_memory_bytes
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.model import GPT, init_weight
+
+STATE_BYTES = 16  # a parameter's weight, gradient and AdamW's two moments, in fp32
+DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
+
+# Selective checkpointing keeps what these give: most of the arithmetic, and a good half of the memory, is theirs.
+KEPT = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """strategy: single | ddp | fsdp. replicate × shard = the ranks; shard is 1 unless the strategy is fsdp."""
+
+    strategy: str
+    replicate: int
+    shard: int
+
+    def __str__(self) -> str:
+        copies = f", {self.replicate} copies of {self.shard} shards" if self.strategy == "fsdp" else ""
+        return f"{self.strategy}{copies}"
+
+    def autocast_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """fsdp casts the weights themselves to `dtype`; the others leave it to autocast."""
+        return torch.float32 if self.strategy == "fsdp" else dtype
+
+
+def plan_layout(config: TrainConfig, world: World) -> Layout:
+    """The Layout that config asks for. Raises ConfigError where it does not fit the number of ranks."""
+    strategy = _fitting(config, world) if config.strategy == "auto" else str(config.strategy)
+    if strategy == "single" and world.size > 1:
+        raise ConfigError(f"--strategy single on {world.size} ranks would train {world.size} models: leave it out")
+    if strategy != "fsdp":
+        for name in ("mesh", "cpu_offload"):
+            if getattr(config, name):
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} is for --strategy fsdp, this is {strategy}: add that or leave --{flag} out"
+                )
+        return Layout(strategy, world.size, 1)
+    if config.mesh is None:
+        return Layout(strategy, 1, world.size)
+    replicate, shard = map(int, config.mesh.split("x"))
+    if replicate * shard != world.size:
+        fits = ", ".join(f"{world.size // n}x{n}" for n in range(world.size, 0, -1) if world.size % n == 0)
+        raise ConfigError(f"--mesh {config.mesh} is for {replicate * shard} ranks, there are {world.size}; give {fits}")
+    return Layout(strategy, replicate, shard)
+
+
+def _fitting(config: TrainConfig, world: World) -> str:
+    """single in one process; several share the model out where they are told how, or if a whole one is too large."""
+    if config.mesh or config.cpu_offload:
+        return "fsdp"
+    if world.size == 1:
+        return "single"
+    with torch.device("meta"):
+        needed = STATE_BYTES * GPT(config.architecture()).num_params()
+    return "ddp" if needed <= DDP_SHARE * total_memory_bytes(world.device) / _neighbours(world) else "fsdp"
+
+
+def _neighbours(world: World) -> int:
+    """Ranks that share this device's memory: all of a machine share the CPU's, a GPU has one."""
+    return 1 if world.device.type == "cuda" else world.local_size
+
+
+def lay_out(
+    config: TrainConfig, layout: Layout, world: World, dtype: torch.dtype, init: bool = True
+) -> tuple[GPT, nn.Module]:
+    """The model, and what to call for a training pass: model(idx, targets) → (logits, loss).
+
+    init=False leaves the weights as they are in memory, for whoever loads them all. The values of the others depend on
+    the seed alone. Under fsdp the parameters are DTensors, of which each rank only ever holds its shards and one group.
+    """
+    compile_it = config.compile if config.compile is not None else world.device.type == "cuda"
+    with torch.device("meta"):
+        model = GPT(config.architecture())
+    for block in model.transformer.h:
+        if config.activation_checkpointing != "none":
+            block.forward = _checkpointed(block.forward, config.activation_checkpointing)
+        if compile_it and layout.strategy == "fsdp":  # the gathering between blocks cannot be compiled
+            block.forward = torch.compile(block.forward)
+    seed = config.seed if init else None
+    if layout.strategy == "fsdp":
+        _shard(model, config, layout, world, dtype, seed)
+        return model, model
+    for name, module in _groups(model):
+        _materialize(model, name, module, world.device, seed)
+    wrapped: nn.Module = torch.compile(model) if compile_it else model  # type: ignore[assignment]
+    if layout.strategy == "ddp":
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(wrapped, device_ids=ids, gradient_as_bucket_view=True)
+    return model, wrapped
+
+
+def _groups(model: GPT) -> list[tuple[str, nn.Module]]:
+    """What is gathered at a time, with the prefix of its parameters' names: each block, and last the rest, the root."""
+    return [(f"transformer.h.{i}.", block) for i, block in enumerate(model.transformer.h)] + [("", model)]
+
+
+def _materialize(model: GPT, prefix: str, group: nn.Module, device: torch.device, seed: int | None) -> None:
+    """Give a group that is on the meta device memory on `device`, and its initial values."""
+    for module in group.modules():
+        mine = list(module.parameters(recurse=False))
+        if module is not model.lm_head and any(parameter.is_meta for parameter in mine):
+            module.to_empty(device=device, recurse=False)
+    model.lm_head.weight = model.transformer.wte.weight  # to_empty has cut the tie
+    if seed is not None:
+        for name, parameter in group.named_parameters():
+            if isinstance(group, GPT) and name.startswith("transformer.h."):  # has its values already
+                continue
+            init_weight(prefix + name, parameter, seed, model.config.n_layer)
+
+
+def _shard(model: GPT, config: TrainConfig, layout: Layout, world: World, dtype: torch.dtype, seed: int | None) -> None:
+    """fully_shard each group as soon as it has its values: no rank ever holds more of the model than one group."""
+    low = None if dtype == torch.float32 else dtype
+    options: dict[str, Any] = {
+        "mesh": _mesh(layout, world, config.timeout_s),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None),
+    }
+    if config.cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
+    for prefix, group in _groups(model):
+        _materialize(model, prefix, group, world.device, seed)
+        # The root is needed first in the backward pass: dropping it would only mean to gather it again.
+        fully_shard(group, reshard_after_forward=config.reshard_after_forward and group is not model, **options)
+    register_fsdp_forward_method(model, "logits")  # evaluation calls it
+
+
+def _mesh(layout: Layout, world: World, timeout_s: int) -> DeviceMesh:
+    """The ranks in `shard` columns and `replicate` rows: the ranks of a row, neighbours, share one copy."""
+    kind = world.device.type
+    if layout.replicate == 1:
+        return DeviceMesh.from_group(dist.group.WORLD, kind, mesh_dim_names=("shard",))  # type: ignore[arg-type]
+    grid = torch.arange(world.size).view(layout.replicate, layout.shard)
+    timeout = timedelta(seconds=timeout_s)  # new groups would take half an hour
+    columns, _ = dist.new_subgroups_by_enumeration(grid.t().tolist(), timeout=timeout)
+    rows, _ = dist.new_subgroups_by_enumeration(grid.tolist(), timeout=timeout)
+    return DeviceMesh.from_group([columns, rows], kind, mesh=grid, mesh_dim_names=("replicate", "shard"))
+
+
+def _checkpointed(forward: Callable[[Tensor], Tensor], mode: str) -> Callable[[Tensor], Tensor]:
+    """`forward`, (B, T, C) → (B, T, C), that keeps its input, and by `selective` the costly values on the way."""
+    options: dict[str, Any] = {}
+    if mode == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, KEPT)
+
+    def run(x: Tensor) -> Tensor:
+        return checkpoint(forward, x, use_reentrant=False, **options) if torch.is_grad_enabled() else forward(x)
+
+    return run
+
+
+def reducing(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """For a forward and backward pass: gradients are summed over the ranks in the `last` one of an update, once.
+
+    Until then fsdp, too, keeps them whole: 4 bytes a parameter, where there is more than one micro-batch.
+    """
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(last)
+    return contextlib.nullcontext()
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop what fsdp has gathered and not dropped yet, as after a pass without a backward one."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which fsdp has shared out the parts or summands; all ranks together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

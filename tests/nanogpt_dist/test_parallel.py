@@ -1,0 +1,204 @@
+"""One model on one process or several, whole or shared out: the same losses, and checkpoints that all of them read."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nanogpt_dist import storage
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed import World, connect
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.parallel import plan_layout, whole
+from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.training import train
+from nanogpt_dist.update import Updater
+from tests.conftest import CLONE
+from tests.nanogpt_dist.small import ONE, records, tiny
+from tests.ranks.matrix import HALF, STEPS, strategies
+
+SIZES = (1, 2, 4)
+
+
+def torchrun(script: str, size: int, *arguments: object) -> None:
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    line += ["--nproc-per-node", str(size), "-m", f"tests.ranks.{script}", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=CLONE)
+    assert done.returncode == 0, done.stderr[:6000]
+
+
+@pytest.fixture(scope="module")
+def matrix(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("matrix")
+    for size in SIZES:
+        torchrun("matrix", size, "train", folder, corpus)
+    return folder
+
+
+def losses(run: Path, name: str) -> list[float]:
+    return [record[name] for record in records(run) if name in record]
+
+
+def test_the_losses_do_not_depend_on_the_layout(matrix: Path) -> None:
+    expected = {name: losses(matrix / "single-1" / "plain", name) for name in ("loss", "val_loss", "grad_norm")}
+    assert len(expected["loss"]) == STEPS
+    runs = [f"{name}-{size}" for size in SIZES for name in strategies(size)]
+    assert len(runs) == 10
+    for run in runs:
+        for name, values in expected.items():
+            assert losses(matrix / run / "plain", name) == pytest.approx(values, rel=1e-5), (run, name)
+
+
+def test_a_resumed_run_is_bitwise_the_undisturbed_one_in_each_layout(matrix: Path) -> None:
+    for size in SIZES:
+        for name in strategies(size):
+            run = matrix / f"{name}-{size}"
+            ends = [run / kind / "checkpoints" / storage.step_name(STEPS) for kind in ("whole", "resumed")]
+            whole, resumed = (
+                {entry["name"]: entry["sha256"] for entry in storage.read_manifest(end)["files"]} for end in ends
+            )
+            tensors = [file for file in whole if file.endswith(".safetensors")]
+            shards = size if name == "fsdp" else 2 if (name, size) == ("hsdp", 4) else 1
+            assert len(tensors) == 2 * shards, (run, tensors)
+            assert all(whole[file] == resumed[file] for file in tensors), run
+            assert losses(run / "whole", "loss")[HALF:] == losses(run / "resumed", "loss")[HALF:]
+
+
+def test_each_checkpoint_is_read_by_each_layout(matrix: Path, corpus: Path) -> None:
+    for size in SIZES:
+        torchrun("matrix", size, "load", matrix, corpus)
+    loaded = {
+        f"{key} {size}": values
+        for size in SIZES
+        for key, values in json.loads((matrix / f"loaded-{size}.json").read_text()).items()
+    }
+    assert len(loaded) == 10 * 10
+    expected = loaded["single-1 by single 1"]
+    for key, values in loaded.items():
+        assert values == pytest.approx(expected, rel=1e-5), key
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_training_state_shrinks_with_the_number_of_ranks(size: int, tmp_path: Path) -> None:
+    torchrun("memory", size, tmp_path, "fsdp")
+    ranks = [json.loads((tmp_path / f"memory-fsdp-{size}-{rank}.json").read_text()) for rank in range(size)]
+    for rank in ranks:
+        mine = rank["parameters"] + rank["gradients"] + rank["moments"]
+        assert mine == pytest.approx(rank["total"] / size, rel=0.1)
+
+
+# ---- what can be told in one process
+
+
+@pytest.fixture
+def alone() -> Iterator[World]:
+    with connect("cpu", timeout_s=30, group=True) as world:
+        yield world
+
+
+def final(config: TrainConfig, world: World) -> dict[str, Tensor]:
+    """Weights after the run, and its first losses to full precision."""
+    run = Path(train(config, world, StopRequest()).checkpoint)
+    return {**load_file(run / "model.safetensors"), "loss": torch.tensor(losses(run.parents[1], "loss"))}
+
+
+VARIANTS = [
+    {"activation_checkpointing": "full"},
+    {"activation_checkpointing": "selective"},
+    {"strategy": "fsdp", "activation_checkpointing": "full"},
+    {"strategy": "fsdp", "activation_checkpointing": "selective"},
+    {"strategy": "fsdp", "reshard_after_forward": False},
+    {"strategy": "fsdp", "cpu_offload": True},
+    {"async_save": True},
+]
+
+
+@pytest.mark.parametrize("given", VARIANTS, ids=lambda given: "-".join(map(str, given.values())))
+def test_what_saves_memory_or_time_changes_no_bit(
+    given: dict[str, object], corpus: Path, tmp_path: Path, alone: World
+) -> None:
+    common = {"dropout": 0.1, "log_interval": 1, "max_iters": 4, "eval_interval": 2}
+    plain = {"strategy": given.get("strategy", "single"), **common}
+    expected = final(tiny(corpus, tmp_path / "plain", **plain), alone)
+    found = final(tiny(corpus, tmp_path / "given", **{**plain, **given}), alone)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("mode", ["none", "selective"])
+def test_blocks_are_compiled_one_by_one(mode: str, corpus: Path, tmp_path: Path, alone: World) -> None:
+    common = {"strategy": "fsdp", "log_interval": 1, "max_iters": 3, "activation_checkpointing": mode}
+    expected = final(tiny(corpus, tmp_path / "plain", **common), alone)
+    found = final(tiny(corpus, tmp_path / "compiled", compile=True, **common), alone)
+    assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_keeps_the_master_weights(dtype: torch.dtype, corpus: Path, tmp_path: Path, alone: World) -> None:
+    rows = torch.randint(0, 257, (2, 33), generator=torch.Generator().manual_seed(1)).numpy()
+    norms = {}
+    for numbers in (torch.float32, dtype):
+        config = tiny(corpus, tmp_path / "run", strategy="fsdp", vocab_size=257)
+        updater = Updater(config, alone, plan_layout(config, alone), numbers)
+        updates = [updater.update(step, [(rows[:, :-1], rows[:, 1:])] * 2) for step in range(3)]
+        assert all(update.finite for update in updates)
+        assert {p.dtype for p in updater.model.parameters()} == {torch.float32}
+        norms[numbers] = [update.grad_norm for update in updates]
+    assert norms[dtype] == pytest.approx(norms[torch.float32], rel=0.05)
+    assert norms[dtype] != norms[torch.float32]
+
+
+def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(tmp_path: Path, alone: World) -> None:
+    config = tiny(tmp_path, tmp_path / "run", strategy="fsdp", vocab_size=64)
+    updater = Updater(config, alone, plan_layout(config, alone), torch.float16)
+    rows = torch.zeros(2, 32, dtype=torch.int64).numpy()
+    before = {name: whole(p).clone() for name, p in updater.model.named_parameters()}
+    scale = updater.scaler.get_scale()
+    handle = updater.model.transformer.ln_f.weight.register_post_accumulate_grad_hook(
+        lambda weight: weight.grad.to_local().fill_(math.inf)
+    )
+    assert not updater.update(0, [(rows, rows)]).finite
+    handle.remove()
+    assert updater.scaler.get_scale() == scale / 2
+    assert all(torch.equal(whole(p), before[name]) for name, p in updater.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "expected"),
+    [
+        ({}, 1, "single"),
+        ({}, 4, "ddp"),
+        ({"n_embd": 65536, "n_layer": 96}, 4, "fsdp, 1 copies of 4 shards"),
+        ({"mesh": "2x4"}, 8, "fsdp, 2 copies of 4 shards"),
+        ({"cpu_offload": True}, 2, "fsdp, 1 copies of 2 shards"),
+        ({"strategy": "ddp"}, 1, "ddp"),
+    ],
+)
+def test_auto_takes_what_fits(given: dict[str, object], size: int, expected: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path, tmp_path, vocab_size=64, **given)
+    assert str(plan_layout(config, replace(ONE, size=size))) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "message"),
+    [
+        ({"strategy": "single"}, 2, "would train 2 models"),
+        ({"strategy": "ddp", "mesh": "1x2"}, 2, "--mesh needs --strategy fsdp"),
+        ({"strategy": "ddp", "cpu_offload": True}, 2, "--cpu-offload needs --strategy fsdp"),
+        ({"mesh": "2x4"}, 6, "give 1x6, 2x3, 3x2, 6x1"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(
+    given: dict[str, object], size: int, message: str, tmp_path: Path
+) -> None:
+    config = tiny(tmp_path, tmp_path, vocab_size=64, **given)
+    with pytest.raises(ConfigError, match=message):
+        plan_layout(config, replace(ONE, size=size))

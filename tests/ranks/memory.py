@@ -1,0 +1,43 @@
+"""Run under torchrun by test_parallel.py: bytes of this rank's share of the training state, as JSON in FOLDER."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from nanogpt_dist.distributed import connect
+from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.update import Updater
+from tests.nanogpt_dist.small import tiny
+
+
+def local_bytes(tensors: Iterable[Tensor]) -> int:
+    """Memory behind tensors, of which several may lie in one buffer."""
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in local)}.values())
+
+
+if __name__ == "__main__":
+    folder, strategy = Path(sys.argv[1]), sys.argv[2]
+    with connect("cpu", timeout_s=60, group=True) as world:
+        config = tiny(folder, folder / "run", strategy=strategy, n_layer=4, n_embd=64, vocab_size=1000, n_head=4)
+        updater = Updater(config, world, plan_layout(config, world), torch.float32)
+        rows = torch.zeros(2, config.block_size, dtype=torch.int64).numpy()
+        updater.update(0, [(rows, rows)] * 2)  # AdamW has its moments now
+        with_gradients: list[Tensor] = []
+        updater.optimizer.step = lambda: with_gradients.extend(  # type: ignore[method-assign,assignment]
+            p.grad for p in updater.model.parameters() if p.grad is not None
+        )
+        updater.update(1, [(rows, rows)] * 2)
+        moments = [value for state in updater.optimizer.state.values() for value in state.values()]
+        sums = {
+            "parameters": local_bytes(updater.model.parameters()),
+            "gradients": local_bytes(with_gradients),
+            "moments": local_bytes(moments),
+            "total": 16 * updater.model.num_params(),
+        }
+        (folder / f"memory-{strategy}-{world.size}-{world.rank}.json").write_text(json.dumps(sums))
