@@ -3,7 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from nanogpt_dist import presets
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from nanogpt_dist.distributed import World
 
 
 @takes_settings(TrainConfig)
@@ -23,6 +26,13 @@ def train(
     ] = presets.DEFAULT_PRESET,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start at step 0, and refuse if the run folder has checkpoints.")
+    ] = False,
+    check_resume: Annotated[
+        bool,
+        typer.Option(
+            "--check-resume",
+            help="Prove that stopping and resuming changes no bit here; writes nothing, takes a minute.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -52,6 +62,9 @@ def train(
     with connect(config.device, config.timeout_s, group=config.strategy in ("ddp", "fsdp")) as world:
         if in_ranks:  # until here the signals end a rank that waits for others, deep in C++
             stop.listen()
+        if check_resume:
+            _check_resume(config, world, stop, json)
+            return
         result = run(config, world, stop, fresh)
     stopped = result.verdict == "stopped"
     if world.leads and (json or not stopped):
@@ -59,6 +72,24 @@ def train(
             _report(result, json)
     if stopped:
         raise StoppedError(f"stopped and saved at step {result.step}; the same command again goes on from there")
+
+
+def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from nanogpt_dist.check_resume import check_resume
+    from nanogpt_dist.runs import to_json
+
+    proof = check_resume(config, world, stop)
+    if not world.leads:
+        return
+    if as_json:
+        typer.echo(to_json({"ok": True, **asdict(proof)}))
+    else:
+        typer.echo(
+            f"resuming is exact here: {proof.updates} updates in one go and in two halves end with the same "
+            f"{proof.bytes:,} bytes of weights and moments"
+        )
 
 
 def _look_at_data(dataset: str) -> None:

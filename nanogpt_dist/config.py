@@ -110,6 +110,12 @@ class TrainConfig(ModelConfig):
     )
     compile: bool | None = setting(None, "Machine", "Run the model through torch.compile; unset: on cuda only.")
 
+    deterministic: bool = setting(
+        False,
+        "Machine",
+        "Only algorithms that give the same bits each time, as a bitwise resume on cuda needs: slower.",
+    )
+
     # Several ranks
     strategy: Literal["auto", "single", "ddp", "fsdp"] = setting(
         "auto",

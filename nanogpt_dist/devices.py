@@ -64,6 +64,15 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def set_up(device: torch.device, deterministic: bool) -> None:
+    """What holds for the whole process: TF32 for what autocast leaves in float32; one order of summing, on demand."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+    torch.use_deterministic_algorithms(deterministic)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Matrix products in `dtype`; nothing changes for float32."""
     if dtype == torch.float32:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nanogpt_dist import checkpoint
 from nanogpt_dist.batches import Tokens, micro_batch_size
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.devices import autocast
+from nanogpt_dist.devices import autocast, set_up
 from nanogpt_dist.distributed import World
 from nanogpt_dist.evaluation import Evaluation, Evaluator
 from nanogpt_dist.optim import learning_rate, make_optimizer
@@ -42,8 +42,7 @@ class Updater:
     def __init__(
         self, config: TrainConfig, world: World, layout: Layout, dtype: torch.dtype, init: bool = True
     ) -> None:
-        if world.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+        set_up(world.device, config.deterministic)
         self.config, self.world, self.layout, self.dtype = config, world, layout, dtype
         self.model, self.wrapped = lay_out(config, layout, world, dtype, init)
         self.optimizer = make_optimizer(self.model, config)

@@ -46,6 +46,15 @@ def command(*arguments: object, ranks: int = 0) -> list[str]:
     return [sys.executable, *(torchrun if ranks else []), str(CLONE / "nanogpt"), *map(str, arguments)]
 
 
+def in_ranks(script: str, ranks: int, *arguments: object) -> str:
+    """Run tests/ranks/SCRIPT.py under torchrun to a good end; what it wrote to standard error."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    line += ["--nproc-per-node", str(ranks), "-m", f"tests.ranks.{script}", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=CLONE)
+    assert done.returncode == 0, done.stderr[:6000]
+    return done.stderr
+
+
 @pytest.fixture
 def nanogpt(tmp_path: Path) -> Run:
     """Run `nanogpt ARGUMENTS` in an empty folder of its own; ranks=N: under torchrun; code=C: what it must return."""

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,25 +19,18 @@ from nanogpt_dist.parallel import plan_layout, whole
 from nanogpt_dist.stopping import StopRequest
 from nanogpt_dist.training import train
 from nanogpt_dist.update import Updater
-from tests.conftest import CLONE
+from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, records, tiny
 from tests.ranks.matrix import HALF, STEPS, strategies
 
 SIZES = (1, 2, 4)
 
 
-def torchrun(script: str, size: int, *arguments: object) -> None:
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    line += ["--nproc-per-node", str(size), "-m", f"tests.ranks.{script}", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=CLONE)
-    assert done.returncode == 0, done.stderr[:6000]
-
-
 @pytest.fixture(scope="module")
 def matrix(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("matrix")
     for size in SIZES:
-        torchrun("matrix", size, "train", folder, corpus)
+        in_ranks("matrix", size, "train", folder, corpus)
     return folder
 
 
@@ -74,7 +65,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one_in_each_layout(matrix: Pat
 
 def test_each_checkpoint_is_read_by_each_layout(matrix: Path, corpus: Path) -> None:
     for size in SIZES:
-        torchrun("matrix", size, "load", matrix, corpus)
+        in_ranks("matrix", size, "load", matrix, corpus)
     loaded = {
         f"{key} {size}": values
         for size in SIZES
@@ -88,7 +79,7 @@ def test_each_checkpoint_is_read_by_each_layout(matrix: Path, corpus: Path) -> N
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_the_training_state_shrinks_with_the_number_of_ranks(size: int, tmp_path: Path) -> None:
-    torchrun("memory", size, tmp_path, "fsdp")
+    in_ranks("memory", size, tmp_path, "fsdp")
     ranks = [json.loads((tmp_path / f"memory-fsdp-{size}-{rank}.json").read_text()) for rank in range(size)]
     for rank in ranks:
         mine = rank["parameters"] + rank["gradients"] + rank["moments"]

@@ -1,0 +1,96 @@
+"""Proof, on the machine at hand, that a resumed run is the undisturbed one to the last bit.
+
+A few updates in one go, and the same in two halves with a checkpoint between; then every weight and moment is compared.
+"""
+
+import json
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_dist import runs, storage
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import NanogptError, StoppedError
+from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.training import train
+
+UPDATES = 2  # in each half
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared: `files` files of tensors of `bytes` together, and the losses of the second half."""
+
+    updates: int
+    files: int
+    bytes: int
+    losses: list[float]
+
+
+def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
+    """Raises NanogptError naming what differs. All is as in `config`, but for one micro-batch a rank in each update.
+
+    Works in a folder beside config.out_dir, which it removes.
+    """
+    assert config.out_dir is not None
+    folder = Path(config.out_dir).parent / world.text_from_lead(f".check-resume-{secrets.token_hex(4)}")
+    config = config.model_copy(
+        update={
+            **{"max_iters": 2 * UPDATES, "save_interval": UPDATES, "eval_interval": 2 * UPDATES, "eval_iters": 1},
+            **{"gradient_accumulation_steps": world.size, "warmup_iters": 1, "lr_decay_iters": None},
+            **{"log_interval": 1, "tensorboard": False, "keep_checkpoints": 2},
+        }
+    )
+    try:
+        runs_of = [folder / name for name in ("whole", "resumed")]
+        _train(config, runs_of[0], world, stop)
+        with world.together():
+            if world.leads:
+                _copy_half(*map(runs.checkpoints_of, runs_of))
+        _train(config, runs_of[1], world, stop)
+        with world.together():
+            return _compare(*runs_of)
+    finally:
+        if world.leads:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _train(config: TrainConfig, run: Path, world: World, stop: StopRequest) -> None:
+    if train(config.model_copy(update={"out_dir": str(run)}), world, stop).verdict == "stopped":
+        raise StoppedError("stopped before anything was proven; the same command starts over")
+
+
+def _copy_half(whole: Path, resumed: Path) -> None:
+    storage.make_folder(resumed)
+    shutil.copytree(whole / storage.step_name(UPDATES), resumed / storage.step_name(UPDATES))
+
+
+def _compare(whole: Path, resumed: Path) -> Proof:
+    ends = [runs.checkpoints_of(run) / storage.step_name(2 * UPDATES) for run in (whole, resumed)]
+    files, others = (
+        {
+            entry["name"]: entry
+            for entry in storage.read_manifest(end)["files"]
+            if entry["name"].endswith(".safetensors")
+        }
+        for end in ends
+    )
+    if different := sorted(name for name in files.keys() | others.keys() if files.get(name) != others.get(name)):
+        raise NanogptError(
+            f"a resumed run differs from an undisturbed one in {', '.join(different)}; on a GPU try --deterministic, "
+            "else please report it"
+        )
+    losses, again = _losses(whole), _losses(resumed)
+    if losses != again:
+        raise NanogptError(
+            f"a resumed run's losses differ: {losses} and {again}; try --deterministic, else please report it"
+        )
+    return Proof(2 * UPDATES, len(files), sum(entry["bytes"] for entry in files.values()), losses)
+
+
+def _losses(run: Path) -> list[float]:
+    """Of the second half."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [record["loss"] for record in records if "loss" in record and record["step"] > UPDATES]

@@ -1,0 +1,31 @@
+"""Run under torchrun by test_async_save.py: rank 1 can write but a few KB; each tells how it ended."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from nanogpt_dist.distributed import connect
+from nanogpt_dist.errors import StorageError
+from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.training import train
+from nanogpt_dist.update import Updater
+from tests.nanogpt_dist.small import tiny
+
+if __name__ == "__main__":
+    folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])
+    made = []
+    update = Updater.update
+    Updater.update = lambda self, step, *rest: (made.append(step + 1), update(self, step, *rest))[1]  # type: ignore[method-assign]
+    with connect("cpu", timeout_s=60) as world:
+        if world.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        config = tiny(corpus, folder / "run", strategy="fsdp", async_save=True, save_interval=2, max_iters=40)
+        config = config.model_copy(update={"eval_interval": 40})
+        try:
+            train(config, world, StopRequest())
+            ended: list[object] = []
+        except StorageError as error:
+            ended = [made[-1], str(error).split(":")[0] + ":" + str(error).split(":")[1]]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(ended))
