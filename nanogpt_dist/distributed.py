@@ -89,6 +89,17 @@ class World:
         rows = self.sum(texts).tolist()
         return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
 
+    def refuse_differences(self, **what: str) -> None:
+        """Raises ConfigError on all ranks where `what`, texts by name, is not the same on all of them."""
+        for name, text in what.items():
+            texts = self.gather_texts(text)
+            odd = next((rank for rank, other in enumerate(texts) if other != texts[0]), None)
+            if odd is not None:
+                raise ConfigError(
+                    f"rank {odd} has another {name} than rank 0: {texts[odd][:50]} and {texts[0][:50]}; "
+                    "start all of them with the same command and installation"
+                )
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Run a block on all ranks; if it raised a NanogptError on some, all raise the first of these at its end.

@@ -107,12 +107,15 @@ class GPT(nn.Module):
         logits (B, 1, V) of the last position, and None.
         """
         if targets is None:
-            return self.logits(idx, last_only=True), None
-        logits = self.logits(idx)
+            return self._logits(idx, last_only=True), None
+        logits = self._logits(idx)
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1))
 
-    def logits(self, idx: Tensor, last_only: bool = False) -> Tensor:
-        """idx (B, T) int64 → (B, T, V); last_only: (B, 1, V)."""
+    def logits(self, idx: Tensor) -> Tensor:
+        """Logits of the next token at each position: (B, T) int64 → (B, T, V)."""
+        return self._logits(idx)
+
+    def _logits(self, idx: Tensor, last_only: bool = False) -> Tensor:
         T, block_size = idx.size(1), self.config.block_size
         assert block_size >= T, f"{T} tokens do not fit into block_size {block_size}"
         x = self.transformer(idx)  # (B, T, C)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import checkpoint, runs
+from nanogpt_dist import __version__, checkpoint, runs
 from nanogpt_dist.batches import Batches, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -52,6 +52,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
         config = fit_to_data(config, data)
         dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype))
+    world.refuse_differences(version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config))
     with run_folder(config, world) as run:
         start = resume_point(run, config, data, fresh, world, console)
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
@@ -128,6 +129,11 @@ def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
             f"vocab_size {config.vocab_size} is less than the {n_vocab} ids of {data.path}; type --vocab-size {n_vocab}"
         )
     return config
+
+
+def told(config: TrainConfig) -> dict[str, str]:
+    """Each setting as text, but for those that may differ between machines."""
+    return {name: str(value) for name, value in config.model_dump(exclude={"dataset", "device"}).items()}
 
 
 def read_plan(config: TrainConfig, data: DataFolder, world: World, dtype: torch.dtype) -> tuple[Batches, Evaluator]:

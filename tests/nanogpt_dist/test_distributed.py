@@ -56,3 +56,20 @@ def test_evaluation_and_bad_data_on_two_ranks(nanogpt: Run, corpus: Path, tmp_pa
     assert [line for line in failed.stderr.splitlines() if "error" in line] == failed.stderr.splitlines()
     assert len(failed.stderr.splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_ranks_of_different_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
+    line = command("train", "--dataset", corpus, *TINY, "--max-iters", "3", "--out-dir", tmp_path / "run", ranks=2)
+    script = tmp_path / "odd"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv += ['--dropout', '0.' + os.environ['RANK']]\n"
+        f"sys.argv[0] = {str(CLONE / 'nanogpt')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    line = [str(script) if part == str(CLONE / "nanogpt") else part for part in line]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=CLONE)
+    errors = [text for text in done.stderr.splitlines() if text.startswith("nanogpt")]
+    assert len(errors) == 1
+    assert "rank 1 has another dropout than rank 0: 0.1 and 0.0" in errors[0]
+    assert not (tmp_path / "run").exists()

@@ -84,6 +84,7 @@ def test_the_training_state_shrinks_with_the_number_of_ranks(size: int, tmp_path
     for rank in ranks:
         mine = rank["parameters"] + rank["gradients"] + rank["moments"]
         assert mine == pytest.approx(rank["total"] / size, rel=0.1)
+        assert rank["reductions"] == rank["groups"], "each group once, in the last of four micro-batches"
 
 
 # ---- what can be told in one process

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
 
 from nanogpt_dist.distributed import connect
 from nanogpt_dist.parallel import plan_layout
@@ -32,12 +33,16 @@ if __name__ == "__main__":
         updater.optimizer.step = lambda: with_gradients.extend(  # type: ignore[method-assign,assignment]
             p.grad for p in updater.model.parameters() if p.grad is not None
         )
-        updater.update(1, [(rows, rows)] * 2)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            updater.update(1, [(rows, rows)] * 4)
+        calls = {event.key: event.count for event in profiler.key_averages()}
         moments = [value for state in updater.optimizer.state.values() for value in state.values()]
         sums = {
             "parameters": local_bytes(updater.model.parameters()),
             "gradients": local_bytes(with_gradients),
             "moments": local_bytes(moments),
+            "reductions": calls.get("c10d::_reduce_scatter_base_", 0),
+            "groups": 1 + len(updater.model.transformer.h),
             "total": 16 * updater.model.num_params(),
         }
         (folder / f"memory-{strategy}-{world.size}-{world.rank}.json").write_text(json.dumps(sums))
