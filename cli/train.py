@@ -57,9 +57,10 @@ def train(
         _look_at_data(config.dataset)
 
     from nanogpt_dist.distributed import connect
+    from nanogpt_dist.parallel import needs_group
     from nanogpt_dist.training import train as run
 
-    with connect(config.device, config.timeout_s, group=config.strategy in ("ddp", "fsdp")) as world:
+    with connect(config.device, config.timeout_s, needs_group(config)) as world:
         if in_ranks:  # until here the signals end a rank that waits for others, deep in C++
             stop.listen()
         if check_resume:

@@ -89,9 +89,18 @@ def plan_layout(config: TrainConfig, world: World) -> Layout:
     return Layout(strategy, replicate, shard)
 
 
+def needs_group(config: TrainConfig) -> bool:
+    """Whether one process alone needs a process group, too."""
+    return config.strategy in ("ddp", "fsdp") or _asks_for_fsdp(config)
+
+
+def _asks_for_fsdp(config: TrainConfig) -> bool:
+    return config.strategy == "auto" and (config.mesh is not None or config.cpu_offload)
+
+
 def _fitting(config: TrainConfig, world: World) -> str:
     """single in one process; several share the model out where they are told how, or if a whole one is too large."""
-    if config.mesh or config.cpu_offload:
+    if _asks_for_fsdp(config):
         return "fsdp"
     if world.size == 1:
         return "single"
