@@ -2,12 +2,13 @@
 
 import difflib
 import os
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from cli import options
-from launch import supervisor, torchrun
+from cli import launch_jobs, options
+from launch import job_options, supervisor, torchrun
 from nanogpt_dist.errors import UsageError
 
 IN_RANKS = ("prepare", "train", "eval")  # the commands that share their work out; others would do it once in each rank
@@ -15,7 +16,9 @@ IN_RANKS = ("prepare", "train", "eval")  # the commands that share their work ou
 CONTEXT = {**options.CONTEXT, "allow_interspersed_args": False}
 
 
+@options.takes_settings(job_options.JobOptions)
 def launch(
+    settings: dict[str, Any],
     arguments: Annotated[
         list[str],
         typer.Argument(
@@ -43,13 +46,24 @@ def launch(
     shutdown_timeout: Annotated[
         int, typer.Option(min=1, metavar="SECONDS", help="Seconds that the ranks have for saving when asked to stop.")
     ] = 60,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command for a shell, and run nothing.")] = False,
+    slurm: launch_jobs.Slurm = False,
+    kubernetes: launch_jobs.Kubernetes = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command, or the job file, and run nothing.")
+    ] = False,
 ) -> None:
     """Run prepare, train or eval in several ranks, e.g. `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
 
     Ctrl-C or SIGTERM lets every rank save, and returns 75: the same command again resumes.
+
+    With --slurm or --kubernetes, on a machine that can reach the scheduler, this becomes a job on --nnodes nodes.
     """
     _check_command(arguments[0])
+    launch_jobs.check(settings, slurm, kubernetes, node_rank, rdzv_endpoint)
+    if slurm or kubernetes:
+        job = job_options.make(nnodes, nproc_per_node, arguments, settings, max_restarts, shutdown_timeout, Path.cwd())
+        launch_jobs.hand_over(job, slurm, dry_run)
+        return
     ranks = torchrun.ranks(nproc_per_node)
     line = torchrun.command(ranks, nnodes, node_rank, rdzv_endpoint, max_restarts, arguments)
     added = torchrun.environment(ranks, shutdown_timeout, os.environ)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: a batch file of launch.slurm
 
 
 def children(parent: int) -> set[int]:
@@ -52,6 +52,8 @@ def run_and_pass_on(command: list[str], environment: Mapping[str, str]) -> int:
 def end_with_parent() -> Callable[[], None] | None:
     """A preexec_fn by which the new process gets SIGTERM when its parent dies, even by SIGKILL; None if not on Linux.
 
+    It and its children ignore SIGUSR1: some Slurms send it to every process of a step, and we pass it on as SIGTERM.
+
     The parent is the thread that starts it, and must stay: use it from the main thread.
     """
     if sys.platform != "linux":
@@ -60,6 +62,7 @@ def end_with_parent() -> Callable[[], None] | None:
     parent = os.getpid()
 
     def ask() -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
         if os.getppid() != parent:  # it died before we could ask
             os._exit(1)
