@@ -22,6 +22,7 @@ from nanogpt_dist.errors import CannotCreateError, ConfigError, Exit, MissingInp
 
 MARK = "# Written by `nanogpt launch --slurm`, which writes it anew: edit a copy."
 MARGIN_S = 60  # between the end of the ranks' time for saving and that of the job
+EARLY_S = 60  # by which Slurm's signal may come too early
 STRAGGLER_S = 600  # a node that still runs so long after the first has ended hangs: srun ends it
 FIRST_PORT, PORTS = 10000, 20000  # below the ports that Linux gives out to whoever asks
 
@@ -87,6 +88,17 @@ def script(job: Job, environment: Mapping[str, str]) -> str:
     return "\n".join(["#!/bin/bash", MARK, *(f"#SBATCH {line}" for line in _directives(job)), "", body])
 
 
+def seconds(time: str) -> int | None:
+    """Length of a time limit as sbatch writes it (minutes, H:M:S, D-H …); None for none, or for what we cannot read."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if not match:
+        return None
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    from_hours = match[1] is not None or match[4] is not None
+    hours, minutes, rest = (first, second, third) if from_hours else (0, first, second)
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
 def write(path: Path, text: str) -> None:
     """Writes a batch file, over an earlier one of ours.
 
@@ -117,7 +129,13 @@ def submit(path: Path) -> str:
 
 
 def _directives(job: Job) -> list[str]:
-    options = job.options
+    options, before_end_s = job.options, job.shutdown_timeout_s + MARGIN_S
+    limit_s = seconds(options.time or "")
+    if limit_s is not None and limit_s <= before_end_s + EARLY_S:
+        raise UsageError(
+            f"--time {options.time}: a job that is told {before_end_s} s before its end to save, or up to {EARLY_S} s "
+            "earlier, would do nothing else; give it more, or lower --shutdown-timeout"
+        )
     given = {
         "job-name": job.name,
         "nodes": job.nnodes,
@@ -131,7 +149,7 @@ def _directives(job: Job) -> list[str]:
         "qos": options.qos,
         "output": "%x-%j.out",
         "open-mode": "append",
-        "signal": f"B:USR1@{job.shutdown_timeout_s + MARGIN_S}",
+        "signal": f"B:USR1@{before_end_s}",
     }
     for name in ("time", "partition", "account", "qos"):
         if given[name] is not None and not re.fullmatch(r"[\w.,:@+=/-]+", str(given[name])):
