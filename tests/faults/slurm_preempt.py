@@ -3,8 +3,8 @@
     python tests/faults/slurm_preempt.py --proctrack cgroup
 
 Needs root, Slurm and munge (Debian: slurm-wlm, munge), and scripts that start and stop a cluster of two virtual nodes
-on this machine; `--proctrack cgroup` also a mounted freezer. Each training saves, is requeued, resumes and finishes, its weights
-equal by sha256 to those of one that was left alone; a cancelled one stays away. Prints one JSON object.
+on this machine; `--proctrack cgroup` also a mounted freezer. Each training saves, is requeued, resumes and finishes,
+its weights equal by sha256 to those of one that was left alone; a cancelled one stays away. Prints one JSON object.
 """
 
 import argparse
