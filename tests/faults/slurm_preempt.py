@@ -44,7 +44,9 @@ def cluster(proctrack: str) -> Iterator[dict[str, str]]:
     """A Slurm of two nodes, on which partition `high` preempts partition `debug`; the environment for its commands."""
     home = Path(tempfile.mkdtemp(prefix="slurm-", dir="/run"))
     home.chmod(0o755)
-    started = {**os.environ, "NG_PROCTRACK": proctrack, "PYTHONPATH": str(CLONE)}
+    port = 17000 + os.getpid() % 5000 * 3  # of slurmctld; the nodes have the two above it
+    ports = {"NG_CTLPORT": str(port), "NG_SLURMD_PORT": str(port)}
+    started = {**os.environ, "NG_PROCTRACK": proctrack, "PYTHONPATH": str(CLONE), **ports}
     try:
         subprocess.run([SCRIPTS / "slurm-start.sh", home], env=started, check=True, timeout=60, stdout=sys.stderr)
         yield {**started, "SLURM_CONF": str(home / "slurm.conf")}
@@ -77,7 +79,7 @@ class Training:
     def wait_for_updates(self) -> None:
         self.wait(lambda: (self.run / "metrics.jsonl").exists())
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 240) -> None:
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 900) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             log = self.log.read_text() if self.log.exists() else ""
@@ -156,13 +158,22 @@ def main() -> None:
         training.type("scancel", "--batch", "--signal=USR1", training.job)
         found["early"] = training.finish()
 
+        training = start(
+            "terminated"
+        )  # as where Slurm ends the steps of a preempted job without telling the batch file
+        training.wait_for_updates()
+        training.type("scancel", "--signal=TERM", training.job)
+        found["terminated"] = training.finish()
+
         training = start("cancelled")
         training.wait_for_updates()
         training.type("scancel", training.job)
         found["cancelled"] = training.finish()
 
     alone = found["left-alone"]["weights"]
-    found["equal"] = {name: found[name]["weights"] == alone for name in ("preempted", "out-of-time", "early")}
+    found["equal"] = {
+        name: found[name]["weights"] == alone for name in ("preempted", "out-of-time", "early", "terminated")
+    }
     print(json.dumps(found))
     sys.exit(not all(found["equal"].values()) or found["cancelled"]["state"] != "CANCELLED")
 
