@@ -123,8 +123,9 @@ def submit(path: Path) -> str:
         raise MissingInputError(f"no sbatch here: go to a login node of the cluster and type: sbatch {path}")
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, errors="replace")
     if done.returncode:
-        reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines() or [f"code {done.returncode}"]
-        raise ConfigError(f"sbatch refused {path}: {reason[-1]}; change the options, or see: sbatch {path}")
+        said = re.sub(r"(?m)^sbatch: \w+: ", "", done.stderr).split("\n")
+        reason = next((line for line in reversed(said) if line.strip()), f"code {done.returncode}")
+        raise ConfigError(f"sbatch refused {path}: {reason}; change the options, or see: sbatch {path}")
     return done.stdout.strip().split(";")[0]  # "12;CLUSTER" where there are several
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch import job_options, slurm
+from launch import job_options, processes, slurm
 from tests.faults import slurm_preempt
+from tests.launch.test_launch import REAL_TORCHRUN, Launcher, linux
 from tests.launch.test_slurm import job
 
 # What the batch file calls, played: each notes its arguments; srun runs the command as the task of node 1.
@@ -148,6 +149,21 @@ def test_a_run_that_ends_well_while_it_is_asked_to_stop_is_done(play: Path) -> N
     played.process.send_signal(signal.SIGUSR1)
     assert played.end() == 0
     assert "scontrol requeue" not in played.calls()
+
+
+# ---- the launcher that it signals
+
+
+@linux
+def test_a_signal_to_every_process_of_the_step_stops_it_once(tmp_path: Path) -> None:
+    """What a Slurm with proctrack/linuxproc does; with proctrack/cgroup the launcher alone gets it."""
+    launcher = Launcher(tmp_path, REAL_TORCHRUN, ["save"])
+    launcher.wait_for_ranks()
+    (torchrun,) = processes.children(launcher.process.pid)
+    processes.send(signal.SIGUSR1, [*processes.children(torchrun), torchrun, launcher.process.pid])
+    assert launcher.end() == (75, "")
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    assert not launcher.living()
 
 
 # ---- a real Slurm
