@@ -41,7 +41,10 @@ def launch(
         typer.Option(metavar="HOST:PORT", help="Where several nodes meet: the first node and a free port on it."),
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, metavar="K", help="Times that all ranks are started again after one has failed.")
+        int,
+        typer.Option(
+            min=0, metavar="K", help="Times in a row, without a new checkpoint, that a failed run starts again."
+        ),
     ] = 0,
     shutdown_timeout: Annotated[
         int, typer.Option(min=1, metavar="SECONDS", help="Seconds that the ranks have for saving when asked to stop.")
@@ -70,7 +73,7 @@ def launch(
     if dry_run:
         typer.echo(torchrun.pasteable(line, added))
         return
-    raise typer.Exit(supervisor.run(line, {**os.environ, **added}, shutdown_timeout))
+    raise typer.Exit(supervisor.run(line, {**os.environ, **added}, shutdown_timeout, max_restarts))
 
 
 def _check_command(name: str) -> None:

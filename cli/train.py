@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import Json, takes_settings
+from launch import verdict
 from nanogpt_dist import presets
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import NanogptError, StoppedError
@@ -53,6 +54,8 @@ def train(
     except NanogptError as error:
         error.agreed = True  # every rank read the same command line
         raise
+    assert config.out_dir is not None
+    verdict.tell_run(Path(config.out_dir))
     if not in_ranks:
         _look_at_data(config.dataset)
 

@@ -58,21 +58,30 @@ class Stop:
         self.latest = now
 
 
-def run(command: list[str], environment: Mapping[str, str], shutdown_timeout_s: float = 60.0) -> int:
+def run(
+    command: list[str], environment: Mapping[str, str], shutdown_timeout_s: float = 60.0, max_restarts: int = 0
+) -> int:
     """Runs `command`, a torchrun, in `environment` until all its processes are gone; returns the exit code of the run.
 
-    That is the code of the verdict that all ranks agreed on, or 0 if torchrun returned 0. SIGINT, SIGTERM and SIGHUP
-    ask the ranks to stop; after shutdown_timeout_s, or upon a second Ctrl-C within 5 s, they are killed. Standard
-    input, output and error are inherited. Must be called from the main thread.
+    That is the code of the verdict that all ranks agreed on, or 0 if torchrun returned 0. SIGINT, SIGTERM, SIGHUP and
+    SIGUSR1 ask the ranks to stop; after shutdown_timeout_s, or upon a second Ctrl-C within 5 s, they are killed.
+    max_restarts: what torchrun was told; where it has used them up but the run has a new checkpoint, it starts anew.
+    Standard input, output and error are inherited. Must be called from the main thread.
 
     Raises: NanogptError, with the code that the failing rank gave, if the run failed; StoppedError if it was stopped
     before the ranks were up; CannotCreateError if there is no folder for temporary files.
     """
     stop = Stop(shutdown_timeout_s)
-    with _private_folder() as folder, _listening(stop):
-        path = folder / "verdict.json"
-        returncode = _attend(_start(command, {**environment, verdict.VARIABLE: str(path)}), path, stop)
-        return conclude(returncode, verdict.read(path), stop)
+    with _listening(stop):
+        while True:
+            with _private_folder() as folder:
+                path = folder / "verdict.json"
+                returncode = _attend(_start(command, {**environment, verdict.VARIABLE: str(path)}), path, stop)
+                left, newest = verdict.read(path), verdict.progress(path)
+            failed = returncode != 0 and not (left and left.agreed) and not stop.requested
+            if not failed or not max_restarts or newest is None:
+                return conclude(returncode, left, stop)
+            print(f"nanogpt: {max_restarts} restarts used up, but {newest} is new: starting again", file=sys.stderr)
 
 
 def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:

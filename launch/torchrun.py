@@ -30,7 +30,7 @@ def command(
     """
     check(nproc_per_node, nnodes, node_rank, rdzv_endpoint)
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-m", "nanogpt_dist.agent"),  # torchrun, less talkative
         *("--nproc-per-node", str(nproc_per_node)),
         *_rendezvous(nnodes, node_rank, rdzv_endpoint),
         *("--max-restarts", str(max_restarts)),

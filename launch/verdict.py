@@ -59,6 +59,42 @@ def read(path: Path) -> Verdict | None:
     return next((verdict for verdict in verdicts if verdict), None)
 
 
+def tell_run(run: Path) -> None:
+    """Tells the launcher which run folder the ranks work in, and which checkpoint it has. Every rank may call it."""
+    if not os.environ.get(VARIABLE):
+        return
+    place = _run_file(Path(os.environ[VARIABLE]))
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    with suppress(OSError):
+        temporary.write_text(json.dumps([str(run.absolute()), newest_checkpoint(run)]), encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(temporary, place)  # what was there when the first of them came
+        temporary.unlink()
+
+
+def progress(path: Path) -> str | None:
+    """The newest checkpoint of the run that was told of at `path`, if the run had another one then; otherwise None."""
+    try:
+        run, before = json.loads(_run_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    now = newest_checkpoint(Path(run))
+    return now if now != before else None
+
+
+def newest_checkpoint(run: Path) -> str | None:
+    """What a run's status.json calls its newest checkpoint."""
+    try:
+        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        return str(status["checkpoint"]) if status["checkpoint"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _run_file(path: Path) -> Path:
+    return path.with_name("run.json")
+
+
 def _of_attempt(path: Path, attempt: int) -> Path:
     return path if attempt == 0 else path.with_name(f"{path.name}.{attempt}")
 

@@ -1,4 +1,4 @@
-"""A polite request to stop (SIGTERM, SIGHUP, Ctrl-C): obeyed at once while nothing is under way, else remembered."""
+"""A polite request to stop (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C): obeyed at once before the work, else remembered."""
 
 import signal
 import time
@@ -6,7 +6,7 @@ from types import FrameType
 
 from nanogpt_dist.errors import StoppedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # SIGHUP: the terminal is gone
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)  # HUP: no terminal; USR1: a batch system
 DEBOUNCE_S = 1.0  # torchrun passes on the Ctrl-C that the terminal has sent already
 IMPATIENT_S = 5.0
 
@@ -26,9 +26,12 @@ class StopRequest:
         return self._asked_at is not None
 
     def listen(self) -> "StopRequest":
-        """Take over the signals of this process, but for those that it inherited as ignored (nohup)."""
+        """Take over the signals of this process, but for those that it inherited as ignored (nohup).
+
+        SIGUSR1 in any case: a launcher has it ignored until we listen, as whoever does not dies of it.
+        """
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number == signal.SIGUSR1 or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
         return self
 

@@ -17,7 +17,7 @@ from nanogpt_dist.errors import MAX_LINE, NanogptError, StoppedError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = ROOT / "tests" / "ranks"
-REAL_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+REAL_TORCHRUN = [sys.executable, "-m", "nanogpt_dist.agent", "--standalone", "--nproc-per-node", "2"]
 FAKE_TORCHRUN = [sys.executable, str(RANKS / "launch_agent.py")]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="ranks are found through /proc")
@@ -93,7 +93,7 @@ def fake(restarts: int = 0) -> list[str]:
 
 def test_one_node_needs_no_address() -> None:
     command = torchrun.command(2, 1, None, None, 3, ["train", "gpt2-124m"])
-    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert command[:3] == [sys.executable, "-m", "nanogpt_dist.agent"]
     assert "--standalone" in command
     assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[command.index("--max-restarts") + 1] == "3"
