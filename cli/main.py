@@ -86,7 +86,7 @@ def main() -> int:
             return Exit.DONE
         if os.environ.get(DEBUG):
             traceback.print_exc()
-        return _leave(*explain(error))
+        return _leave(*explain(error), quiet=isinstance(error, NanogptError) and error.quiet)
 
 
 def _open_streams() -> None:
@@ -122,14 +122,14 @@ def explain(error: BaseException) -> tuple[int, str, bool]:
     return *errors.explain(error), isinstance(error, NanogptError) and error.agreed
 
 
-def _leave(code: int, line: str, agreed: bool) -> int:
+def _leave(code: int, line: str, agreed: bool, quiet: bool = False) -> int:
     """Print the line once, leave the verdict for a launcher, and choose what this process returns."""
     rank = int(number) if (number := os.environ.get("RANK", "0")).isdecimal() else 0
     where = f" (rank {rank})" if rank and not agreed else ""
     prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "
     line = one_line(line, MAX_LINE - len(prefix))
-    left = verdict.write(verdict.Verdict(code, line, rank, agreed))
-    if line and (rank == 0 or not agreed):
+    left = not quiet and verdict.write(verdict.Verdict(code, line, rank, agreed))
+    if line and not quiet and (rank == 0 or not agreed):
         with suppress(OSError):  # the terminal may be gone
             print(prefix + line, file=sys.stderr, flush=True)
     # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see that all went well.

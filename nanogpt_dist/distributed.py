@@ -6,7 +6,7 @@ Every decision (go on, stop, save, fail) is agreed here before it is taken, so t
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
 from nanogpt_dist.errors import ConfigError, NanogptError, error_of, one_line
+from nanogpt_dist.watch import Watch
 
 PATIENCE_S = 24 * 3600  # of a patient World: the slowest save of the largest model over the slowest disk
 
@@ -23,6 +24,7 @@ class World:
     """This process among the others. `device` is where its tensors live, `backend` None in a single process.
 
     local_size: ranks on this machine. group: whose timeout holds in what follows, None for the usual one.
+    watch: knows who is to blame when a collective fails.
     """
 
     rank: int
@@ -33,6 +35,7 @@ class World:
     local_size: int = 1
     group: dist.ProcessGroup | None = None
     patient_group: dist.ProcessGroup | None = None
+    watch: Watch = field(default_factory=lambda: Watch(0, 1, None), compare=False)
 
     @property
     def patient(self) -> "World":
@@ -148,10 +151,13 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = _store(size, timeout)
+    watch = Watch(rank, size, dist.PrefixStore("watch", store))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
-        yield World(rank, local_rank, size, device, backend, local_size, patient_group=patient)
+        yield World(rank, local_rank, size, device, backend, local_size, patient_group=patient, watch=watch)
+    except Exception as error:
+        raise watch.leave(error) from error.__cause__
     finally:
         dist.destroy_process_group()
 

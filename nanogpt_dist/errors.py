@@ -29,10 +29,12 @@ class NanogptError(Exception):
     """Base of all errors that end in one line; `code` is what the process returns.
 
     agreed: every rank of the run raises this same error, so that each may leave without telling the others.
+    quiet: another rank prints the line.
     """
 
     code = Exit.BUG
     agreed = False
+    quiet = False
 
 
 class UsageError(NanogptError):
@@ -104,12 +106,21 @@ def explain(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
         return Exit.BUG, "out of memory; lower --batch-size (and raise --gradient-accumulation-steps) or --num-samples"
-    if name.startswith("Dist") or "gloo" in text or "Connection closed by peer" in text:
+    if is_lost_peer(error):
         return Exit.IO_ERROR, (
             "lost another rank: see its message, or its exit code above (-9: killed, mostly for lack of memory); "
             "the same command resumes"
         )
     return Exit.BUG, f"bug: {name}: {text}; please report it with what --debug prints"
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective of torch's failed: another rank is gone, or does not answer."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__.startswith("Dist")
+        or any(sign in text for sign in ("gloo", "Connection closed by peer", "Connection reset by peer"))
+    )
 
 
 def _explain_system(error: OSError, name: str) -> tuple[int, str]:

@@ -41,12 +41,16 @@ def noting_failure(run: Path, world: World) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if world.leads:
-            _note(run, *explain(error))
-        raise
+        named = world.watch.leave(error)
+        _note(run, world, named)
+        raise named from error.__cause__
 
 
-def _note(run: Path, code: int, line: str) -> None:
+def _note(run: Path, world: World, error: BaseException) -> None:
+    told = isinstance(error, NanogptError) and (error.quiet or (error.agreed and not world.leads))
+    if told:  # by another rank
+        return
+    code, line = explain(error)
     with contextlib.suppress(NanogptError):  # a full disk may be what ended the run: its own error says so
         before = runs.read_json(run / "status.json")
         verdict = "stopped" if code == Exit.STOPPED else "failed"

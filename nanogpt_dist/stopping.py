@@ -39,6 +39,10 @@ class StopRequest:
         """From now on whoever looks at us decides when to stop."""
         self._deferred = True
 
+    def ask(self) -> None:
+        """Ask to stop, as a signal does."""
+        self._asked_at = time.monotonic()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         since = now - self._asked_at if self._asked_at is not None else None

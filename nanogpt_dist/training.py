@@ -66,6 +66,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
                 updater.load(start, facts)
         saver = Saver(run, config, world, data, console, newest=start)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(world.watch.over(run, config.timeout_s, stop.ask))
             stack.enter_context(noting_failure(run, world))
             with world.together():
                 progress = Progress(run, config, world, updater, state, console)
@@ -87,6 +88,7 @@ def loop(
     while state.step < config.max_iters:
         with world.together():  # a damaged shard is found here
             tokens = list(batches.of(state.step))
+        world.watch.beat(state.step)
         update = updater.update(state.step, tokens)
         skipped = 0 if update.finite else skipped + 1
         state.step += 1

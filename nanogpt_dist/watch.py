@@ -1,0 +1,210 @@
+"""Who is to blame when a run stands still or breaks: names, stacks, and a thread that looks at the clock.
+
+Each rank registers in the store of its process group. When a collective fails, each survivor leaves a note there, and
+whoever leaves none is the one that was lost: killed, stopped, hanging, or behind a cut cable. A rank that fails by
+itself leaves its reason. Nothing here waits for long: the store may be gone as well.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import torch.distributed as dist
+
+from nanogpt_dist.errors import NanogptError, StorageError, explain, is_lost_peer, one_line
+
+NOTES_S = 2.0  # within which survivors have noticed that a rank is gone, once one has
+STORE_S = 3.0  # for an answer of the store
+ROLL_CALL_S = 8.0  # for all of it
+POLL_S = 1.0
+DEAD = ("", "Z", "X")  # states of a process, as _state() tells them
+STOPPED = ("T", "t")
+
+
+class Watch:
+    """What one rank knows of itself and the others. store: None in a process without a group."""
+
+    def __init__(self, rank: int, size: int, store: "dist.Store | None") -> None:
+        self.rank, self.size = rank, size
+        self._store = store
+        self._step: int | None = None
+        self._beat = time.monotonic()
+        self._left: BaseException | None = None
+        self._stacks: IO[str] | None = None
+        if store is not None:
+            store.set(f"member/{rank}", json.dumps([socket.gethostname(), _place(), os.getpid()]))
+
+    def beat(self, step: int) -> None:
+        """Tell that this rank is alive, after `step` updates."""
+        self._step, self._beat = step, time.monotonic()
+
+    @contextlib.contextmanager
+    def over(self, run: Path, timeout_s: float, orphaned: Callable[[], None]) -> Any:
+        """Watch a training in the folder `run`: on SIGUSR2, or without a beat for timeout_s, the stacks of all threads
+        go to run/stacks. orphaned: called once if the process that started this one dies.
+        """
+        path = run / "stacks" / f"rank-{self.rank:05d}.txt"
+        ended = threading.Event()
+        with contextlib.suppress(OSError):  # a full disk is told of elsewhere
+            path.parent.mkdir(exist_ok=True)
+            self._stacks = open(path, "w", encoding="utf-8")  # noqa: SIM115
+            faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
+        self._beat = time.monotonic()
+        threading.Thread(target=self._guard, args=(ended, timeout_s, orphaned), name="watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            self._close(path)
+
+    def _close(self, path: Path) -> None:
+        if self._stacks is None:
+            return
+        faulthandler.unregister(signal.SIGUSR2)
+        stacks, self._stacks = self._stacks, None
+        with contextlib.suppress(OSError):
+            stacks.close()
+            if not path.stat().st_size:
+                path.unlink()
+                path.parent.rmdir()  # not while another rank's are there
+
+    def _guard(self, ended: threading.Event, timeout_s: float, orphaned: Callable[[], None]) -> None:
+        parent, told = os.getppid(), -1.0
+        while not ended.wait(POLL_S):
+            if os.getppid() != parent and "RANK" in os.environ:
+                parent = os.getppid()
+                orphaned()
+            if time.monotonic() > self._beat + timeout_s and told != self._beat:
+                told = self._beat
+                self.dump()
+                step = "" if self._step is None else f" after step {self._step}"
+                where = f"; see {self._stacks.name}" if self._stacks is not None else ""
+                print(f"nanogpt: rank {self.rank}: nothing for {timeout_s:g} s{step}{where}", file=sys.stderr)
+
+    def dump(self) -> None:
+        """Write the stacks of this process's threads where they belong."""
+        if self._stacks is not None:
+            faulthandler.dump_traceback(file=self._stacks, all_threads=True)
+
+    def leave(self, error: BaseException) -> BaseException:
+        """The error to leave with: for one of the group, one that names who was lost; any other as it is.
+
+        All ranks that still can call it. Those that come together print one line: the others' are quiet.
+        """
+        if self._left is None:
+            self._left = error
+            if self._store is not None and not (isinstance(error, NanogptError) and error.agreed):
+                found: list[BaseException] = []
+                asking = threading.Thread(target=lambda: found.append(self._roll_call(error)), daemon=True)
+                asking.start()
+                asking.join(ROLL_CALL_S)
+                self._left = found[0] if found else self._nobody_answers(error)
+        return self._left
+
+    def _nobody_answers(self, error: BaseException) -> BaseException:
+        if not is_lost_peer(error):
+            return error
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        self.dump()
+        return StorageError(
+            f"lost the other ranks{self._at()}: {place} does not answer; see whether that host and the network "
+            "work; the same command resumes"
+        )
+
+    def _roll_call(self, error: BaseException) -> BaseException:
+        assert self._store is not None
+        lost = is_lost_peer(error)
+        try:
+            self._store.set_timeout(timedelta(seconds=STORE_S))
+            self._store.set(f"left/{self.rank}", json.dumps(None if lost else one_line(explain(error)[1])))
+            if not lost:
+                return error
+            self.dump()
+            notes = self._notes()
+            members = {rank: json.loads(self._store.get(f"member/{rank}")) for rank in range(self.size)}
+        except (RuntimeError, ValueError):  # the store is gone
+            return self._nobody_answers(error)
+        named = StorageError(self._name(notes, members))
+        missing = {rank: member for rank, member in members.items() if rank not in notes}
+        named.quiet = self._is_blamed() or self.rank != min(rank for rank, note in notes.items() if note is None)
+        if not named.quiet:
+            self._blame(missing)
+        return named
+
+    def _notes(self) -> dict[int, str | None]:
+        """The notes of those that left so far: a reason, or None from whoever has lost another."""
+        assert self._store is not None
+        deadline = time.monotonic() + NOTES_S
+        there: list[int] = []
+        while len(there) < self.size and time.monotonic() < deadline:
+            time.sleep(0.05)
+            there = [rank for rank in range(self.size) if self._store.check([f"left/{rank}"])]
+        return {rank: json.loads(self._store.get(f"left/{rank}")) for rank in there}
+
+    def _name(self, notes: dict[int, str | None], members: dict[int, Any]) -> str:
+        missing = [rank for rank in range(self.size) if rank not in notes]
+        reasons = {rank: note for rank, note in notes.items() if note is not None}
+        if missing:
+            who = "lost " + "; ".join(f"rank {rank} {_fate(*members[rank])}" for rank in missing[:2])
+            who += f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        elif reasons:
+            rank, reason = next(iter(reasons.items()))
+            who = f"rank {rank} failed: {reason[:90]}"
+        else:
+            who = "the ranks lost each other: see whether the network works"
+        stacks = f"; stacks in {Path(self._stacks.name).parent}" if self._stacks is not None and missing else ""
+        return f"{who}{self._at()}{stacks}; the same command resumes"
+
+    def _at(self) -> str:
+        return "" if self._step is None else f", after step {self._step}"
+
+    def _is_blamed(self) -> bool:
+        """Whether the others have left without this rank: then they have told of it."""
+        assert self._store is not None
+        return self._store.check([f"blamed/{self.rank}"])
+
+    def _blame(self, missing: dict[int, Any]) -> None:
+        """Those that hang or are stopped on this machine write their stacks, and find themselves alone."""
+        assert self._store is not None
+        for rank in missing:
+            self._store.set(f"blamed/{rank}", "")
+        woken = [pid for _, place, pid in missing.values() if place == _place() and _state(pid) not in DEAD]
+        for pid in woken:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGUSR2)
+                os.kill(pid, signal.SIGCONT)
+        if woken:
+            time.sleep(0.5)
+
+
+def _place() -> str:
+    """Where process ids mean the same: one boot of one machine, one container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return socket.gethostname()
+
+
+def _state(pid: int) -> str:
+    """A process's state in /proc: R, S, D, T, Z; "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _fate(host: str, place: str, pid: int) -> str:
+    if place != _place():
+        return f"(pid {pid} on {host}), which does not answer"
+    state = _state(pid)
+    return f"(pid {pid}), which {'has died' if state in DEAD else 'is stopped' if state in STOPPED else 'hangs'}"

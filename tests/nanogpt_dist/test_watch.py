@@ -1,0 +1,84 @@
+"""Ranks that die, stop, hang or fail: the others name them, show the stacks, and leave. Real ranks, real signals."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import processes
+from tests.faults.trainings import Training, prepare
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    started = []
+
+    def start(*more: str) -> Training:
+        prepare(tmp_path)
+        started.append(Training(tmp_path, "run", 10**6, 10**6, [], *more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        processes.send(signal.SIGKILL, one.living())
+
+
+def wait_for_updates(training: Training) -> list[int]:
+    """Ids of the ranks, once they are at work."""
+    deadline = time.monotonic() + 60
+    metrics = training.run / "metrics.jsonl"
+    while not metrics.exists() or not metrics.stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return training.ranks()
+
+
+def test_a_killed_rank_is_named_and_all_leave(training: Callable[..., Training]) -> None:
+    run = training()
+    process = run.start()
+    ranks = wait_for_updates(run)
+    os.kill(ranks[1], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 74
+    assert f"lost rank 1 (pid {ranks[1]}), which has died, after step " in stderr.splitlines()[-1]
+    assert f"rank 1 (pid {ranks[1]}) was killed by SIGKILL" in stderr
+    assert len([line for line in stderr.splitlines() if line.startswith("nanogpt")]) == 3  # rank, torchrun, launcher
+    assert not run.living()
+    status = json.loads((run.run / "status.json").read_text())
+    assert (status["verdict"], status["code"]) == ("failed", 74)
+    assert "rank 1" in status["message"]
+
+
+def test_a_stopped_rank_is_named_with_the_stacks_of_all(training: Callable[..., Training]) -> None:
+    run = training("--timeout-s", "4")
+    process = run.start()
+    ranks = wait_for_updates(run)
+    os.kill(ranks[0], signal.SIGSTOP)
+    _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 74
+    assert f"lost rank 0 (pid {ranks[0]}), which is stopped" in stderr
+    assert "stacks in run/stacks" in stderr
+    stacks = [(run.run / "stacks" / f"rank-0000{rank}.txt").read_text() for rank in range(2)]
+    assert all("training.py" in text and "in loop" in text for text in stacks), stacks
+    assert not run.living()
+
+
+def test_ranks_whose_torchrun_is_killed_save_and_leave(training: Callable[..., Training]) -> None:
+    run = training()
+    at = run.line.index("launch")
+    options = [*("--standalone", "--local-addr", "127.0.0.1"), *run.line[at + 1 : at + 3]]
+    run.line = [run.line[0], "-m", "torch.distributed.run", *options, "-m", "nanogpt_dist", *run.line[at + 3 :]]
+    process = run.start()
+    ranks = wait_for_updates(run)
+    process.kill()
+    deadline = time.monotonic() + 60
+    while run.living() & set(ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    status = json.loads((run.run / "status.json").read_text())
+    assert (status["verdict"], status["code"]) == ("stopped", 75)
+    assert run.newest_step() == status["step"] > 0
