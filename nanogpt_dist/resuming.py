@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nanogpt_dist import checkpoint, runs, storage
+from nanogpt_dist import attempts, checkpoint, runs, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed import World
@@ -55,6 +55,8 @@ def _note(run: Path, world: World, error: BaseException) -> None:
         before = runs.read_json(run / "status.json")
         verdict = "stopped" if code == Exit.STOPPED else "failed"
         runs.write_status(run, verdict, code, before.get("step", 0), one_line(line), before.get("checkpoint"))
+        if code == Exit.STOPPED:
+            attempts.ended(run, verdict)
 
 
 def resume_point(
@@ -67,6 +69,7 @@ def resume_point(
             for folder in (run, runs.checkpoints_of(run)):
                 storage.sweep(folder)
             found = runs.resume_point(run, fresh, lambda text: console.line(f"warning: {text}"))
+            found = _perhaps_back(run, found, config, world, console)
             if found is not None:
                 check_same_run(found, config, data)
                 if changed := _changed(checkpoint.load_config(found), config):
@@ -74,6 +77,26 @@ def resume_point(
                 chosen = found.name
     chosen = world.text_from_lead(chosen)
     return runs.checkpoints_of(run) / chosen if chosen else None
+
+
+def _perhaps_back(run: Path, newest: Path | None, config: TrainConfig, world: World, console: Console) -> Path | None:
+    """The checkpoint to start from: the one before `newest` if that was tried in vain. Notes the start."""
+    step, settings = _step_of(newest), attempts.digest(config, world.size)
+    chosen = newest
+    if attempts.steps_back(run, step, settings):
+        assert newest is not None
+        older = [path for path in storage.list_steps(newest.parent) if _step_of(path) < step]
+        chosen = next((path for path in older if not storage.verify(path)), newest)
+        console.line(
+            f"warning: {attempts.IN_VAIN} attempts in a row ended without a checkpoint after {newest.name}; starting "
+            f"from {chosen.name}, once"
+        )
+    attempts.begun(run, step, _step_of(chosen), settings)
+    return chosen
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return (storage.step_of(checkpoint.name) or 0) if checkpoint is not None else 0
 
 
 def forget_lost_best(run: Path, state: TrainState, world: World) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import __version__, checkpoint, runs
+from nanogpt_dist import __version__, attempts, checkpoint, runs
 from nanogpt_dist.batches import Batches, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -197,6 +197,7 @@ def _finish(
     if world.leads:
         try:
             runs.write_status(run, verdict, code, state.step, "", newest.name)
+            attempts.ended(run, verdict)
         except StorageError as error:  # all is saved
             console.line(f"warning: {error}")
     return Result(

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -96,6 +97,11 @@ class Watch:
         if self._stacks is not None:
             faulthandler.dump_traceback(file=self._stacks, all_threads=True)
 
+    def _show(self, error: BaseException) -> None:
+        """Write where this rank waited for the others."""
+        if self._stacks is not None:
+            traceback.print_exception(error, file=self._stacks)
+
     def leave(self, error: BaseException) -> BaseException:
         """The error to leave with: for one of the group, one that names who was lost; any other as it is.
 
@@ -115,7 +121,7 @@ class Watch:
         if not is_lost_peer(error):
             return error
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        self.dump()
+        self._show(error)
         return StorageError(
             f"lost the other ranks{self._at()}: {place} does not answer; see whether that host and the network "
             "work; the same command resumes"
@@ -129,7 +135,7 @@ class Watch:
             self._store.set(f"left/{self.rank}", json.dumps(None if lost else one_line(explain(error)[1])))
             if not lost:
                 return error
-            self.dump()
+            self._show(error)
             notes = self._notes()
             members = {rank: json.loads(self._store.get(f"member/{rank}")) for rank in range(self.size)}
         except (RuntimeError, ValueError):  # the store is gone

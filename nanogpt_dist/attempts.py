@@ -1,0 +1,93 @@
+"""Crash loops: a run that dies again and again before it has saved anything new is not started for ever. No torch.
+
+RUN/attempts.jsonl has a line for each start, {"newest": step of the newest checkpoint, "from": step it starts from,
+"settings": digest}, and one for each orderly end, {"ended": verdict}. After three starts in a row that found the same
+newest checkpoint, had the same settings, and came to no orderly end, the next goes one checkpoint back, as this one may
+be at fault; after that one the run is stopped.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nanogpt_dist.config import TrainConfig, to_toml
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.storage.durable import told
+
+ATTEMPTS = "attempts.jsonl"
+IN_VAIN = 3  # attempts without a new checkpoint, before the run goes back
+OF_NO_MATTER = {"out_dir", "timeout_s", "tensorboard", "log_interval", "keep_checkpoints"}
+
+
+def digest(config: TrainConfig, ranks: int) -> str:
+    """Of all settings that may have to do with a crash."""
+    kept = config.model_copy(update={name: TrainConfig.model_fields[name].default for name in OF_NO_MATTER})
+    return hashlib.sha256(f"{ranks} {to_toml(kept)}".encode()).hexdigest()[:16]
+
+
+def steps_back(run: Path, newest: int, settings: str) -> int:
+    """How many checkpoints before the newest, of step `newest` (0: there is none), to start from: 0 or 1.
+
+    settings: digest(). Raises ConfigError where the run has died in vain after that, too.
+    """
+    in_vain = 0
+    for attempt in reversed(_read(run)):
+        if attempt.get("newest") != newest or attempt.get("settings") != settings:
+            break
+        in_vain += 1
+    if in_vain > IN_VAIN:
+        raise ConfigError(
+            f"{in_vain} attempts in a row ended without a checkpoint after step {newest}{_last_words(run)}; change a "
+            f"setting, or rm {run / ATTEMPTS} to try again"
+        )
+    return int(in_vain == IN_VAIN and newest > 0)
+
+
+def begun(run: Path, newest: int, start: int, settings: str) -> None:
+    """Note a start from step `start`, where `newest` was there. Raises StorageError."""
+    _append(run, {"newest": newest, "from": start, "settings": settings})
+
+
+def ended(run: Path, verdict: str) -> None:
+    """Note an orderly end: what went before it does not count any more. Raises StorageError."""
+    _append(run, {"ended": verdict})
+
+
+def _append(run: Path, entry: dict[str, Any]) -> None:
+    path = run / ATTEMPTS
+    with told(path), open(path, "ab") as file:
+        file.write(b"\n" * (_is_torn(path)) + json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_torn(path: Path) -> bool:
+    data = path.read_bytes()
+    return bool(data) and not data.endswith(b"\n")
+
+
+def _read(run: Path) -> list[dict[str, Any]]:
+    """All entries that can be read: a torn one counts as an unknown attempt, which ends the row."""
+    try:
+        lines = (run / ATTEMPTS).read_bytes().splitlines()
+    except OSError:
+        return []
+    return [_parse(line) for line in lines if line]
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _last_words(run: Path) -> str:
+    try:
+        message = str(json.loads((run / "status.json").read_text(encoding="utf-8")).get("message", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f" (the last: {message[:60]})" if message else ""

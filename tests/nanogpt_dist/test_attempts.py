@@ -1,0 +1,98 @@
+"""A run that dies again and again before it has saved anything new: once from the checkpoint before, then no more."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist import attempts
+from nanogpt_dist.errors import ConfigError
+from tests.conftest import CLONE, TINY
+from tests.nanogpt_dist.small import go, tiny
+
+
+def crash(corpus: Path, run: Path, fault: int, *more: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "tests.ranks.crashing", "train", "--dataset", str(corpus), *TINY]
+    line += ["--max-iters", "12", "--save-interval", "2", "--out-dir", str(run), "--no-tensorboard", *more]
+    environment = {**os.environ, "FAULT": str(fault)}
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, cwd=CLONE)
+
+
+def starts(run: Path) -> list[int]:
+    """The steps that attempts started from."""
+    entries = [json.loads(line) for line in (run / attempts.ATTEMPTS).read_text().splitlines()]
+    return [entry["from"] for entry in entries if "from" in entry]
+
+
+def test_a_fault_at_a_fixed_step_ends_after_four_attempts(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for _ in range(3):
+        assert crash(corpus, run, fault=7).returncode == -9
+    assert starts(run) == [0, 6, 6], "the first one saved something new"
+    assert crash(corpus, run, fault=7).returncode == -9
+    back = crash(corpus, run, fault=7)
+    assert back.returncode == -9
+    assert "starting from step-00000004, once" in back.stderr
+    refused = crash(corpus, run, fault=7)
+    assert refused.returncode == 78
+    assert refused.stderr.startswith("nanogpt: error: 4 attempts in a row ended without a checkpoint after step 6")
+    assert f"rm {run}"[:20] in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert starts(run) == [0, 6, 6, 6, 4]
+    other = crash(corpus, run, 99, "--learning-rate", "5e-3")
+    assert other.returncode == 0, other.stderr
+
+
+def test_the_launcher_stops_restarting(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    script = (
+        "import runpy, sys; from launch import torchrun, supervisor; import os;"
+        "line = torchrun.command(2, 1, None, None, 10, sys.argv[1:]);"
+        "line[line.index('nanogpt_dist')] = 'tests.ranks.crashing';"
+        "sys.exit(supervisor.run(line, dict(os.environ), 60, 10))"
+    )
+    line = [sys.executable, "-c", script, "train", "--dataset", str(corpus), *TINY, "--max-iters", "9"]
+    line += ["--save-interval", "2", "--out-dir", str(run), "--no-tensorboard"]
+    environment = {**os.environ, "FAULT": "3", "PYTHONPATH": str(CLONE)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, cwd=CLONE)
+    assert done.returncode == 78, done.stderr
+    assert starts(run) == [0, 2, 2, 2, 2], "there is no checkpoint before step 2"
+    assert "4 attempts in a row ended without a checkpoint after step 2" in done.stderr
+
+
+def test_orderly_ends_and_other_settings_do_not_count(corpus: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", tiny(corpus, tmp_path / "run")
+    go(config)
+    settings = attempts.digest(config, 1)
+    for number in range(3):
+        assert attempts.steps_back(run, 8, settings) == 0
+        attempts.begun(run, 8, 8, settings)
+        if number == 1:
+            attempts.ended(run, "stopped")
+    attempts.begun(run, 8, 8, settings)
+    assert attempts.steps_back(run, 8, settings) == 0
+    attempts.begun(run, 8, 8, settings)
+    assert attempts.steps_back(run, 8, settings) == 1
+    assert attempts.steps_back(run, 10, settings) == 0, "a new checkpoint"
+    assert attempts.steps_back(run, 8, attempts.digest(config.model_copy(update={"dropout": 0.5}), 1)) == 0
+    assert attempts.steps_back(run, 8, attempts.digest(config, 2)) == 0
+    assert attempts.digest(config.model_copy(update={"out_dir": "elsewhere"}), 1) == settings
+    attempts.begun(run, 8, 4, settings)
+    with pytest.raises(ConfigError, match="4 attempts in a row"):
+        attempts.steps_back(run, 8, settings)
+
+
+@pytest.mark.parametrize("torn", [b'{"newest": 8, "fr', b"\x00\xff\n", b"[1]\n"])
+def test_a_torn_line_is_no_end(torn: bytes, tmp_path: Path) -> None:
+    for _ in range(2):
+        attempts.begun(tmp_path, 8, 8, "s")
+    with open(tmp_path / attempts.ATTEMPTS, "ab") as file:
+        file.write(torn)
+    attempts.begun(tmp_path, 8, 8, "s")
+    assert attempts.steps_back(tmp_path, 8, "s") == 0
+    for _ in range(2):
+        attempts.begun(tmp_path, 8, 8, "s")
+    assert attempts.steps_back(tmp_path, 8, "s") == 1
