@@ -11,6 +11,7 @@ from nanogpt_dist.stopping import StopRequest
 from nanogpt_dist.training import train
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import tiny
+from tests.ranks import leave
 
 if __name__ == "__main__":
     folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])
@@ -29,3 +30,4 @@ if __name__ == "__main__":
             ended = [made[-1], str(error).split(":")[0] + ":" + str(error).split(":")[1]]
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         (folder / f"rank{world.rank}.json").write_text(json.dumps(ended))
+    leave()

@@ -19,6 +19,7 @@ from nanogpt_dist.stopping import StopRequest
 from nanogpt_dist.training import fit_to_data, read_plan, train
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import tiny
+from tests.ranks import leave
 
 STEPS, HALF = 20, 10
 MESHES = {1: "1x1", 2: "2x1", 4: "2x2"}
@@ -68,3 +69,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with connect("cpu", timeout_s=60, group=True) as world:
         {"train": train_all, "load": load_all}[sys.argv[1]](world, Path(sys.argv[2]), Path(sys.argv[3]))
+    leave()

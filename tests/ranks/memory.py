@@ -14,6 +14,7 @@ from nanogpt_dist.distributed import connect
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import tiny
+from tests.ranks import leave
 
 
 def local_bytes(tensors: Iterable[Tensor]) -> int:
@@ -46,3 +47,4 @@ if __name__ == "__main__":
             "total": 16 * updater.model.num_params(),
         }
         (folder / f"memory-{strategy}-{world.size}-{world.rank}.json").write_text(json.dumps(sums))
+    leave()
