@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import launch_jobs, options
-from launch import job_options, supervisor, torchrun
+from launch import job_options, several, supervisor, torchrun
 from nanogpt_dist.errors import UsageError
 
 IN_RANKS = ("prepare", "train", "eval")  # the commands that share their work out; others would do it once in each rank
@@ -31,7 +31,12 @@ def launch(
             metavar="N|auto", help="Ranks on this node. auto: one per GPU; without a GPU one per core, at most 2."
         ),
     ] = "auto",
-    nnodes: Annotated[int, typer.Option(metavar="N", help="Number of nodes; run the same launch on each of them.")] = 1,
+    nnodes: Annotated[
+        str,
+        typer.Option(
+            metavar="N|MIN:MAX", help="Nodes; type the same on each. MIN:MAX: as many as there are, they come and go."
+        ),
+    ] = "1",
     node_rank: Annotated[
         int | None,
         typer.Option(metavar="R", help="This node's number, from 0. Unset: nodes are numbered as they arrive."),
@@ -57,23 +62,39 @@ def launch(
 ) -> None:
     """Run prepare, train or eval in several ranks, e.g. `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
 
-    Ctrl-C or SIGTERM lets every rank save, and returns 75: the same command again resumes.
+    Ctrl-C, SIGTERM or SIGUSR1 lets every rank save, and returns 75: the same command again resumes.
+
+    On two machines that see the same disk, type on the first, whose address is 10.0.0.1,
+    `nanogpt launch --nnodes 2 --node-rank 0 --rdzv-endpoint 10.0.0.1:29500 train gpt2-124m`,
+    and the same with --node-rank 1 on the second. They check each other's clock, versions and command first.
 
     With --slurm or --kubernetes, on a machine that can reach the scheduler, this becomes a job on --nnodes nodes.
     """
     _check_command(arguments[0])
     launch_jobs.check(settings, slurm, kubernetes, node_rank, rdzv_endpoint)
     if slurm or kubernetes:
-        job = job_options.make(nnodes, nproc_per_node, arguments, settings, max_restarts, shutdown_timeout, Path.cwd())
+        job = job_options.make(
+            _number(nnodes), nproc_per_node, arguments, settings, max_restarts, shutdown_timeout, Path.cwd()
+        )
         launch_jobs.hand_over(job, slurm, dry_run)
         return
-    ranks = torchrun.ranks(nproc_per_node)
-    line = torchrun.command(ranks, nnodes, node_rank, rdzv_endpoint, max_restarts, arguments)
+    ranks, nodes = torchrun.ranks(nproc_per_node), torchrun.nodes_of(nnodes, node_rank, rdzv_endpoint)
+    line = torchrun.command(ranks, nodes, max_restarts, arguments)
     added = torchrun.environment(ranks, shutdown_timeout, os.environ)
+    added |= torchrun.environment_of_nodes(nodes, os.environ)
     if dry_run:
         typer.echo(torchrun.pasteable(line, added))
         return
-    raise typer.Exit(supervisor.run(line, {**os.environ, **added}, shutdown_timeout, max_restarts))
+    run = supervisor.Run(line, {**os.environ, **added}, shutdown_timeout, max_restarts)
+    if nodes.several:
+        run = several.with_others(run, nodes, arguments)
+    raise typer.Exit(supervisor.run(run))
+
+
+def _number(nnodes: str) -> int:
+    if not nnodes.isdecimal():
+        raise UsageError(f"--nnodes {nnodes}: a job has as many nodes from start to end; give one number")
+    return int(nnodes)
 
 
 def _check_command(name: str) -> None:

@@ -71,6 +71,8 @@ def train(
             return
         result = run(config, world, stop, fresh)
     stopped = result.verdict == "stopped"
+    if not stopped:  # also where the ranks of an elastic run were stopped before
+        verdict.write(verdict.Verdict(0, "", world.rank, agreed=True))
     if world.leads and (json or not stopped):
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to call the run failed
             _report(result, json)

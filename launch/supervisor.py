@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from types import FrameType
 
 from launch import processes, verdict
 from launch.verdict import Verdict
-from nanogpt_dist.errors import CannotCreateError, Exit, NanogptError, StoppedError, error_of
+from nanogpt_dist.errors import CannotCreateError, Exit, NanogptError, StoppedError, StorageError, error_of
 
 POLL_S = 0.1
 SAME_SIGNAL_S = 0.1  # timeout(1) signals its command twice at once: to the process, then to its group
@@ -36,6 +36,7 @@ class Stop:
     latest: float | None = None
     forced: bool = False
     killed: bool = False
+    alone: bool = False  # no rank was left here, and the other nodes did not answer
 
     @property
     def requested(self) -> bool:
@@ -58,33 +59,50 @@ class Stop:
         self.latest = now
 
 
-def run(
-    command: list[str], environment: Mapping[str, str], shutdown_timeout_s: float = 60.0, max_restarts: int = 0
-) -> int:
-    """Runs `command`, a torchrun, in `environment` until all its processes are gone; returns the exit code of the run.
+@dataclass(frozen=True)
+class Run:
+    """What to run: a torchrun's command line and environment; how often torchrun may restart its ranks by itself.
+
+    Where there are others, on other nodes: what to do first, and how long to wait for them when no rank is left here.
+    """
+
+    command: list[str]
+    environment: Mapping[str, str]
+    shutdown_timeout_s: float = 60.0
+    max_restarts: int = 0
+    first: Callable[[Stop], None] = lambda stop: None
+    alone_s: float | None = None
+    others: str = ""
+
+
+def run(what: Run) -> int:
+    """Runs `what` until all its processes are gone; returns the exit code of the run.
 
     That is the code of the verdict that all ranks agreed on, or 0 if torchrun returned 0. SIGINT, SIGTERM, SIGHUP and
     SIGUSR1 ask the ranks to stop; after shutdown_timeout_s, or upon a second Ctrl-C within 5 s, they are killed.
-    max_restarts: what torchrun was told; where it has used them up but the run has a new checkpoint, it starts anew.
+    When torchrun has used up its restarts, and the run has a new checkpoint, it is started anew.
     Standard input, output and error are inherited. Must be called from the main thread.
 
     Raises: NanogptError, with the code that the failing rank gave, if the run failed; StoppedError if it was stopped
     before the ranks were up; CannotCreateError if there is no folder for temporary files.
     """
-    stop = Stop(shutdown_timeout_s)
+    stop = Stop(what.shutdown_timeout_s)
     with _listening(stop):
+        what.first(stop)
         while True:
             with _private_folder() as folder:
                 path = folder / "verdict.json"
-                returncode = _attend(_start(command, {**environment, verdict.VARIABLE: str(path)}), path, stop)
+                returncode = _attend(what, path, stop)
                 left, newest = verdict.read(path), verdict.progress(path)
-            failed = returncode != 0 and not (left and left.agreed) and not stop.requested
-            if not failed or not max_restarts or newest is None:
-                return conclude(returncode, left, stop)
-            print(f"nanogpt: {max_restarts} restarts used up, but {newest} is new: starting again", file=sys.stderr)
+            failed = returncode != 0 and not (left and left.agreed) and not stop.requested and not stop.alone
+            if not failed or not what.max_restarts or newest is None:
+                return conclude(returncode, left, stop, what.others)
+            print(
+                f"nanogpt: {what.max_restarts} restarts used up, but {newest} is new: starting again", file=sys.stderr
+            )
 
 
-def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:
+def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = "") -> int:
     """The exit code of a run from torchrun's `returncode`, the verdict that was left, and what was asked of us.
 
     A verdict that not all ranks agreed on loses against a torchrun that returned 0: it had restarted them.
@@ -97,6 +115,8 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:
         return Exit.DONE
     if left:
         raise error_of(left.code, f"rank {left.rank}: {left.message}")
+    if stop.alone:
+        raise StorageError(f"lost {others}, or the network to it; the same command, on all of them, resumes")
     if stop.killed:
         reason = "on the second Ctrl-C" if stop.forced else f"as they did not stop within {stop.timeout_s:g} s"
         raise NanogptError(f"the ranks were killed {reason}; the same command resumes from the last checkpoint")
@@ -109,24 +129,28 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop) -> int:
     )
 
 
-def _start(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=processes.end_with_parent())
-
-
-def _attend(torchrun: subprocess.Popen[bytes], mark: Path, stop: Stop) -> int:
-    """Waits for torchrun to end, and passes on a request to stop. Returns its code, all its processes being gone."""
+def _attend(what: Run, mark: Path, stop: Stop) -> int:
+    """Runs torchrun to its end, and passes on a request to stop. Returns its code, all its processes being gone."""
     asked: set[int] = set()
-    met = False  # whether torchrun has had ranks yet
+    last_seen: float | None = None  # when torchrun had ranks
+    torchrun = subprocess.Popen(
+        what.command,
+        env={**what.environment, verdict.VARIABLE: str(mark)},
+        start_new_session=True,
+        preexec_fn=processes.end_with_parent(),
+    )
     try:
         while (returncode := _wait(torchrun)) is None:
-            ranks = processes.children(torchrun.pid) if stop.requested or not met else set()
-            met |= bool(ranks)
-            if stop.overdue:
-                stop.killed = True
+            ranks = processes.children(torchrun.pid)
+            last_seen = time.monotonic() if ranks else last_seen
+            if last_seen and what.alone_s is not None and time.monotonic() > last_seen + what.alone_s:
+                stop.alone = True
+            if stop.overdue or stop.alone:
+                stop.killed |= stop.overdue
                 os.killpg(torchrun.pid, signal.SIGKILL)
             elif stop.requested:
                 # Before it has ranks, torchrun itself must go. Afterwards it may restart some: ask these too.
-                waiting = (ranks if met else {torchrun.pid}) - asked
+                waiting = (ranks if last_seen else {torchrun.pid}) - asked
                 processes.send(signal.SIGTERM, waiting)
                 asked |= waiting
         return returncode

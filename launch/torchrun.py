@@ -1,57 +1,102 @@
 """torchrun's command line and environment for any `nanogpt` command, as pure functions of what was asked for."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch import network
 from nanogpt_dist.errors import UsageError
 
 MAX_AUTO_CPU_RANKS = 2  # without a GPU: enough to see that a run is distributed; more ranks make a CPU no faster
 
 
-def command(
-    nproc_per_node: int,
-    nnodes: int,
-    node_rank: int | None,
-    rdzv_endpoint: str | None,
-    max_restarts: int,
-    arguments: list[str],
-) -> list[str]:
-    """The command that runs `nanogpt ARGUMENTS` in nnodes × nproc_per_node ranks, of which this node's are started.
+@dataclass(frozen=True)
+class Nodes:
+    """How many nodes, which this is, and where they meet. Elastic: as many as come, from `least` to `most`."""
 
-    One node needs no address. Several meet at `rdzv_endpoint`, "HOST:PORT" on the first node: with a `node_rank` in
-    the order of the node ranks, without one in the order of their arrival.
+    least: int = 1
+    most: int = 1
+    rank: int | None = None
+    endpoint: str | None = None  # HOST:PORT
+    address: str | None = None  # this node's own, on the way there
+    hosts_meeting: bool = True  # whether the endpoint is on this node
 
-    Raises: UsageError if the settings do not fit together.
+    @property
+    def elastic(self) -> bool:
+        return self.least < self.most
+
+    @property
+    def several(self) -> bool:
+        return self.most > 1
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}" if self.elastic else str(self.most)
+
+
+def nodes_of(nnodes: str, node_rank: int | None, rdzv_endpoint: str | None) -> Nodes:
+    """The Nodes of --nnodes N or MIN:MAX, with this node's own address on the way to the others.
+
+    Raises: UsageError if the settings contradict each other; MissingInputError if the way is not known.
     """
-    check(nproc_per_node, nnodes, node_rank, rdzv_endpoint)
+    match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", nnodes)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise UsageError(f"--nnodes {nnodes!r}: give a number, or the fewest and the most like 1:4")
+    nodes = Nodes(least, most, node_rank, rdzv_endpoint)
+    _check(nodes)
+    if rdzv_endpoint is None:
+        return nodes
+    meeting = network.resolve(network.split(rdzv_endpoint)[0])
+    address = network.own_address(meeting)
+    return replace(nodes, address=address, hosts_meeting=address == meeting or meeting.startswith("127."))
+
+
+def _check(nodes: Nodes) -> None:
+    if not nodes.several and (nodes.rank or nodes.endpoint):
+        raise UsageError("--node-rank and --rdzv-endpoint are for several nodes: add --nnodes N, or leave them out")
+    if nodes.several and not nodes.endpoint:
+        raise UsageError(
+            f"{nodes} nodes need a place to meet: add --rdzv-endpoint HOST:PORT, HOST being the first node"
+        )
+    if nodes.endpoint and not _is_address(nodes.endpoint):
+        raise UsageError(f"--rdzv-endpoint {nodes.endpoint!r} is not HOST:PORT: write it like 10.0.0.1:29500")
+    if nodes.elastic and nodes.rank is not None:
+        raise UsageError(f"--nnodes {nodes} numbers the nodes as they come: leave out --node-rank")
+    if nodes.rank is not None and not 0 <= nodes.rank < nodes.most:
+        raise UsageError(f"--node-rank {nodes.rank} of {nodes} nodes: give 0 to {nodes.most - 1}")
+
+
+def command(nproc_per_node: int, nodes: Nodes, max_restarts: int, arguments: list[str]) -> list[str]:
+    """The command that runs `nanogpt ARGUMENTS` in `nproc_per_node` ranks of this node, beside those of the others.
+
+    One node needs no address. Several meet at their endpoint: with a rank in the order of the node ranks, without one
+    in the order of their arrival. Raises: UsageError.
+    """
+    if nproc_per_node < 1:
+        raise UsageError(f"{nproc_per_node} ranks: give at least 1 to --nproc-per-node")
     return [
         *(sys.executable, "-m", "nanogpt_dist.agent"),  # torchrun, less talkative
         *("--nproc-per-node", str(nproc_per_node)),
-        *_rendezvous(nnodes, node_rank, rdzv_endpoint),
+        *_rendezvous(nodes),
         *("--max-restarts", str(max_restarts)),
         *("-m", "nanogpt_dist", *arguments),
     ]
 
 
-def check(nproc_per_node: int, nnodes: int, node_rank: int | None, rdzv_endpoint: str | None) -> None:
-    """Raises UsageError if the settings of `command` contradict each other or name no address."""
-    if nproc_per_node < 1 or nnodes < 1:
-        raise UsageError(f"{nnodes} nodes × {nproc_per_node} ranks: give at least 1 to --nnodes and --nproc-per-node")
-    if nnodes == 1 and (node_rank or rdzv_endpoint):
-        raise UsageError("--node-rank and --rdzv-endpoint are for several nodes: add --nnodes N, or leave them out")
-    if nnodes > 1 and not rdzv_endpoint:
-        raise UsageError(
-            f"{nnodes} nodes need a place to meet: add --rdzv-endpoint HOST:PORT, HOST being the first node"
-        )
-    if rdzv_endpoint and not _is_address(rdzv_endpoint):
-        raise UsageError(f"--rdzv-endpoint {rdzv_endpoint!r} is not HOST:PORT: write it like 10.0.0.1:29500")
-    if node_rank is not None and not 0 <= node_rank < nnodes:
-        raise UsageError(f"--node-rank {node_rank} of {nnodes} nodes: give 0 to {nnodes - 1}")
+def environment_of_nodes(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
+    """What the ranks of several nodes need to find each other, on top of `base`; what stands there already holds."""
+    added = {}
+    if nodes.address is not None and (interface := network.interface_of(nodes.address)):
+        added = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    if nodes.several and nodes.rank is None:
+        added["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else who joins later reads the addresses of the dead
+    return {name: value for name, value in added.items() if name not in base}
 
 
 def environment(nproc_per_node: int, shutdown_timeout_s: int, base: Mapping[str, str]) -> dict[str, str]:
@@ -104,13 +149,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _rendezvous(nnodes: int, node_rank: int | None, rdzv_endpoint: str | None) -> list[str]:
-    if rdzv_endpoint is None:
+def _rendezvous(nodes: Nodes) -> list[str]:
+    if nodes.endpoint is None:
         return ["--standalone", "--local-addr", "127.0.0.1"]  # a free port, and no need for the host's name to resolve
-    nodes = ["--nnodes", str(nnodes), "--rdzv-endpoint", rdzv_endpoint]
-    if node_rank is None:
-        return [*nodes, "--rdzv-backend", "c10d", "--rdzv-id", "nanogpt"]
-    return [*nodes, "--rdzv-backend", "static", "--node-rank", str(node_rank)]
+    line = ["--nnodes", str(nodes), "--rdzv-endpoint", nodes.endpoint]
+    if nodes.address is not None:
+        line += ["--local-addr", nodes.address]  # nor here
+    if nodes.rank is None:
+        is_host = f"is_host={int(nodes.hosts_meeting)}"
+        return [*line, "--rdzv-backend", "c10d", "--rdzv-id", "nanogpt", "--rdzv-conf", is_host]
+    return [*line, "--rdzv-backend", "static", "--node-rank", str(nodes.rank)]
 
 
 def _is_address(text: str) -> bool:

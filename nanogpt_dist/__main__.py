@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -13,6 +15,8 @@ def main() -> None:
     # nanogpt_dist. Whichever it is comes first on sys.path, ahead of any other distribution's `cli`.
     sys.path.insert(0, str(_PACKAGE / "_app" if (_PACKAGE / "_app").is_dir() else _PACKAGE.parent))
     _open_descriptors()
+    if "RANK" not in os.environ:  # a rank waits for others in C++, where no handler of ours would run
+        signal.signal(signal.SIGTERM, _stopped_while_loading)
     try:
         from cli.main import main as run
 
@@ -22,6 +26,11 @@ def main() -> None:
     if "RANK" in os.environ:
         _leave_at_once(code)
     sys.exit(code)
+
+
+def _stopped_while_loading(number: int, frame: FrameType | None) -> None:
+    """Until a command has its own way to stop: nothing has begun, the same command starts it."""
+    os._exit(75)
 
 
 def _open_descriptors() -> None:

@@ -92,7 +92,7 @@ def fake(restarts: int = 0) -> list[str]:
 
 
 def test_one_node_needs_no_address() -> None:
-    command = torchrun.command(2, 1, None, None, 3, ["train", "gpt2-124m"])
+    command = torchrun.command(2, torchrun.Nodes(), 3, ["train", "gpt2-124m"])
     assert command[:3] == [sys.executable, "-m", "nanogpt_dist.agent"]
     assert "--standalone" in command
     assert command[command.index("--nproc-per-node") + 1] == "2"
@@ -102,20 +102,26 @@ def test_one_node_needs_no_address() -> None:
 
 @pytest.mark.parametrize(("node_rank", "backend"), [(1, "static"), (None, "c10d")])
 def test_several_nodes_meet(node_rank: int | None, backend: str) -> None:
-    command = torchrun.command(8, 4, node_rank, "10.0.0.1:29500", 0, ["train"])
+    nodes = torchrun.Nodes(4, 4, node_rank, "10.0.0.1:29500", "10.0.0.2", hosts_meeting=False)
+    command = torchrun.command(8, nodes, 0, ["train"])
     assert command[command.index("--rdzv-backend") + 1] == backend
     assert command[command.index("--rdzv-endpoint") + 1] == "10.0.0.1:29500"
     assert ("--node-rank" in command) == (node_rank is not None)
+    assert command[command.index("--local-addr") + 1] == "10.0.0.2"
     assert "--standalone" not in command
 
 
 @pytest.mark.parametrize(
     "settings",
-    [(0, 1, None, None), (2, 0, None, None), (2, 2, None, None), (2, 2, 2, "a:1"), (2, 2, 0, "a"), (2, 1, 0, "a:1")],
+    [
+        *[(0, "1", None, None), (2, "0", None, None), (2, "2", None, None), (2, "2", 2, "127.0.0.1:1")],
+        *[(2, "2", 0, "a"), (2, "1", 0, "127.0.0.1:1"), (2, "4:1", None, "127.0.0.1:1"), (2, "x", None, None)],
+        (2, "1:4", 0, "127.0.0.1:1"),
+    ],
 )
-def test_what_does_not_fit_together_is_refused(settings: tuple[int, int, int | None, str | None]) -> None:
+def test_what_does_not_fit_together_is_refused(settings: tuple[int, str, int | None, str | None]) -> None:
     with pytest.raises(UsageError) as caught:
-        torchrun.command(*settings, 0, ["train"])
+        torchrun.command(settings[0], torchrun.nodes_of(*settings[1:]), 0, ["train"])
     assert len(str(caught.value)) <= MAX_LINE
 
 

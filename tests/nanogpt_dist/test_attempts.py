@@ -50,9 +50,9 @@ def test_the_launcher_stops_restarting(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     script = (
         "import runpy, sys; from launch import torchrun, supervisor; import os;"
-        "line = torchrun.command(2, 1, None, None, 10, sys.argv[1:]);"
+        "line = torchrun.command(2, torchrun.Nodes(), 10, sys.argv[1:]);"
         "line[line.index('nanogpt_dist')] = 'tests.ranks.crashing';"
-        "sys.exit(supervisor.run(line, dict(os.environ), 60, 10))"
+        "sys.exit(supervisor.run(supervisor.Run(line, dict(os.environ), 60, 10)))"
     )
     line = [sys.executable, "-c", script, "train", "--dataset", str(corpus), *TINY, "--max-iters", "9"]
     line += ["--save-interval", "2", "--out-dir", str(run), "--no-tensorboard"]

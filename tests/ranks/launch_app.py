@@ -21,7 +21,7 @@ def train() -> None:
 if __name__ == "__main__":
     try:
         if sys.argv[1] == "supervise":
-            sys.exit(supervisor.run(sys.argv[3:], dict(os.environ), float(sys.argv[2])))
+            sys.exit(supervisor.run(supervisor.Run(sys.argv[3:], dict(os.environ), float(sys.argv[2]))))
         app()
     except NanogptError as error:
         print(error, file=sys.stderr)
