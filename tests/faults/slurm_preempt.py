@@ -77,7 +77,8 @@ class Training:
         return dict(re.findall(r"(\w+)=(\S+)", self.type("scontrol", "show", "job", "--oneliner", self.job)))
 
     def wait_for_updates(self) -> None:
-        self.wait(lambda: (self.run / "metrics.jsonl").exists())
+        metrics = self.run / "metrics.jsonl"
+        self.wait(lambda: metrics.exists() and metrics.stat().st_size > 0)
 
     def wait(self, condition: Callable[[], bool], timeout_s: float = 900) -> None:
         deadline = time.monotonic() + timeout_s
