@@ -28,18 +28,18 @@ FIRST_PORT, PORTS = 10000, 20000  # below the ports that Linux gives out to whoe
 
 BODY = """\
 set -u
+asked='' step=''
+pass_on() {{ # until there is a step that takes it
+    while kill -0 "$step" 2>/dev/null && ! scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null; do sleep 1; done
+}}
+trap 'asked=yes; [ -z "$step" ] || pass_on' USR1 TERM
+
 cd -- {folder} || exit {missing}
 {exports}
 # The address of the first node, as the names of nodes need not resolve; and a port of this job's own.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node --oneliner "$first" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
 meet=${{address:-$first}}:$(({first_port} + SLURM_JOB_ID % {ports}))
-
-asked='' step=''
-pass_on() {{ # until there is a step that takes it
-    while kill -0 "$step" 2>/dev/null && ! scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null; do sleep 1; done
-}}
-trap 'asked=yes; [ -z "$step" ] || pass_on' USR1 TERM
 
 srun --nodes={nnodes} --ntasks={nnodes} --ntasks-per-node=1 --cpus-per-task={cpus} \\
     --kill-on-bad-exit=0 --wait={straggler} \\

@@ -155,7 +155,7 @@ def main() -> None:
         found["out-of-time"] = start("out-of-time", "--sbatch=--time=2").finish()
 
         training = start("early")  # the signal finds interpreters that are still starting
-        training.wait(lambda: training.shown()["JobState"] == "RUNNING")
+        training.wait(lambda: f"{training.job}.0 " in training.type("squeue", "--steps", "--noheader"))
         training.type("scancel", "--batch", "--signal=USR1", training.job)
         found["early"] = training.finish()
 
