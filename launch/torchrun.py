@@ -13,6 +13,7 @@ from pathlib import Path
 from launch import network
 from nanogpt_dist.errors import UsageError
 
+LAST_CALL_S = 10  # that fewer nodes than may come wait for more, once there are enough
 MAX_AUTO_CPU_RANKS = 2  # without a GPU: enough to see that a run is distributed; more ranks make a CPU no faster
 
 
@@ -102,6 +103,8 @@ def environment_of_nodes(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str
 def environment(nproc_per_node: int, shutdown_timeout_s: int, base: Mapping[str, str]) -> dict[str, str]:
     """The variables that torchrun needs on top of `base`, the environment that it inherits."""
     added = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown_timeout_s)}  # seconds from its SIGTERM to its SIGKILL
+    if "TORCH_CPP_LOG_LEVEL" not in base:  # its warnings are about names that need not resolve
+        added["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     if "OMP_NUM_THREADS" not in base:  # torchrun would take 1, and warn
         added["OMP_NUM_THREADS"] = str(max(1, cores() // nproc_per_node))
     clone = Path(__file__).resolve().parents[1]
@@ -156,8 +159,8 @@ def _rendezvous(nodes: Nodes) -> list[str]:
     if nodes.address is not None:
         line += ["--local-addr", nodes.address]  # nor here
     if nodes.rank is None:
-        is_host = f"is_host={int(nodes.hosts_meeting)}"
-        return [*line, "--rdzv-backend", "c10d", "--rdzv-id", "nanogpt", "--rdzv-conf", is_host]
+        conf = f"is_host={int(nodes.hosts_meeting)},last_call_timeout={LAST_CALL_S}"
+        return [*line, "--rdzv-backend", "c10d", "--rdzv-id", "nanogpt", "--rdzv-conf", conf]
     return [*line, "--rdzv-backend", "static", "--node-rank", str(nodes.rank)]
 
 

@@ -1,15 +1,20 @@
 """`python -m nanogpt_dist.agent …`: torchrun, that tells of a rank's death in a line instead of in forty."""
 
 import logging
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 
+DEBUG = "NANOGPT_DEBUG"  # as --debug sets it
+
+
 def main() -> int:
     """Run torchrun with this process's arguments; its exit code. A rank that fails by itself has told why."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if not os.environ.get(DEBUG):
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         torchrun(sys.argv[1:])
     except ChildFailedError as error:

@@ -167,6 +167,8 @@ def _store(size: int, timeout: timedelta) -> tuple[dist.Store, int, int]:
     if size == 1:
         return dist.HashStore(), 0, 1
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-    # torchrun keeps one store over restarts: without a prefix a new rank reads the addresses of the dead.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # torchrun mostly keeps one store over restarts: without a prefix a new rank reads the addresses of the dead.
+    # Where nodes come and go it makes a new one each time; and each node has another count of restarts.
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "True") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
     return dist.PrefixStore(f"attempt/{attempt}", store), rank, size

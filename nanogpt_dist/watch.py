@@ -212,5 +212,5 @@ def _state(pid: int) -> str:
 def _fate(host: str, place: str, pid: int) -> str:
     if place != _place():
         return f"(pid {pid} on {host}), which does not answer"
-    state = _state(pid)
-    return f"(pid {pid}), which {'has died' if state in DEAD else 'is stopped' if state in STOPPED else 'hangs'}"
+    state, where = _state(pid), "" if host == socket.gethostname() else f" on {host}"
+    return f"(pid {pid}{where}), which {'has died' if state in DEAD else 'is stopped' if state in STOPPED else 'hangs'}"

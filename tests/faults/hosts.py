@@ -76,9 +76,9 @@ class Hosts:
     def start(self, host: int, launch: list[str], *train: str) -> "subprocess.Popen[str]":
         """`nanogpt launch` of a training with one rank on a host."""
         line = command("launch", "--nproc-per-node", "1", "--rdzv-endpoint", MEETING, *launch, "train", *train)
+        named = ["unshare", "--uts", "sh", "-c", f'hostname host{host}; exec "$@"', "sh"]
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[host], "unshare", "--uts", "sh", "-c", f"hostname host{host}; exec \"$@\"",
-             "sh", *line],
+            ["ip", "netns", "exec", self.names[host], *named, *line],
             cwd=self.folder,
             env={**os.environ, MARK: str(os.getpid()), "PYTHONPATH": str(CLONE), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
