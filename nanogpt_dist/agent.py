@@ -7,7 +7,6 @@ import sys
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-
 DEBUG = "NANOGPT_DEBUG"  # as --debug sets it
 
 
