@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cli.checkpoint import checkpoint_app
 from cli.eval import eval_command
 from cli.import_shards import import_shards
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
@@ -41,6 +42,12 @@ app.command(rich_help_panel="From text to text")(train)
 app.command("eval", rich_help_panel="From text to text")(eval_command)
 app.command(rich_help_panel="From text to text")(sample)
 app.command(rich_help_panel="Around it")(verify)
+app.add_typer(
+    checkpoint_app,
+    name="checkpoint",
+    rich_help_panel="Around it",
+    help="What a run has saved: list, verify, prune, pin, consolidate.",
+)
 app.add_typer(
     tokenizer_app, name="tokenizer", rich_help_panel="Around it", help="Learn a vocabulary from text, or compare two."
 )

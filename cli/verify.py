@@ -55,8 +55,7 @@ def verify(
 def _refuse_runs(folder: Path) -> None:
     if any((folder / name).exists() for name in ("state.json", "checkpoints", "run.json")):
         raise UsageError(
-            f"{str(folder)[-60:]} is a run or a checkpoint, which train, eval and sample verify before they use it; "
-            "give a data folder"
+            f"{str(folder)[-60:]} is a run or a checkpoint: type nanogpt checkpoint verify {str(folder)[-60:]}"
         )
 
 

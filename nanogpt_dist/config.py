@@ -98,6 +98,9 @@ class TrainConfig(ModelConfig):
     keep_checkpoints: int = setting(
         2, "Output", "Newest checkpoints to keep, at least 2, beside the best one.", ge=2, le=2**20
     )
+    keep_every: int | None = setting(
+        None, "Output", "Keep for good each checkpoint at a multiple of this many updates; unset: none.", ge=1, le=2**40
+    )
     async_save: bool = setting(
         False, "Output", "Go on training while a checkpoint is written, from a copy of it in CPU memory."
     )

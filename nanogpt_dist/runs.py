@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadDataError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise BadDataError(f"{path} holds no JSON object")

@@ -43,6 +43,7 @@ class Saver:
         self.folder, self.run, self.config = runs.checkpoints_of(run), run, config
         self.world, self.data, self.console = world, data, console
         self.newest = newest
+        self.resumed_from = {newest.name} if newest is not None else set()
         self.failures = 0
         self.writing: Writing | None = None
 
@@ -113,7 +114,8 @@ class Saver:
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
-        storage.prune(self.folder, self.config.keep_checkpoints, best)
+        also = best | self.resumed_from
+        storage.prune(self.folder, self.config.keep_checkpoints, also, self.config.keep_every)
         storage.write_latest(self.folder, name)
         runs.write_status(self.run, "running", 0, state.step, "", name)
 

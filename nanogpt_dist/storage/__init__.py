@@ -21,23 +21,29 @@ from nanogpt_dist.storage.runlock import RunLock
 from nanogpt_dist.storage.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
 from nanogpt_dist.storage.steps import (
     LATEST,
+    PINS,
+    doomed,
     list_steps,
     newest_good,
     prune,
     read_latest,
+    read_pins,
     step_name,
     step_of,
     sweep,
     write_latest,
+    write_pins,
 )
 
 __all__ = [
     "LATEST",
+    "PINS",
     "NewerFormatError",
     "RunLock",
     "begin",
     "commit",
     "discard",
+    "doomed",
     "free_bytes",
     "fsync_and_hash",
     "fsync_folder",
@@ -49,6 +55,7 @@ __all__ = [
     "prune",
     "read_latest",
     "read_manifest",
+    "read_pins",
     "seal",
     "sha256_file",
     "step_name",
@@ -57,4 +64,5 @@ __all__ = [
     "verify",
     "write_atomic",
     "write_latest",
+    "write_pins",
 ]

@@ -2,6 +2,7 @@
 
     step-00001000          sealed: see sealed.py
     latest                 the newest name, for people and scripts; this program trusts only what it finds
+    pins                   names that are never pruned, one in a line
     .tmp-… .trash-…        of attempts that died; sweep() removes them
     .bad-step-00001000-1   set aside as damaged, kept for whoever wants to look
 
@@ -20,6 +21,7 @@ from nanogpt_dist.storage.sealed import NewerFormatError, set_aside, verify
 STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")  # one spelling per number: no second zero-padded form
 LEFTOVER = re.compile(r"\.(tmp|trash)-[A-Za-z0-9._-]+-[0-9a-f]{8}")  # as durable.staging_name() makes them
 LATEST = "latest"
+PINS = "pins"
 
 
 def step_name(step: int) -> str:
@@ -75,24 +77,50 @@ def _put_away(folder: Path, rename: bool) -> str:
         return f", left in place ({error.strerror})"
 
 
-def prune(checkpoints: Path, keep: int, also: set[str]) -> list[str]:
-    """Deletes all checkpoints but the newest `keep` and the names in `also`; returns the names, newest first.
+def read_pins(checkpoints: Path) -> set[str]:
+    """The names that stand in `pins`; none without such a file."""
+    try:
+        with open_plain(checkpoints / PINS) as file:
+            lines = file.read(1 << 20).decode(errors="replace").split()
+    except OSError:
+        return set()
+    return {line for line in lines if step_of(line) is not None}
 
-    One that looks damaged (manifest, names, sizes) or is of a later format neither counts nor goes: it must not push
-    out a good one. Raises: StorageError; then each is there whole, or gone from its name.
-    """
+
+def write_pins(checkpoints: Path, pins: set[str]) -> None:
+    """Replaces the names in `pins`. Raises: StorageError."""
+    write_atomic(checkpoints / PINS, "".join(f"{name}\n" for name in sorted(pins)).encode())
+
+
+def doomed(checkpoints: Path, keep: int, also: set[str], every: int | None = None) -> list[Path]:
+    """The checkpoints that prune() deletes, newest first."""
     assert keep >= 1, keep
     whole = [folder for folder in list_steps(checkpoints) if _looks_whole(folder)]
-    doomed = [folder for folder in whole[keep:] if folder.name not in also]
+    kept = also | read_pins(checkpoints)
+    return [
+        folder
+        for folder in whole[keep:]
+        if folder.name not in kept and not (every and (step_of(folder.name) or 0) % every == 0)
+    ]
+
+
+def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None) -> list[str]:
+    """Deletes all checkpoints but the newest `keep`, those named in `also`, the pinned, and multiples of `every`.
+
+    Returns the names, newest first. One that looks damaged (manifest, names, sizes) or is of a later format neither
+    counts nor goes: it must not push out a good one. Raises: StorageError; then each is there whole, or gone from its
+    name.
+    """
+    going = doomed(checkpoints, keep, also, every)
     with told(checkpoints):
-        trash = [folder.with_name(staging_name(folder.name, "trash")) for folder in doomed]
-        for folder, place in zip(doomed, trash, strict=True):
+        trash = [folder.with_name(staging_name(folder.name, "trash")) for folder in going]
+        for folder, place in zip(going, trash, strict=True):
             os.rename(folder, place)
         if trash:
             fsync_folder(checkpoints)  # first the names, then the files: a power cut leaves no half checkpoint
         for place in trash:
             remove(place)
-    return [folder.name for folder in doomed]
+    return [folder.name for folder in going]
 
 
 def _looks_whole(folder: Path) -> bool:

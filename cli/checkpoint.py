@@ -1,0 +1,168 @@
+"""`nanogpt checkpoint list|verify|prune|pin|unpin|consolidate`: what a run has saved, and what is to stay of it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import CONTEXT, Json
+from nanogpt_dist import runs, storage
+from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. out/gpt2-124m.")]
+Target = Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint in it.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="E.g. out/NAME/checkpoints/step-00001000.")]
+
+checkpoint_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+
+
+@checkpoint_app.command("list")
+def list_checkpoints(run: Run, as_json: Json = False) -> None:
+    """The checkpoints of a run, newest first. Looks at names and sizes; `verify` reads every byte."""
+    found = [_describe(folder, _marks(run)) for folder in _checkpoints(run)]
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), "checkpoints": found}))
+        return
+    for one in found:
+        loss = "–" if one["val_loss"] is None else f"{one['val_loss']:.4f}"
+        state = ", ".join([*one["marks"], *([f"damaged: {one['damage']}"] if one["damage"] else [])])
+        how = f"{one['layout'] or 'unknown layout'} on {one['world_size'] or '?'}"
+        typer.echo(f"{one['name']}  {one['bytes'] / 1e6:10,.1f} MB  val loss {loss:>7}  {how}  {state}".rstrip())
+
+
+@checkpoint_app.command()
+def verify(target: Target, as_json: Json = False) -> None:
+    """Check every byte of a run's checkpoints, or of one. Returns 65 where anything is bad."""
+    folders = [target] if _is_checkpoint(target) else _checkpoints(target)
+    bad, files = [], 0
+    for folder in folders:
+        found = storage.verify(folder)
+        bad += [(f"{folder.name}/{name}", reason) for name, reason in found]
+        files += len(list(folder.iterdir()))
+    if as_json:
+        listed = [{"file": name, "reason": reason} for name, reason in bad]
+        typer.echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))
+    else:
+        typer.echo(
+            "\n".join(f"bad  {name}: {reason}" for name, reason in bad) or f"{target}: all {files} files are good"
+        )
+    if bad:
+        name, reason = bad[0]
+        raise BadDataError(f"{len(bad)} bad of {files} files: {name[-50:]}: {reason[:70]}; use another checkpoint")
+
+
+@checkpoint_app.command()
+def prune(
+    run: Run,
+    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep.")] = 2,
+    keep_every: Annotated[int | None, typer.Option(min=1, help="Keep those at multiples of this many updates.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete old checkpoints: all but the newest, the best, and the pinned. Refuses while the run is training."""
+    folder = runs.checkpoints_of(run)
+    _checkpoints(run)
+    with storage.RunLock(run):
+        best = {name for name, marks in _marks(run).items() if "best" in marks}
+        going = storage.doomed(folder, keep, best, keep_every)
+        freed = sum(_size(path) for path in going)
+        names = [path.name for path in going]
+        if not dry_run:
+            storage.prune(folder, keep, best, keep_every)
+    if as_json:
+        typer.echo(json.dumps({"deleted": names, "bytes": freed, "dry_run": dry_run}))
+    else:
+        typer.echo(
+            f"{'would delete' if dry_run else 'deleted'} {len(names)}, {freed / 1e6:,.1f} MB: {', '.join(names)}"
+        )
+
+
+@checkpoint_app.command()
+def pin(checkpoint: Checkpoint) -> None:
+    """Keep a checkpoint for good: neither training nor prune deletes it."""
+    storage.good(checkpoint)
+    parent = _parent(checkpoint)
+    storage.write_pins(parent, storage.read_pins(parent) | {checkpoint.resolve().name})
+
+
+@checkpoint_app.command()
+def unpin(checkpoint: Checkpoint) -> None:
+    """Let a pinned checkpoint go as the others do."""
+    parent, name = _parent(checkpoint), checkpoint.resolve().name
+    pins = storage.read_pins(parent)
+    if name not in pins:
+        raise MissingInputError(f"{name} is not pinned; see: nanogpt checkpoint list {parent.parent}")
+    storage.write_pins(parent, pins - {name})
+
+
+@checkpoint_app.command()
+def consolidate(
+    target: Target,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder; unset: RUN/consolidated/step-….")] = None,
+) -> None:
+    """Write a sharded checkpoint once more, with whole tensors in one file of weights and one of moments."""
+    from nanogpt_dist.consolidation import consolidate, is_sharded
+
+    found = runs.find_checkpoint(str(target), warn=lambda text: typer.echo(f"warning: {text}", err=True))
+    if not is_sharded(found):
+        raise UsageError(f"{found} has whole tensors already: use it as it is")
+    place = out or found.resolve().parents[1] / "consolidated" / found.resolve().name
+    typer.echo(str(consolidate(found, place)))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return storage.step_of(path.resolve().name) is not None
+
+
+def _parent(checkpoint: Path) -> Path:
+    if not _is_checkpoint(checkpoint) or not checkpoint.is_dir():
+        raise MissingInputError(f"{checkpoint} is no checkpoint; give one like out/NAME/checkpoints/step-00001000")
+    return checkpoint.resolve().parent
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    found = storage.list_steps(runs.checkpoints_of(run)) if run.is_dir() else []
+    if not found:
+        raise MissingInputError(f"{run} holds no checkpoint; name a run folder, like out/NAME")
+    return found
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.iterdir())
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        return runs.read_json(folder / "state.json")
+    except BadDataError:
+        return {}
+
+
+def _marks(run: Path) -> dict[str, list[str]]:
+    """{checkpoint name: best, pinned, latest}, by what stands in the newest that can be read."""
+    folder = runs.checkpoints_of(run)
+    marks: dict[str, list[str]] = {}
+    steps = [_state(path).get("best_step") for path in storage.list_steps(folder)]
+    best = next((step for step in steps if type(step) is int and step >= 0), None)
+    if best is not None:
+        marks.setdefault(storage.step_name(best), []).append("best")
+    for name in sorted(storage.read_pins(folder)):
+        marks.setdefault(name, []).append("pinned")
+    if latest := storage.read_latest(folder):
+        marks.setdefault(latest, []).append("latest")
+    return marks
+
+
+def _describe(folder: Path, marks: dict[str, list[str]]) -> dict[str, Any]:
+    state, problems = _state(folder), storage.verify(folder, hashes=False)
+    return {
+        "name": folder.name,
+        "step": storage.step_of(folder.name),
+        "bytes": _size(folder),
+        "val_loss": state.get("val_loss") if isinstance(state.get("val_loss"), float) else None,
+        "layout": str(state["layout"]) if "layout" in state else None,
+        "world_size": state.get("world_size"),
+        "marks": marks.get(folder.name, []),
+        "damage": " ".join(problems[0]) if problems else None,
+    }

@@ -1,0 +1,45 @@
+"""A sharded checkpoint as one of whole tensors: a file of weights, a file of moments, for tools that read no parts."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanogpt_dist import storage
+from nanogpt_dist.errors import CannotCreateError, UsageError
+from nanogpt_dist.tensors import Part, index, read_into, write
+
+KINDS = ("model", "optimizer")
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether it has more than one file of weights."""
+    return len(list(checkpoint.glob("model*.safetensors"))) > 1
+
+
+def consolidate(checkpoint: Path, out: Path) -> Path:
+    """Write `checkpoint`, which has been verified, to the new folder `out` with the same tensors, whole; returns it.
+
+    Holds the weights, and then the moments, in memory. Raises CannotCreateError where `out` exists, UsageError
+    where it has another name, BadDataError, StorageError.
+    """
+    if out.exists():
+        raise CannotCreateError(f"{out} exists already; give another --out")
+    if storage.step_of(out.name) != storage.step_of(checkpoint.resolve().name):
+        name = checkpoint.resolve().name
+        raise UsageError(f"{out} has to be called {name}, as the checkpoint is: type --out {out / name}")
+
+    def fill(staging: Path) -> None:
+        for kind in KINDS:
+            stored = index(sorted(checkpoint.glob(f"{kind}*.safetensors")))
+            known: dict[str, Any] = stored.state_dict_metadata
+            tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in known.items()}
+            read_into(tensors, stored)
+            parts = {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+            if parts:
+                write(staging / f"{kind}.safetensors", parts)
+        for name in ("state.json", "config.toml", "tokenizer.json"):
+            shutil.copyfile(checkpoint / name, staging / name)
+
+    return storage.commit(out.parent, out.name, fill, {"step": storage.step_of(out.name)})
