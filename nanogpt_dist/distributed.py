@@ -5,6 +5,7 @@ Every decision (go on, stop, save, fail) is agreed here before it is taken, so t
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -76,6 +77,16 @@ class World:
         if buffer.numel():
             dist.broadcast(buffer, src=0, group=self.group)
         return bytes(buffer.tolist()).decode()
+
+    def all_reduce_speed(self) -> float:
+        """Bytes per second in which each rank's 16 MiB on its device are summed; all ranks together."""
+        values = torch.zeros(2**22, device=self.device)
+        self.sum(values)  # connections are made at the first
+        start = time.perf_counter()
+        for _ in range(3):
+            self.sum(values)
+        values[0].item()  # waits for the device
+        return 3 * values.nbytes / (time.perf_counter() - start)
 
     def gather_ints(self, value: int) -> list[int]:
         """Each rank's `value`, in the order of the ranks, on all of them."""

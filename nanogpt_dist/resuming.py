@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
 from nanogpt_dist import attempts, checkpoint, runs, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -74,6 +76,8 @@ def resume_point(
                 check_same_run(found, config, data)
                 if changed := _changed(checkpoint.load_config(found), config):
                     console.line(f"note: not as the checkpoint had it: {', '.join(changed)}")
+                if moved := _moved(found, world):
+                    console.line(f"note: {moved}: the same tokens in the same order, rounded otherwise")
                 chosen = found.name
     chosen = world.text_from_lead(chosen)
     return runs.checkpoints_of(run) / chosen if chosen else None
@@ -117,6 +121,14 @@ def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
             f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, {data.path} is "
             f"{data.dataset_id[:12]}; give another --out-dir or the old --dataset"
         )
+
+
+def _moved(found: Path, world: World) -> str | None:
+    """What differs in the machine, where resuming is then not bitwise."""
+    _, facts = checkpoint.load_state(found)
+    now = {"world_size": world.size, "threads_per_rank": torch.get_num_threads()}
+    changed = [f"{name} {facts[name]} (now {value})" for name, value in now.items() if facts.get(name, value) != value]
+    return ", ".join(changed) or None
 
 
 def _changed(saved: TrainConfig, config: TrainConfig, names: Iterable[str] = TRAINING) -> list[str]:

@@ -173,6 +173,8 @@ def _introduce(
         f"{config.global_batch_size * config.block_size:,} tokens an update = {world.size} ranks × "
         f"{batches.per_update} micro-batches × {batches.batch_size} sequences × {config.block_size}"
     )
+    if world.size > world.local_size:  # over several nodes, whose network may be slow
+        console.line(f"all-reduce between the ranks: {world.all_reduce_speed() / 1e9:.2f} GB/s")
     console.line(f"{run}: " + (f"going on from {start.name}" if start else "starting at step 0"))
     if config.vocab_size is not None and config.vocab_size - 64 >= n_vocab:
         console.line(

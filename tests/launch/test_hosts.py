@@ -18,6 +18,7 @@ def test_a_training_over_two_hosts(two: hosts.Hosts) -> None:
     assert found["codes"] == [0, 0], found["told"]
     assert "node 0 (host0, 192.0.2.1), node 1 (host1, 192.0.2.2)" in found["told"][0]
     assert "2 × cpu float32, ddp" in found["told"][0]
+    assert "all-reduce between the ranks: " in found["told"][0]
 
 
 def test_a_cut_cable_ends_both_launchers_and_the_same_command_resumes(two: hosts.Hosts) -> None:
