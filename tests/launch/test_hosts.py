@@ -22,7 +22,7 @@ def test_a_training_over_two_hosts(two: hosts.Hosts) -> None:
 
 
 def test_a_cut_cable_ends_both_launchers_and_the_same_command_resumes(two: hosts.Hosts) -> None:
-    found = hosts.cut_and_healed(two, timeout_s=4)
+    found = hosts.cut_and_healed(two, timeout_s=10)
     assert found["codes"] == [74, 74]
     first, second = found["last_lines"]
     assert "lost rank 1" in first
