@@ -71,7 +71,7 @@ def test_a_failure_is_told_at_the_next_update(
     monkeypatch.setattr(Saver, "finish", noting)
     go(tiny(corpus, tmp_path / "run", async_save=True, save_interval=4, eval_interval=12, max_iters=12))
     assert "not saved at step 4, training goes on: disk full" in capsys.readouterr().err
-    assert told[0] <= max(6, slow["at_end"][0][1]) + 1
+    assert told[0] <= max(6, slow["at_end"][0][1]) + 2, "the thread that has failed still has to end"
     assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(12)
 
 
