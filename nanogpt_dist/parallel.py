@@ -76,9 +76,7 @@ def plan_layout(config: TrainConfig, world: World) -> Layout:
         for name in ("mesh", "cpu_offload"):
             if getattr(config, name):
                 flag = name.replace("_", "-")
-                raise ConfigError(
-                    f"--{flag} is for --strategy fsdp, this is {strategy}: add that or leave --{flag} out"
-                )
+                raise ConfigError(f"--{flag} needs --strategy fsdp, this is {strategy}: add it, or leave --{flag} out")
         return Layout(strategy, world.size, 1)
     if config.mesh is None:
         return Layout(strategy, 1, world.size)

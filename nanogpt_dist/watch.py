@@ -107,14 +107,14 @@ class Watch:
 
         All ranks that still can call it. Those that come together print one line: the others' are quiet.
         """
+        if self._store is None or (isinstance(error, NanogptError) and error.agreed):
+            return error
         if self._left is None:
-            self._left = error
-            if self._store is not None and not (isinstance(error, NanogptError) and error.agreed):
-                found: list[BaseException] = []
-                asking = threading.Thread(target=lambda: found.append(self._roll_call(error)), daemon=True)
-                asking.start()
-                asking.join(ROLL_CALL_S)
-                self._left = found[0] if found else self._nobody_answers(error)
+            found: list[BaseException] = []
+            asking = threading.Thread(target=lambda: found.append(self._roll_call(error)), daemon=True)
+            asking.start()
+            asking.join(ROLL_CALL_S)
+            self._left = found[0] if found else self._nobody_answers(error)
         return self._left
 
     def _nobody_answers(self, error: BaseException) -> BaseException:
