@@ -1,6 +1,7 @@
 """What the machine offers: device, number format, peak speed, memory."""
 
 import contextlib
+import functools
 import os
 import resource
 import sys
@@ -80,8 +81,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
+@functools.cache
 def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3) -> float:
-    """Peak of one device in TFLOP/s: from the table for a known GPU, else a matmul of 1024² timed for `measure_s`."""
+    """Peak of one device in TFLOP/s: from the table for a known GPU, else of a matmul of 1024² in `measure_s`, once."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for key, peak in PEAK_TFLOPS.items():
