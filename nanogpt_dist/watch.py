@@ -159,6 +159,8 @@ class Watch:
 
     def _name(self, notes: dict[int, str | None], members: dict[int, Any]) -> str:
         missing = [rank for rank in range(self.size) if rank not in notes]
+        # A death breaks the connections of some ranks first: others, alive and well, may still wait for these.
+        missing = [rank for rank in missing if _is_gone(*members[rank])] or missing
         reasons = {rank: note for rank, note in notes.items() if note is not None}
         if missing:
             who = "lost " + "; ".join(f"rank {rank} {_fate(*members[rank])}" for rank in missing[:2])
@@ -207,6 +209,11 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
+
+
+def _is_gone(host: str, place: str, pid: int) -> bool:
+    """Whether a process is dead or stopped for sure."""
+    return place == _place() and _state(pid) in DEAD + STOPPED
 
 
 def _fate(host: str, place: str, pid: int) -> str:
