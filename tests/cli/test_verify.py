@@ -52,4 +52,4 @@ def test_an_unfinished_folder_and_what_is_no_data_folder(nanogpt: Run, data: Pat
     assert "run the same nanogpt prepare again" in done.stderr
     assert nanogpt("verify", "nowhere", "--json", code=66).stdout == ""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert "give a data folder" in nanogpt("verify", "run", code=2).stderr
+    assert "type nanogpt checkpoint verify run" in nanogpt("verify", "run", code=2).stderr

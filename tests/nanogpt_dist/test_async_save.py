@@ -86,24 +86,17 @@ def test_a_rank_that_cannot_write_ends_the_run_on_all_ranks(corpus: Path, tmp_pa
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == []
 
 
-def test_sampling_and_evaluating_a_sharded_checkpoint_in_one_process(
+def test_sampling_from_and_resuming_a_sharded_checkpoint_in_one_process(
     nanogpt: Run, corpus: Path, tmp_path: Path
 ) -> None:
     small = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-size", "4"]
     small += ["--gradient-accumulation-steps", "2", "--max-iters", "3", "--device", "cpu", "--eval-iters", "1"]
-    for name, strategy in (("whole", "ddp"), ("shared", "fsdp")):
-        nanogpt(
-            *("train", "--dataset", corpus, *small, "--dtype", "float32", "--strategy", strategy, "--out-dir", name),
-            *("--async-save", "--save-interval", "1"),
-            ranks=2,
-        )
-    evaluated = json.loads(nanogpt("eval", "shared", "--json").stdout)
-    files = {path.name for path in (tmp_path / evaluated["checkpoint"]).glob("*.safetensors")}
+    small += ["--dtype", "float32", "--out-dir", "shared"]
+    nanogpt("train", "--dataset", corpus, *small, "--strategy", "fsdp", "--async-save", "--save-interval", 1, ranks=2)
+    (newest, *_) = storage.list_steps(tmp_path / "shared" / "checkpoints")
+    files = {path.name for path in newest.glob("*.safetensors")}
     assert files == {f"{kind}-0000{n}-of-00002.safetensors" for kind in ("model", "optimizer") for n in (1, 2)}
-    losses = [json.loads(nanogpt("eval", name, "--json").stdout)["val_loss"] for name in ("whole", "shared")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     sample = ("sample", "shared", "--max-new-tokens", "8", "--prompt", "def", "--json")
     assert len(json.loads(nanogpt(*sample).stdout)["samples"]) >= 1
-    again = json.loads(nanogpt("train", "--dataset", corpus, *small, "--max-iters", "5", "--out-dir", "shared",
-                               "--dtype", "float32", "--json").stdout)  # fmt: skip
+    again = json.loads(nanogpt("train", "--dataset", corpus, *small, "--max-iters", "5", "--json").stdout)
     assert again["step"] == 5
