@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from nanogpt_dist import cpu_fast
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.distributed import World
@@ -128,6 +129,8 @@ def lay_out(
             block.forward = _checkpointed(block.forward, config.activation_checkpointing)
         if compile_it and layout.strategy == "fsdp":  # the gathering between blocks cannot be compiled
             block.forward = torch.compile(block.forward)
+    if not compile_it:
+        cpu_fast.use(model, world.device, dtype)
     seed = config.seed if init else None
     if layout.strategy == "fsdp":
         _shard(model, config, layout, world, dtype, seed)
