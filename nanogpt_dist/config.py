@@ -113,6 +113,11 @@ class TrainConfig(ModelConfig):
     )
     compile: bool | None = setting(None, "Machine", "Run the model through torch.compile; unset: on cuda only.")
 
+    cpu_fast: bool = setting(
+        True,
+        "Machine",
+        "On a CPU in bfloat16: attention and head made for it, and micro-batches joined; off: torch's own.",
+    )
     deterministic: bool = setting(
         False,
         "Machine",

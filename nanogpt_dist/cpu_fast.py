@@ -1,58 +1,58 @@
 """Training passes made for CPUs: attention and the head as autograd Functions of a few large matrix products.
 
-Each is the plain computation of model.py, up to rounding: its forward and its derivative stand side by side here, and the
-tests compare them with it. use() puts them into a model where they are faster; on a GPU nothing of this is used.
+Each is the plain computation of model.py, up to rounding: its forward and its derivative stand side by side here, and
+the tests compare them with it. use() puts them into a model where they are faster; on a GPU nothing of this is used.
 
 Shape letters: B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size, N = B·T.
 
-Sources: Vaswani et al. 2017, "Attention Is All You Need", §3.2; Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary
-Language Models" (the gradient of the logits is made where the loss is).
+Sources: Vaswani et al. 2017, "Attention Is All You Need", §3.2; Wijmans et al. 2024, "Cut Your Losses in
+Large-Vocabulary Language Models" (the gradient of the logits is made where the loss is).
 """
 
-import contextlib
-import ctypes
 import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanogpt_dist.model import GPT, CausalSelfAttention
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import total_memory_bytes
+from nanogpt_dist.model import GPT, Block, CausalSelfAttention
 
+ENOUGH = 4096  # tokens in one pass: more of them make it no faster
+MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its backward pass
 QUERIES = 128  # in one block of attention: of what is above the diagonal, only a block's own part is computed in vain
 LONGEST = 1024  # tokens up to which written-out attention is used; its probabilities are kept, T²/2 for each head
 LOGITS = 2**28  # at most in memory at a time
 IN_CACHE = 2**20  # logits that are worked on at a time, in float32
 
 
-def use(model: GPT, device: torch.device, dtype: torch.dtype) -> None:
-    """The one place that chooses: put the fast passes into `model` for training in `dtype` on `device`.
+def chosen(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether training in `dtype` on `device` uses what stands here. In float32 it does not: there it is exact."""
+    return config.cpu_fast and not config.compile and device.type == "cpu" and dtype == torch.bfloat16
 
-    In float32 the plain ones stay: they are the exact reference, and torch's own attention is as quick there.
-    """
-    if device.type != "cpu":
-        return
-    keep_memory()
-    if dtype != torch.bfloat16:
-        return
-    model.forward = functools.partial(_forward, model, model.forward)  # type: ignore[method-assign]
+
+def use(model: GPT) -> None:
+    """Let `model` make its training passes in this file's way. Its weights, and their names, stay as they are."""
+    model.forward = functools.partial(_forward, model, model.forward)  # type: ignore[assignment, method-assign]
     for block in model.transformer.h:
-        block.attn.forward = functools.partial(_attend, block.attn, block.attn.forward)
+        assert isinstance(block, Block)
+        block.attn.forward = functools.partial(_attend, block.attn, block.attn.forward)  # type: ignore[method-assign]
 
 
-@functools.cache
-def keep_memory() -> None:
-    """Let malloc keep what is freed (glibc). Otherwise each large tensor comes as fresh pages, which the kernel zeroes
-    first: a third of an update's time at 12 × 768 on two cores.
+def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:
+    """Sequences in one forward pass at most: as many micro-batches as are worth it, and fit, are made at once.
+
+    The gradient of an update is the same sum. Larger products are faster, and weights are cast less often.
     """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        libc = ctypes.CDLL(None)
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, most = -1, -3, 2**31 - 1
-        libc.mallopt(M_TRIM_THRESHOLD, most)
-        libc.mallopt(M_MMAP_THRESHOLD, most)
+    C, T = config.n_embd, config.block_size
+    # Kept of a token until the backward pass: about 42 C bytes in each block, and the probabilities of its heads.
+    bytes_per_token = config.n_layer * (42 * C + config.n_head * min(T, LONGEST)) + 8 * C
+    room = MEMORY_SHARE * total_memory_bytes(torch.device("cpu")) / ranks_here / bytes_per_token
+    return max(config.batch_size, int(min(room, ENOUGH) // T))
 
 
 def _forward(model: GPT, plain: Any, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
@@ -114,7 +114,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         q, k, v, *kept = ctx.saved_tensors
         BH, T, D = q.shape
         dy = dy.view(-1, T, ctx.n_head, D).transpose(1, 2).reshape(BH, T, D).to(q.dtype)
@@ -172,7 +172,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         dx, dw, n = ctx.saved_tensors
         scale = dloss / n
         return (
@@ -185,10 +185,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses(logits: Tensor, targets: Tensor, counts: Tensor, wide: torch.dtype) -> Tensor:
-    """Sum of the losses of some rows (n, V); logits is overwritten by their gradient, softmax(logits) − one_hot(targets)."""
+    """Sum of the losses of some rows (n, V); their gradient, softmax − one_hot(targets), takes the logits' place."""
     total = torch.zeros((), dtype=torch.float64)
     at_a_time = max(8 * torch.get_num_threads(), IN_CACHE // logits.size(1))
-    for z, target, count in zip(logits.split(at_a_time), targets.split(at_a_time), counts.split(at_a_time), strict=True):
+    for z, target, count in zip(
+        logits.split(at_a_time), targets.split(at_a_time), counts.split(at_a_time), strict=True
+    ):
         wanted = torch.where(count, target, 0)[:, None]  # (m, 1)
         e = z.to(wide)  # (m, V)
         e -= e.amax(1, keepdim=True)

@@ -1,6 +1,7 @@
 """What the machine offers: device, number format, peak speed, memory."""
 
 import contextlib
+import ctypes
 import functools
 import os
 import resource
@@ -67,11 +68,25 @@ def _cpu_has_bf16() -> bool:
 
 def set_up(device: torch.device, deterministic: bool) -> None:
     """What holds for the whole process: TF32 for what autocast leaves in float32; one order of summing, on demand."""
+    if device.type == "cpu":
+        keep_memory()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
     torch.use_deterministic_algorithms(deterministic)
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let malloc keep what is freed (glibc). Otherwise each large tensor comes as fresh pages, which the kernel zeroes
+    first: a third of an update's time at 12 × 768 on two cores.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, most = -1, -3, 2**31 - 1
+        libc.mallopt(M_TRIM_THRESHOLD, most)
+        libc.mallopt(M_MMAP_THRESHOLD, most)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -129,8 +129,8 @@ def lay_out(
             block.forward = _checkpointed(block.forward, config.activation_checkpointing)
         if compile_it and layout.strategy == "fsdp":  # the gathering between blocks cannot be compiled
             block.forward = torch.compile(block.forward)
-    if not compile_it:
-        cpu_fast.use(model, world.device, dtype)
+    if cpu_fast.chosen(config, world.device, dtype):
+        cpu_fast.use(model)
     seed = config.seed if init else None
     if layout.strategy == "fsdp":
         _shard(model, config, layout, world, dtype, seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import __version__, attempts, checkpoint, runs
+from nanogpt_dist import __version__, attempts, checkpoint, cpu_fast, runs
 from nanogpt_dist.batches import Batches, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -51,7 +51,8 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
         data = DataFolder.open(Path(config.dataset))
         config = fit_to_data(config, data)
         dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
-        batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype))
+        joined = cpu_fast.chosen(config, world.device, dtype)
+        batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
     world.refuse_differences(version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config))
     with run_folder(config, world) as run:
         start = resume_point(run, config, data, fresh, world, console)
@@ -138,11 +139,17 @@ def told(config: TrainConfig) -> dict[str, str]:
     return {name: str(value) for name, value in config.model_dump(exclude={"dataset", "device"}).items()}
 
 
-def read_plan(config: TrainConfig, data: DataFolder, world: World, dtype: torch.dtype) -> tuple[Batches, Evaluator]:
-    """What this rank reads: the batches of every update, and the windows of every evaluation."""
+def read_plan(
+    config: TrainConfig, data: DataFolder, world: World, dtype: torch.dtype, joined: bool = False
+) -> tuple[Batches, Evaluator]:
+    """What this rank reads: the batches of every update, and the windows of every evaluation (in `dtype`).
+
+    joined: micro-batches may be larger than config.batch_size.
+    """
     train, val = data.split("train"), data.split("val")
     order = Order(config.seed, data.dataset_id, config.block_size, train.tokens)
-    batch_size = micro_batch_size(config.batch_size, config.global_batch_size, world.size)
+    at_most = cpu_fast.joined_batch_size(config, world.local_size) if joined else config.batch_size
+    batch_size = micro_batch_size(at_most, config.global_batch_size, world.size)
     batches = Batches(train, order, config.global_batch_size, batch_size, world.rank, world.size)
     windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
     return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype)
