@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,8 +15,11 @@ def sample(
     target: Annotated[
         str | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Unset: the newest run under out/.")
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What to go on from: text, or FILE:path.")] = "\n",
-    num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What to go on from: text, or FILE:path; may be given again. Unset: a line break."),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw, after each prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample, in tokens.")] = 500,
     temperature: Annotated[
         float,
@@ -31,6 +34,13 @@ def sample(
     stream: Annotated[bool, typer.Option("--stream", help="Print each sample while it comes.")] = False,
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
     device: Device = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8"],
+        typer.Option(
+            help="Format of the weights; auto: bfloat16 where the device is fast in it, but float32 at temperature 0, "
+            "which is exact."
+        ),
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at --max-new-tokens."""
@@ -40,7 +50,7 @@ def sample(
         raise UsageError("sample needs one process only; leave torchrun out")
     if stream and json:
         raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
-    text = read_prompt(prompt)
+    prompts = [read_prompt(each) for each in prompt or ["\n"]]
 
     from nanogpt_dist import runs
 
@@ -48,26 +58,31 @@ def sample(
 
     from nanogpt_dist import sampling
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
+    from nanogpt_dist.decoding import Decoder, pick_weights
     from nanogpt_dist.devices import pick_device
 
     model, _ = load_model(found, pick_device(device))
     tokenizer = load_checkpoint_tokenizer(found)
     settings = sampling.Settings(max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed)
-    typer.echo(f"sampling from {found}", err=True)
+    weights = pick_weights(dtype, model.lm_head.weight.device, greedy=temperature == 0)
+    decoder = Decoder(model, tokenizer.n_vocab, weights)
+    typer.echo(f"sampling from {found}, weights in {weights}", err=True)
     if json:
-        samples = sampling.sample(model, tokenizer, text, num_samples, settings)
+        samples = sampling.sample(decoder, tokenizer, prompts, num_samples, settings)
         typer.echo(dumps({"samples": [asdict(each) for each in samples], "checkpoint": str(found)}))
         return
     if stream:
-        for i in range(num_samples):
+        jobs = [(text, sampling.reseeded(settings, i)) for text in prompts for i in range(num_samples)]
+        for number, (text, how) in enumerate(jobs, 1):
             typer.echo(text, nl=False)
-            for piece in sampling.stream(model, tokenizer, text, sampling.reseeded(settings, i)):
+            for piece in sampling.stream(decoder, tokenizer, text, how):
                 typer.echo(piece, nl=False)
-            typer.echo("\n" + "─" * 40 if i + 1 < num_samples else "")
+            typer.echo("\n" + "─" * 40 if number < len(jobs) else "")
         return
-    for i, each in enumerate(sampling.sample(model, tokenizer, text, num_samples, settings)):
+    found_samples = sampling.sample(decoder, tokenizer, prompts, num_samples, settings)
+    for number, each in enumerate(found_samples, 1):
         typer.echo(each.prompt + each.text)
-        if i + 1 < num_samples:
+        if number < len(found_samples):
             typer.echo("─" * 40)
 
 

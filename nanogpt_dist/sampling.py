@@ -1,20 +1,19 @@
 """Text from a model: choose the next token, append, repeat. Never an id that the tokenizer cannot decode.
 
-Shape letters: B samples, T tokens so far, V rows of the token table.
+Shape letters: B samples, V ids that the tokenizer has.
 
 Sources: Fan et al. 2018, "Hierarchical Neural Story Generation", §5.2 (top-k); Holtzman et al. 2020, "The Curious Case
 of Neural Text Degeneration", §3.1 (top-p).
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.model import GPT
+from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.tokenizer import Tokenizer
 
 
@@ -44,12 +43,6 @@ def reseeded(settings: Settings, index: int) -> Settings:
     return replace(settings, seed=settings.seed + index)
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """All but the k largest of each row set to −∞: (B, V) → (B, V)."""
-    kth = logits.topk(min(k, logits.size(-1))).values[:, -1:]  # (B, 1)
-    return logits.masked_fill(logits < kth, float("-inf"))
-
-
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """All but the smallest set of tokens, at least one, of total probability ≥ p set to −∞: (B, V) → (B, V)."""
     ordered, index = logits.sort(descending=True)
@@ -63,31 +56,28 @@ def choose(logits: Tensor, settings: Settings, generator: torch.Generator) -> Te
     """One id per row: (B, V) → (B, 1)."""
     if settings.temperature < 1e-5:  # what follows could not tell it from 0 in float32
         return logits.argmax(-1, keepdim=True)
+    index = None
+    if settings.top_k is not None and settings.top_k < logits.size(-1):
+        logits, index = logits.topk(settings.top_k)  # (B, K): all else is done on these
     logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature  # ≤ 0: nothing overflows
-    if settings.top_k is not None:
-        logits = keep_top_k(logits, settings.top_k)
     if settings.top_p is not None:
         logits = keep_top_p(logits, settings.top_p)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    return chosen if index is None else index.gather(1, chosen)
 
 
-@torch.no_grad()
-def generate(model: GPT, ids: Tensor, settings: Settings, n_vocab: int) -> Iterator[Tensor]:
-    """The next token of every row, again and again: ids (B, T) → max_new_tokens × (B,), only ids below n_vocab.
+def generate(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: Settings) -> Iterator[Tensor]:
+    """The next token of every row, again and again: B prompts, none empty → max_new_tokens × (B,).
 
     The context is cropped to the model's last block_size tokens. Raises BadDataError for weights that diverged.
     """
-    generator = torch.Generator(ids.device).manual_seed(settings.seed)
-    for _ in range(settings.max_new_tokens):
-        logits, _ = model(ids[:, -model.config.block_size :])
-        last = logits[:, -1, :n_vocab].float()  # (B, n_vocab)
-        if not torch.isfinite(last).all():
-            raise BadDataError(
-                "the model's logits are not finite: its training has diverged; take an earlier checkpoint"
-            )
-        chosen = choose(last, settings, generator)  # (B, 1)
-        yield chosen[:, 0]
-        ids = torch.cat([ids, chosen], dim=1)
+    logits = decoder.start(prompts, settings.max_new_tokens)  # (B, V)
+    generator = torch.Generator(logits.device).manual_seed(settings.seed)
+    for left in range(settings.max_new_tokens - 1, -1, -1):
+        chosen = choose(logits, settings, generator)[:, 0]  # (B,)
+        yield chosen
+        if left:
+            logits = decoder.next(chosen)
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
@@ -98,14 +88,14 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.eot_id] if tokenizer.eot_id is not None else tokenizer.encode("\n").tolist()
 
 
-def sample(model: GPT, tokenizer: Tokenizer, prompt: str, count: int, settings: Settings) -> list[Sample]:
-    """`count` samples after one prompt, in one batch."""
-    start = encode_prompt(prompt, tokenizer)
-    device = model.lm_head.weight.device
-    tokens = torch.tensor([start] * count, device=device)  # (B, T)
-    rows: list[list[int]] = [[] for _ in range(count)]
-    done = [False] * count
-    for new in generate(model, tokens, settings, tokenizer.n_vocab):
+def sample(
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], count: int, settings: Settings
+) -> list[Sample]:
+    """`count` samples after each prompt, all in one batch."""
+    each = [prompt for prompt in prompts for _ in range(count)]
+    rows: list[list[int]] = [[] for _ in each]
+    done = [False] * len(each)
+    for new in generate(decoder, [encode_prompt(prompt, tokenizer) for prompt in each], settings):
         for row, chosen in enumerate(new.tolist()):
             if not done[row]:
                 done[row] = chosen == tokenizer.eot_id
@@ -114,20 +104,19 @@ def sample(model: GPT, tokenizer: Tokenizer, prompt: str, count: int, settings: 
                     done[row] = _find_stop(_tail(rows[row], tokenizer, settings.stop), settings.stop) is not None
         if all(done):
             break
-    return [_finish(prompt, row, tokenizer, settings.stop) for row in rows]
+    return [_finish(prompt, row, tokenizer, settings.stop) for prompt, row in zip(each, rows, strict=True)]
 
 
-def stream(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings) -> Iterator[str]:
+def stream(decoder: Decoder, tokenizer: Tokenizer, prompt: str, settings: Settings) -> Iterator[str]:
     """One sample, piece by piece as it comes; joined, the pieces are sample()'s text for the same seed."""
-    tokens = torch.tensor([encode_prompt(prompt, tokenizer)], device=model.lm_head.weight.device)  # (1, T)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # holds back a character's first bytes
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # holds back a character's first bytes
     held = ""  # what may be the beginning of a stop text
     longest = max((len(stop) for stop in settings.stop), default=0)
-    for new in generate(model, tokens, settings, tokenizer.n_vocab):
+    for new in generate(decoder, [encode_prompt(prompt, tokenizer)], settings):
         chosen = int(new.item())
         if chosen == tokenizer.eot_id:
             break
-        held += decoder.decode(tokenizer.decode_bytes([chosen]))
+        held += decode(tokenizer.decode_bytes([chosen]))
         if (found := _find_stop(held, settings.stop)) is not None:
             yield held[:found]
             return
@@ -135,7 +124,7 @@ def stream(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings) ->
         if safe > 0:
             yield held[:safe]
             held = held[safe:]
-    yield held + decoder.decode(b"", final=True)
+    yield held + decode(b"", final=True)
 
 
 def _find_stop(text: str, stops: tuple[str, ...]) -> int | None:

@@ -1,16 +1,20 @@
 """Sampling: the rules of choosing, ids that can be decoded, streams equal to samples."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import load
-from nanogpt_dist.sampling import Settings, choose, encode_prompt, generate, keep_top_k, keep_top_p, sample, stream
+from nanogpt_dist.sampling import Settings, choose, encode_prompt, generate, keep_top_p, sample, stream
 from tests.nanogpt_dist.test_model import copied_from, hugging_face
 
 BYTES = tokenizers.byte()
@@ -27,9 +31,12 @@ rows = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=30, unique=Tr
 
 
 @given(row=rows, k=st.integers(1, 40))
-def test_top_k_keeps_the_k_largest(row: list[float], k: int) -> None:
-    kept = keep_top_k(torch.tensor([row]), k)[0]
-    assert set(kept[kept > -torch.inf].tolist()) == set(torch.tensor(sorted(row)[-k:]).tolist())
+def test_top_k_draws_from_the_k_largest(row: list[float], k: int) -> None:
+    logits = torch.tensor([row]).repeat(60, 1)
+    drawn = choose(logits, Settings(temperature=30.0, top_k=k), torch.Generator().manual_seed(0))
+    largest = sorted(range(len(row)), key=lambda i: row[i])[-k:]
+    assert set(drawn[:, 0].tolist()) <= set(largest)
+    assert k > 3 or len(set(drawn[:, 0].tolist())) == min(k, len(row))
 
 
 @given(row=rows, p=st.floats(0.01, 1.0))
@@ -65,16 +72,16 @@ def test_no_id_beyond_the_tokenizers_and_no_context_beyond_the_models(
     model: GPT, seed: int, temperature: float
 ) -> None:
     how = Settings(max_new_tokens=24, temperature=temperature, top_k=None, seed=seed)
-    for new in generate(model, torch.tensor([[65] * 30]), how, BYTES.n_vocab):
+    for new in generate(Decoder(model, BYTES.n_vocab), [[65] * 30], how):
         assert int(new) < BYTES.n_vocab
 
 
 def test_samples_are_a_function_of_the_seed(model: GPT) -> None:
     how = Settings(max_new_tokens=16, seed=5)
-    first, again = (sample(model, BYTES, "def ", 3, how) for _ in range(2))
+    first, again = (sample(Decoder(model, 257), BYTES, ["def "], 3, how) for _ in range(2))
     assert first == again
     assert len({each.text for each in first}) == 3
-    assert sample(model, BYTES, "def ", 3, Settings(max_new_tokens=16, seed=6)) != first
+    assert sample(Decoder(model, 257), BYTES, ["def "], 3, Settings(max_new_tokens=16, seed=6)) != first
 
 
 def test_greedy_ids_equal_those_of_transformers() -> None:
@@ -82,7 +89,7 @@ def test_greedy_ids_equal_those_of_transformers() -> None:
     theirs = hugging_face(config)
     start = torch.tensor([encode_prompt("ab", BYTES)])
     how = Settings(max_new_tokens=24, temperature=0)
-    ours = [int(new) for new in generate(copied_from(theirs, config), start, how, 257)]
+    ours = [int(new) for new in generate(Decoder(copied_from(theirs, config), 257), start.tolist(), how)]
     expected = theirs.generate(start, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert ours == expected[0, 2:].tolist()
 
@@ -91,21 +98,26 @@ def test_greedy_ids_equal_those_of_transformers() -> None:
 @settings(max_examples=25)
 def test_a_stream_is_the_sample_in_pieces(model: GPT, seed: int, stop: tuple[str, ...]) -> None:
     how = Settings(max_new_tokens=40, temperature=1.3, stop=stop, seed=seed)
-    [whole] = sample(model, BYTES, "a", 1, how)
-    assert "".join(stream(model, BYTES, "a", how)) == whole.text
+    decoder = Decoder(model, BYTES.n_vocab)
+    [whole] = sample(decoder, BYTES, ["a"], 1, how)
+    assert "".join(stream(decoder, BYTES, "a", how)) == whole.text
     assert not any(text in whole.text for text in stop)
     assert whole.text.startswith(BYTES.decode(whole.ids).rstrip("�"))
 
 
 def test_a_sample_ends_before_end_of_text(model: GPT) -> None:
-    class Ending(GPT):
-        def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> tuple[torch.Tensor, None]:
-            logits = torch.zeros(idx.size(0), 1, 320)
-            logits[:, :, 256 if idx.size(1) > 4 else 65] = 99.0
-            return logits, None
+    class Ending(Decoder):
+        """Says A, A, A and then end-of-text."""
 
-    ending = Ending(model.config).eval()
-    [found] = sample(ending, BYTES, "ab", 1, Settings())
+        def next(self, ids: torch.Tensor) -> torch.Tensor:
+            super().next(ids)
+            return F.one_hot(torch.tensor([256 if len(self.rows[0]) > 4 else 65]), 257) * 99.0
+
+        def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> torch.Tensor:
+            return super().start(prompts, max_new_tokens) * 0 + F.one_hot(torch.tensor(65), 257) * 99.0
+
+    ending = Ending(model, 257)
+    [found] = sample(ending, BYTES, ["ab"], 1, Settings())
     assert (found.text, found.ids) == ("AAA", [65, 65, 65])
     assert "".join(stream(ending, BYTES, "ab", Settings())) == "AAA"
 

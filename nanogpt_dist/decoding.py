@@ -1,0 +1,169 @@
+"""Logits of the next token, again and again, with a cache of the keys and values of the tokens before.
+
+A prompt goes through the model at once (prefill), then each token alone (decode). Rows may have prompts of unequal
+length: they stand at the left, and what stands right of a row's last token is overwritten, or masked.
+
+Shape letters: B rows, T tokens of the longest prompt, S tokens in the cache, C = n_embd, H = n_head, D = C / H,
+V = ids that the tokenizer has.
+
+Sources: Pope et al. 2022, "Efficiently Scaling Transformer Inference", §3 (the cache); Dettmers et al. 2022,
+"LLM.int8()", §2 (a scale for each row of a matrix).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanogpt_dist.devices import keep_memory, pick_dtype
+from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.model import GPT, Block
+
+Linear = Callable[[Tensor], Tensor]
+WEIGHTS = ("auto", "float32", "bfloat16", "int8")
+
+
+def pick_weights(name: str, device: torch.device, greedy: bool) -> str:
+    """`auto` is bfloat16 where the device is fast in it; but float32 for greedy choices: they are to be exact."""
+    if name != "auto":
+        return name
+    fast = not greedy and pick_dtype("auto", device) == torch.bfloat16
+    return "bfloat16" if fast else "float32"
+
+
+class Decoder:
+    """A model's matrices, made ready in one number format, and the caches of the rows at work.
+
+    weights: float32, bfloat16, or int8 (matrices only, with a scale for each row; activations are bfloat16).
+    LayerNorms, the residual stream and the logits are float32. n_vocab: logits of ids from there on are not computed.
+    """
+
+    def __init__(self, model: GPT, n_vocab: int, weights: str = "float32") -> None:
+        self.model, self.config = model, model.config
+        self.device = model.lm_head.weight.device
+        if self.device.type == "cpu":
+            keep_memory()
+        self.dtype = torch.float32 if weights == "float32" else torch.bfloat16
+        self.layers = [_Layer(block, weights, self.dtype) for block in model.transformer.h]
+        self.head = _linear(model.lm_head.weight[:n_vocab], None, weights, self.dtype)
+        self.rows: list[list[int]] = []  # all ids of each row
+        self.keys: list[Tensor] = []  # of each layer (B, H, S, D)
+        self.values: list[Tensor] = []
+
+    @torch.inference_mode()
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
+        """Logits after each prompt (B, V). No prompt is empty; of a long one the last block_size tokens count."""
+        block_size = self.config.block_size
+        self.rows = [list(prompt) for prompt in prompts]
+        S = min(max(map(len, self.rows)) + max_new_tokens, block_size)
+        shape = (len(prompts), self.config.n_head, S, self.config.n_embd // self.config.n_head)
+        self.keys, self.values = ([torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
+                                  for _ in range(2))  # fmt: skip
+        contexts = [tuple(row[-block_size:]) for row in self.rows]
+        distinct = list(dict.fromkeys(contexts))  # several samples after one prompt: it is read once
+        which = torch.tensor([distinct.index(context) for context in contexts], device=self.device)
+        return self._prefill(distinct, which)[which]
+
+    @torch.inference_mode()
+    def next(self, ids: Tensor) -> Tensor:
+        """Append an id to each row, (B,) int64; returns the logits that follow (B, V)."""
+        for row, chosen in zip(self.rows, ids.tolist(), strict=True):
+            row.append(chosen)
+        full = [i for i, row in enumerate(self.rows) if len(row) > self.config.block_size]
+        if len(full) == len(self.rows):
+            return self._beyond(full)
+        logits = self._decode(ids)
+        if full:
+            logits[full] = self._beyond(full)
+        return logits
+
+    def _beyond(self, which: list[int]) -> Tensor:
+        """Logits of rows longer than block_size: all positions have moved on, so that no cache is of use."""
+        return self._prefill([tuple(self.rows[i][-self.config.block_size :]) for i in which], None)
+
+    def _prefill(self, contexts: Sequence[Sequence[int]], rows: Tensor | None) -> Tensor:
+        """Logits after each context (B, V). rows: whose context goes to which row of the caches; None: to none."""
+        lengths = torch.tensor([len(context) for context in contexts], device=self.device)
+        T = int(lengths.max())
+        ids = torch.tensor([[*context, *[0] * (T - len(context))] for context in contexts], device=self.device)
+        x = self._embed(ids, torch.arange(T, device=self.device))  # (B, T, C)
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            q, k, v = layer.qkv(x)  # 3 × (B, H, T, D)
+            if rows is not None:
+                keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
+            x = layer.rest(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return self._logits(x[torch.arange(len(contexts), device=self.device), lengths - 1])
+
+    def _decode(self, ids: Tensor) -> Tensor:
+        """Logits after one more token of each row, the last one in self.rows: (B,) → (B, V)."""
+        ends = [min(len(row), self.config.block_size) for row in self.rows]
+        S, mask = max(ends), None
+        last = torch.tensor(ends, device=self.device) - 1  # (B,)
+        each = torch.arange(len(ends), device=self.device)
+        if min(ends) < S:
+            mask = (torch.arange(S, device=self.device) <= last[:, None])[:, None, None]  # (B, 1, 1, S)
+        x = self._embed(ids[:, None], last[:, None])  # (B, 1, C)
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            q, k, v = layer.qkv(x)  # 3 × (B, H, 1, D)
+            if mask is None:
+                keys[:, :, S - 1 : S], values[:, :, S - 1 : S] = k, v
+            else:
+                keys[each, :, last], values[each, :, last] = k[:, :, 0], v[:, :, 0]
+            x = layer.rest(x, F.scaled_dot_product_attention(q, keys[:, :, :S], values[:, :, :S], attn_mask=mask))
+        return self._logits(x[:, 0])
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        table = self.model.transformer
+        return table.wte(ids) + table.wpe(positions)  # (B, T, C)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.head(self.model.transformer.ln_f(x).to(self.dtype)).float()  # (B, V)
+        if not torch.isfinite(logits).all():
+            raise BadDataError(
+                "the model's logits are not finite: its training has diverged; take an earlier checkpoint"
+            )
+        return logits
+
+
+class _Layer:
+    """A block in two halves, between which there is attention; x is (B, T, C) in float32."""
+
+    def __init__(self, block: nn.Module, weights: str, dtype: torch.dtype) -> None:
+        assert isinstance(block, Block)
+        self.block, self.dtype, self.n_head = block, dtype, block.attn.n_head
+        self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj = (
+            _linear(each.weight, each.bias, weights, dtype)
+            for each in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        )
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        B, T, C = x.shape
+        qkv = self.c_attn(self.block.ln_1(x).to(self.dtype))  # (B, T, 3C)
+        return qkv.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4).unbind()  # 3 × (B, H, T, D)
+
+    def rest(self, x: Tensor, y: Tensor) -> Tensor:
+        """y: what attention gave (B, H, T, D)."""
+        x = x + self.attn_proj(y.transpose(1, 2).reshape(x.shape))
+        h = self.c_fc(self.block.ln_2(x).to(self.dtype))  # (B, T, 4C)
+        return x + self.mlp_proj(self.block.mlp.gelu(h))
+
+
+def _linear(weight: Tensor, bias: Tensor | None, weights: str, dtype: torch.dtype) -> Linear:
+    """x → x weightᵀ + bias, with the weight in its format."""
+    bias = None if bias is None else bias.detach().to(dtype)
+    if weights != "int8":
+        ready = weight.detach().to(dtype)
+        return lambda x: F.linear(x, ready, bias)
+    scale = weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127  # (out, 1)
+    whole = (weight.detach() / scale).round().to(torch.int8)
+    product = _int8_product(whole, scale[:, 0].to(dtype))
+    return product if bias is None else lambda x: product(x) + bias
+
+
+def _int8_product(weight: Tensor, scale: Tensor) -> Linear:
+    """By torch's kernel for one format of weights and another of activations, which is private: else step by step."""
+    kernel = getattr(torch, "_weight_int8pack_mm", None)
+    if kernel is None or weight.device.type != "cpu":
+        return lambda x: F.linear(x, weight.to(x.dtype)) * scale
+    return lambda x: kernel(x.reshape(-1, x.size(-1)), weight, scale).view(*x.shape[:-1], -1)
