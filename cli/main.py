@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cli.bench import bench_app
 from cli.checkpoint import checkpoint_app
 from cli.eval import eval_command
 from cli.import_shards import import_shards
@@ -53,6 +54,9 @@ app.add_typer(
 )
 app.command(rich_help_panel="Around it")(import_shards)
 app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
+app.add_typer(
+    bench_app, name="bench", rich_help_panel="Around it", help="How fast this machine trains, samples, reads and saves."
+)
 app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is, or data.")
 app.command(rich_help_panel="Around it")(quickstart)
 

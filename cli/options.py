@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
@@ -20,17 +20,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def takes_settings(
-    model: type[BaseModel], panel: str | None = None
+    model: type[BaseModel], panel: str | None = None, groups: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag for each setting of `model`, with its type and help; `panel` overrides their groups.
+
+    groups: of which settings; none given: of all.
 
     The command's parameter `settings` receives {name: value} of those that were given.
     """
 
+    fields = {name: field for name, field in model.model_fields.items() if not groups or _group(field) in groups}
+
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**given: Any) -> None:
-            flags = {name: given.pop(name) for name in model.model_fields}
+            flags = {name: given.pop(name) for name in fields}
             function(**given, settings={name: value for name, value in flags.items() if value is not None})
 
         hints = get_type_hints(function, include_extras=True)
@@ -39,7 +43,7 @@ def takes_settings(
             for name, parameter in inspect.signature(function).parameters.items()
             if name != "settings"
         ]
-        parameters = own + [_flag(name, field, panel) for name, field in model.model_fields.items()]
+        parameters = own + [_flag(name, field, panel) for name, field in fields.items()]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
@@ -48,11 +52,15 @@ def takes_settings(
 
 
 def _flag(name: str, field: Any, panel: str | None) -> inspect.Parameter:
-    group = panel or field.json_schema_extra["group"]
+    group = panel or _group(field)
     default = "" if field.default is None else f" [dim]\\[default: {str(field.default).lower()}][/dim]"
     option = typer.Option(help=f"{field.description}{default}", rich_help_panel=group, show_default=False)
     annotation = Annotated[field.annotation | None, option]  # unset: what the preset says
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _group(field: Any) -> str:
+    return field.json_schema_extra["group"]
 
 
 def nanogpt_style(arguments: list[str]) -> list[str]:

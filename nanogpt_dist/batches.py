@@ -11,17 +11,27 @@ Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt_dist.errors import BadDataError, ConfigError
-from nanogpt_dist.shards import Split
 
 ROUNDS = 6  # of the Feistel network; four give a pseudo-random permutation (Luby & Rackoff 1988), two for good measure
 
 Positions = NDArray[np.int64]
 Tokens = NDArray[np.int64]
+
+
+class Ids(Protocol):
+    """A sequence of `tokens` ids below n_vocab, as a Split of a data folder is."""
+
+    tokens: int
+    n_vocab: int
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """The ids at start … start + length: (length,)."""
 
 
 def _keys(*parts: object) -> NDArray[np.uint64]:
@@ -101,7 +111,7 @@ def micro_batch_size(batch_size: int, global_batch_size: int, ranks: int) -> int
     return next(n for n in range(min(batch_size, share), 0, -1) if share % n == 0)
 
 
-def read_windows(split: Split, starts: Positions, block_size: int) -> tuple[Tokens, Tokens]:
+def read_windows(split: Ids, starts: Positions, block_size: int) -> tuple[Tokens, Tokens]:
     """Inputs and their next-token targets, each (len(starts), block_size) int64."""
     rows = np.stack([split.read(int(start), block_size + 1) for start in starts]).astype(np.int64)
     return rows[:, :-1], rows[:, 1:]
@@ -111,7 +121,7 @@ def read_windows(split: Split, starts: Positions, block_size: int) -> tuple[Toke
 class Batches:
     """One rank's view of the global batches. batch_size: sequences of a micro-batch, a divisor of the rank's share."""
 
-    split: Split
+    split: Ids
     order: Order
     global_batch_size: int
     batch_size: int

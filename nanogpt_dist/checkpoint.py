@@ -6,6 +6,7 @@ state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; se
 One process, and ddp, write one file of each kind, fsdp one per shard (model-00001-of-00004.safetensors; see tensors).
 """
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Contents:
 
     def refuse_not_finite(self) -> None:
         """Raises ConfigError where a value is NaN or infinite: such a checkpoint would bury the good ones."""
-        if not all(torch.isfinite(part.data).all() for part in [*self.weights.values(), *self.moments.values()]):
+        if not all(_finite(part.data) for part in [*self.weights.values(), *self.moments.values()]):
             raise ConfigError(
                 f"the weights are not finite at step {self.state.step}, nothing is saved; go on from the last "
                 "checkpoint with a lower --learning-rate"
@@ -56,11 +57,20 @@ class Contents:
 
 
 def contents(
-    state: TrainState, model: GPT, optimizer: torch.optim.Optimizer, leads: bool, copy: bool = False
+    state: TrainState,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    leads: bool,
+    copies: dict[str, Tensor] | None = None,
 ) -> Contents:
-    """This rank's Contents; copy: in CPU memory, untouched by what training does next."""
+    """This rank's Contents; copies: CPU memory for them by name, so that what training does next leaves them alone."""
     weights, moments = _weights(model), _moments(model, optimizer)
-    return Contents(replace(state), parts_to_write(weights, leads, copy), parts_to_write(moments, leads, copy))
+    return Contents(replace(state), parts_to_write(weights, leads, copies), parts_to_write(moments, leads, copies))
+
+
+def _finite(values: Tensor) -> bool:
+    """A sum is quicker than a look at each value; only if it is not finite, as a sum of large ones may be, look."""
+    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
 
 def save(
@@ -71,14 +81,16 @@ def save(
     tokenizer: Tokenizer,
     about: dict[str, Any],
 ) -> Path:
-    """Commit checkpoints/step-N, whole or not at all, and return it; all ranks together. Raises StorageError on all.
+    """Commit checkpoints/step-N, whole or not at all, and return it; all ranks together.
 
+    Raises, on all of them, ConfigError where a value is not finite, StorageError.
     about: facts for state.json beside the TrainState (data set id, world size, scaler …).
     """
     name = storage.step_name(mine.state.step)
     staging: Path | None = None
     try:
         with world.together():
+            mine.refuse_not_finite()
             if world.leads:
                 staging = storage.begin(checkpoints, name)
                 runs.write_json(staging / "state.json", {**asdict(mine.state), **about})

@@ -101,8 +101,10 @@ class TrainConfig(ModelConfig):
     keep_every: int | None = setting(
         None, "Output", "Keep for good each checkpoint at a multiple of this many updates; unset: none.", ge=1, le=2**40
     )
-    async_save: bool = setting(
-        False, "Output", "Go on training while a checkpoint is written, from a copy of it in CPU memory."
+    async_save: bool | None = setting(
+        None,
+        "Output",
+        "Go on training while a checkpoint is written, from a copy of it in CPU memory; unset: where there is room.",
     )
     tensorboard: bool = setting(True, "Output", "Write TensorBoard scalars into the run folder.")
 

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanogpt_dist import checkpoint, runs, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import StorageError
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.update import Updater
 
+SAVED_BYTES = 12  # of a parameter in a checkpoint: fp32 weight and AdamW's two moments
+COPY_SHARE = 0.25  # of a machine's memory that a copy of them may take unasked
 MAX_FAILURES = 3  # saves in a row; then the run stops, since what it computes cannot be kept
 
 
@@ -34,7 +38,7 @@ def due(config: TrainConfig, step: int, evaluated: bool, improved: bool) -> bool
 class Saver:
     """Commits checkpoints of one run, tells when that fails, keeps the newest few and the best.
 
-    With config.async_save a commit goes on in a thread, from a copy in CPU memory; at most one at a time.
+    A commit may go on in a thread, from a copy in CPU memory (config.async_save); at most one at a time.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class Saver:
         self.resumed_from = {newest.name} if newest is not None else set()
         self.failures = 0
         self.writing: Writing | None = None
+        self._beside: bool | None = None  # whether commits go on beside the training; decided at the first one
+        self._copies: dict[str, Tensor] = {}  # where this rank's values are meanwhile
 
     def save(self, state: TrainState, updater: Updater, improved: bool, required: bool) -> None:
         """Commit `state`, as the best checkpoint so far if it has `improved`; all ranks together.
@@ -57,10 +63,11 @@ class Saver:
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
         saved = replace(state, best_val_loss=state.val_loss, best_step=state.step) if improved else state
-        later = self.config.async_save and not required
-        with self.world.together():
-            mine = checkpoint.contents(saved, updater.model, updater.optimizer, self.world.leads, copy=later)
-            mine.refuse_not_finite()
+        if self._beside is None:
+            self._beside = self._is_to_go_on_beside(updater)
+        later = self._beside and not required
+        copies = self._copies if later else None
+        mine = checkpoint.contents(saved, updater.model, updater.optimizer, self.world.leads, copies)
         self.writing = Writing(mine.state, functools.partial(self._commit, mine, self._about(updater)), later)
         if not later:
             self.finish(state, required)
@@ -88,6 +95,14 @@ class Saver:
         self.failures = 0
         state.best_val_loss, state.best_step = writing.state.best_val_loss, writing.state.best_step
         self.newest = self.folder / storage.step_name(writing.state.step)
+
+    def _is_to_go_on_beside(self, updater: Updater) -> bool:
+        """What is set; else whether a copy of weights and moments is a small part of the memory of each machine."""
+        if self.config.async_save is not None:
+            return self.config.async_save
+        needed = SAVED_BYTES * updater.model.num_params() / updater.layout.shard
+        room = COPY_SHARE * total_memory_bytes(torch.device("cpu")) / self.world.local_size
+        return not self.world.any(needed > room)
 
     def _about(self, updater: Updater) -> dict[str, Any]:
         return {
@@ -150,8 +165,8 @@ class Writing:
 
 
 def enough_room(folder: Path, updater: Updater, keep: int) -> str | None:
-    """A warning where the disk cannot hold the checkpoints that are kept: fp32 weights and AdamW's two moments."""
-    needed = 12 * updater.model.num_params() * (keep + 2)
+    """A warning where the disk cannot hold the checkpoints that are kept."""
+    needed = SAVED_BYTES * updater.model.num_params() * (keep + 2)
     free = shutil.disk_usage(folder).free
     return (
         f"{needed / 2**30:.1f} GiB for checkpoints, {free / 2**30:.1f} GiB free at {folder}" if free < needed else None

@@ -49,11 +49,13 @@ class Part:
         return tuple(self.data.shape) == self.shape
 
 
-def parts_to_write(tensors: Mapping[str, Tensor], leads: bool, copy: bool = False) -> dict[str, Part]:
+def parts_to_write(
+    tensors: Mapping[str, Tensor], leads: bool, copies: dict[str, Tensor] | None = None
+) -> dict[str, Part]:
     """What this rank has to write of `tensors`, so that all ranks together write each element once.
 
     Of a sharded tensor: its own shard, if it is of the first copy. Of any other, all, if it `leads`.
-    copy: of the values as they are now, in CPU memory.
+    copies: tensors in CPU memory, by name, to hold the values as they are now; the missing ones are added.
     """
     mine = {name: tensor.detach() for name, tensor in tensors.items() if _is_mine(tensor, leads)}
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -63,11 +65,21 @@ def parts_to_write(tensors: Mapping[str, Tensor], leads: bool, copy: bool = Fals
         assert item.tensor_data is not None
         data = planner.resolve_data(item)
         assert isinstance(data, Tensor)
-        if copy:
-            data = data.to("cpu", copy=True)
+        name = item.index.fqn
+        if copies is not None:
+            data = _copied(data, copies, name)
         if data.numel():  # a short tensor leaves some ranks without a part
-            parts[item.index.fqn] = Part(data, tuple(item.tensor_data.chunk.offsets), tuple(item.tensor_data.size))
+            parts[name] = Part(data, tuple(item.tensor_data.chunk.offsets), tuple(item.tensor_data.size))
+    if copies is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return parts
+
+
+def _copied(data: Tensor, copies: dict[str, Tensor], name: str) -> Tensor:
+    """`data` in CPU memory that is kept: fresh memory takes several times as long as the copy."""
+    if name not in copies:
+        copies[name] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+    return copies[name].copy_(data, non_blocking=data.is_cuda)
 
 
 def _is_mine(tensor: Tensor, leads: bool) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist import __version__, attempts, checkpoint, cpu_fast, runs
-from nanogpt_dist.batches import Batches, Order, micro_batch_size
+from nanogpt_dist.batches import Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
@@ -146,13 +146,18 @@ def read_plan(
 
     joined: micro-batches may be larger than config.batch_size.
     """
-    train, val = data.split("train"), data.split("val")
-    order = Order(config.seed, data.dataset_id, config.block_size, train.tokens)
-    at_most = cpu_fast.joined_batch_size(config, world.local_size) if joined else config.batch_size
-    batch_size = micro_batch_size(at_most, config.global_batch_size, world.size)
-    batches = Batches(train, order, config.global_batch_size, batch_size, world.rank, world.size)
+    val = data.split("val")
+    batches = plan_batches(config, data.split("train"), data.dataset_id, world, joined)
     windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
     return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype)
+
+
+def plan_batches(config: TrainConfig, split: Ids, dataset_id: str, world: World, joined: bool = False) -> Batches:
+    """What this rank reads of `split` in each update. Raises ConfigError, BadDataError."""
+    order = Order(config.seed, dataset_id, config.block_size, split.tokens)
+    at_most = cpu_fast.joined_batch_size(config, world.local_size) if joined else config.batch_size
+    batch_size = micro_batch_size(at_most, config.global_batch_size, world.size)
+    return Batches(split, order, config.global_batch_size, batch_size, world.rank, world.size)
 
 
 def _judge_skipped(skipped: int, at_most: int, state: TrainState, update: Update, progress: Progress) -> None:

@@ -3,8 +3,11 @@
 Shape letters: B sequences in a micro-batch, T = block_size.
 """
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,7 @@ class Updater:
         self.model, self.wrapped = lay_out(config, layout, world, dtype, init)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+        self.timed: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext  # a benchmark has a clock
         self.max_skipped = MAX_SKIPPED_FP16 if self.scaler.is_enabled() else MAX_SKIPPED
         if layout.strategy == "ddp" and world.size > 2:
             self._settle_buckets()
@@ -71,13 +75,14 @@ class Updater:
         for i, (x, y) in enumerate(batches, 1):
             with reducing(self.wrapped, last=i == len(batches)):
                 loss += self._forward_backward(x, y, len(batches))
-        self.scaler.unscale_(self.optimizer)
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)).item()
-        finite = math.isfinite(norm)
-        if finite:
-            self.optimizer.step()
-        self.scaler.update()  # lowers its scale where a gradient was not finite
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.timed("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)).item()
+            finite = math.isfinite(norm)
+            if finite:
+                self.optimizer.step()
+            self.scaler.update()  # lowers its scale where a gradient was not finite
+            self.optimizer.zero_grad(set_to_none=True)
         mean = self.world.sum(loss).item() / self.world.size
         return Update(mean, norm, rate, finite)
 
@@ -100,9 +105,10 @@ class Updater:
     def _forward_backward(self, x: Tokens, y: Tokens, count: int) -> Tensor:
         """Add the gradient of this micro-batch's share of the loss; returns the share, a scalar."""
         inputs, targets = self._to_device(x), self._to_device(y)
-        with autocast(self.world.device, self.layout.autocast_dtype(self.dtype)):
+        with self.timed("forward"), autocast(self.world.device, self.layout.autocast_dtype(self.dtype)):
             _, loss = self.wrapped(inputs, targets)
-        self.scaler.scale(loss / count).backward()
+        with self.timed("backward"):
+            self.scaler.scale(loss / count).backward()
         return loss.detach() / count
 
     def _to_device(self, ids: Tokens) -> Tensor:

@@ -1,0 +1,187 @@
+"""`nanogpt bench train|sample|data|io`: how fast this machine is, and where the time goes."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cli.options import CONTEXT, Device, Json, takes_settings
+from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.presets import DEFAULT_PRESET, load
+
+if TYPE_CHECKING:
+    from nanogpt_dist.bench.data import DataSpeed
+    from nanogpt_dist.bench.io import IoSpeed
+    from nanogpt_dist.bench.sample import SampleSpeed
+    from nanogpt_dist.bench.train import TrainSpeed
+
+GB = 10**9
+
+Preset = Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a TOML file of settings.")]
+Updates = Annotated[int, typer.Option(min=3, help="Updates to measure.")]
+Seconds = Annotated[float, typer.Option(min=0, help="Measure no longer than this, but 3 updates at least.")]
+Settings = dict[str, Any]  # those given as flags, which go on top
+
+bench_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+
+
+@bench_app.command()
+@takes_settings(TrainConfig, groups={"Model", "Data", "Machine", "Distributed"})
+def train(
+    settings: Settings,
+    preset: Preset = DEFAULT_PRESET,
+    updates: Updates = 20,
+    seconds: Seconds = 30.0,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write a trace of one update there, for TensorBoard or ui.perfetto.dev."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Updates as `nanogpt train` makes them: tokens/s, MFU, memory, and where the time goes.
+
+    Data are random ids, unless --dataset is given. On a CPU an update is one micro-batch on each rank, unless
+    --gradient-accumulation-steps is given. In several ranks: `torchrun --nproc-per-node 8 nanogpt bench train …`.
+    """
+    config = load(preset, settings)
+    from nanogpt_dist.bench.train import bench_train
+    from nanogpt_dist.distributed import connect
+    from nanogpt_dist.parallel import needs_group
+    from nanogpt_dist.shards import DataFolder
+
+    with connect(config.device, config.timeout_s, needs_group(config)) as world:
+        if "gradient_accumulation_steps" not in settings and world.device.type == "cpu":
+            config = config.model_copy(update={"gradient_accumulation_steps": world.size})
+        with world.together():
+            data = DataFolder.open(Path(config.dataset)) if "dataset" in settings else None
+        found = bench_train(config, world, data, updates, seconds, profile)
+    if world.leads:
+        _print(found, _train_lines(found), json)
+
+
+@bench_app.command()
+@takes_settings(ModelConfig, panel="Settings to override")
+def sample(
+    settings: Settings,
+    preset: Preset = DEFAULT_PRESET,
+    num_samples: Annotated[int, typer.Option(min=1, help="Rows that are drawn together.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt of each row.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to draw for each row.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is drawn, after once for nothing.")] = 5,
+    device: Device = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8"],
+        typer.Option(help="Format of the weights; auto: bfloat16 where the device is fast in it."),
+    ] = "auto",
+    json: Json = False,
+) -> None:
+    """Samples from random weights: tokens/s, what a prompt takes, what a token takes."""
+    config = load(preset, settings)
+    from nanogpt_dist.bench.sample import bench_sample
+    from nanogpt_dist.devices import pick_device
+
+    found = bench_sample(
+        config.architecture(), pick_device(device), dtype, num_samples, prompt_tokens, max_new_tokens, rounds
+    )
+    _print(found, _sample_lines(found), json)
+
+
+@bench_app.command()
+@takes_settings(TrainConfig, groups={"Data"})
+def data(
+    settings: Settings,
+    preset: Preset = DEFAULT_PRESET,
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the random data, where no --dataset is given.")] = 256,
+    updates: Updates = 100,
+    seconds: Seconds = 10.0,
+    json: Json = False,
+) -> None:
+    """Getting the tokens of whole updates in one process: tokens/s, and the memory it takes.
+
+    Data are random ids in a temporary folder (TMPDIR), unless --dataset is given. A block is checked when it is
+    first touched.
+    """
+    config = load(preset, settings)
+    from nanogpt_dist.bench.data import bench_data
+
+    dataset = Path(config.dataset) if "dataset" in settings else None
+    found = bench_data(config, dataset, megabytes, updates, seconds)
+    _print(found, _data_lines(found), json)
+
+
+@bench_app.command()
+@takes_settings(TrainConfig, groups={"Model", "Machine", "Distributed"})
+def io(
+    settings: Settings,
+    preset: Preset = DEFAULT_PRESET,
+    folder: Annotated[Path, typer.Option(help="Where to write; all is removed again.")] = Path("out"),
+    rounds: Annotated[int, typer.Option(min=1, help="Checkpoints to write.")] = 3,
+    json: Json = False,
+) -> None:
+    """Checkpoints: how long the training stands still for one, how long it takes to write, verify and load it."""
+    config = load(preset, settings)
+    from nanogpt_dist.bench.io import bench_io
+    from nanogpt_dist.distributed import connect
+    from nanogpt_dist.parallel import needs_group
+
+    with connect(config.device, config.timeout_s, needs_group(config)) as world:
+        found = bench_io(config, world, folder, rounds)
+    if world.leads:
+        _print(found, _io_lines(found), json)
+
+
+def _print(found: "TrainSpeed | SampleSpeed | DataSpeed | IoSpeed", lines: list[str], as_json: bool) -> None:
+    from nanogpt_dist.runs import to_json
+
+    typer.echo(to_json(asdict(found)) if as_json else "\n".join(lines))
+
+
+def _train_lines(found: "TrainSpeed") -> list[str]:
+    each = "" if found.ranks == 1 else " in each rank"
+    lines = [
+        f"{found.parameters:,} parameters · {found.ranks} × {found.device} {found.dtype}, {found.layout}, "
+        f"{found.threads} threads each",
+        f"{found.batch_tokens:,} tokens an update = {found.ranks} ranks × {found.micro_batches} micro-batches × "
+        f"{found.batch_size} sequences",
+        "",
+        f"{found.tokens_per_second:,.0f} tokens/s · mfu {found.mfu:.1%} of {found.ranks} × {found.peak_tflops:.3g} "
+        f"TFLOP/s · {found.memory_bytes / GB:.2f} GB{each}",
+        f"{found.ms_per_update:,.1f} ms an update, median of {found.updates} "
+        f"({found.ms_least:,.1f} to {found.ms_greatest:,.1f})",
+        "",
+    ]
+    lines += [
+        f"{name:<14}{ms:>10,.1f} ms {ms / found.ms_per_update:>7.1%}"
+        + ("  beside forward and backward" if name == "communication" else "")
+        for name, ms in found.phases.items()
+    ]
+    return lines + ([f"\n{found.trace}: open it at https://ui.perfetto.dev"] if found.trace else [])
+
+
+def _sample_lines(found: "SampleSpeed") -> list[str]:
+    return [
+        f"{found.parameters:,} parameters · {found.device}, weights in {found.weights}, {found.threads} threads",
+        f"{found.num_samples} × {found.prompt_tokens} → {found.max_new_tokens} tokens: "
+        f"{found.tokens_per_second:,.1f} new tokens/s · {found.memory_bytes / GB:.2f} GB",
+        f"{found.prefill_ms:,.1f} ms for the prompts, then {found.ms_per_update:,.2f} ms for a token of each row "
+        f"({found.ms_least:,.2f} to {found.ms_greatest:,.2f}); weights at {found.weights_gb_per_second:,.1f} GB/s",
+    ]
+
+
+def _data_lines(found: "DataSpeed") -> list[str]:
+    return [
+        f"{found.dataset}: {found.dataset_tokens:,} tokens, opened in {found.open_ms:,.1f} ms",
+        f"{found.tokens_per_second:,.0f} tokens/s · {found.ms_per_update:,.2f} ms for the {found.batch_tokens:,} of an "
+        f"update, median of {found.updates} ({found.ms_least:,.2f} to {found.ms_greatest:,.2f})",
+        f"{found.far_ms:,.2f} ms for those of the millionth · memory {found.memory_growth_bytes / 1e6:+,.1f} MB",
+    ]
+
+
+def _io_lines(found: "IoSpeed") -> list[str]:
+    return [
+        f"{found.parameters:,} parameters, {found.layout} · checkpoints of {found.bytes / GB:.2f} GB in {found.folder}",
+        f"an update waits {found.ms_per_update:,.0f} ms for a save beside it, the first {found.first_copy_ms:,.0f} ms",
+        f"save {found.save_ms:,.0f} ms ({found.save_gb_per_second:.2f} GB/s) · verify {found.verify_ms:,.0f} ms · "
+        f"load {found.load_ms:,.0f} ms",
+    ]

@@ -1,0 +1,61 @@
+"""Clocks: seconds of named parts of the work, their spread, and a trace of it."""
+
+import contextlib
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from nanogpt_dist.devices import synchronize
+from nanogpt_dist.storage import make_folder
+
+
+class Phases:
+    """phases(name) is a block whose time is added to milliseconds[name]; the device has ended its work at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.milliseconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        synchronize(self.device)
+        start = time.perf_counter()
+        with torch.profiler.record_function(name):  # its name in a trace
+            yield
+            synchronize(self.device)
+        self.milliseconds[name] += 1e3 * (time.perf_counter() - start)
+
+    def each(self, count: int) -> dict[str, float]:
+        """Milliseconds of one of `count` pieces of work."""
+        return {name: value / count for name, value in self.milliseconds.items()}
+
+
+def spread(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and greatest, in milliseconds."""
+    return tuple(1e3 * value for value in (statistics.median(seconds), min(seconds), max(seconds)))  # type: ignore[return-value]
+
+
+def profiler(device: torch.device) -> torch.profiler.profile:
+    """What records every operation of the block that it opens."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, acc_events=True)
+
+
+def communication_ms(profile: torch.profiler.profile) -> float:
+    """Milliseconds that collectives were under way, most of it beside other work, in what a profiler() recorded."""
+    found = [event for event in profile.key_averages() if event.key.startswith(("gloo:", "nccl:"))]
+    return sum(event.device_time_total or event.cpu_time_total for event in found) / 1e3
+
+
+def write_trace(profile: torch.profiler.profile, folder: Path, name: str) -> Path:
+    """A trace by the name that TensorBoard's profiler looks for; Perfetto opens it, too. Raises CannotCreateError."""
+    make_folder(folder)
+    path = folder / f"{name}.pt.trace.json"
+    profile.export_chrome_trace(str(path))
+    return path

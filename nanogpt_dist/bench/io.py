@@ -1,0 +1,106 @@
+"""The speed of checkpoints: how long one takes, how long the training stands still for it, how long reading takes."""
+
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanogpt_dist import checkpoint, storage, tokenizer
+from nanogpt_dist.bench.clock import spread
+from nanogpt_dist.checkpoint import TrainState
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import memory_bytes, pick_dtype
+from nanogpt_dist.distributed import World
+from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.update import Updater
+
+
+@dataclass(frozen=True)
+class IoSpeed:
+    """Of checkpoints of `bytes` bytes: weights and AdamW's moments, in fp32.
+
+    ms_per_update: how long an update waits for a save that goes on beside it, which is for the copy; first_copy_ms: for
+    the first of them, which gets its memory. save_ms: until a checkpoint is on the disk, with the hash of every file.
+    verify_ms: to read it and compare the hashes; load_ms: into the model, after that.
+    """
+
+    bytes: int
+    ms_per_update: float
+    first_copy_ms: float
+    save_ms: float
+    save_gb_per_second: float
+    verify_ms: float
+    load_ms: float
+    memory_bytes: int
+    parameters: int
+    layout: str
+    ranks: int
+    folder: str
+    tokens_per_second: None = None  # nothing is trained
+    mfu: None = None
+    peak_tflops: None = None
+
+
+def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> IoSpeed:
+    """Save `rounds` times into a folder in `folder`, which is removed, and read the last; all ranks together.
+
+    Raises ConfigError, CannotCreateError, StorageError.
+    """
+    if config.vocab_size is None:
+        config = config.model_copy(update={"vocab_size": 50304})
+    layout = plan_layout(config, world)
+    updater = Updater(config, world, layout, pick_dtype(config.dtype, world.device))
+    for parameter in updater.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    updater.optimizer.step()  # which makes the moments
+    place = folder / world.text_from_lead(f".bench-io-{secrets.token_hex(4)}")
+    try:
+        return _measure(updater, place, rounds)
+    finally:
+        if world.leads:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _measure(updater: Updater, place: Path, rounds: int) -> IoSpeed:
+    config, world = updater.config, updater.world
+    copies: dict[str, torch.Tensor] = {}
+    copying: list[float] = []
+    saving: list[float] = []
+    for step in range(1, rounds + 1):
+        start = time.perf_counter()
+        mine = checkpoint.contents(TrainState(step=step), updater.model, updater.optimizer, world.leads, copies)
+        copying.append(time.perf_counter() - start)
+        with world.together():
+            if world.leads:
+                storage.probe_writable(place)
+        start = time.perf_counter()
+        saved = checkpoint.save(world, place, mine, config, tokenizer.byte(), {})
+        saving.append(time.perf_counter() - start)
+        if step < rounds and world.leads:
+            storage.discard(saved)
+    start = time.perf_counter()
+    with world.together():
+        assert storage.verify(saved) == []
+    verified = time.perf_counter()
+    with world.together():
+        updater.load(saved, {})
+    loaded = time.perf_counter()
+    size = sum(path.stat().st_size for path in saved.iterdir())
+    save_ms = spread(saving)[0]
+    return IoSpeed(
+        bytes=size,
+        ms_per_update=spread(copying[1:] or copying)[0],
+        first_copy_ms=1e3 * copying[0],
+        save_ms=save_ms,
+        save_gb_per_second=size / save_ms / 1e6,
+        verify_ms=1e3 * (verified - start),
+        load_ms=1e3 * (loaded - verified),
+        memory_bytes=memory_bytes(world.device),
+        parameters=updater.model.num_params(),
+        layout=str(updater.layout),
+        ranks=world.size,
+        folder=str(place.parent),
+    )

@@ -1,0 +1,148 @@
+"""The speed of updates as `nanogpt train` makes them, on all ranks, and where their time goes."""
+
+import math
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nanogpt_dist import cpu_fast
+from nanogpt_dist.batches import Batches
+from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread, write_trace
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype
+from nanogpt_dist.distributed import World
+from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.training import fit_to_data, plan_batches
+from nanogpt_dist.update import Updater
+
+WARM_UP = 2  # updates that do not count: kernels are chosen, memory is got, the model is compiled
+AT_LEAST = 3  # updates that do
+WINDOWS = 1024  # of random ids
+LOOKED_AT = 2  # further updates, with a clock at each phase
+
+
+@dataclass(frozen=True)
+class TrainSpeed:
+    """tokens_per_second and mfu are over all ranks, by the median update; peak_tflops and memory_bytes are of one.
+
+    phases: milliseconds of each in one update; communication is under way beside forward and backward. None: not asked.
+    """
+
+    tokens_per_second: float
+    ms_per_update: float
+    ms_least: float
+    ms_greatest: float
+    updates: int
+    mfu: float
+    peak_tflops: float
+    memory_bytes: int
+    phases: dict[str, float]
+    parameters: int
+    batch_tokens: int
+    micro_batches: int
+    batch_size: int
+    dtype: str
+    layout: str
+    ranks: int
+    threads: int
+    device: str
+    trace: str | None
+
+
+class RandomIds:
+    """In place of a split: ids that are drawn once."""
+
+    def __init__(self, tokens: int, n_vocab: int) -> None:
+        self.tokens, self.n_vocab = tokens, n_vocab
+        self._ids = np.random.default_rng(0).integers(n_vocab, size=tokens, dtype=np.uint32)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """(length,) uint32."""
+        return self._ids[start : start + length]
+
+
+def bench_train(
+    config: TrainConfig, world: World, data: DataFolder | None, updates: int, seconds: float, trace: Path | None = None
+) -> TrainSpeed:
+    """Make `updates` updates, or as many as fit into `seconds`, at least 3; all ranks together.
+
+    data: what to train on; None: random ids. trace: a folder for the trace of one more update.
+    Raises ConfigError, BadDataError, CannotCreateError.
+    """
+    config = _with_vocabulary(config, data)
+    dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
+    updater = Updater(config, world, layout, dtype)
+    batches = _batches(config, data, world, dtype)
+
+    took: list[float] = []
+    step, deadline = 0, math.inf
+    while len(took) < updates and (len(took) < AT_LEAST or not world.any(time.perf_counter() > deadline)):
+        start = time.perf_counter()
+        updater.update(step, list(batches.of(step)))  # its last step waits for the device
+        step += 1
+        if step == WARM_UP:
+            deadline = time.perf_counter() + seconds
+        elif step > WARM_UP:
+            took.append(time.perf_counter() - start)
+    memory = memory_bytes(world.device)
+
+    phases = updater.timed = Phases(world.device)
+    for _ in range(LOOKED_AT):
+        with phases("data"):
+            tokens = list(batches.of(step))
+        updater.update(step, tokens)
+        step += 1
+    each = phases.each(LOOKED_AT)
+    written = None
+    if world.size > 1 or trace is not None:
+        with profiler(world.device) as profile:
+            updater.update(step, list(batches.of(step)))
+        if world.size > 1:
+            each["communication"] = communication_ms(profile)
+        if trace is not None:
+            with world.together():
+                written = str(write_trace(profile, trace, f"{platform.node()}-rank{world.rank}"))
+
+    median, least, greatest = spread(took)
+    batch_tokens = config.global_batch_size * config.block_size
+    speed, peak = batch_tokens / median * 1e3, peak_tflops(world.device, dtype)
+    return TrainSpeed(
+        tokens_per_second=speed,
+        ms_per_update=median,
+        ms_least=least,
+        ms_greatest=greatest,
+        updates=len(took),
+        mfu=speed * updater.model.flops_per_token() / (peak * 1e12 * world.size),
+        peak_tflops=peak,
+        memory_bytes=memory,
+        phases=each,
+        parameters=updater.model.num_params(),
+        batch_tokens=batch_tokens,
+        micro_batches=batches.per_update,
+        batch_size=batches.batch_size,
+        dtype=str(dtype).removeprefix("torch."),
+        layout=str(layout),
+        ranks=world.size,
+        threads=torch.get_num_threads(),
+        device=world.device.type,
+        trace=written,
+    )
+
+
+def _with_vocabulary(config: TrainConfig, data: DataFolder | None) -> TrainConfig:
+    if data is not None:
+        return fit_to_data(config, data)
+    return config if config.vocab_size else config.model_copy(update={"vocab_size": 50304})
+
+
+def _batches(config: TrainConfig, data: DataFolder | None, world: World, dtype: torch.dtype) -> Batches:
+    joined = cpu_fast.chosen(config, world.device, dtype)
+    if data is not None:
+        return plan_batches(config, data.split("train"), data.dataset_id, world, joined)
+    assert config.vocab_size is not None
+    return plan_batches(config, RandomIds(WINDOWS * config.block_size + 1, config.vocab_size), "random", world, joined)
