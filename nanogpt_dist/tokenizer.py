@@ -93,6 +93,11 @@ class Tokenizer:
         parts = [self._encode_piece(piece) for piece in self.pieces(text)]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
+    @property
+    def warning(self) -> str:
+        """What is odd in how this tokenizer has encoded since this process started; mostly nothing: ""."""
+        return self._encode_pairs.warning if "_encode_pairs" in self.__dict__ else ""
+
     def pieces(self, text: str | Iterable[str]) -> Iterator[str]:
         """`text` in parts of about a million characters whose ids, one after the other, are the ids of `text`.
 
@@ -169,9 +174,9 @@ class Tokenizer:
             raise BadDataError(f"{reason}; cut the document or leave it out") from None
 
     @cached_property
-    def _encode_pairs(self) -> faster.Encode:
+    def _encode_pairs(self) -> faster.Faster:
         assert self.pattern is not None
-        return faster.faster(self.tokens, self.pattern, self._encode_by_tiktoken)
+        return faster.Faster(self.tokens, self.pattern, self._encode_by_tiktoken)
 
     def _encode_by_tiktoken(self, text: str) -> np.ndarray:
         assert self.pattern is not None

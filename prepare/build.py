@@ -152,7 +152,7 @@ class _Run:
         return shelves, plan(inputs.recipe, shelves, known.cuttable if known else True)
 
     def _share(self, recipe: Recipe, tokenizer: Tokenizer, shelves: list[Shelf]) -> Share:
-        return Share(self.work, recipe, tokenizer, shelves, self.machine.workers, self.machine.ranks)
+        return Share(self.work, recipe, tokenizer, shelves, self.machine.workers, self.machine.ranks, self.machine.note)
 
     def _key(self, recipe: Recipe) -> dict[str, Any]:
         """All that decides units and shards, as JSON has it."""

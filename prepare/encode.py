@@ -49,7 +49,7 @@ class Job:
 class UnitRecord:
     """What a unit has become: files of the work folder, each with [bytes, CRC32]. documents: the table of them.
 
-    plan: the digest of the plan that it is a unit of.
+    plan: the digest of the plan that it is a unit of. warning: of the tokenizer that has encoded it; not kept.
     """
 
     unit: int
@@ -57,9 +57,10 @@ class UnitRecord:
     train: tuple[int, int]
     val: tuple[int, int]
     documents: tuple[int, int]
+    warning: str = ""
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "warning"}).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -88,7 +89,7 @@ def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None
         for part in parts.values():
             part.abort()
         raise
-    record = UnitRecord(job.unit, job.plan, files["train"], files["val"], files["documents"])
+    record = UnitRecord(job.unit, job.plan, files["train"], files["val"], files["documents"], tokenizer.warning)
     path = unit_path(folder, job.unit, "json")
     temporary = path.with_name(staging_name(path.name))
     with told(path):

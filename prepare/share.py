@@ -19,7 +19,10 @@ SMALL_BYTES = 2 << 20  # below this, starting workers takes longer than they sav
 
 @dataclass(frozen=True)
 class Share:
-    """What it takes to encode units of a plan. workers: None: one per core that is ours, at most 8."""
+    """What it takes to encode units of a plan.
+
+    workers: None: one per core that is ours, at most 8. note: told of what is odd.
+    """
 
     work: Work
     recipe: Recipe
@@ -27,6 +30,7 @@ class Share:
     shelves: list[Shelf]
     workers: int | None
     ranks: Ranks
+    note: Callable[[str], None]
 
     def encode(self, units: Sequence[Unit], takings: Takings) -> Iterator[tuple[Unit, int]]:
         """Encode those of `units` that are this rank's, as long as they are wanted; each with its tokens when done.
@@ -38,10 +42,14 @@ class Share:
         small = sum(unit.bytes for unit in mine) <= SMALL_BYTES
         workers = 1 if small else max(1, min(self.workers or default_workers(), len(mine)))
         jobs = self._jobs(mine, takings, needs)
+        warned = False  # each worker would
         by_index = {unit.index: unit for unit in mine}
         for record in encode_units(jobs, self.work.out / TOKENIZER, self.work.units, workers, self.work.trace):
             unit = by_index[record.unit]
             needs.met(unit)
+            if record.warning and not warned:
+                self.note(f"warning: {record.warning}")
+                warned = True
             yield unit, (record.train[0] + record.val[0]) // self.tokenizer.dtype.itemsize
 
     def _is_mine(self, unit: Unit) -> bool:

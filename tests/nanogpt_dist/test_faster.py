@@ -1,6 +1,7 @@
 """The faster encoder is tiktoken's equal, looked at from time to time, and not needed."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from nanogpt_dist import faster, patterns
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.tokenizer import Tokenizer
+from tests.conftest import Run, hashes, write_jsonl
 from tests.nanogpt_dist.test_patterns import ODD
 
 splintr = pytest.importorskip("splintr", reason="nanogpt-dist[fast] is not installed")
@@ -21,11 +23,17 @@ def gpt2() -> Tokenizer:
     return tokenizers.gpt2()
 
 
+def untested(gpt2: Tokenizer) -> faster.Encode:
+    """splintr's own ids."""
+    flat = gpt2._encode_pairs._flat
+    assert flat is not None
+    return lambda text: np.frombuffer(flat(text), np.uint32)
+
+
 @settings(max_examples=2000)
 @given(text=ODD | st.text())
 def test_it_is_equal(gpt2: Tokenizer, text: str) -> None:
-    assert gpt2._encode_pairs is not gpt2._encode_by_tiktoken
-    assert np.array_equal(gpt2._encode_pairs(text), gpt2._encode_by_tiktoken(text))
+    assert np.array_equal(untested(gpt2)(text), gpt2._encode_by_tiktoken(text))
 
 
 def test_every_character_is_of_the_same_class(gpt2: Tokenizer) -> None:
@@ -33,19 +41,50 @@ def test_every_character_is_of_the_same_class(gpt2: Tokenizer) -> None:
     points = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
     for start in range(0, len(points), 50_000):
         text = "".join(f"a{char}1{char} {char}{char}b" for char in points[start : start + 50_000])
-        assert np.array_equal(gpt2._encode_pairs(text), gpt2._encode_by_tiktoken(text)), f"U+{start:06X} and on"
+        assert np.array_equal(untested(gpt2)(text), gpt2._encode_by_tiktoken(text)), f"U+{start:06X} and on"
 
 
-def test_a_difference_is_noticed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_in_the_self_test_is_no_harm(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = faster.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
+    assert encode.is_faster
+    encode("equal")
+    assert (encode.is_faster, encode.warning) == (True, "")
+    monkeypatch.setattr(encode, "_flat", lambda text: b"")
+    ids = [encode(text).tolist() for text in ("hello world", "and on")]
+    assert ids == [[31373, 995], [392, 319]]
+    assert not encode.is_faster
+    assert encode.warning == "splintr encodes 'hello world' … unlike tiktoken, which goes on alone and is slower"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_is_told_once(
+    workers: int, tmp_path: Path, documents: list[str], monkeypatch: pytest.MonkeyPatch, nanogpt: Run
+) -> None:
+    """In whole processes, whose splintr is another."""
+    write_jsonl(tmp_path / "texts.jsonl", documents)
+    (tmp_path / "splintr.py").write_text(
+        "class Tokenizer:\n    from_bytes = lambda *given: Tokenizer()\n    encode_flat = lambda self, text: b'1234'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    asked = ["prepare", "text", "--source", "texts.jsonl", "--workers", workers]
+    told = nanogpt(*asked, "--out", "wrong").stderr
+    assert told.count("unlike tiktoken, which goes on alone") == 1
+    monkeypatch.delenv("PYTHONPATH")
+    assert "unlike" not in nanogpt(*asked, "--out", "right").stderr
+    assert hashes(tmp_path / "wrong") == hashes(tmp_path / "right")
+
+
+def test_a_difference_behind_it_is_an_error(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faster, "CHECK_EVERY", 3)
+    monkeypatch.setattr(faster, "SELF_TEST_BYTES", 0)
     told: list[str] = []
 
     def reference(text: str) -> np.ndarray:
         told.append(text)
         return gpt2._encode_by_tiktoken("other" if text == "wrong" else text)
 
-    encode = faster.faster(gpt2.tokens, patterns.GPT2, reference)
-    for text in ("wrong", "two", "three", "four"):
+    encode = faster.Faster(gpt2.tokens, patterns.GPT2, reference)
+    for text in ("two", "three", "four"):
         encode(text)
     with pytest.raises(BadDataError, match="unlike tiktoken; pip uninstall splintr-rs"):
         encode("wrong")
@@ -53,6 +92,8 @@ def test_a_difference_is_noticed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_is_not_needed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert faster.faster(gpt2.tokens, patterns.CL100K, gpt2._encode_by_tiktoken) == gpt2._encode_by_tiktoken
+    assert not faster.Faster(gpt2.tokens, patterns.CL100K, gpt2._encode_by_tiktoken).is_faster
     monkeypatch.setitem(sys.modules, "splintr", None)
-    assert faster.faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken) == gpt2._encode_by_tiktoken
+    encode = faster.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
+    assert not encode.is_faster
+    assert encode("hello world").tolist() == [31373, 995]
