@@ -2,32 +2,32 @@
 
     git clone https://github.com/karpathy/nanoGPT
     apt-get download python3.11-doc debian-handbook debian-reference-en     # each: dpkg-deb -x FILE docs
-    python benchmarks/prepare.py nanoGPT --texts docs      # --megabytes 60 --workers 2 --rounds 3
+    python benchmarks/prepare.py --against-nanogpt nanoGPT --texts docs     # --megabytes 60 --workers 2 --rounds 3
 
 The documents are English and code: what is found in --texts, then the running Python's library. Tags are taken out of
 HTML. nanoGPT's script is run as it is, but that `load_dataset` is handed these documents instead of the download,
 num_proc is --workers, and a split may have fewer than 1,024 documents. It needs tiktoken's files of gpt2, cached or
-downloaded. Both run as whole processes, in turns, timed from start to exit. Prints one JSON object; the ratio is of the
-medians.
+downloaded. Ours runs with tiktoken, and with splintr-rs (nanogpt-dist[fast]) if that is installed. All are whole
+processes, in turns, timed from start to exit. Prints one JSON object.
 """
 
 import argparse
 import html
-import json
+import importlib.util
 import os
 import re
-import statistics
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from turns import CLONE, in_turns, machine, medians, ratio, report
 
-CLONE = Path(__file__).resolve().parents[1]
 ENDINGS = (".py", ".md", ".rst", ".txt", ".html")
 EOT = 50256
 
@@ -66,9 +66,9 @@ def documents(size: int, places: list[Path]) -> Iterator[str]:
                 return
 
 
-def timed(line: list[str], folder: Path) -> float:
-    """Seconds that a command takes, from start to exit."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
+def timed(line: list[str], folder: Path, **more: str) -> float:
+    """Seconds that a command takes, from start to exit; more: of its environment."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), **more}
     started = time.perf_counter()
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - started
@@ -84,7 +84,6 @@ def split_at_ends(ids: np.ndarray) -> list[bytes]:
 
 
 def read_ours(folder: Path) -> np.ndarray:
-    sys.path.insert(0, str(CLONE))
     from nanogpt_dist.shards import DataFolder
 
     data = DataFolder.open(folder)
@@ -93,44 +92,54 @@ def read_ours(folder: Path) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("nanogpt", type=Path, help="a clone of nanoGPT")
+    parser.add_argument("--against-nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--texts", type=Path, action="append", default=[], help="a folder of texts")
     parser.add_argument("--megabytes", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    script = given.nanogpt.resolve() / "data" / "openwebtext" / "prepare.py"
+    script = given.against_nanogpt.resolve() / "data" / "openwebtext" / "prepare.py"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         import pyarrow as pa
         from pyarrow import parquet
 
         texts = list(documents(given.megabytes * 10**6, given.texts))
-        size = sum(len(text.encode()) for text in texts)
+        megabytes = sum(len(text.encode()) for text in texts) / 1e6
         parquet.write_table(pa.table({"text": texts}), folder / "texts.parquet", row_group_size=200)
-        seconds: dict[str, list[float]] = {"nanoGPT": [], "nanogpt-dist": []}
-        for number in range(given.rounds):
-            for path in folder.glob("cache"):
-                subprocess.run(["rm", "-rf", str(path)], check=True)
-            theirs = [sys.executable, "-c", RUN_NANOGPT, str(script), str(folder / "texts.parquet"), str(given.workers)]
-            ours = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", "texts.parquet"]
-            ours += ["--out", f"out{number}", "--workers", str(given.workers), "--split-by", "shuffled"]
-            ours += ["--val-fraction", "0.0005"]
-            seconds["nanoGPT"].append(timed(theirs, folder))
-            seconds["nanogpt-dist"].append(timed(ours, folder))
+        (folder / "without").mkdir()
+        (folder / "without" / "splintr.py").write_text("raise ImportError\n")
+
+        def nanogpt() -> float:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            arguments = [str(script), str(folder / "texts.parquet"), str(given.workers)]
+            return megabytes / timed([sys.executable, "-c", RUN_NANOGPT, *arguments], folder)
+
+        def ours(out: str, **more: str) -> Callable[[], float]:
+            line = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", "texts.parquet"]
+            line += ["--out", out, "--workers", str(given.workers), "--split-by", "shuffled"]
+            line += ["--val-fraction", "0.0005"]
+
+            def measure() -> float:
+                shutil.rmtree(folder / out, ignore_errors=True)
+                return megabytes / timed(line, folder, **more)
+
+            return measure
+
+        cases = {"nanoGPT": nanogpt, "tiktoken": ours("tiktoken", PYTHONPATH=str(folder / "without"))}
+        if importlib.util.find_spec("splintr"):
+            cases["fast"] = ours("fast")
+        figures = in_turns(cases, given.rounds, warm_up=False)
         raw = [np.fromfile(folder / f"{split}.bin", np.uint16) for split in ("train", "val")]
-        same = split_at_ends(np.concatenate(raw)) == split_at_ends(read_ours(folder / "out0"))
-    speeds = {who: size / 1e6 / statistics.median(times) for who, times in seconds.items()}
-    figures = {
-        "documents": len(texts),
-        "megabytes": round(size / 1e6, 1),
-        "workers": given.workers,
-        "seconds": {who: [round(one, 2) for one in times] for who, times in seconds.items()},
-        "mb_per_second": {who: round(speed, 2) for who, speed in speeds.items()},
-        "ratio": round(speeds["nanogpt-dist"] / speeds["nanoGPT"], 2),
-        "same_ids": same,
-    }
-    print(json.dumps(figures, indent=1))
+        theirs = split_at_ends(np.concatenate(raw))
+        same = all(split_at_ends(read_ours(folder / out)) == theirs for out in cases if out != "nanoGPT")
+    about = {"mb_per_second": medians(figures), "same_ids": same}
+    rows = [
+        {"what": f"prepare, {given.workers} workers, {megabytes:.0f} MB{with_what}", "beside": "nanoGPT's prepare.py"}
+        | {"reach": reach} | ratio(figures[case], figures["nanoGPT"]) | about
+        for case, with_what, reach in (("tiktoken", "", 4.0), ("fast", ", with fast", 10.0)) if case in figures
+    ]  # fmt: skip
+    report(rows, machine=machine("tiktoken", "datasets", "numpy"), documents=len(texts))
 
 
 if __name__ == "__main__":

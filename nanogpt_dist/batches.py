@@ -10,6 +10,7 @@ Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite 
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -144,3 +145,26 @@ class Batches:
         mine = self.starts(step)[self.rank * share : (self.rank + 1) * share]
         for i in range(0, share, self.batch_size):
             yield read_windows(self.split, mine[i : i + self.batch_size], self.order.block_size)
+
+
+class Ahead:
+    """Batches, of which those of the next update are read while the device is at work; close() it at the end."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[list[tuple[Tokens, Tokens]]]] | None = None
+
+    def of(self, step: int) -> list[tuple[Tokens, Tokens]]:
+        """As Batches.of. Raises what reading them raised, when they are asked for and not before."""
+        at_hand = self._next[1] if self._next and self._next[0] == step else self._submit(step)
+        tokens = at_hand.result()
+        self._next = step + 1, self._submit(step + 1)
+        return tokens
+
+    def close(self) -> None:
+        """Leave what is being read."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, step: int) -> "Future[list[tuple[Tokens, Tokens]]]":
+        return self._thread.submit(lambda: list(self.batches.of(step)))

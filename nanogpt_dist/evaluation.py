@@ -103,9 +103,10 @@ class Evaluator:
             targets = torch.from_numpy(y).to(self.world.device)
             with autocast(self.world.device, self.dtype):
                 logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
-            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B·T,)
+            pairs = zip(logits, targets, strict=True)  # in float32 only one window at a time
+            each = [F.cross_entropy(window.float(), target, reduction="sum") for window, target in pairs]
             if first + self.world.rank < len(batches):
-                sums[batch] = losses.view(targets.shape).sum(1).cpu().double()  # mps has no float64
+                sums[batch] = torch.stack(each).cpu().double()  # mps has no float64
                 nbytes += int(self.byte_lengths[y].sum())
         return self.world.sum(sums).numpy(), int(self.world.sum(nbytes).item())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist import __version__, attempts, checkpoint, cpu_fast, runs
-from nanogpt_dist.batches import Batches, Ids, Order, micro_batch_size
+from nanogpt_dist.batches import Ahead, Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
@@ -75,12 +75,13 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
             _introduce(console, world, updater, batches, run, start)
             if world.any(bool(stop)):
                 raise StoppedError(stop.told)
-            last = loop(config, world, state, batches, updater, evaluator, saver, progress, stop)
+            ahead = stack.enter_context(contextlib.closing(Ahead(batches)))
+            last = loop(config, world, state, ahead, updater, evaluator, saver, progress, stop)
         return _finish(config, run, state, last, progress.tokens_per_second, world, console)
 
 
 def loop(
-    config: TrainConfig, world: World, state: TrainState, batches: Batches, updater: Updater, evaluator: Evaluator,
+    config: TrainConfig, world: World, state: TrainState, ahead: Ahead, updater: Updater, evaluator: Evaluator,
     saver: Saver, progress: Progress, stop: StopRequest,
 ) -> Path:  # fmt: skip
     """From state.step to max_iters, or to where a rank is asked to stop; returns the checkpoint of the last step."""
@@ -88,7 +89,7 @@ def loop(
     stop.defer()
     while state.step < config.max_iters:
         with world.together():  # a damaged shard is found here
-            tokens = list(batches.of(state.step))
+            tokens = ahead.of(state.step)
         world.watch.beat(state.step)
         update = updater.update(state.step, tokens)
         skipped = 0 if update.finite else skipped + 1

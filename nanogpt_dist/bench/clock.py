@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist.devices import synchronize
-from nanogpt_dist.storage import make_folder
+from nanogpt_dist.storage.durable import told
 
 
 class Phases:
@@ -54,8 +54,8 @@ def communication_ms(profile: torch.profiler.profile) -> float:
 
 
 def write_trace(profile: torch.profiler.profile, folder: Path, name: str) -> Path:
-    """A trace by the name that TensorBoard's profiler looks for; Perfetto opens it, too. Raises CannotCreateError."""
-    make_folder(folder)
+    """A trace by the name that TensorBoard's profiler looks for; Perfetto opens it, too. Raises StorageError."""
     path = folder / f"{name}.pt.trace.json"
-    profile.export_chrome_trace(str(path))
+    with told(path):
+        profile.export_chrome_trace(str(path))
     return path

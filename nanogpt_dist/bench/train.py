@@ -1,6 +1,6 @@
 """The speed of updates as `nanogpt train` makes them, on all ranks, and where their time goes."""
 
-import math
+import contextlib
 import platform
 import time
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_dist import cpu_fast
-from nanogpt_dist.batches import Batches
+from nanogpt_dist import cpu_fast, storage
+from nanogpt_dist.batches import Ahead, Batches
 from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread, write_trace
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype
@@ -72,42 +72,19 @@ def bench_train(
     """Make `updates` updates, or as many as fit into `seconds`, at least 3; all ranks together.
 
     data: what to train on; None: random ids. trace: a folder for the trace of one more update.
-    Raises ConfigError, BadDataError, CannotCreateError.
+    Raises ConfigError, BadDataError, CannotCreateError, StorageError.
     """
+    if trace is not None:
+        with world.together():
+            storage.probe_writable(trace)
     config = _with_vocabulary(config, data)
     dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
     updater = Updater(config, world, layout, dtype)
     batches = _batches(config, data, world, dtype)
-
-    took: list[float] = []
-    step, deadline = 0, math.inf
-    while len(took) < updates and (len(took) < AT_LEAST or not world.any(time.perf_counter() > deadline)):
-        start = time.perf_counter()
-        updater.update(step, list(batches.of(step)))  # its last step waits for the device
-        step += 1
-        if step == WARM_UP:
-            deadline = time.perf_counter() + seconds
-        elif step > WARM_UP:
-            took.append(time.perf_counter() - start)
-    memory = memory_bytes(world.device)
-
-    phases = updater.timed = Phases(world.device)
-    for _ in range(LOOKED_AT):
-        with phases("data"):
-            tokens = list(batches.of(step))
-        updater.update(step, tokens)
-        step += 1
-    each = phases.each(LOOKED_AT)
-    written = None
-    if world.size > 1 or trace is not None:
-        with profiler(world.device) as profile:
-            updater.update(step, list(batches.of(step)))
-        if world.size > 1:
-            each["communication"] = communication_ms(profile)
-        if trace is not None:
-            with world.together():
-                written = str(write_trace(profile, trace, f"{platform.node()}-rank{world.rank}"))
-
+    with contextlib.closing(Ahead(batches)) as ahead:
+        took = _time(updater, ahead, updates, seconds)
+        memory = memory_bytes(world.device)
+        phases, written = _look(updater, ahead, WARM_UP + len(took), trace)
     median, least, greatest = spread(took)
     batch_tokens = config.global_batch_size * config.block_size
     speed, peak = batch_tokens / median * 1e3, peak_tflops(world.device, dtype)
@@ -120,7 +97,7 @@ def bench_train(
         mfu=speed * updater.model.flops_per_token() / (peak * 1e12 * world.size),
         peak_tflops=peak,
         memory_bytes=memory,
-        phases=each,
+        phases=phases,
         parameters=updater.model.num_params(),
         batch_tokens=batch_tokens,
         micro_batches=batches.per_update,
@@ -130,8 +107,44 @@ def bench_train(
         ranks=world.size,
         threads=torch.get_num_threads(),
         device=world.device.type,
-        trace=written,
+        trace=None if written is None else str(written),
     )
+
+
+def _time(updater: Updater, ahead: Ahead, updates: int, seconds: float) -> list[float]:
+    """Seconds of each of the updates from WARM_UP on."""
+    took: list[float] = []
+    for step in range(WARM_UP):
+        updater.update(step, ahead.of(step))  # its last step waits for the device
+    deadline = time.perf_counter() + seconds
+    while len(took) < updates and (len(took) < AT_LEAST or not updater.world.any(time.perf_counter() > deadline)):
+        step = WARM_UP + len(took)
+        start = time.perf_counter()
+        updater.update(step, ahead.of(step))
+        took.append(time.perf_counter() - start)
+    return took
+
+
+def _look(updater: Updater, ahead: Ahead, step: int, trace: Path | None) -> tuple[dict[str, float], Path | None]:
+    """Milliseconds of the phases of updates from `step` on, and the file of the trace that is asked for."""
+    world = updater.world
+    phases = updater.timed = Phases(world.device)
+    for at in range(step, step + LOOKED_AT):
+        with phases("data"):
+            tokens = ahead.of(at)
+        updater.update(at, tokens)
+    each = phases.each(LOOKED_AT)
+    if world.size == 1 and trace is None:
+        return each, None
+    with profiler(world.device) as profile:
+        updater.update(step + LOOKED_AT, ahead.of(step + LOOKED_AT))
+    if world.size > 1:
+        each["communication"] = communication_ms(profile)
+    if trace is None:
+        return each, None
+    with world.together():
+        written = write_trace(profile, trace, f"{platform.node()}-rank{world.rank}")
+    return each, written
 
 
 def _with_vocabulary(config: TrainConfig, data: DataFolder | None) -> TrainConfig:
