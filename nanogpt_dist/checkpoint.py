@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata
 
 from nanogpt_dist import runs, storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_toml
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.model import GPT
-from nanogpt_dist.tensors import Part, index, parts_to_write, read_into, write
+from nanogpt_dist.tensors import Part, Stored, index, parts_to_write, read_into, write
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer import load as load_tokenizer
 
@@ -162,7 +161,7 @@ def load_weights(checkpoint: Path, model: GPT) -> None:
 def load_optimizer(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
     """Give AdamW the moments of a checkpoint of any layout, sharded as the parameters are. Raises BadDataError."""
     stored = index(sorted(checkpoint.glob("optimizer*.safetensors")))
-    if not stored.state_dict_metadata:  # saved before the first update
+    if not stored:  # saved before the first update
         return
     for parameter in model.parameters():
         # AdamW's fused form wants its step counter on the parameter's device, too.
@@ -195,10 +194,10 @@ def _moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _check_names(checkpoint: Path, stored: Metadata, expected: dict[str, Tensor]) -> None:
-    found = {name: known.size for name, known in stored.state_dict_metadata.items()}  # type: ignore[union-attr]
+def _check_names(checkpoint: Path, stored: dict[str, Stored], expected: dict[str, Tensor]) -> None:
+    found = {name: known.shape for name, known in stored.items()}
     for name in sorted(expected.keys() | found.keys()):
-        have = tuple(found[name]) if name in found else "absent"
+        have = found.get(name, "absent")
         want = tuple(expected[name].shape) if name in expected else "absent"
         if have != want:
             raise BadDataError(f"{checkpoint} is of another architecture: {name} is {have}, the model wants {want}")

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,8 +32,7 @@ def consolidate(checkpoint: Path, out: Path) -> Path:
     def fill(staging: Path) -> None:
         for kind in KINDS:
             stored = index(sorted(checkpoint.glob(f"{kind}*.safetensors")))
-            known: dict[str, Any] = stored.state_dict_metadata
-            tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in known.items()}
+            tensors = {name: torch.empty(known.shape, dtype=known.dtype) for name, known in stored.items()}
             read_into(tensors, stored)
             parts = {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
             if parts:

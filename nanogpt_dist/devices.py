@@ -74,7 +74,8 @@ def set_up(device: torch.device, deterministic: bool) -> None:
         torch.set_float32_matmul_precision("high")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # asking takes nothing, setting imports dynamo
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @functools.cache

@@ -75,8 +75,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.vocab_size is not None, "fill in vocab_size before building the model"
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wte = _table(config.vocab_size, config.n_embd)
+        self.wpe = _table(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -87,6 +87,11 @@ class Transformer(nn.Module):
         for block in self.h:
             x = block(x)
         return self.ln_f(x)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Without values, which init_weight gives: to draw them on the meta device, torch would load its compiler first."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 class GPT(nn.Module):

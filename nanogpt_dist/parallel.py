@@ -1,10 +1,11 @@
 """How the model is laid over the ranks: whole in one process (single), whole on each (ddp), or shared out (fsdp).
 
 fsdp is FSDP2: each block is a group of its own, gathered when it is at work; tables, last LayerNorm and the tied head
-are the root's. On a replicate × shard mesh (HSDP) `shard` ranks share one copy, of which there are `replicate`.
+are the root's; fsdp.py does it. On a replicate × shard mesh (HSDP) `shard` ranks share one copy, of which there are
+`replicate`.
 
-Sources: Li et al. 2020, "PyTorch Distributed"; Rajbhandari et al. 2020, "ZeRO", §5 (sharing out all three states);
-Zhao et al. 2023, "PyTorch FSDP"; Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (checkpointing).
+Sources: Li et al. 2020, "PyTorch Distributed"; Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
+(checkpointing).
 """
 
 import contextlib
@@ -12,21 +13,10 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -36,6 +26,7 @@ from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import GPT, init_weight
+from nanogpt_dist.tensors import is_sharded
 
 STATE_BYTES = 16  # a parameter's weight, gradient and AdamW's two moments, in fp32
 DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
@@ -132,11 +123,17 @@ def lay_out(
     if cpu_fast.chosen(config, world.device, dtype):
         cpu_fast.use(model)
     seed = config.seed if init else None
+    share_out = None
     if layout.strategy == "fsdp":
-        _shard(model, config, layout, world, dtype, seed)
+        from nanogpt_dist import fsdp
+
+        share_out = fsdp.sharder(config, layout.replicate, layout.shard, world, dtype)
+    for name, group in _groups(model):
+        _materialize(model, name, group, world.device, seed)
+        if share_out is not None:
+            share_out(group)
+    if share_out is not None:
         return model, model
-    for name, module in _groups(model):
-        _materialize(model, name, module, world.device, seed)
     wrapped: nn.Module = torch.compile(model) if compile_it else model  # type: ignore[assignment]
     if layout.strategy == "ddp":
         ids = [world.device.index] if world.device.type == "cuda" else None
@@ -163,34 +160,6 @@ def _materialize(model: GPT, prefix: str, group: nn.Module, device: torch.device
             init_weight(prefix + name, parameter, seed, model.config.n_layer)
 
 
-def _shard(model: GPT, config: TrainConfig, layout: Layout, world: World, dtype: torch.dtype, seed: int | None) -> None:
-    """fully_shard each group as soon as it has its values: no rank ever holds more of the model than one group."""
-    low = None if dtype == torch.float32 else dtype
-    options: dict[str, Any] = {
-        "mesh": _mesh(layout, world, config.timeout_s),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None),
-    }
-    if config.cpu_offload:
-        options["offload_policy"] = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
-    for prefix, group in _groups(model):
-        _materialize(model, prefix, group, world.device, seed)
-        # The root is needed first in the backward pass: dropping it would only mean to gather it again.
-        fully_shard(group, reshard_after_forward=config.reshard_after_forward and group is not model, **options)
-    register_fsdp_forward_method(model, "logits")  # evaluation calls it
-
-
-def _mesh(layout: Layout, world: World, timeout_s: int) -> DeviceMesh:
-    """The ranks in `shard` columns and `replicate` rows: the ranks of a row, neighbours, share one copy."""
-    kind = world.device.type
-    if layout.replicate == 1:
-        return DeviceMesh.from_group(dist.group.WORLD, kind, mesh_dim_names=("shard",))  # type: ignore[arg-type]
-    grid = torch.arange(world.size).view(layout.replicate, layout.shard)
-    timeout = timedelta(seconds=timeout_s)  # new groups would take half an hour
-    columns, _ = dist.new_subgroups_by_enumeration(grid.t().tolist(), timeout=timeout)
-    rows, _ = dist.new_subgroups_by_enumeration(grid.tolist(), timeout=timeout)
-    return DeviceMesh.from_group([columns, rows], kind, mesh=grid, mesh_dim_names=("replicate", "shard"))
-
-
 def _checkpointed(forward: Callable[[Tensor], Tensor], mode: str) -> Callable[[Tensor], Tensor]:
     """`forward`, (B, T, C) → (B, T, C), that keeps its input, and by `selective` the costly values on the way."""
     options: dict[str, Any] = {}
@@ -210,18 +179,18 @@ def reducing(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
     """
     if isinstance(wrapped, DistributedDataParallel) and not last:
         return wrapped.no_sync()
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(last)
+    if hasattr(wrapped, "set_requires_gradient_sync"):  # as fsdp makes it; to name its class would be to import it
+        wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
     return contextlib.nullcontext()
 
 
 def reshard(model: nn.Module) -> None:
     """Drop what fsdp has gathered and not dropped yet, as after a pass without a backward one."""
     for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        if hasattr(module, "reshard"):
+            module.reshard()  # type: ignore[operator]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which fsdp has shared out the parts or summands; all ranks together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor

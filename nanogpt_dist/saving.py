@@ -1,9 +1,11 @@
 """When a run saves, and what it does when saving fails. The commit is storage's, the content checkpoint.py's."""
 
+import contextlib
 import functools
+import math
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import StorageError
+from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.update import Updater
@@ -53,8 +55,14 @@ class Saver:
         self._beside: bool | None = None  # whether commits go on beside the training; decided at the first one
         self._copies: dict[str, Tensor] = {}  # where this rank's values are meanwhile
 
-    def save(self, state: TrainState, updater: Updater, improved: bool, required: bool) -> None:
-        """Commit `state`, as the best checkpoint so far if it has `improved`; all ranks together.
+    def improves(self, state: TrainState) -> bool:
+        """Whether the val loss is below that of every checkpoint, the one that is being written included."""
+        known = [state, self.writing.state] if self.writing is not None else [state]
+        lowest = min(math.inf if one.best_val_loss is None else one.best_val_loss for one in known)
+        return state.val_loss is not None and state.val_loss < lowest
+
+    def save(self, state: TrainState, updater: Updater, evaluated: bool, required: bool) -> None:
+        """Commit `state`, as the best checkpoint so far if it was `evaluated` and improves(); all ranks together.
 
         On a full disk warn and go on, unless `required` or for the third time in a row. Raises ConfigError where the
         weights are not finite, StorageError.
@@ -62,7 +70,8 @@ class Saver:
         self.finish(state)
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
-        saved = replace(state, best_val_loss=state.val_loss, best_step=state.step) if improved else state
+        best = evaluated and self.improves(state)  # now that it is known what became of the one before
+        saved = replace(state, best_val_loss=state.val_loss, best_step=state.step) if best else state
         if self._beside is None:
             self._beside = self._is_to_go_on_beside(updater)
         later = self._beside and not required
@@ -95,6 +104,16 @@ class Saver:
         self.failures = 0
         state.best_val_loss, state.best_step = writing.state.best_val_loss, writing.state.best_step
         self.newest = self.folder / storage.step_name(writing.state.step)
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """A block that is not left by an error while a commit is under way, unless other ranks may be gone."""
+        try:
+            yield
+        except NanogptError as error:
+            if self.writing is not None and (self.world.size == 1 or error.agreed):
+                self.writing.wait()
+            raise
 
     def _is_to_go_on_beside(self, updater: Updater) -> bool:
         """What is set; else whether a copy of weights and moments is a small part of the memory of each machine."""

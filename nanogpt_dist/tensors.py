@@ -1,10 +1,10 @@
-"""Named tensors to safetensors files and back, whole or each rank its parts, by the plans of torch's DCP.
+"""Named tensors to safetensors files and back, whole or each rank its parts.
 
 A file holds {name: data}. Where data is but a part of a tensor, the header's metadata says so under "parts": JSON
-{name: {"shape": of the whole, "offsets": of the part in each dimension}}. Any layout reads what any other wrote: the
-planner finds which slices of which files make up what this rank holds. Nothing here needs a process group.
+{name: {"shape": of the whole, "offsets": of the part in each dimension}}. Parts are boxes, and so is what a rank holds
+of a tensor: any layout reads what any other wrote, by cutting the one with the other. Nothing here needs a group.
 
-Source: torch.distributed.checkpoint (DefaultSavePlanner, DefaultLoadPlanner); its own storage writes pickles.
+Source: torch.distributed.checkpoint (DCP) goes about it in the same way; its storage writes pickles.
 """
 
 import json
@@ -13,27 +13,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.tensor import DTensor
 
 from nanogpt_dist.errors import BadDataError, StorageError
 from nanogpt_dist.storage import free_bytes
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 PARTS = "parts"  # key in a file's metadata
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,30 @@ class Part:
     """A box of a tensor: `data` begins at `offsets` in the whole, which has `shape`."""
 
     data: Tensor
-    offsets: tuple[int, ...]
-    shape: tuple[int, ...]
+    offsets: Shape
+    shape: Shape
 
     @property
     def is_whole(self) -> bool:
         return tuple(self.data.shape) == self.shape
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """Where a box of a tensor lies."""
+
+    path: Path
+    offsets: Shape
+    sizes: Shape
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in files, as parts that make it up."""
+
+    dtype: torch.dtype
+    shape: Shape
+    parts: list[StoredPart]
 
 
 def parts_to_write(
@@ -57,19 +71,15 @@ def parts_to_write(
     Of a sharded tensor: its own shard, if it is of the first copy. Of any other, all, if it `leads`.
     copies: tensors in CPU memory, by name, to hold the values as they are now; the missing ones are added.
     """
-    mine = {name: tensor.detach() for name, tensor in tensors.items() if _is_mine(tensor, leads)}
-    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    planner.set_up_planner(mine, is_coordinator=leads)
     parts = {}
-    for item in planner.create_local_plan().items:
-        assert item.tensor_data is not None
-        data = planner.resolve_data(item)
-        assert isinstance(data, Tensor)
-        name = item.index.fqn
+    for name, tensor in tensors.items():
+        if not _is_mine(tensor, leads):
+            continue
+        data, offsets = _held(tensor)
         if copies is not None:
             data = _copied(data, copies, name)
         if data.numel():  # a short tensor leaves some ranks without a part
-            parts[name] = Part(data, tuple(item.tensor_data.chunk.offsets), tuple(item.tensor_data.size))
+            parts[name] = Part(data, offsets, tuple(tensor.shape))
     if copies is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return parts
@@ -82,8 +92,24 @@ def _copied(data: Tensor, copies: dict[str, Tensor], name: str) -> Tensor:
     return copies[name].copy_(data, non_blocking=data.is_cuda)
 
 
+def _held(tensor: Tensor) -> tuple[Tensor, Shape]:
+    """What this rank holds of a tensor, as it is in memory, and where in the whole that begins."""
+    tensor = tensor.detach()
+    if not is_sharded(tensor):
+        return tensor, (0,) * tensor.ndim
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tensor.to_local(), tuple(offsets)
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a DTensor. Asked in this way its class is not imported, which takes half a second."""
+    return hasattr(tensor, "device_mesh")
+
+
 def _is_mine(tensor: Tensor, leads: bool) -> bool:
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return leads
     where = tensor.device_mesh.get_coordinate() or ()
     return all(not place.is_replicate() or at == 0 for place, at in zip(tensor.placements, where, strict=True))
@@ -104,29 +130,27 @@ def write(path: Path, parts: Mapping[str, Part]) -> None:
         raise StorageError(f"cannot write {path.name}: {error}; needed {needed:,} bytes, free {free:,}") from error
 
 
-def index(files: Iterable[Path]) -> Metadata:
-    """What the files hold together, as DCP's Metadata; its storage_data tells the file of each part.
+def index(files: Iterable[Path]) -> dict[str, Stored]:
+    """What the files hold together, by name.
 
     Raises BadDataError where one is no safetensors file, or where the parts of a tensor do not make it up.
     """
-    tensors: dict[str, TensorStorageMetadata] = {}
-    where: dict[MetadataIndex, Path] = {}
+    found: dict[str, Stored] = {}
     for path in files:
         for name, dtype, offsets, sizes, shape in _entries(path):
-            known = tensors.setdefault(name, TensorStorageMetadata(TensorProperties(dtype=dtype), shape, []))
-            if known.size != shape or known.properties.dtype != dtype:
-                raise BadDataError(f"{path}: {name} is {list(shape)} {dtype}, elsewhere {list(known.size)}")
-            known.chunks.append(ChunkStorageMetadata(offsets, sizes))
-            where[MetadataIndex(name, offsets)] = path
-    for name, known in tensors.items():
-        elements = sum(math.prod(chunk.sizes) for chunk in known.chunks)
-        distinct = len({tuple(chunk.offsets) for chunk in known.chunks}) == len(known.chunks)
-        if elements != math.prod(known.size) or not distinct:
-            raise BadDataError(f"the parts of {name} have {elements:,} elements, the whole {math.prod(known.size):,}")
-    return Metadata(state_dict_metadata=dict(tensors), storage_data=where)
+            known = found.setdefault(name, Stored(dtype, shape, []))
+            if known.shape != shape or known.dtype != dtype:
+                raise BadDataError(f"{path}: {name} is {list(shape)} {dtype}, elsewhere {list(known.shape)}")
+            known.parts.append(StoredPart(path, offsets, sizes))
+    for name, known in found.items():
+        elements = sum(math.prod(part.sizes) for part in known.parts)
+        distinct = len({part.offsets for part in known.parts}) == len(known.parts)
+        if elements != math.prod(known.shape) or not distinct:
+            raise BadDataError(f"the parts of {name} have {elements:,} elements, the whole {math.prod(known.shape):,}")
+    return found
 
 
-def _entries(path: Path) -> list[tuple[str, torch.dtype, torch.Size, torch.Size, torch.Size]]:
+def _entries(path: Path) -> list[tuple[str, torch.dtype, Shape, Shape, Shape]]:
     """Name, dtype, offsets, sizes of the part and shape of the whole, for each entry of a file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -134,9 +158,9 @@ def _entries(path: Path) -> list[tuple[str, torch.dtype, torch.Size, torch.Size,
             found = []
             for name in file.keys():  # noqa: SIM118
                 entry = file.get_slice(name)
-                sizes = torch.Size(entry.get_shape())
+                sizes = tuple(entry.get_shape())
                 note = notes.get(name, {"shape": sizes, "offsets": [0] * len(sizes)})
-                offsets, shape = torch.Size(note["offsets"]), torch.Size(note["shape"])
+                offsets, shape = tuple(torch.Size(note["offsets"])), tuple(torch.Size(note["shape"]))
                 if len({len(offsets), len(sizes), len(shape)}) != 1 or any(
                     not 0 <= at <= at + size <= whole for at, size, whole in zip(offsets, sizes, shape, strict=True)
                 ):
@@ -147,23 +171,26 @@ def _entries(path: Path) -> list[tuple[str, torch.dtype, torch.Size, torch.Size,
         raise BadDataError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
 
 
-def read_into(targets: Mapping[str, Tensor], stored: Metadata) -> None:
+def read_into(targets: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
     """Fill `targets`, plain or sharded, with what `stored`, from index(), has under their names.
 
     Names and shapes have been compared. Raises BadDataError.
     """
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    planner.set_up_planner({name: tensor.detach() for name, tensor in targets.items()}, stored, is_coordinator=False)
-    by_file: dict[Path, list[Any]] = defaultdict(list)
-    for item in planner.create_local_plan().items:
-        by_file[stored.storage_data[item.storage_index]].append(item)
-    for path, items in by_file.items():
+    wanted: dict[Path, list[tuple[str, tuple[slice, ...], Tensor]]] = defaultdict(list)
+    for name, target in targets.items():
+        held, begin = _held(target)
+        for part in stored[name].parts:
+            low = [max(ours, theirs) for ours, theirs in zip(begin, part.offsets, strict=True)]
+            ends = zip(begin, held.shape, part.offsets, part.sizes, strict=True)
+            high = [min(ours + n, theirs + m) for ours, n, theirs, m in ends]
+            if all(a < b for a, b in zip(low, high, strict=True)):
+                theirs = tuple(slice(a - at, b - at) for a, b, at in zip(low, high, part.offsets, strict=True))
+                ours = tuple(slice(a - at, b - at) for a, b, at in zip(low, high, begin, strict=True))
+                wanted[part.path].append((name, theirs, held[ours]))
+    for path, boxes in wanted.items():
         try:
             with safe_open(path, framework="pt") as file:
-                for item in items:
-                    box = [slice(at, at + n) for at, n in zip(item.storage_offsets, item.lengths, strict=True)]
-                    name = item.storage_index.fqn
-                    data = file.get_slice(name)[tuple(box)] if box else file.get_tensor(name)
-                    planner.resolve_tensor(item).copy_(data)
+                for name, box, place in boxes:
+                    place.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
         except (SafetensorError, OSError) as error:
             raise BadDataError(f"{path} cannot be read: {error}") from None

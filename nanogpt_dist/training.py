@@ -76,6 +76,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
             if world.any(bool(stop)):
                 raise StoppedError(stop.told)
             ahead = stack.enter_context(contextlib.closing(Ahead(batches)))
+            stack.enter_context(saver.ending())
             last = loop(config, world, state, ahead, updater, evaluator, saver, progress, stop)
         return _finish(config, run, state, last, progress.tokens_per_second, world, console)
 
@@ -106,17 +107,17 @@ def loop(
         if evaluated:
             found = updater.evaluate(evaluator)
             state.val_loss = found.val_loss
-            improved = found.val_loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
+            improved = saver.improves(state)
             progress.evaluated(state, found)
         owed = owed or due(config, state.step, evaluated, improved)
         if last or (owed and not skipped):
-            saver.save(state, updater, improved, required=last)
+            saver.save(state, updater, evaluated, required=last)
             owed = False
         stopping, writing = world.each_any(bool(stop), not saver.ended)
         if not writing:
             saver.finish(state)
         if not last and stopping:
-            saver.save(state, updater, improved, required=True)
+            saver.save(state, updater, evaluated, required=True)
             break
         progress.restart_clock()
     assert saver.newest is not None
@@ -166,10 +167,12 @@ def _judge_skipped(skipped: int, at_most: int, state: TrainState, update: Update
         f"warning: update {state.step} left out, its gradient's norm is {update.grad_norm} (loss {update.loss:.4f})"
     )
     if skipped >= at_most:
-        raise ConfigError(
+        error = ConfigError(
             f"no finite gradient in {skipped} updates up to step {state.step}; go on from the last checkpoint with a "
             f"--learning-rate below {progress.config.learning_rate:g}"
         )
+        error.agreed = True  # all ranks have seen the same norms
+        raise error
 
 
 def _introduce(

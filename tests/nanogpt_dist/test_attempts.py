@@ -17,6 +17,7 @@ from tests.nanogpt_dist.small import go, tiny
 def crash(corpus: Path, run: Path, fault: int, *more: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "tests.ranks.crashing", "train", "--dataset", str(corpus), *TINY]
     line += ["--max-iters", "12", "--save-interval", "2", "--out-dir", str(run), "--no-tensorboard", *more]
+    line += ["--no-async-save"]  # what is saved before the fault is known then
     environment = {**os.environ, "FAULT": str(fault)}
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, cwd=CLONE)
 
@@ -55,7 +56,7 @@ def test_the_launcher_stops_restarting(corpus: Path, tmp_path: Path) -> None:
         "sys.exit(supervisor.run(supervisor.Run(line, dict(os.environ), 60, 10)))"
     )
     line = [sys.executable, "-c", script, "train", "--dataset", str(corpus), *TINY, "--max-iters", "9"]
-    line += ["--save-interval", "2", "--out-dir", str(run), "--no-tensorboard"]
+    line += ["--save-interval", "2", "--no-async-save", "--out-dir", str(run), "--no-tensorboard"]
     environment = {**os.environ, "FAULT": "3", "PYTHONPATH": str(CLONE)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, cwd=CLONE)
     assert done.returncode == 78, done.stderr
