@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: quickstart test setup check lint type fmt dist clean help
+.PHONY: quickstart test thorough setup check lint type fmt dist clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -12,12 +12,15 @@ help:            ## list the targets
 quickstart: $(STAMP)  ## the whole line on an embedded corpus: prepare, train on 2 ranks, eval, sample
 	$(BIN)/nanogpt quickstart
 
-test: $(STAMP)   ## all tests
+test: $(STAMP)   ## all tests but the longest
 	$(BIN)/python -m pytest
+
+thorough: $(STAMP)  ## the longest tests
+	$(BIN)/python -m pytest -m thorough
 
 setup: $(STAMP)  ## .venv with the toolkit (editable) and its development tools
 
-check: lint type test  ## what must be green before a commit
+check: lint type test thorough  ## what must be green before a commit
 
 lint: $(STAMP)   ## style and formatting
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def main() -> None:
         data = ["--dataset", str(random_shards(Path(name), int(given.gigabytes * 1000)))]
         train = said("train", *SMALL, "--batch-size", "16", *data, "--updates", "10", "--seconds", "300")
         updates = int(given.gigabytes * 1e9 / 2 / (64 * 8 * 1024))
-        options = ["--block-size", "1024", "--batch-size", "64", "--gradient-accumulation-steps", "8"]
+        options = ["--batch-size", "64", "--gradient-accumulation-steps", "8"]
         read = said("data", "gpt2-124m", *data, *options, "--updates", str(updates), "--seconds", "3600")
     share = train["phases"]["data"] / train["ms_per_update"]
     what = f"data loading, {given.gigabytes:g} GB of shards"

@@ -75,16 +75,17 @@ class Updater:
         for i, (x, y) in enumerate(batches, 1):
             with reducing(self.wrapped, last=i == len(batches)):
                 loss += self._forward_backward(x, y, len(batches))
+        total = self.world.sum(loss)
         with self.timed("optimizer"):
             self.scaler.unscale_(self.optimizer)
-            norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)).item()
+            norms = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf))
+            norm, summed = torch.stack([norms.to(total.device), total]).tolist()  # the only wait for the device
             finite = math.isfinite(norm)
             if finite:
                 self.optimizer.step()
             self.scaler.update()  # lowers its scale where a gradient was not finite
             self.optimizer.zero_grad(set_to_none=True)
-        mean = self.world.sum(loss).item() / self.world.size
-        return Update(mean, norm, rate, finite)
+        return Update(summed / self.world.size, norm, rate, finite)
 
     def evaluate(self, evaluator: Evaluator) -> Evaluation:
         """What `evaluator` says of the model as it is; all ranks together."""

@@ -13,7 +13,7 @@ from nanogpt_dist import cpu_fast, storage
 from nanogpt_dist.batches import Ahead, Batches
 from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread, write_trace
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype
+from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype, synchronize
 from nanogpt_dist.distributed import World
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.shards import DataFolder
@@ -115,12 +115,13 @@ def _time(updater: Updater, ahead: Ahead, updates: int, seconds: float) -> list[
     """Seconds of each of the updates from WARM_UP on."""
     took: list[float] = []
     for step in range(WARM_UP):
-        updater.update(step, ahead.of(step))  # its last step waits for the device
+        updater.update(step, ahead.of(step))
     deadline = time.perf_counter() + seconds
     while len(took) < updates and (len(took) < AT_LEAST or not updater.world.any(time.perf_counter() > deadline)):
         step = WARM_UP + len(took)
         start = time.perf_counter()
         updater.update(step, ahead.of(step))
+        synchronize(updater.world.device)
         took.append(time.perf_counter() - start)
     return took
 

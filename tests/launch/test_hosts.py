@@ -21,6 +21,7 @@ def test_a_training_over_two_hosts(two: hosts.Hosts) -> None:
     assert "all-reduce between the ranks: " in found["told"][0]
 
 
+@pytest.mark.thorough
 def test_a_cut_cable_ends_both_launchers_and_the_same_command_resumes(two: hosts.Hosts) -> None:
     found = hosts.cut_and_healed(two, timeout_s=10)
     assert found["codes"] == [74, 74]

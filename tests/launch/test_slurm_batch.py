@@ -178,6 +178,7 @@ def real(tmp_path: Path) -> Iterator[Callable[..., slurm_preempt.Training]]:
         yield lambda *given: slurm_preempt.Training(tmp_path, environment, *given)
 
 
+@pytest.mark.thorough
 def test_a_preempted_training_ends_with_the_same_weights(real: Callable[..., slurm_preempt.Training]) -> None:
     alone = real("alone", 400).finish()
     assert (alone["state"], alone["requeued"]) == ("COMPLETED", 0)

@@ -28,6 +28,7 @@ def starts(run: Path) -> list[int]:
     return [entry["from"] for entry in entries if "from" in entry]
 
 
+@pytest.mark.thorough
 def test_a_fault_at_a_fixed_step_ends_after_four_attempts(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for _ in range(3):
@@ -47,6 +48,7 @@ def test_a_fault_at_a_fixed_step_ends_after_four_attempts(corpus: Path, tmp_path
     assert other.returncode == 0, other.stderr
 
 
+@pytest.mark.thorough
 def test_the_launcher_stops_restarting(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     script = (

@@ -117,7 +117,7 @@ def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(corpus: Path
         assert event.value == pytest.approx(recorded[event.step])
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.thorough)])
 def test_stopped_and_killed_runs_end_with_the_weights_of_an_undisturbed_one(
     corpus: Path, tmp_path: Path, nanogpt: Run, ranks: int
 ) -> None:
