@@ -18,6 +18,8 @@ from pathlib import Path
 
 from turns import CLONE, in_turns, machine, medians, ratio, report
 
+# As most people have it: what is imported is compiled once and kept.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-size", "4"]
 TINY += ["--gradient-accumulation-steps", "1", "--max-iters", "2000", "--device", "cpu"]
 
@@ -56,7 +58,7 @@ def seconds(line: list[str]) -> Callable[[], float]:
 
     def measure() -> float:
         started = time.perf_counter()
-        subprocess.run(line, check=True, capture_output=True, env={**os.environ, "COLUMNS": "100"})
+        subprocess.run(line, check=True, capture_output=True, env=ENVIRONMENT)
         return time.perf_counter() - started
 
     return measure
@@ -66,7 +68,7 @@ def first_update(line: list[str], folder: Path) -> float:
     """Until the log tells of step 1; then the command is stopped, and what it wrote is removed."""
     started = time.perf_counter()
     with subprocess.Popen(
-        [*line, "--dataset", "data", "--out-dir", "run"], cwd=folder, stderr=subprocess.PIPE, text=True
+        [*line, "--dataset", "data", "--out-dir", "run"], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         took = next(time.perf_counter() - started for told in process.stderr if told.startswith("step 1/"))

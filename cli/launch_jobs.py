@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import job_options, kubernetes, slurm
+from launch import job_options
 from launch.job_options import Job, JobOptions
 from nanogpt_dist.errors import UsageError
 
@@ -45,6 +45,8 @@ def hand_over(job: Job, to_slurm: bool, dry_run: bool) -> None:
 
 
 def _submit(job: Job, dry_run: bool) -> None:
+    from launch import slurm
+
     text = slurm.script(job, os.environ)
     if dry_run:
         typer.echo(text, nl=False)
@@ -56,6 +58,8 @@ def _submit(job: Job, dry_run: bool) -> None:
 
 
 def _manifest(job: Job, dry_run: bool) -> None:
+    from launch import kubernetes  # whose YAML takes its time to load
+
     text = kubernetes.to_yaml(kubernetes.manifests(job))
     output = job.options.output
     if not job.options.pvc:
