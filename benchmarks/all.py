@@ -2,8 +2,8 @@
 
     python benchmarks/all.py --against-nanogpt nanoGPT --against-litgpt peer/bin/litgpt --texts docs
 
-Each script's first lines say what it does. An hour on two cores; nothing else should run meanwhile. A row that falls
-short of what it is to reach says so.
+Each script's first lines say what it does. An hour on two cores; nothing else should run meanwhile. What each has said
+is kept in --kept, and one that is there is not run again. A row that falls short of what it is to reach says so.
 """
 
 import argparse
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--against-litgpt", type=Path, required=True, help="the command litgpt")
     parser.add_argument("--texts", type=Path, action="append", default=[], help="a folder of texts, for prepare.py")
     parser.add_argument("--megabytes", type=int, default=120, help="of them")
+    parser.add_argument("--kept", type=Path, default=Path("kept"), help="a folder for what each script says")
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
     given = parser.parse_args()
     nanogpt = ["--against-nanogpt", str(given.against_nanogpt)]
@@ -37,10 +38,15 @@ def main() -> None:
         "saving.py": [],
     }
     said = {}
+    given.kept.mkdir(parents=True, exist_ok=True)
     for name, arguments in scripts.items():
-        print(f"— {name}", file=sys.stderr, flush=True)
-        line = [sys.executable, str(HERE / name), *arguments]
-        said[name] = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        path = given.kept / f"{name}.json"
+        if not path.exists():
+            print(f"— {name}", file=sys.stderr, flush=True)
+            line = [sys.executable, str(HERE / name), *arguments]
+            done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
+            path.write_text(done.stdout, encoding="utf-8")
+        said[name] = json.loads(path.read_text(encoding="utf-8"))
     given.out.write_text(page(said), encoding="utf-8")
 
 

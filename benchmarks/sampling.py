@@ -10,6 +10,7 @@ int8 and float32 are told as well. Prints one JSON object.
 """
 
 import argparse
+import contextlib
 import copy
 import statistics
 import sys
@@ -102,7 +103,8 @@ def nanogpt(clone: Path):
     sys.path.insert(0, str(clone))
     from model import GPT, GPTConfig
 
-    return GPT(GPTConfig(vocab_size=VOCAB, bias=True)).eval()
+    with contextlib.redirect_stdout(sys.stderr):  # it prints how many parameters it has
+        return GPT(GPTConfig(vocab_size=VOCAB, bias=True)).eval()
 
 
 if __name__ == "__main__":
