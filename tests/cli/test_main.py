@@ -99,6 +99,7 @@ def test_streams_that_are_closed(nanogpt: Run, tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == (code != 0)
 
 
+@pytest.mark.thorough
 def test_quickstart_passes_a_stop_on_and_leaves_nobody_behind(tmp_path: Path) -> None:
     import os
     import subprocess

@@ -13,6 +13,7 @@ def two() -> hosts.Hosts:  # type: ignore[misc]
         yield found
 
 
+@pytest.mark.thorough
 def test_a_training_over_two_hosts(two: hosts.Hosts) -> None:
     found = hosts.across(two)
     assert found["codes"] == [0, 0], found["told"]
