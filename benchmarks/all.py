@@ -74,8 +74,8 @@ def page(said: dict[str, dict[str, Any]]) -> str:
     for each in said.values():
         lines += [line_of(row) for row in each["rows"]]
     lines += ["", "## The figures", ""]
-    for name, each in said.items():
-        lines.append(f"- {name}: {figures_of(each['rows'])}")
+    for each in said.values():
+        lines += figures_of(each["rows"])
     return "\n".join(lines) + "\n\n" + LIMITS.read_text(encoding="utf-8")
 
 
@@ -101,7 +101,7 @@ def figures_of(rows: list[dict[str, Any]]) -> str:
 
 def text_of(value: Any) -> str:
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{name} {text_of(figure)}" for name, figure in value.items()) + ")"
+        return ", ".join(f"{name} {text_of(figure)}" for name, figure in value.items())
     return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 

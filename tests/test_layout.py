@@ -60,6 +60,18 @@ def test_help_imports_neither_torch_nor_datasets() -> None:
     assert done.stderr.strip() == "set()", done.stderr
 
 
+def test_a_model_is_built_without_torchs_compiler() -> None:
+    """Which takes torch a second to load: evaluating and sampling do without, training has it for its optimizer."""
+    code = (
+        "import sys, torch; from nanogpt_dist.config import ModelConfig; from nanogpt_dist.model import GPT;"
+        "import nanogpt_dist.checkpoint, nanogpt_dist.evaluation, nanogpt_dist.sampling, nanogpt_dist.training;"
+        "torch.set_default_device('meta'); GPT(ModelConfig(vocab_size=64));"
+        "print({'torch._dynamo', 'torch._inductor', 'torch.distributed.tensor'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 def test_no_pickle_and_no_code_from_data() -> None:
     for path in OURS:
         tree = ast.parse(path.read_text(encoding="utf-8"))

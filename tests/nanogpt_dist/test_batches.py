@@ -1,5 +1,6 @@
 """The order of the data: every window once, the same for every number of ranks and every size of micro-batch."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_dist.batches import Batches, Order, _keys, micro_batch_size, permute
+from nanogpt_dist.batches import Ahead, Batches, Order, _keys, micro_batch_size, permute
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.shards import DataFolder
 
@@ -97,6 +98,27 @@ def test_targets_are_the_inputs_shifted_by_one(corpus: Path) -> None:
     assert x.shape == y.shape == (4, 32)
     assert x.dtype == y.dtype == np.int64
     assert np.array_equal(x[:, 1:], y[:, :-1])
+
+
+def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = DataFolder.open(corpus).split("train")
+    batches = Batches(split, Order(1, "id", 32, split.tokens), 8, 4, 0, 1)
+    with contextlib.closing(Ahead(batches)) as ahead:
+        for step in (0, 1, 2, 7, 8, 3):
+            for found, expected in zip(ahead.of(step), batches.of(step), strict=True):
+                assert np.array_equal(found, expected)
+
+        def damaged(start: int, length: int) -> np.ndarray:
+            raise BadDataError("damaged")
+
+        ahead.of(20)
+        ahead._next[1].result()  # type: ignore[index]
+        monkeypatch.setattr(split, "read", damaged)
+        ahead.of(21)
+        with pytest.raises(BadDataError, match="damaged"):
+            ahead.of(22)
 
 
 def test_three_ranks_are_told_which_numbers_are_possible() -> None:

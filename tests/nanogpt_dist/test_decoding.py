@@ -80,6 +80,23 @@ def test_int8_without_torchs_kernel(model: GPT, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
+def test_bfloat16_without_torchs_packed_weights(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[1, 2, 3], [4, 5]]
+    expected = Decoder(model, N_VOCAB, "bfloat16").start(rows, 1)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+    torch.testing.assert_close(Decoder(model, N_VOCAB, "bfloat16").start(rows, 1), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_many_rows_give_what_few_give(model: GPT, weights: str) -> None:
+    """Products of many rows may go another way."""
+    prompts = [[i, i + 1, i + 2, i + 3] for i in range(20)]
+    together = Decoder(model, N_VOCAB, weights).start(prompts, 1)
+    for logits, prompt in zip(together, prompts, strict=True):
+        alone = Decoder(model, N_VOCAB, weights).start([prompt], 1)[0]
+        assert (logits - alone).norm() / alone.norm() < 0.05
+
+
 def test_a_decoder_starts_anew(model: GPT) -> None:
     decoder = Decoder(model, N_VOCAB)
     first = greedy(decoder, [[1, 2], [3, 4, 5]], 8)
