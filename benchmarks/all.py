@@ -87,16 +87,15 @@ def line_of(row: dict[str, Any]) -> str:
     return f"| {row['what']} | {row['beside']} | {row['ratio']:g} | {rounds} | {wanted} | {'' if good else 'short'} |"
 
 
-def figures_of(rows: list[dict[str, Any]]) -> str:
+def figures_of(rows: list[dict[str, Any]]) -> list[str]:
     """What the ratios are made of, once where several rows have the same."""
     known = ("what", "beside", "ratio", "least", "greatest", "reach", "at_most")
-    found = {
-        f"{row['what']}: "
-        + ", ".join(f"{key} {text_of(value)}" for key, value in row.items() if key not in known): None
-        for row in rows
-        if row.keys() - set(known)
-    }
-    return "; ".join(found)
+    found: dict[str, str] = {}
+    for row in rows:
+        text = "; ".join(f"{key} {text_of(value)}" for key, value in row.items() if key not in known)
+        if text:
+            found.setdefault(text, row["what"])
+    return [f"- {what}: {text}" for text, what in found.items()]
 
 
 def text_of(value: Any) -> str:
