@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.options import CONTEXT, Device, Json, takes_settings
+from cli.options import CONTEXT, Device, Json, Preset, Settings, takes_settings
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.presets import DEFAULT_PRESET, load
 
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 GB = 10**9
 
-Preset = Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a TOML file of settings.")]
 Updates = Annotated[int, typer.Option(min=3, help="Updates to measure.")]
 Seconds = Annotated[float, typer.Option(min=0, help="Measure no longer than this, but 3 updates at least.")]
-Settings = dict[str, Any]  # those given as flags, which go on top
 
 bench_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 

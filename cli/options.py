@@ -15,6 +15,8 @@ from nanogpt_dist.errors import UsageError
 # `--learning_rate` is `--learning-rate`, as in nanoGPT.
 CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
+Preset = Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a TOML file of settings.")]
+Settings = dict[str, Any]  # those given as flags, which go on top
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto: cuda, else mps, else cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
 

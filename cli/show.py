@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.options import CONTEXT, Json, takes_settings
+from cli.options import CONTEXT, Json, Preset, Settings, takes_settings
 from cli.show_data import data
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.errors import ConfigError
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 WIDTH = 100  # columns at most; a narrower terminal gets narrower tables
 GB = 10**9
 
-Preset = Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a TOML file of settings.")]
-Settings = dict[str, Any]  # those given as flags, which go on top
 
 show_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 model_flags = takes_settings(ModelConfig, panel="Settings to override")

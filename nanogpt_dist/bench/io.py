@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist import checkpoint, storage, tokenizer
+from nanogpt_dist.bench import with_vocabulary
 from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -49,8 +50,7 @@ def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> Io
 
     Raises ConfigError, CannotCreateError, StorageError.
     """
-    if config.vocab_size is None:
-        config = config.model_copy(update={"vocab_size": 50304})
+    config = with_vocabulary(config)
     layout = plan_layout(config, world)
     updater = Updater(config, world, layout, pick_dtype(config.dtype, world.device))
     for parameter in updater.model.parameters():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nanogpt_dist.bench import with_vocabulary
 from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.decoding import Decoder, pick_weights
@@ -53,8 +54,7 @@ def bench_sample(
             f"{prompt_tokens} + {max_new_tokens} tokens are more than the block_size of {architecture.block_size}: "
             "give a shorter --prompt-tokens or --max-new-tokens"
         )
-    if architecture.vocab_size is None:
-        architecture = architecture.model_copy(update={"vocab_size": 50304})
+    architecture = with_vocabulary(architecture)
     assert architecture.vocab_size is not None
     weights = pick_weights(dtype, device, greedy=False)
     with device:

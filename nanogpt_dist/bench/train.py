@@ -11,6 +11,7 @@ import torch
 
 from nanogpt_dist import cpu_fast, storage
 from nanogpt_dist.batches import Ahead, Batches
+from nanogpt_dist.bench import with_vocabulary
 from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread, write_trace
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype, synchronize
@@ -77,7 +78,7 @@ def bench_train(
     if trace is not None:
         with world.together():
             storage.probe_writable(trace)
-    config = _with_vocabulary(config, data)
+    config = with_vocabulary(config) if data is None else fit_to_data(config, data)
     dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
     updater = Updater(config, world, layout, dtype)
     batches = _batches(config, data, world, dtype)
@@ -146,12 +147,6 @@ def _look(updater: Updater, ahead: Ahead, step: int, trace: Path | None) -> tupl
     with world.together():
         written = write_trace(profile, trace, f"{platform.node()}-rank{world.rank}")
     return each, written
-
-
-def _with_vocabulary(config: TrainConfig, data: DataFolder | None) -> TrainConfig:
-    if data is not None:
-        return fit_to_data(config, data)
-    return config if config.vocab_size else config.model_copy(update={"vocab_size": 50304})
 
 
 def _batches(config: TrainConfig, data: DataFolder | None, world: World, dtype: torch.dtype) -> Batches:
