@@ -8,7 +8,7 @@ Whole processes in turns. Also, by itself, the time in which `nanogpt train` mak
 
 import argparse
 import os
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from turns import CLONE, in_turns, machine, medians, ratio, report
+from turns import CLONE, alone, in_turns, machine, medians, ratio, report
 
 # As most people have it: what is imported is compiled once and kept.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -37,10 +37,8 @@ def main() -> None:
     figures = in_turns(cases, given.rounds)
     row = {"what": "nanogpt --help", "beside": "litgpt --help (how many times faster)", "reach": 15.0}
     rows = [row | ratio(figures["litgpt --help"], figures["nanogpt --help"]) | {"seconds": medians(figures)}]
-    own = sorted(figures["nanogpt --help"])
     row = {"what": "nanogpt --help, seconds", "beside": "", "reach": 0.35, "at_most": True}
-    row |= {"ratio": round(statistics.median(own), 3), "least": round(own[0], 3), "greatest": round(own[-1], 3)}
-    rows.append(row)
+    rows.append(row | alone(figures["nanogpt --help"]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "text.txt").write_text("All work and no play makes Jack a dull boy.\n" * 2000)
@@ -73,7 +71,7 @@ def first_update(line: list[str], folder: Path) -> float:
         assert process.stderr is not None
         took = next(time.perf_counter() - started for told in process.stderr if told.startswith("step 1/"))
         process.kill()
-    subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
+    shutil.rmtree(folder / "run")
     return took
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from turns import CLONE, in_turns, machine, medians, ratio, report
+from turns import CLONE, alone, in_turns, machine, medians, ratio, report
 
 # Shapes, and how many updates a run of nanoGPT makes; reach: beside its fp32, its bf16, and of the matmul peak.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -59,14 +59,14 @@ def main() -> None:
         told = {"tokens_per_second": medians(figures)}
         fp32, bf16, share = shape["reach"]
         what = f"training tokens/s, {name}"
-        mfu, peaks = (statistics.median(said[key] for said in SAID[name_of(shape)]) for key in ("mfu", "peak_tflops"))
+        mfus, peaks = ([said[key] for said in SAID[name_of(shape)]] for key in ("mfu", "peak_tflops"))
+        peak = statistics.median(peaks)
         for other, reach in (("nanoGPT fp32", fp32), ("nanoGPT bf16 autocast", bf16)):
             row = {"what": what, "beside": other, "reach": reach}
             rows.append(row | ratio(figures["nanogpt-dist"], figures[other]) | told)
-        each = [said["mfu"] for said in SAID[name_of(shape)]]
         rows.append(
-            {"what": f"fraction of the matmul peak, {name}", "beside": f"bf16, {peaks:.3f} TFLOP/s", "reach": share}
-            | {"ratio": round(mfu, 3), "least": round(min(each), 3), "greatest": round(max(each), 3)}
+            {"what": f"fraction of the matmul peak, {name}", "beside": f"bf16, {peak:.3f} TFLOP/s", "reach": share}
+            | alone(mfus)
         )
         rows.append(
             {"what": f"2 DDP ranks × 1 thread, {name}", "beside": "1 process × 2 threads", "reach": 0.95}

@@ -34,6 +34,12 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"ratio": round(median, 3), "least": round(min(each), 3), "greatest": round(max(each), 3)}
 
 
+def alone(values: list[float]) -> dict[str, float]:
+    """In the place of a ratio, where figures stand for themselves: their median, least and greatest."""
+    found = {"ratio": statistics.median(values), "least": min(values), "greatest": max(values)}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 def medians(figures: dict[str, list[float]]) -> dict[str, float]:
     return {name: round(statistics.median(values), 2) for name, values in figures.items()}
 
