@@ -71,7 +71,7 @@ def full(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = Fa
         _print_json({"letters": sizes, "parameters": asdict(counted), "components": shapes})
         return
     typer.echo(f"{preset}: {counted.total:,} parameters\n{_legend(sizes)}\n")
-    typer.echo(draw(counted, traced))
+    typer.echo(draw(config, counted, traced))
 
 
 @show_app.command()
@@ -115,7 +115,8 @@ def _load_architecture(preset: str, settings: Settings) -> TrainConfig:
     config = load(preset, settings)
     if config.vocab_size is None:
         raise ConfigError(f"{preset} leaves vocab_size to the data set; add --vocab-size, e.g. --vocab-size 50304")
-    return config
+    # Which id ends a text makes no difference to shapes.
+    return config.model_copy(update={"eot_id": config.eot_id or 0}) if config.intra_document else config
 
 
 def _component_table(counted: "Parameters") -> "Table":
@@ -128,7 +129,7 @@ def _component_table(counted: "Parameters") -> "Table":
         table.add_column(header, footer, justify="right")
     for name, count in counted.by_component.items():
         times = counted.n_layer if name.startswith("h.") else 1
-        label = "lm_head (is wte)" if name == "lm_head" else name
+        label = "lm_head (is wte)" if name == "lm_head" and not count else name
         table.add_row(label, f"{count // times:,}", f"× {times}", f"{count:,}", f"{100 * count / counted.total:.1f} %")
     return table
 
@@ -167,7 +168,11 @@ def _tuple(items: tuple[object, ...]) -> str:
 
 def _legend(sizes: dict[str, int]) -> str:
     B, T, C, H, D, V = (sizes[letter] for letter in "BTCHDV")
-    return f"B = {B} sequences, T = {T} tokens, C = {C} channels, H = {H} heads of D = {D}, V = {V} ids"
+    more = {"K": "heads of keys and values", "F": "in the MLP"}
+    rest = ", ".join(f"{letter} = {sizes[letter]} {text}" for letter, text in more.items() if letter in sizes)
+    return f"B = {B} sequences, T = {T} tokens, C = {C} channels, H = {H} heads of D = {D}, V = {V} ids" + (
+        f"\n{rest}" if rest else ""
+    )
 
 
 def _print(what: "str | Table") -> None:

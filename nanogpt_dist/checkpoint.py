@@ -126,8 +126,7 @@ def load_model(checkpoint: Path, device: torch.device) -> tuple[GPT, TrainConfig
     config = load_config(checkpoint)
     with torch.device("meta"):
         model = GPT(config.architecture())
-    model = model.to_empty(device=device)
-    model.lm_head.weight = model.transformer.wte.weight  # to_empty has cut the tie
+    model = model.to_empty(device=device).tie()
     load_weights(checkpoint, model)
     return model.eval(), config
 
@@ -182,7 +181,8 @@ def load_checkpoint_tokenizer(checkpoint: Path) -> Tokenizer:
 
 def _weights(model: GPT) -> dict[str, Tensor]:
     """Parameters by nanoGPT's names, the tied head left out."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if name != TIED}
+    left_out = TIED if model.config.tied_head else None
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if name != left_out}
 
 
 def _moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

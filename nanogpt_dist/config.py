@@ -4,6 +4,7 @@ Names are nanoGPT's where nanoGPT has them. `None` means off, or, where the help
 """
 
 import difflib
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nanogpt_dist.errors import ConfigError, MissingInputError
+
+BEYOND_GPT2 = ("rotary", "norm", "mlp", "qk_norm", "n_kv_head", "tied_head", "intra_document")
 
 PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
 
@@ -42,11 +45,54 @@ class ModelConfig(BaseModel):
     bias: bool = setting(False, "Model", "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them.")
     gelu: Literal["exact", "tanh"] = setting("exact", "Model", "Form of GELU; OpenAI's weights want tanh.")
 
+    # What came after GPT-2; all off by default.
+    rotary: bool = setting(False, "Model options", "Rotary positions in every head, in place of the position table.")
+    rotary_base: float = setting(10_000.0, "Model options", "Base of the rotary wavelengths.", gt=1)
+    norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Model options", "Normalisation of the stream.")
+    mlp: Literal["gelu", "swiglu", "relu2"] = setting(
+        "gelu", "Model options", "relu2: squared ReLU; swiglu: gated, 8/3 wide instead of 4, to a multiple of 64."
+    )
+    qk_norm: bool = setting(False, "Model options", "RMSNorm of each query and key before they meet.")
+    n_kv_head: int | None = setting(
+        None, "Model options", "Heads of keys and values, each for a group of queries; unset: n_head.", ge=1, le=2**20
+    )
+    tied_head: bool = setting(True, "Model options", "The head's matrix is the token table; off: one of its own.")
+    intra_document: bool = setting(
+        False, "Model options", "Attention and positions begin anew at each end-of-text token."
+    )
+    eot_id: int | None = setting(
+        None, "Model options", "The end-of-text id of intra_document; unset: the data set's.", ge=0, le=2**24
+    )
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelConfig":
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if self.n_head % self.kv_heads:
+            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if self.rotary and self.head_size % 2:
+            raise ValueError(f"rotary turns pairs, a head of {self.head_size} cannot be halved; change n_head")
         return self
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head, D."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLP where it is widest: three matrices of SwiGLU's have as many weights as two 4 C wide."""
+        return math.ceil(8 * self.n_embd / 3 / 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
+
+    def beyond_gpt2(self) -> list[str]:
+        """The options that are on, which no GPT-2 has."""
+        plain = ModelConfig()
+        return [name for name in BEYOND_GPT2 if getattr(self, name) != getattr(plain, name)]
 
 
 class TrainConfig(ModelConfig):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.model import GPT, Block, CausalSelfAttention
 
@@ -36,11 +36,21 @@ def chosen(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> boo
 
 
 def use(model: GPT) -> None:
-    """Let `model` make its training passes in this file's way. Its weights, and their names, stay as they are."""
+    """Let `model` make its training passes in this file's way. Its weights, and their names, stay as they are.
+
+    The attention that is here is GPT-2's: a model with another one keeps it.
+    """
     model.forward = functools.partial(_forward, model, model.forward)  # type: ignore[assignment, method-assign]
+    if not has_gpt2_attention(model.config):
+        return
     for block in model.transformer.h:
         assert isinstance(block, Block)
         block.attn.forward = functools.partial(_attend, block.attn, block.attn.forward)  # type: ignore[method-assign]
+
+
+def has_gpt2_attention(config: ModelConfig) -> bool:
+    """Whether causal_attention() is all that happens between a block's two matrix products."""
+    return not (config.rotary or config.qk_norm or config.intra_document or config.kv_heads != config.n_head)
 
 
 def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:
@@ -64,14 +74,14 @@ def _forward(model: GPT, plain: Any, idx: Tensor, targets: Tensor | None = None)
     return None, linear_cross_entropy(x.flatten(0, 1), model.lm_head.weight, targets.flatten())
 
 
-def _attend(attn: CausalSelfAttention, plain: Any, x: Tensor) -> Tensor:
+def _attend(attn: CausalSelfAttention, plain: Any, x: Tensor, _: None = None) -> Tensor:
     """CausalSelfAttention.forward, (B, T, C) → (B, T, C)."""
     if x.size(1) > LONGEST:
         return plain(x)
     qkv = attn.c_attn(x)  # (B, T, 3C)
     if qkv.dtype != torch.bfloat16:  # as in an evaluation in float32
         return plain(x)
-    y = causal_attention(qkv, attn.n_head, attn.dropout if attn.training else 0.0)
+    y = causal_attention(qkv, attn.config.n_head, attn.dropout if attn.training else 0.0)
     return attn.resid_dropout(attn.c_proj(y))
 
 

@@ -3,8 +3,10 @@
 A prompt goes through the model at once (prefill), then each token alone (decode). Rows may have prompts of unequal
 length: they stand at the left, and what stands right of a row's last token is overwritten, or masked.
 
-Shape letters: B rows, T tokens of the longest prompt, S tokens in the cache, C = n_embd, H = n_head, D = C / H,
-V = ids that the tokenizer has.
+Shape letters: B rows, T tokens of the longest prompt, S tokens in the cache, C = n_embd, H = n_head, K = heads of keys
+and values, D = C / H, F = width of the MLP, V = ids that the tokenizer has.
+
+A prompt is one document: what intra_document asks for makes no difference to it.
 
 Sources: Pope et al. 2022, "Efficiently Scaling Transformer Inference", §3 (the cache); Dettmers et al. 2022,
 "LLM.int8()", §2 (a scale for each row of a matrix).
@@ -20,6 +22,7 @@ from nanogpt_dist import cpu_fast
 from nanogpt_dist.devices import keep_memory, pick_dtype
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.model import GPT, Block
+from nanogpt_dist.positions import Places, at, attention
 
 Linear = Callable[[Tensor], Tensor]
 FEW_ROWS = 16  # up to which products with int8 weights are faster than with what they stand for
@@ -50,10 +53,12 @@ class Decoder:
         # A CPU attends to a cache in float32 in half the time.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         self.written_out = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        self.written_out = self.written_out and cpu_fast.has_gpt2_attention(self.config)
+        self.grouped = self.config.kv_heads != self.config.n_head
         self.layers = [_Layer(block, weights, self.dtype) for block in model.transformer.h]
         self.head = _linear(model.lm_head.weight[:n_vocab], None, weights, self.dtype)
         self.rows: list[list[int]] = []  # all ids of each row
-        self.keys: list[Tensor] = []  # of each layer (B, H, S, D)
+        self.keys: list[Tensor] = []  # of each layer (B, K, S, D)
         self.values: list[Tensor] = []
 
     @torch.inference_mode()
@@ -62,7 +67,7 @@ class Decoder:
         block_size = self.config.block_size
         self.rows = [list(prompt) for prompt in prompts]
         S = min(max(map(len, self.rows)) + max_new_tokens, block_size)
-        shape = (len(prompts), self.config.n_head, S, self.config.n_embd // self.config.n_head)
+        shape = (len(prompts), self.config.kv_heads, S, self.config.head_size)
         self.keys, self.values = ([torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in self.layers]
                                   for _ in range(2))  # fmt: skip
         contexts = [tuple(row[-block_size:]) for row in self.rows]
@@ -92,16 +97,17 @@ class Decoder:
         lengths = torch.tensor([len(context) for context in contexts], device=self.device)
         T = int(lengths.max())
         ids = torch.tensor([[*context, *[0] * (T - len(context))] for context in contexts], device=self.device)
-        x = self._embed(ids, torch.arange(T, device=self.device))  # (B, T, C)
+        where = at(torch.arange(T, device=self.device), self.config)
+        x = self.model.transformer.embed(ids, where.position)  # (B, T, C)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            qkv = layer.qkv(x)  # (B, T, 3C)
-            q, k, v = layer.heads(qkv)  # 3 × (B, H, T, D)
+            qkv = layer.qkv(x)  # (B, T, (H + 2K)·D)
+            q, k, v = layer.heads(qkv, where)  # (B, H, T, D), 2 × (B, K, T, D)
             if rows is not None:
                 keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
             if self.written_out and T <= cpu_fast.LONGEST:
                 y = cpu_fast.causal_attention(qkv, self.config.n_head)  # (B, T, C)
             else:
-                y = layer.side_by_side(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+                y = layer.side_by_side(attention(q, k, v, seen=None))
             x = layer.rest(x, y)
         return self._logits(x[torch.arange(len(contexts), device=self.device), lengths - 1])
 
@@ -113,20 +119,19 @@ class Decoder:
         each = torch.arange(len(ends), device=self.device)
         if min(ends) < S:
             mask = (torch.arange(S, device=self.device) <= last[:, None])[:, None, None]  # (B, 1, 1, S)
-        x = self._embed(ids[:, None], last[:, None])  # (B, 1, C)
+        where = at(last[:, None], self.config)
+        x = self.model.transformer.embed(ids[:, None], where.position)  # (B, 1, C)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype))  # 3 × (B, H, 1, D)
+            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), where)  # (B, H, 1, D), 2 × (B, K, 1, D)
             if mask is None:
                 keys[:, :, S - 1 : S], values[:, :, S - 1 : S] = k, v
             else:
                 keys[each, :, last], values[each, :, last] = k[:, :, 0], v[:, :, 0]
-            y = F.scaled_dot_product_attention(q, keys[:, :, :S], values[:, :, :S], attn_mask=mask)
+            y = F.scaled_dot_product_attention(
+                q, keys[:, :, :S], values[:, :, :S], attn_mask=mask, enable_gqa=self.grouped
+            )
             x = layer.rest(x, layer.side_by_side(y).to(self.dtype))
         return self._logits(x[:, 0])
-
-    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        table = self.model.transformer
-        return table.wte(ids) + table.wpe(positions)  # (B, T, C)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.head(self.model.transformer.ln_f(x).to(self.dtype)).float()  # (B, V)
@@ -142,19 +147,18 @@ class _Layer:
 
     def __init__(self, block: nn.Module, weights: str, dtype: torch.dtype) -> None:
         assert isinstance(block, Block)
-        self.block, self.dtype, self.n_head = block, dtype, block.attn.n_head
+        self.block, self.dtype = block, dtype
         self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj = (
             _linear(each.weight, each.bias, weights, dtype)
             for each in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         )
 
     def qkv(self, x: Tensor) -> Tensor:
-        return self.c_attn(self.block.ln_1(x).to(self.dtype))  # (B, T, 3C)
+        return self.c_attn(self.block.ln_1(x).to(self.dtype))  # (B, T, (H + 2K)·D)
 
-    def heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values: (B, T, 3C) → 3 × (B, H, T, D)."""
-        B, T, C3 = qkv.shape
-        return qkv.view(B, T, 3, self.n_head, C3 // 3 // self.n_head).permute(2, 0, 3, 1, 4).unbind()
+    def heads(self, qkv: Tensor, where: Places) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D)."""
+        return self.block.attn.heads(qkv, where)
 
     def side_by_side(self, y: Tensor) -> Tensor:
         """(B, H, T, D) → (B, T, C)."""
@@ -163,8 +167,8 @@ class _Layer:
     def rest(self, x: Tensor, y: Tensor) -> Tensor:
         """y: what attention gave (B, T, C)."""
         x = x + self.attn_proj(y)
-        h = self.c_fc(self.block.ln_2(x).to(self.dtype))  # (B, T, 4C)
-        return x + self.mlp_proj(self.block.mlp.gelu(h))
+        h = self.c_fc(self.block.ln_2(x).to(self.dtype))  # (B, T, F), of swiglu 2F
+        return x + self.mlp_proj(self.block.mlp.act(h))
 
 
 def _linear(weight: Tensor, bias: Tensor | None, weights: str, dtype: torch.dtype) -> Linear:

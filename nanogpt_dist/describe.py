@@ -22,33 +22,58 @@ Shapes = tuple[torch.Size, torch.Size]  # of the input, of the output
 
 TRAINING_BYTES = 16  # per parameter: weight, gradient, AdamW's two moments, each fp32
 
-# Component → letters of its input, letters of its output, what it does.
-# trace() checks the letters against the sizes that flow.
-ABOUT = {
-    "GPT": ("B T", "B T V", "Token ids to logits: for each position, a score of every possible next token."),
-    "wte": ("B T", "B T C", "Each id's row of the token table."),
-    "wpe": ("T", "T C", "Each position's row of the position table, added to every sequence."),
-    "drop": ("B T C", "B T C", "Dropout; identity outside of training."),
-    "h": ("B T C", "B T C", "A block, one of n_layer: attention, then MLP, each added to its own input."),
-    "h.ln_1": ("B T C", "B T C", "LayerNorm: each position to mean 0 and variance 1, then scaled."),
-    "h.attn": ("B T C", "B T C", "Causal self-attention: a position reads itself and those before it."),
-    "h.attn.c_attn": ("B T C", "B T 3C", "Queries, keys and values, in one matrix product."),
-    "h.attn.q": ("B T 3C", "B H T D", "Queries: the first third, cut into heads. What a position looks for."),
-    "h.attn.k": ("B T 3C", "B H T D", "Keys: the second third. What a position offers to be found by."),
-    "h.attn.v": ("B T 3C", "B H T D", "Values: the last third. What a position hands over when it is found."),
-    "h.attn.sdpa": ("B H T D", "B H T D", "softmax(q kᵀ / √D + causal mask) v, in each head by itself."),
-    "h.attn.c_proj": ("B T C", "B T C", "The heads, side by side again, mixed into one update."),
-    "h.attn.resid_dropout": ("B T C", "B T C", "Dropout of the update."),
-    "h.ln_2": ("B T C", "B T C", "LayerNorm, ahead of the MLP."),
-    "h.mlp": ("B T C", "B T C", "Two linear layers around GELU, for each position by itself."),
-    "h.mlp.c_fc": ("B T C", "B T 4C", "Four times wider."),
-    "h.mlp.gelu": ("B T 4C", "B T 4C", "The non-linearity."),
-    "h.mlp.c_proj": ("B T 4C", "B T C", "Narrow again."),
-    "h.mlp.dropout": ("B T C", "B T C", "Dropout of the update."),
-    "ln_f": ("B T C", "B T C", "LayerNorm of what the last block gives."),
-    "lm_head": ("B T C", "B T V", "Dot product with every row of the token table: the tied head."),
-    "loss": ("B·T V", "", "Mean cross-entropy in nats/token; untrained ≈ ln V."),
-}
+
+def about(config: ModelConfig) -> dict[str, tuple[str, str, str]]:
+    """Component → letters of its input, letters of its output, what it does; trace() checks them against the sizes."""
+    grouped = config.kv_heads != config.n_head
+    qkv, K = ("(H+2K)·D", "K") if grouped else ("3C", "H")
+    F = "4C" if config.mlp_width == 4 * config.n_embd else "F"
+    wide = {"swiglu": "2" + ("F" if F == "F" else "·4C")}.get(config.mlp, F)
+    norm = {"layernorm": "LayerNorm: each position to mean 0 and variance 1, then scaled.",
+            "rmsnorm": "RMSNorm: each position to mean square 1, then scaled."}[config.norm]  # fmt: skip
+    name = norm.split(":")[0]
+    third = "part" if grouped else "third"
+    act = {"gelu": "The non-linearity: GELU.", "relu2": "The non-linearity: ReLU, squared.",
+           "swiglu": "SwiGLU: one half, through SiLU, is the gate of the other."}[config.mlp]  # fmt: skip
+    return {
+        "GPT": ("B T", "B T V", "Token ids to logits: for each position, a score of every possible next token."),
+        "wte": ("B T", "B T C", "Each id's row of the token table."),
+        "wpe": (
+            ("B T", "B T C", "Each position's row of the position table; positions begin anew with a document.")
+            if config.intra_document
+            else ("T", "T C", "Each position's row of the position table, added to every sequence.")
+        ),
+        "drop": ("B T C", "B T C", "Dropout; identity outside of training."),
+        "h": ("B T C", "B T C", "A block, one of n_layer: attention, then MLP, each added to its own input."),
+        "h.ln_1": ("B T C", "B T C", norm),
+        "h.attn": ("B T C", "B T C", "Causal self-attention: a position reads itself and those before it."),
+        "h.attn.c_attn": ("B T C", f"B T {qkv}", "Queries, keys and values, in one matrix product."),
+        "h.attn.q_norm": ("B H T D", "B H T D", "RMSNorm of each query."),
+        "h.attn.k_norm": (f"B {K} T D", f"B {K} T D", "RMSNorm of each key."),
+        "h.attn.q": (
+            f"B T {qkv}",
+            "B H T D",
+            f"Queries: the first {third}, cut into heads. What a position looks for.",
+        ),
+        "h.attn.k": (f"B T {qkv}", f"B {K} T D", f"Keys: the second {third}. What a position offers to be found by."),
+        "h.attn.v": (f"B T {qkv}", f"B {K} T D", f"Values: the last {third}. What a position hands over when found."),
+        "h.attn.sdpa": ("B H T D", "B H T D", "softmax(q kᵀ / √D + causal mask) v, in each head by itself."),
+        "h.attn.c_proj": ("B T C", "B T C", "The heads, side by side again, mixed into one update."),
+        "h.attn.resid_dropout": ("B T C", "B T C", "Dropout of the update."),
+        "h.ln_2": ("B T C", "B T C", f"{name}, ahead of the MLP."),
+        "h.mlp": ("B T C", "B T C", "Two linear layers around a non-linearity, for each position by itself."),
+        "h.mlp.c_fc": ("B T C", f"B T {wide}", "Four times wider." if F == wide == "4C" else "Wider."),
+        "h.mlp.act": (f"B T {wide}", f"B T {F}", act),
+        "h.mlp.c_proj": (f"B T {F}", "B T C", "Narrow again."),
+        "h.mlp.dropout": ("B T C", "B T C", "Dropout of the update."),
+        "ln_f": ("B T C", "B T C", f"{name} of what the last block gives."),
+        "lm_head": (
+            "B T C",
+            "B T V",
+            "Dot product with every row of " + ("the token table: the tied head." if config.tied_head else "its own."),
+        ),
+        "loss": ("B·T V", "", "Mean cross-entropy in nats/token; untrained ≈ ln V."),
+    }
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     for name, parameter in model.named_parameters():  # a shared tensor comes once, under its first name: wte
         component = component_of(name.rpartition(".")[0])
         by_component[component] = by_component.get(component, 0) + parameter.numel()
-    by_component["lm_head"] = 0
+    by_component.setdefault("lm_head", 0)
 
     total = sum(by_component.values())
     blocks = sum(count for name, count in by_component.items() if name.startswith("h."))
@@ -103,7 +128,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     decayed, not_decayed = (cast(list[Tensor], group["params"]) for group in parameter_groups(model, weight_decay=0.1))
     return Parameters(
         total=total,
-        non_embedding=total - by_component["wpe"],
+        non_embedding=total - by_component.get("wpe", 0),
         by_component=by_component,
         n_layer=config.n_layer,
         blocks=blocks,
@@ -134,14 +159,19 @@ def trace(config: ModelConfig, batch_size: int) -> list[Component]:
     with _Functions(seen):
         model(ids, ids)
     sizes = letter_sizes(config, batch_size)
-    return [_component(name, shapes, sizes) for name, shapes in seen.items()]
+    texts = about(config)
+    return [_component(name, shapes, sizes, *texts[name]) for name, shapes in seen.items()]
 
 
 def letter_sizes(config: ModelConfig, batch_size: int) -> dict[str, int]:
     """What each shape letter stands for."""
     assert config.vocab_size is not None
-    C, H = config.n_embd, config.n_head
-    return {"B": batch_size, "T": config.block_size, "C": C, "H": H, "D": C // H, "V": config.vocab_size}
+    letters = {"B": batch_size, "T": config.block_size, "C": config.n_embd, "H": config.n_head, "D": config.head_size}
+    if config.kv_heads != config.n_head:
+        letters["K"] = config.kv_heads
+    if config.mlp_width != 4 * config.n_embd:
+        letters["F"] = config.mlp_width
+    return {**letters, "V": config.vocab_size}
 
 
 def component_of(name: str) -> str:
@@ -191,7 +221,7 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
-            for name, tensor in zip("qkv", args, strict=True):
+            for name, tensor in zip("qkv", args[:3], strict=True):
                 self.seen[f"h.attn.{name}"] = (self.seen["h.attn.c_attn"][1], tensor.shape)
             self.seen["h.attn.sdpa"] = (args[0].shape, output.shape)
         elif func is F.cross_entropy:
@@ -199,11 +229,13 @@ class _Functions(TorchFunctionMode):
         return output
 
 
-def _component(name: str, shapes: Shapes, sizes: dict[str, int]) -> Component:
-    """The component, its letters taken from ABOUT and checked against the shapes."""
-    sizes = {**sizes, "3C": 3 * sizes["C"], "4C": 4 * sizes["C"], "B·T": sizes["B"] * sizes["T"]}
-    *both, about = ABOUT[name]
-    letters = [tuple(text.split()) for text in both]
+def _component(name: str, shapes: Shapes, sizes: dict[str, int], given: str, gives: str, about: str) -> Component:
+    """The component, its letters checked against the shapes."""
+    C, F = sizes["C"], sizes.get("F", 4 * sizes["C"])
+    qkv = (sizes["H"] + 2 * sizes.get("K", 0)) * sizes["D"]
+    more = {"3C": 3 * C, "4C": 4 * C, "2·4C": 8 * C, "2F": 2 * F, "(H+2K)·D": qkv, "B·T": sizes["B"] * sizes["T"]}
+    sizes = {**sizes, **more}
+    letters = [tuple(text.split()) for text in (given, gives)]
     for shape, names in zip(shapes, letters, strict=True):
         assert tuple(shape) == tuple(sizes[letter] for letter in names), f"{name}: {shape} is not {names}"
     return Component(name, tuple(shapes[0]), tuple(shapes[1]), letters[0], letters[1], about)

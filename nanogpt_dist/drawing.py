@@ -2,6 +2,7 @@
 
 import math
 
+from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.describe import Component, Parameters
 
 WIDTH = 90  # columns
@@ -9,34 +10,54 @@ CENTRE = 40  # column of the arrows
 RAIL = 5  # column on which the residual stream passes a sublayer by
 BOX = 60  # width of a box
 
-# The boxes of the two sublayers: component and what stands beside its name.
-ATTENTION = {
-    "h.ln_1": "LayerNorm",
-    "h.attn.c_attn": "C → 3C, queries, keys, values",
-    "h.attn.sdpa": "softmax(q kᵀ / √D + mask) v",
-    "h.attn.c_proj": "C → C, heads side by side",
-}
-MLP = {
-    "h.ln_2": "LayerNorm",
-    "h.mlp.c_fc": "C → 4C",
-    "h.mlp.gelu": "GELU",
-    "h.mlp.c_proj": "4C → C",
-}
+
+def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str], dict[str, str]]:
+    """Of attention and of the MLP: the components that are drawn as boxes, and what stands beside their names."""
+    norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm]
+    qkv = at["h.attn.c_attn"].output_letters[-1]
+    then = [text for text, on in {"QK norm": config.qk_norm, "rotary": config.rotary}.items() if on]
+    made = f"C → {qkv}; {', '.join(then)}" if then else f"C → {qkv}, queries, keys, values"
+    mask = "mask of documents" if config.intra_document else "mask"
+    wide, width = at["h.mlp.c_fc"].output_letters[-1], at["h.mlp.c_proj"].input_letters[-1]
+    attention = {
+        "h.ln_1": norm,
+        "h.attn.c_attn": made,
+        "h.attn.sdpa": f"softmax(q kᵀ / √D + {mask}) v",
+        "h.attn.c_proj": "C → C, heads side by side",
+    }
+    mlp = {
+        "h.ln_2": norm,
+        "h.mlp.c_fc": f"C → {wide}",
+        "h.mlp.act": {"gelu": "GELU", "swiglu": f"SwiGLU, {wide} → {width}", "relu2": "squared ReLU"}[config.mlp],
+        "h.mlp.c_proj": f"{width} → C",
+    }
+    return attention, mlp
 
 
-def draw(parameters: Parameters, components: list[Component]) -> str:
-    """The whole model from token ids to loss; parameters and components describe the same configuration."""
+def draw(config: ModelConfig, parameters: Parameters, components: list[Component]) -> str:
+    """The whole model from token ids to loss; parameters and components describe `config`."""
     at = {component.name: component for component in components}
+    attention, mlp = boxes(config, at)
+    head = ("the matrix of wte", "tied") if config.tied_head else ("its own matrix", _count(parameters, "lm_head"))
     lines = [
-        *_embeddings(parameters, at),
-        *_blocks(parameters, at),
-        *_box("ln_f", "LayerNorm", _count(parameters, "ln_f")),
+        *(_tokens(parameters, at) if config.rotary else _embeddings(parameters, at)),
+        *_blocks(parameters, at, attention, mlp),
+        *_box("ln_f", attention["h.ln_1"], _count(parameters, "ln_f")),
         _arrow(_shape(at["lm_head"].input_letters, at["lm_head"].input)),
-        *_box("lm_head", "C → V, the matrix of wte", "tied"),
+        *_box("lm_head", f"C → V, {head[0]}", head[1]),
         _arrow(f"logits {_shape(at['GPT'].output_letters, at['GPT'].output)}"),
         _put("", CENTRE, f"▼ loss, untrained ≈ ln V = {math.log(at['GPT'].output[-1]):.3f} nats/token"),
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _tokens(parameters: Parameters, at: dict[str, Component]) -> list[str]:
+    """The token table alone: positions are in the attention."""
+    return [
+        _arrow(f"token ids {_shape(at['GPT'].input_letters, at['GPT'].input)}"),
+        *_box("wte", "token table V × C", _count(parameters, "wte")),
+        _arrow(_shape(at["h"].input_letters, at["h"].input)),
+    ]
 
 
 def _embeddings(parameters: Parameters, at: dict[str, Component]) -> list[str]:
@@ -57,12 +78,14 @@ def _embeddings(parameters: Parameters, at: dict[str, Component]) -> list[str]:
     ]
 
 
-def _blocks(parameters: Parameters, at: dict[str, Component]) -> list[str]:
+def _blocks(
+    parameters: Parameters, at: dict[str, Component], attention: dict[str, str], mlp: dict[str, str]
+) -> list[str]:
     """The frame of the repeated block with its two sublayers, and the arrow out of it."""
     title = f" block × {parameters.n_layer} "
     count = f" {parameters.blocks // parameters.n_layer:,} each, {parameters.blocks:,} together "
     top = "╔══" + title + "═" * (WIDTH - 6 - len(title) - len(count)) + count + "══╗"
-    inside = [*_sublayer(ATTENTION, parameters, at), *_sublayer(MLP, parameters, at)]
+    inside = [*_sublayer(attention, parameters, at), *_sublayer(mlp, parameters, at)]
     return [
         _put(top, CENTRE, "▼"),
         *(_put(_put(line, 0, "║"), WIDTH - 1, "║") for line in inside),
@@ -75,7 +98,7 @@ def _sublayer(boxes: dict[str, str], parameters: Parameters, at: dict[str, Compo
     """Boxes in a row, and to their left the residual rail, which carries the input to the sum at the end."""
     lines = []
     for name, text in boxes.items():
-        each = "q, k, v each " if name == "h.attn.sdpa" else ""
+        each = ("q " if "K" in at["h.attn.k"].output_letters else "q, k, v each ") if name == "h.attn.sdpa" else ""
         lines.append(_arrow(each + _shape(at[name].input_letters, at[name].input)))
         lines += _box(name, text, _count(parameters, name))
     lines = [_put(line, RAIL, "│") for line in lines]

@@ -1,11 +1,14 @@
 """GPT-2 in reading order: attention → MLP → block → GPT. Names of modules and weights are nanoGPT's.
 
 Shape letters: B sequences in the batch, T tokens of a sequence (≤ block_size), C = n_embd, H = n_head, D = C / H,
-V = vocab_size.
+K = heads of keys and values, F = width of the MLP, V = vocab_size. In GPT-2 K = H and F = 4 C.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.3 (pre-norm, residual scaling);
 Vaswani et al. 2017, "Attention Is All You Need", §3.2; Hendrycks & Gimpel 2016, "Gaussian Error Linear Units";
 Press & Wolf 2017, "Using the Output Embedding to Improve Language Models" (the tied head).
+Of the options: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization"; Shazeer 2020, "GLU Variants Improve
+Transformer"; So et al. 2021, "Primer" (squared ReLU); Henry et al. 2020, "Query-Key Normalization for Transformers";
+Ainslie et al. 2023, "GQA".
 """
 
 import hashlib
@@ -16,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.positions import Places, attention, places, rotate
+
+EPS = 1e-5  # under the root of a variance
 
 
 class CausalSelfAttention(nn.Module):
@@ -23,20 +29,53 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.config = config
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys and values at once
+        H, K, D = config.n_head, config.kv_heads, config.head_size
+        self.widths = (H * D, K * D, K * D)  # of queries, keys and values, which are made at once
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = nn.RMSNorm(D, eps=EPS), nn.RMSNorm(D, eps=EPS)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)  # 3 × (B, T, C)
-        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # 3 × (B, H, T, D)
-        # softmax(q kᵀ / √D + causal mask) v
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) → (B, T, C), heads side by side
+    def forward(self, x: Tensor, where: Places | None = None) -> Tensor:
+        q, k, v = self.heads(self.c_attn(x), where)
+        y = attention(q, k, v, where.seen if where else None, self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(x.shape)  # (B, H, T, D) → (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
+
+    def heads(self, qkv: Tensor, where: Places | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as they meet: (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D)."""
+        B, T, _ = qkv.shape
+        q, k, v = (t.view(B, T, -1, self.config.head_size).transpose(1, 2) for t in qkv.split(self.widths, dim=2))
+        if self.config.qk_norm:
+            q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
+        if self.config.rotary:
+            assert where is not None
+            q, k = rotate(q, where), rotate(k, where)
+        return q, k, v
+
+
+class SwiGLU(nn.Module):
+    """silu(first half) ⊙ second half: (B, T, 2F) → (B, T, F)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+class SquaredReLU(nn.Module):
+    """max(x, 0)²: (B, T, F) → (B, T, F)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+def _activation(config: ModelConfig) -> nn.Module:
+    if config.mlp == "gelu":
+        return nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
+    return SwiGLU() if config.mlp == "swiglu" else SquaredReLU()
 
 
 class MLP(nn.Module):
@@ -44,14 +83,21 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        width = config.mlp_width
+        self.c_fc = nn.Linear(config.n_embd, 2 * width if config.mlp == "swiglu" else width, bias=config.bias)
+        self.act = _activation(config)
+        self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.gelu(self.c_fc(x))  # (B, T, 4C)
+        x = self.act(self.c_fc(x))  # (B, T, F)
         return self.dropout(self.c_proj(x))  # (B, T, C)
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=EPS)
+    return nn.LayerNorm(config.n_embd, eps=EPS, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -59,13 +105,13 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = _norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = _norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, where: Places | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), where)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -76,17 +122,25 @@ class Transformer(nn.Module):
         super().__init__()
         assert config.vocab_size is not None, "fill in vocab_size before building the model"
         self.wte = _table(config.vocab_size, config.n_embd)
-        self.wpe = _table(config.block_size, config.n_embd)
+        if not config.rotary:
+            self.wpe = _table(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = _norm(config)
+        self.config = config
 
     def forward(self, idx: Tensor) -> Tensor:
-        position = torch.arange(idx.size(1), device=idx.device)  # (T,)
-        x = self.drop(self.wte(idx) + self.wpe(position))  # (B, T, C) + (T, C)
+        config = self.config
+        where = places(idx, config, dropout=self.training and config.dropout > 0)
+        x = self.drop(self.embed(idx, where.position))  # (B, T, C)
+        of_blocks = where if config.rotary or config.intra_document else None
         for block in self.h:
-            x = block(x)
+            x = block(x, of_blocks)
         return self.ln_f(x)
+
+    def embed(self, idx: Tensor, position: Tensor) -> Tensor:
+        """Rows of the token table, and of the position table where there is one: (B, T), (T,) | (B, T) → (B, T, C)."""
+        return self.wte(idx) if self.config.rotary else self.wte(idx) + self.wpe(position)
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
@@ -95,7 +149,7 @@ def _table(rows: int, width: int) -> nn.Embedding:
 
 
 class GPT(nn.Module):
-    """Token ids to the logits of the next token: (B, T) → (B, T, V). The head's matrix is the token table's."""
+    """Token ids to the logits of the next token: (B, T) → (B, T, V). In GPT-2 the head's matrix is the token table."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -103,7 +157,13 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight
+        self.tie()
+
+    def tie(self) -> "GPT":
+        """Make the head's matrix the token table, where it is: moving a model to another device cuts the tie."""
+        if self.config.tied_head:
+            self.lm_head.weight = self.transformer.wte.weight
+        return self
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits and, with targets, the mean cross-entropy in nats/token.
@@ -135,21 +195,24 @@ class GPT(nn.Module):
     def crop_block_size(self, block_size: int) -> None:
         """Keep the first `block_size` positions only: a shorter context from weights trained with a longer one."""
         assert block_size <= self.config.block_size
-        self.config = self.config.model_copy(update={"block_size": block_size})
-        self.transformer.wpe = nn.Embedding.from_pretrained(self.transformer.wpe.weight[:block_size], freeze=False)
+        self.config = self.transformer.config = self.config.model_copy(update={"block_size": block_size})
+        if not self.config.rotary:
+            self.transformer.wpe = nn.Embedding.from_pretrained(self.transformer.wpe.weight[:block_size], freeze=False)
 
     def num_params(self, non_embedding: bool = False) -> int:
         """Parameters, the tied table counted once; non_embedding: without the position table, as nanoGPT prints it."""
         total = sum(p.numel() for p in self.parameters())
-        return total - (self.transformer.wpe.weight.numel() if non_embedding else 0)
+        return total - (self.transformer.wpe.weight.numel() if non_embedding and not self.config.rotary else 0)
 
     def flops_per_token(self) -> int:
         """Floating-point operations of forward and backward: 6 N for the matrices, 12·L·H·D·T for attention.
 
+        N: parameters without the position table, and without the token table where the head has one of its own.
         Source: Chowdhery et al. 2022, "PaLM", appendix B.
         """
         c = self.config
-        return 6 * self.num_params(non_embedding=True) + 12 * c.n_layer * c.n_embd * c.block_size
+        n = self.num_params(non_embedding=True) - (0 if c.tied_head else self.transformer.wte.weight.numel())
+        return 6 * n + 12 * c.n_layer * c.n_embd * c.block_size
 
 
 @torch.no_grad()

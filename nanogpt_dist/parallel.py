@@ -150,9 +150,10 @@ def _materialize(model: GPT, prefix: str, group: nn.Module, device: torch.device
     """Give a group that is on the meta device memory on `device`, and its initial values."""
     for module in group.modules():
         mine = list(module.parameters(recurse=False))
-        if module is not model.lm_head and any(parameter.is_meta for parameter in mine):
+        tied = module is model.lm_head and model.config.tied_head
+        if not tied and any(parameter.is_meta for parameter in mine):
             module.to_empty(device=device, recurse=False)
-    model.lm_head.weight = model.transformer.wte.weight  # to_empty has cut the tie
+    model.tie()
     if seed is not None:
         for name, parameter in group.named_parameters():
             if isinstance(group, GPT) and name.startswith("transformer.h."):  # has its values already
@@ -160,14 +161,16 @@ def _materialize(model: GPT, prefix: str, group: nn.Module, device: torch.device
             init_weight(prefix + name, parameter, seed, model.config.n_layer)
 
 
-def _checkpointed(forward: Callable[[Tensor], Tensor], mode: str) -> Callable[[Tensor], Tensor]:
-    """`forward`, (B, T, C) → (B, T, C), that keeps its input, and by `selective` the costly values on the way."""
+def _checkpointed(forward: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:
+    """A block's `forward`, (B, T, C) → (B, T, C), that keeps its input, by `selective` the costly values, too."""
     options: dict[str, Any] = {}
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, KEPT)
 
-    def run(x: Tensor) -> Tensor:
-        return checkpoint(forward, x, use_reentrant=False, **options) if torch.is_grad_enabled() else forward(x)
+    def run(*inputs: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
     return run
 

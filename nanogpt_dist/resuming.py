@@ -8,14 +8,14 @@ import torch
 
 from nanogpt_dist import attempts, checkpoint, runs, storage
 from nanogpt_dist.checkpoint import TrainState
-from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, explain, one_line
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 
 # A run goes on only with these as they were: they fix the weights' shapes, or which tokens an update sees.
-FIXED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu", "seed", "global_batch_size")
+FIXED = (*sorted(ModelConfig.model_fields.keys() - {"dropout"}), "seed", "global_batch_size")
 
 # With others of these it goes on, otherwise than it began: worth a line.
 TRAINING = (

@@ -125,8 +125,15 @@ def loop(
 
 
 def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
-    """`config` with vocab_size filled in from the data. Raises ConfigError where the data has ids beyond it."""
-    n_vocab = data.tokenizer.n_vocab
+    """`config` with vocab_size and eot_id filled in from the data.
+
+    Raises ConfigError where the data has ids beyond vocab_size, or no end of text where the model needs it.
+    """
+    n_vocab, eot_id = data.tokenizer.n_vocab, data.tokenizer.eot_id
+    if config.intra_document and config.eot_id is None:
+        if eot_id is None:
+            raise ConfigError(f"{data.path} has no end-of-text token: leave --intra-document out")
+        config = config.model_copy(update={"eot_id": eot_id})
     if config.vocab_size is None:
         return config.model_copy(update={"vocab_size": math.ceil(n_vocab / 64) * 64})
     if config.vocab_size < n_vocab:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cli.show import commented_toml, show_app
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.describe import ABOUT, count_parameters, trace
+from nanogpt_dist.describe import about, count_parameters, trace
 from nanogpt_dist.drawing import draw
 from nanogpt_dist.errors import MAX_LINE, ConfigError
 from nanogpt_dist.model import GPT
@@ -73,8 +73,9 @@ def test_counts_are_those_of_the_real_model(bias: bool) -> None:
 
 
 def test_every_component_is_traced_in_order_of_execution() -> None:
-    traced = trace(TrainConfig(**TINY), batch_size=4)
-    assert [component.name for component in traced] == list(ABOUT)
+    config = TrainConfig(**TINY)
+    traced = trace(config, batch_size=4)
+    assert [component.name for component in traced] == [name for name in about(config) if not name.endswith("_norm")]
     at = {component.name: component for component in traced}
     assert at["GPT"].input == (4, 5)
     assert at["GPT"].output == (4, 5, 11)
@@ -82,7 +83,7 @@ def test_every_component_is_traced_in_order_of_execution() -> None:
     for name in ("q", "k", "v", "sdpa"):
         assert at[f"h.attn.{name}"].output == (4, 2, 5, 7), name
     assert at["h.attn.q"].output_letters == ("B", "H", "T", "D")
-    assert at["h.mlp.gelu"].input == (4, 5, 4 * 14)
+    assert at["h.mlp.act"].input == (4, 5, 4 * 14)
     assert at["loss"].output == ()
 
 
@@ -111,7 +112,7 @@ def test_component_table_cuts_no_shape() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_drawing_is_straight(preset: str) -> None:
     config = load(preset)
-    lines = draw(count_parameters(config), trace(config, config.batch_size)).splitlines()
+    lines = draw(config, count_parameters(config), trace(config, config.batch_size)).splitlines()
     framed = [line for line in lines if line[0] in "╔║╚"]
     assert {len(line) for line in framed} == {90}
     assert all(line[-1] in "╗║╝" for line in framed)
