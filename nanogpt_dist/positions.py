@@ -44,7 +44,10 @@ def places(idx: Tensor, config: ModelConfig, dropout: bool = False) -> Places:
         begins = idx == config.eot_id  # (B, T): an end of text is the first token of the document behind it
         document = begins.cumsum(1)  # (B, T)
         position = position - torch.where(begins, position, 0).cummax(1).values  # (B, T)
-        seen = _blocks(document) if idx.is_cuda and not dropout else same_document(document)
+        if idx.is_cuda and not dropout:
+            seen = torch.compiler.disable(_blocks)(document)
+        else:
+            seen = same_document(document)
     return at(position, config, seen)
 
 
@@ -85,7 +88,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: "Tensor | BlockMask | None"
     )
 
 
-@torch.compiler.disable
 def _blocks(document: Tensor) -> "BlockMask":
     """same_document() for FlexAttention, which leaves out the blocks in which nobody sees anybody."""
     from torch.nn.attention.flex_attention import create_block_mask

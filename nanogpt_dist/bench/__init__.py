@@ -9,5 +9,7 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 
 def with_vocabulary(config: Config) -> Config:
-    """`config` with a vocab_size: its own, or that of the GPT-2 presets."""
-    return config if config.vocab_size else config.model_copy(update=PRETRAIN)
+    """`config` with a vocab_size, its own or that of the GPT-2 presets, and, where it wants one, an id that ends text."""
+    vocabulary = {} if config.vocab_size else PRETRAIN
+    eot = {"eot_id": config.eot_id or 0} if config.intra_document else {}
+    return config.model_copy(update={**vocabulary, **eot})
