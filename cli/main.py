@@ -12,6 +12,8 @@ import typer
 from cli.bench import bench_app
 from cli.checkpoint import checkpoint_app
 from cli.eval import eval_command
+from cli.export import export_app
+from cli.import_model import import_app
 from cli.import_shards import import_shards
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
@@ -53,6 +55,12 @@ app.add_typer(
     tokenizer_app, name="tokenizer", rich_help_panel="Around it", help="Learn a vocabulary from text, or compare two."
 )
 app.command(rich_help_panel="Around it")(import_shards)
+app.add_typer(
+    import_app, name="import", rich_help_panel="Around it", help="Take over a model: nanoGPT's, Hugging Face's."
+)
+app.add_typer(
+    export_app, name="export", rich_help_panel="Around it", help="Hand a checkpoint on: Hugging Face, nanoGPT, llm.c."
+)
 app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
 app.add_typer(
     bench_app, name="bench", rich_help_panel="Around it", help="How fast this machine trains, samples, reads and saves."

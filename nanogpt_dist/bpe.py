@@ -7,6 +7,7 @@ import base64
 import binascii
 import gzip
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -65,6 +66,35 @@ def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
         yield text[start:]
 
 
+def to_printable(token: bytes) -> str:
+    """A token in the alphabet in which merge lists write bytes."""
+    return "".join(_LETTERS[byte] for byte in token)
+
+
+def merges_of(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """The pairs of which tokens are made, in the order of their ranks; of a token that no pair gives, none."""
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    found = []
+    for token, rank in ranks.items():
+        parts = _merged(token, ranks, rank) if len(token) > 1 else []
+        if len(parts) == 2:
+            found.append((parts[0], parts[1]))
+    return found
+
+
+def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
+    """`token` after all merges of a rank below `below`."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 1:
+        pairs = [ranks.get(a + b, below) for a, b in itertools.pairwise(parts)]
+        lowest = min(pairs)
+        if lowest >= below:
+            break
+        i = pairs.index(lowest)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
 def parse_ranks(data: bytes, name: str) -> list[bytes]:
     """The tokens in a .tiktoken file: on each line a token in base64 and its rank. Raises BadDataError."""
     tokens = []
@@ -100,3 +130,6 @@ _PRINTABLE = _printable_bytes()
 
 def _from_printable(token: str) -> bytes:
     return b"".join(map(_PRINTABLE.__getitem__, token))
+
+
+_LETTERS = {byte[0]: letter for letter, byte in _PRINTABLE.items()}

@@ -98,6 +98,13 @@ class ModelConfig(BaseModel):
 class TrainConfig(ModelConfig):
     """Everything that `nanogpt train` takes. Defaults are those of nanoGPT's train_gpt2 recipe."""
 
+    init_from: str | None = setting(
+        None,
+        "Model",
+        "Weights to begin with: gpt2 | gpt2-medium | gpt2-large | gpt2-xl | OWNER/NAME on the hub | FOLDER | RUN.",
+        pattern=PATH,
+    )
+
     # Data
     dataset: str = setting("data/openwebtext", "Data", "Folder that `nanogpt prepare` wrote.", pattern=PATH)
     batch_size: int = setting(

@@ -44,10 +44,7 @@ def places(idx: Tensor, config: ModelConfig, dropout: bool = False) -> Places:
         begins = idx == config.eot_id  # (B, T): an end of text is the first token of the document behind it
         document = begins.cumsum(1)  # (B, T)
         position = position - torch.where(begins, position, 0).cummax(1).values  # (B, T)
-        if idx.is_cuda and not dropout:
-            seen = torch.compiler.disable(_blocks)(document)
-        else:
-            seen = same_document(document)
+        seen = torch.compiler.disable(_blocks)(document) if idx.is_cuda and not dropout else same_document(document)
     return at(position, config, seen)
 
 

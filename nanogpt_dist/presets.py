@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.config import TrainConfig, read_toml, resolve
+from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import ConfigError
 
 DEFAULT_PRESET = "gpt2-124m"
@@ -20,16 +20,34 @@ XL = {"n_layer": 48, "n_head": 25, "n_embd": 1600}
 PRETRAIN = {"vocab_size": 50304}
 # The architecture of OpenAI's released weights.
 OPENAI = {"vocab_size": 50257, "bias": True, "gelu": "tanh"}
+OPENAI_SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {**OPENAI},
+    "gpt2-medium": {**OPENAI, **MEDIUM},
+    "gpt2-large": {**OPENAI, **LARGE},
+    "gpt2-xl": {**OPENAI, **XL},
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-124m": {**PRETRAIN, "eval_interval": 1000},
     "gpt2-350m": {**PRETRAIN, **MEDIUM, "eval_interval": 1000, "learning_rate": 3e-4, "min_lr": 3e-5},
     "gpt2-774m": {**PRETRAIN, **LARGE, "eval_interval": 1000, "learning_rate": 2.5e-4, "min_lr": 2.5e-5},
     "gpt2-1558m": {**PRETRAIN, **XL, "eval_interval": 1000, "learning_rate": 2e-4, "min_lr": 2e-5},
-    "gpt2": {**OPENAI},
-    "gpt2-medium": {**OPENAI, **MEDIUM},
-    "gpt2-large": {**OPENAI, **LARGE},
-    "gpt2-xl": {**OPENAI, **XL},
+    **OPENAI_SIZES,
+    # nanoGPT's finetune_shakespeare and eval_gpt2…: OpenAI's weights; evaluated over the whole val split.
+    "finetune-shakespeare": {
+        "init_from": "gpt2-xl",
+        "dataset": "data/shakespeare",
+        "batch_size": 1,
+        "gradient_accumulation_steps": 32,
+        "max_iters": 20,
+        "learning_rate": 3e-5,
+        "decay_lr": False,
+        "eval_interval": 5,
+        "eval_iters": 40,
+        "log_interval": 1,
+        "always_save_checkpoint": False,
+    },
+    **{f"eval-{name}": {"init_from": name, "batch_size": 8} for name in OPENAI_SIZES},
     "shakespeare-char": {
         "dataset": "data/shakespeare_char",
         "vocab_size": 65,
@@ -89,14 +107,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """The config of a preset or of a TOML file, with `overrides` on top and out_dir filled in (out/NAME).
+    """The config of a preset or of a file, with `overrides` on top and out_dir filled in (out/NAME).
 
-    name: a key of PRESETS, a path that ends in .toml, or a folder with a config.toml (a run); None: gpt2-124m.
+    name: a key of PRESETS, a path that ends in .toml, one of nanoGPT's configs, which ends in .py, or a folder with a
+    config.toml (a run); None: gpt2-124m.
     Raises ConfigError, MissingInputError.
     """
     name = name or DEFAULT_PRESET
     if name.endswith(".toml"):
         values, stem = read_toml(Path(name)), Path(name).stem
+    elif name.endswith(".py"):
+        from nanogpt_dist.lineage import recipes
+
+        values, stem = recipes.read(Path(name)), Path(name).stem
     elif (Path(name) / "config.toml").is_file():
         values, stem = read_toml(Path(name) / "config.toml"), Path(name).name
     elif name in PRESETS:
@@ -105,8 +128,32 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
         raise ConfigError(f"no preset {name}; {hint}")
+    overrides = overrides or {}
     try:
+        source = overrides.get("init_from", values.get("init_from"))
+        is_run = (Path(name) / "config.toml").is_file() and "init_from" not in overrides
+        if source and not is_run:  # a run's settings have the architecture already
+            values = begin_from(str(source), values, overrides)
         config = resolve(values, overrides)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     return config if config.out_dir else config.model_copy(update={"out_dir": f"out/{stem}"})
+
+
+def begin_from(source: str, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the architecture of the weights in `source`; block_size may be shorter than theirs.
+
+    Raises ConfigError where `overrides` contradict it, and what lineage.source.find() raises.
+    """
+    from nanogpt_dist.lineage.source import architecture
+
+    theirs = {name: TrainConfig.model_fields[name].default for name in ModelConfig.model_fields.keys() - {"dropout"}}
+    theirs.update(architecture(source))
+    for name, given in overrides.items():
+        if name in theirs.keys() - {"block_size"} and given != theirs[name]:
+            raise ConfigError(f"the weights of {source} have {name} {theirs[name]}, not {given}; leave it out")
+    longest = theirs["block_size"]
+    if overrides.get("block_size", 0) > longest:
+        raise ConfigError(f"the weights of {source} have block_size {longest}; it can be made shorter, not longer")
+    wanted = overrides.get("block_size", values.get("block_size", longest))
+    return {**values, **theirs, "block_size": min(wanted, longest)}

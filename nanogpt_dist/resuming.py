@@ -116,6 +116,10 @@ def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
     if changed := _changed(checkpoint.load_config(found), config, FIXED):
         raise ConfigError(f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir")
     _, facts = checkpoint.load_state(found)
+    if origin := facts.get("imported_from"):  # of its data only the tokenizer is known
+        if facts.get("tokenizer_fingerprint") != data.tokenizer.fingerprint:
+            raise BadDataError(f"{found.name} ({origin}) has other ids than {data.path}; give another --dataset")
+        return
     if facts.get("dataset_id") != data.dataset_id:
         raise BadDataError(
             f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, {data.path} is "

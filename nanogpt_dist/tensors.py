@@ -115,14 +115,20 @@ def _is_mine(tensor: Tensor, leads: bool) -> bool:
     return all(not place.is_replicate() or at == 0 for place, at in zip(tensor.placements, where, strict=True))
 
 
-def write(path: Path, parts: Mapping[str, Part]) -> None:
-    """Write `parts` as one file. Raises StorageError."""
+def fill(target: Tensor, whole: Tensor) -> None:
+    """Give `target`, plain or sharded, the values of `whole`, of which each rank takes its part."""
+    held, begin = _held(target)
+    held.copy_(whole[tuple(slice(at, at + size) for at, size in zip(begin, held.shape, strict=True))])
+
+
+def write(path: Path, parts: Mapping[str, Part], about: Mapping[str, str] | None = None) -> None:
+    """Write `parts` as one file; about: more for its header. Raises StorageError."""
     notes = {name: {"shape": part.shape, "offsets": part.offsets} for name, part in parts.items() if not part.is_whole}
     try:
         save_file(
             {name: part.data.contiguous() for name, part in parts.items()},
             path,
-            metadata={PARTS: json.dumps(notes)} if notes else None,
+            metadata={**(about or {}), **({PARTS: json.dumps(notes)} if notes else {})} or None,
         )
     except (SafetensorError, OSError) as error:
         needed = sum(part.data.numel() * part.data.element_size() for part in parts.values())

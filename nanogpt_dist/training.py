@@ -13,7 +13,7 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import ConfigError, Exit, StoppedError, StorageError
+from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.parallel import plan_layout
@@ -61,10 +61,12 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
         if start and state.step >= config.max_iters:
             console.line(f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by --max-iters")
             return _finish(config, run, state, start, None, world, console)
-        updater = Updater(config, world, layout, dtype, init=start is None)
+        updater = Updater(config, world, layout, dtype, init=start is None and config.init_from is None)
         if start:
             with world.together():
                 updater.load(start, facts)
+        elif config.init_from is not None:
+            begin_from(config.init_from, updater, data, world, console)
         saver = Saver(run, config, world, data, console, newest=start)
         with contextlib.ExitStack() as stack:
             stack.enter_context(world.watch.over(run, config.timeout_s, stop.ask))
@@ -122,6 +124,25 @@ def loop(
         progress.restart_clock()
     assert saver.newest is not None
     return saver.newest
+
+
+def begin_from(name: str, updater: Updater, data: DataFolder, world: World, console: Console) -> None:
+    """Give the model its first weights, fetched by one rank of each machine. Raises as source.find() and load()."""
+    from nanogpt_dist.lineage import hf_tokenizer, huggingface, source
+
+    with world.together():
+        if world.local_rank == 0:
+            source.find(name)
+    with world.together():
+        found = source.find(name)
+        huggingface.load(found, updater.model)
+        try:
+            same = hf_tokenizer.of_source(found).fingerprint == data.tokenizer.fingerprint
+        except NanogptError:
+            same = True  # nothing is known
+    console.line(f"weights of {name}")
+    if not same:
+        console.line(f"warning: the weights of {name} were trained on other ids than {data.tokenizer.name}'s")
 
 
 def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:

@@ -37,7 +37,7 @@ FETCH_S = 120.0
 
 def open_tokenizer(spec: str) -> Tokenizer:
     """`gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or of Hugging Face's
-    library, or ranks as tiktoken writes them (then with GPT-2's pattern).
+    library, ranks as tiktoken writes them (then with GPT-2's pattern), or nanoGPT's meta.pkl.
 
     Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError; HubUnavailableError.
     """
@@ -51,15 +51,31 @@ def open_tokenizer(spec: str) -> Tokenizer:
     if not path.is_file():
         names = ", ".join(TIKTOKEN)
         raise MissingInputError(
-            f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken file"
+            f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken, meta.pkl"
         )
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:80]
+    if path.suffix == ".pkl":
+        return of_nanogpt_meta(path)
     if path.suffix == ".tiktoken":
         return Tokenizer(name, "bpe", bpe.parse_ranks(read_file(path), shown(path)))
     content = parse_object(read_file(path))
     if content.get("format") != FORMAT and isinstance(content.get("model"), dict):
         return of_hugging_face(content, name, shown(path))
     return load(path)
+
+
+def of_nanogpt_meta(path: Path) -> Tokenizer:
+    """The characters in nanoGPT's meta.pkl, which is read without executing anything. Raises as read_plain()."""
+    from nanogpt_dist.lineage.pickles import read_plain
+
+    meta = read_plain(path)
+    names = meta.get("itos") if isinstance(meta, dict) else None
+    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+        raise BadDataError(f"{shown(path)} has no itos of ids 0, 1, 2 …: it is none of nanoGPT's")
+    characters = [names[number] for number in range(len(names))]
+    if not all(isinstance(character, str) and len(character) == 1 for character in characters):
+        raise BadDataError(f"{shown(path)}: its itos does not name one character for each id")
+    return Tokenizer("char", "char", [character.encode() for character in characters])
 
 
 def of_tiktoken(name: str) -> Tokenizer:

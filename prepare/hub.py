@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, StorageError, UsageError
-from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, told, write_atomic
-from prepare.retry import AGAIN, Listener, datasets_library, denied, heard_by, hub_library, told_hub
+from nanogpt_dist.hub import AGAIN, Listener, datasets_library, denied, heard_by, hub_library, is_blob, told_hub
+from nanogpt_dist.hub import fetch as fetch_file
+from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write_atomic
 from prepare.tables import RowGroup, groups_of_metadata
 
 PACKABLE = (".jsonl", ".json", ".txt", ".md")  # these also with .gz or .zst behind
 ENDINGS = (".parquet", ".arrow", *PACKABLE, *(ending + pack for ending in PACKABLE for pack in (".gz", ".zst")))
 EXPORT = "refs/convert/parquet"  # where the hub keeps its own parquet of what a loading script yields
-WRONG_BYTES_TRIES = 3
 NAMES_AT_ONCE = 100  # in one question for sizes and hashes
 FOOTER_BYTES = 1 << 16  # of a .parquet file, fetched at once; some have more
 Note = Callable[[str], None]
@@ -168,38 +168,17 @@ def _facts(repo: str, commit: str, names: list[str]) -> Iterator[HubFile]:
         if entry.lfs:
             yield HubFile(name, entry.size, entry.lfs["sha256"])
         else:
-            path = fetch(repo, commit, name, None, partial(_is_blob, git_hash=entry.blob_id))
+            path = fetch(repo, commit, name, None, partial(is_blob, git_hash=entry.blob_id))
             yield HubFile(name, entry.size, sha256_file(path))
 
 
-def _is_blob(path: Path, git_hash: str) -> bool:
-    with told(path):
-        data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git_hash
-
-
 def fetch(repo: str, commit: str, name: str, folder: Path | None, is_good: Callable[[Path], bool]) -> Path:
-    """A file from the cache, or from the hub into it. folder: a cache of its own; None: the user's.
-
-    What is not `is_good` is removed and fetched again. Raises HubUnavailableError, MissingInputError, StorageError.
-    """
-    hub = hub_library()
-    with told_hub(repo, commit):
-        for _ in range(WRONG_BYTES_TRIES):
-            path = Path(hub.hf_hub_download(repo, name, repo_type="dataset", revision=commit, cache_dir=folder or None))
-            if is_good(path):
-                return path
-            discard(path)
-    _forget(repo)
-    raise HubUnavailableError(f"hub serves wrong bytes for {name[-80:]} of {repo[:50]}; run the same command later")
-
-
-def discard(path: Path) -> None:
-    """Removes a file of a cache: the link that has its name, and what it leads to."""
-    with told(path):
-        target = path.resolve()
-        path.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
+    """As hub.fetch(), of a dataset; where the hub serves other bytes than it says, it is asked anew what there is."""
+    try:
+        return fetch_file(repo, commit, name, folder, is_good)
+    except HubUnavailableError:
+        _forget(repo)
+        raise
 
 
 def row_groups(files: HubFiles, index: int, column: str, note: Note | None = None) -> list[RowGroup]:

@@ -9,7 +9,7 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 
 def with_vocabulary(config: Config) -> Config:
-    """`config` with a vocab_size, its own or that of the GPT-2 presets, and, where it wants one, an id that ends text."""
+    """`config` with a vocab_size, its own or the GPT-2 presets', and an end of text where it wants one."""
     vocabulary = {} if config.vocab_size else PRETRAIN
     eot = {"eot_id": config.eot_id or 0} if config.intra_document else {}
     return config.model_copy(update={**vocabulary, **eot})

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+from nanogpt_dist import hub as retry
 from nanogpt_dist.errors import HubUnavailableError
-from prepare import retry
 from prepare.hub import HubFile, HubFiles
 from tests.conftest import CLONE
 from tests.prepare.hub_repos import EXPORT, make_openwebtext
@@ -27,7 +27,8 @@ PRELUDE = """
 import hashlib, json, sys
 from pathlib import Path
 from nanogpt_dist.errors import explain
-from prepare import hub, retry
+from nanogpt_dist import hub as retry
+from prepare import hub
 from prepare.fetching import Fetcher
 from prepare.hub import HubFile, HubFiles, list_files, row_groups
 

@@ -4,6 +4,7 @@ The libraries retry some faults, at some places, for half a minute. Here it is d
 requests pass: the `send` of the client that they share. A body that breaks off goes on at the byte where it broke.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -13,18 +14,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import SystemRandom  # the run's own generator stays as it is
-from typing import Any
+from typing import Any, Literal
 
 from nanogpt_dist.errors import HubUnavailableError, MissingInputError, NanogptError, StorageError, UsageError
-from nanogpt_dist.storage.durable import FULL
+from nanogpt_dist.storage.durable import FULL, told
 
 FAULT_BUDGET_S = 300.0  # of faults in a row; a byte that arrives ends the row
 TIMEOUT_S = 30.0  # to connect, and between two pieces of a body
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 LONGEST_RETRY_AFTER_S = 290.0  # the hub counts requests in windows of 5 minutes, which is our patience
 NOTE_AT_TRY = 3
+WRONG_BYTES_TRIES = 3
 AGAIN = "run the same command again: it fetches only what is missing"
+
+
+Kind = Literal["dataset", "model"]
 
 
 class FetchStoppedError(Exception):
@@ -215,22 +221,22 @@ def _retry_after_s(header: str | None) -> float:
 
 
 @contextmanager
-def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
+def told_hub(repo: str, revision: str | None = None, kind: Kind = "dataset") -> Iterator[None]:
     """Turns what the libraries raise in the block into errors of ours, in one line each."""
     hub_library()
     from huggingface_hub import constants, errors
 
-    what = f"dataset {repo[:60]}"
+    what = f"{kind} {repo[:60]}"
     try:
         yield
     except (NanogptError, FetchStoppedError):
         raise
     except errors.HFValidationError as error:
-        raise UsageError(f"{repo[:60]!r} is no name of a dataset; give OWNER/NAME as it stands on the hub") from error
+        raise UsageError(f"{repo[:60]!r} is no name of a {kind}; give OWNER/NAME as it stands on the hub") from error
     except errors.RevisionNotFoundError as error:
         raise UsageError(f"{what} has no revision {str(revision)[:50]}; give a branch, a tag or a commit") from error
     except (errors.RepositoryNotFoundError, errors.DisabledRepoError) as error:
-        raise denied(repo) from error
+        raise denied(repo, kind) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         if not constants.HF_HUB_OFFLINE:  # an answer that no hub would give
             raise HubUnavailableError(f"{what}: {_said(error)[:60]}…; check HF_ENDPOINT; {AGAIN}") from error
@@ -239,7 +245,7 @@ def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise denied(repo) from error
+            raise denied(repo, kind) from error
         raise HubUnavailableError(f"HTTP {error.response.status_code} for {what}; {AGAIN}") from error
     except _http().HTTPError as error:
         raise HubUnavailableError(f"{_said(error)[:60]}: {what}; {AGAIN}") from error
@@ -253,7 +259,39 @@ def told_hub(repo: str, revision: str | None = None) -> Iterator[None]:
         raise StorageError(f"{where}: {error.strerror}; {room}, then run the same command again") from error
 
 
-def denied(repo: str) -> MissingInputError:
+def denied(repo: str, kind: Kind = "dataset") -> MissingInputError:
     """What to say where the hub does not let us in, for whatever reason."""
-    what = f"no dataset {repo[:60]} on the hub"
+    what = f"no {kind} {repo[:60]} on the hub"
     return MissingInputError(f"{what}, or it is private or gated; check the name or type: hf auth login")
+
+
+def fetch(
+    repo: str, commit: str, name: str, folder: Path | None, is_good: Callable[[Path], bool], kind: Kind = "dataset"
+) -> Path:
+    """A file from the cache, or from the hub into it. folder: a cache of its own; None: the user's.
+
+    What is not `is_good` is removed and fetched again. Raises HubUnavailableError, MissingInputError, StorageError.
+    """
+    hub = hub_library()
+    with told_hub(repo, commit, kind):
+        for _ in range(WRONG_BYTES_TRIES):
+            path = Path(hub.hf_hub_download(repo, name, repo_type=kind, revision=commit, cache_dir=folder or None))
+            if is_good(path):
+                return path
+            discard(path)
+    raise HubUnavailableError(f"hub serves wrong bytes for {name[-80:]} of {repo[:50]}; run the same command later")
+
+
+def is_blob(path: Path, git_hash: str) -> bool:
+    """Whether a file has the bytes that git calls by this hash."""
+    with told(path):
+        data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git_hash
+
+
+def discard(path: Path) -> None:
+    """Removes a file of a cache: the link that has its name, and what it leads to."""
+    with told(path):
+        target = path.resolve()
+        path.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""`nanogpt export hf|nanogpt|llmc`: a checkpoint for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import CONTEXT
+
+export_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+
+Target = Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="What to export.", show_default=False)]
+Best = Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")]
+Out = Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_default=False)]
+
+
+@export_app.command("hf")
+def export_hf(target: Target, out: Out, best: Best = False) -> None:
+    """For transformers: GPT2LMHeadModel and AutoTokenizer read DIR, and give the same logits and ids."""
+    from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
+    from nanogpt_dist.lineage import huggingface
+    from nanogpt_dist.lineage.adopting import weights_of
+    from nanogpt_dist.lineage.card import model_card
+
+    found = _find(target, best)
+    config, weights, _, state = weights_of(found)
+    tokenizer = load_checkpoint_tokenizer(found)
+    card = model_card(out.name, config, state, tokenizer, sum(each.numel() for each in weights.values()))
+    huggingface.export(out, config, weights, tokenizer, card, state.step)
+    typer.echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
+    typer.echo(
+        f'Next: python -c \'from transformers import pipeline; print(pipeline("text-generation", "{out}")("A"))\''
+    )
+
+
+@export_app.command("nanogpt")
+def export_nanogpt(
+    target: Target,
+    out: Annotated[Path, typer.Argument(metavar="CKPT.PT", help="New file.", show_default=False)],
+    best: Best = False,
+) -> None:
+    """For nanoGPT: a ckpt.pt that its sample.py and train.py load, with AdamW's state."""
+    from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
+    from nanogpt_dist.lineage import nanogpt
+    from nanogpt_dist.lineage.adopting import weights_of
+
+    found = _find(target, best)
+    config, weights, moments, state = weights_of(found)
+    nanogpt.write(out, config, weights, moments, state)
+    if config.gelu == "tanh":
+        _warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
+    tokenizer = load_checkpoint_tokenizer(found)
+    if tokenizer.kind == "char":
+        _warn(f"its sample.py looks for the characters in data/{Path(config.dataset).name}/meta.pkl")
+    typer.echo(f"{out}: step {state.step:,}\nNext, in nanoGPT: python sample.py --out_dir={out.parent}")
+
+
+@export_app.command("llmc")
+def export_llmc(target: Target, out: Out, best: Best = False) -> None:
+    """For llm.c: gpt2_124M.bin and gpt2_tokenizer.bin, which its train_gpt2 begins with; data shards are the same."""
+    from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
+    from nanogpt_dist.lineage import llmc
+    from nanogpt_dist.lineage.adopting import weights_of
+
+    found = _find(target, best)
+    config, weights, _, state = weights_of(found)
+    llmc.write(out, config, weights, load_checkpoint_tokenizer(found))
+    typer.echo(f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where train_gpt2 runs")
+
+
+def _find(target: str, best: bool) -> Any:
+    from nanogpt_dist import runs
+
+    return runs.find_checkpoint(target, best, _warn)
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)

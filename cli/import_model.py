@@ -1,0 +1,74 @@
+"""`nanogpt import nanogpt|hf`: what others trained, as a run of ours."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import CONTEXT, Json
+
+if TYPE_CHECKING:
+    from nanogpt_dist.lineage.adopting import Foreign
+
+import_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+
+OutDir = Annotated[Path, typer.Option("--out-dir", metavar="RUN", help="Run folder to make.", show_default=False)]
+
+
+@import_app.command("nanogpt")
+def import_nanogpt(
+    file: Annotated[Path, typer.Argument(metavar="CKPT.PT", help="A checkpoint of nanoGPT's.", show_default=False)],
+    out_dir: OutDir,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of its text: gpt2, or PATH/meta.pkl. Unset: found by the number of ids."),
+    ] = None,
+    optimizer: Annotated[bool, typer.Option(help="Take AdamW's state, too, so that its training can go on.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Take over a ckpt.pt: weights, settings, step, AdamW's state. Nothing in it, or in a meta.pkl, is executed.
+
+    `nanogpt train RUN --dataset DIR` goes on with it.
+    """
+    from nanogpt_dist.lineage import nanogpt
+    from nanogpt_dist.vocabularies import open_tokenizer
+
+    chosen = open_tokenizer(tokenizer) if tokenizer else None
+    _adopt(nanogpt.read(file, chosen, optimizer), out_dir, as_json)
+
+
+@import_app.command("hf")
+def import_hf(
+    model: Annotated[
+        str, typer.Argument(metavar="DIR|OWNER/NAME", help="A folder, or a model on the hub.", show_default=False)
+    ],
+    out_dir: OutDir,
+    as_json: Json = False,
+) -> None:
+    """Take over a GPT2LMHeadModel of Hugging Face's, from its safetensors: a run at step 0."""
+    from nanogpt_dist.lineage import adopting
+    from nanogpt_dist.lineage.source import find
+
+    _adopt(adopting.of_hugging_face(find(model), {}), out_dir, as_json)
+
+
+def _adopt(foreign: "Foreign", run: Path, as_json: bool) -> None:
+    from nanogpt_dist.lineage.adopting import adopt
+
+    written = adopt(foreign, run)
+    parameters = sum(tensor.numel() for tensor in foreign.weights.values())
+    if as_json:
+        facts: dict[str, Any] = {
+            "checkpoint": str(written),
+            "step": foreign.state.step,
+            "parameters": parameters,
+            "tokenizer": foreign.tokenizer.name,
+            "optimizer": bool(foreign.moments),
+            "origin": foreign.origin,
+        }
+        typer.echo(json.dumps(facts))
+        return
+    with_state = "with AdamW's state" if foreign.moments else "weights only"
+    typer.echo(f"{written}: {parameters:,} parameters, {with_state}, tokenizer {foreign.tokenizer.name}")
+    typer.echo(f"Next: nanogpt sample {run}")

@@ -1,0 +1,107 @@
+"""Foreign weights become a run: a folder with one checkpoint, which train, eval and sample take as their own."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanogpt_dist import checkpoint, runs, storage
+from nanogpt_dist.checkpoint import Contents, TrainState
+from nanogpt_dist.config import TrainConfig, to_toml
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
+from nanogpt_dist.lineage import hf_tokenizer, huggingface
+from nanogpt_dist.lineage.source import Source
+from nanogpt_dist.model import GPT
+from nanogpt_dist.presets import load
+from nanogpt_dist.tensors import Part
+from nanogpt_dist.tokenizer import Tokenizer
+
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What is taken over: weights and AdamW's moments by our names (moments: NAME.exp_avg …), and where it stood."""
+
+    config: TrainConfig
+    weights: dict[str, Tensor]
+    tokenizer: Tokenizer
+    origin: str
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    state: TrainState = field(default_factory=TrainState)
+
+
+def adopt(foreign: Foreign, run: Path) -> Path:
+    """Write `run` with one checkpoint of what is taken over, and return that.
+
+    Raises BadDataError where weights or moments are not those of the architecture, CannotCreateError where the folder
+    has checkpoints, ConfigError where a value is not finite, StorageError.
+    """
+    if storage.list_steps(runs.checkpoints_of(run)):
+        raise CannotCreateError(f"{run} holds a run already; give another --out-dir")
+    _refuse_other_shapes(foreign)
+    config = foreign.config.model_copy(update={"out_dir": str(run)})
+    storage.probe_writable(run)
+    with storage.RunLock(run):
+        about: dict[str, Any] = {
+            "imported_from": foreign.origin,
+            "tokenizer_fingerprint": foreign.tokenizer.fingerprint,
+            "layout": "imported",
+        }
+        mine = Contents(foreign.state, _parts(foreign.weights), _parts(foreign.moments))
+        written = checkpoint.save(ALONE, runs.checkpoints_of(run), mine, config, foreign.tokenizer, about)
+        storage.write_latest(runs.checkpoints_of(run), written.name)
+        storage.write_atomic(run / "config.toml", to_toml(config).encode())
+        runs.describe(run, 1, torch.get_num_threads(), imported_from=foreign.origin)
+        runs.write_status(run, "stopped", 0, foreign.state.step, f"imported from {foreign.origin}", written.name)
+    return written
+
+
+def of_hugging_face(source: Source, settings: dict[str, Any]) -> Foreign:
+    """What is in a folder of Hugging Face's, at step 0. settings: of the run that may follow."""
+    config = load(None, {**settings, "init_from": str(source.folder)})
+    model = huggingface.model_of(source, config.architecture(), torch.device("cpu"))
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    tokenizer = hf_tokenizer.of_source(source)
+    if config.vocab_size is not None and tokenizer.n_vocab > config.vocab_size:
+        raise BadDataError(f"{source.name}: {tokenizer.n_vocab} ids in its tokenizer, {config.vocab_size} in its model")
+    return Foreign(config.model_copy(update={"init_from": None}), weights, tokenizer, f"Hugging Face: {source.name}")
+
+
+def weights_of(found: Path) -> tuple[TrainConfig, dict[str, Tensor], dict[str, Tensor], TrainState]:
+    """Config, weights, moments and state of a verified checkpoint, whole and in memory: what an export takes."""
+    from nanogpt_dist.tensors import index, read_into
+
+    config = checkpoint.load_config(found)
+    state, _ = checkpoint.load_state(found)
+    both = []
+    for kind in ("model", "optimizer"):
+        stored = index(sorted(found.glob(f"{kind}*.safetensors")))
+        tensors = {name: torch.empty(known.shape, dtype=known.dtype) for name, known in stored.items()}
+        read_into(tensors, stored)
+        both.append(tensors)
+    return config, both[0], both[1], state
+
+
+def _parts(tensors: dict[str, Tensor]) -> dict[str, Part]:
+    return {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _refuse_other_shapes(foreign: Foreign) -> None:
+    if foreign.config.vocab_size is None:
+        raise ConfigError(f"{foreign.origin} does not say how many ids it has")
+    with torch.device("meta"):
+        wanted = {name: tuple(p.shape) for name, p in GPT(foreign.config.architecture()).named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in foreign.weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise BadDataError(
+                f"{foreign.origin}: {name} is {found.get(name, 'absent')}, its sizes ask for {wanted.get(name, 'none')}"
+            )
+    for name, tensor in foreign.moments.items():
+        parameter, _, kind = name.rpartition(".")
+        if parameter not in wanted or (kind != "step" and tuple(tensor.shape) != wanted[parameter]):
+            raise UsageError(f"{foreign.origin}: its optimizer state does not fit its weights; import it without")

@@ -1,0 +1,167 @@
+"""Weights of Hugging Face's GPT2LMHeadModel, in and out; of our own checkpoints, too, where they begin a new run.
+
+Names are ours. Their Conv1D keeps (in, out) where nn.Linear keeps (out, in). OpenAI's own files leave `transformer.`
+out, and have the causal mask beside the weights.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nanogpt_dist import storage
+from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError
+from nanogpt_dist.lineage import hf_tokenizer
+from nanogpt_dist.lineage.source import CONFIG, GELU, OURS, WEIGHTS, Source, weight_files
+from nanogpt_dist.model import GPT
+from nanogpt_dist.tensors import Part, fill, index, read_into, write
+from nanogpt_dist.tokenizer import Tokenizer
+
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+KNOWN = re.compile(r"(wte|wpe|ln_f|lm_head|h\.\d+\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj))\.\w+")
+MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers of old files
+
+Weights = Callable[[str], Tensor]  # by our name, whole
+
+
+@torch.no_grad()
+def load(source: Source, model: GPT) -> GPT:
+    """Fill `model`, whole or sharded, with the weights of `source`, of which the first block_size positions count.
+
+    One tensor at a time is in memory. Raises BadDataError where they are of another architecture.
+    """
+    with _opened(source) as weight:
+        for name, target in model.named_parameters():
+            whole = weight(name)
+            if name == "transformer.wpe.weight":
+                whole = whole[: target.size(0)]
+            if whole.shape != target.shape:
+                wanted = f"the model wants {list(target.shape)}"
+                raise BadDataError(f"{source.name}: {name} is {list(whole.shape)}, {wanted}")
+            fill(target, whole)
+    return model
+
+
+def model_of(source: Source, config: ModelConfig, device: torch.device) -> GPT:
+    """The model of `source` in evaluation mode; config: its architecture, with a block_size as long or shorter."""
+    with torch.device("meta"):
+        model = GPT(config)
+    return load(source, model.to_empty(device=device).tie()).eval()
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Weights]:
+    if source.ours:
+        stored = index(sorted(source.folder.glob("model*.safetensors")))
+
+        def ours(name: str) -> Tensor:
+            if name not in stored:
+                raise BadDataError(f"{source.name} has no {name}: it is of another architecture")
+            whole = torch.empty(stored[name].shape)
+            read_into({name: whole}, stored)
+            return whole
+
+        yield ours
+        return
+    with ExitStack() as stack:
+        try:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in weight_files(source.folder)]
+            places = {name.removeprefix("transformer."): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise BadDataError(f"the weights of {source.name} cannot be read: {error}") from None
+        _refuse_unknown(source, places)
+
+        def theirs(name: str) -> Tensor:
+            short = name.removeprefix("transformer.")
+            if short not in places:
+                raise BadDataError(f"{source.name} has no {short}: it is no GPT-2, or of another architecture")
+            file, stored_as = places[short]
+            try:
+                tensor = file.get_tensor(stored_as).float()
+            except SafetensorError as error:
+                raise BadDataError(f"the weights of {source.name} cannot be read: {error}") from None
+            return tensor.t() if name.endswith(CONV1D) else tensor
+
+        yield theirs
+
+
+def _refuse_unknown(source: Source, names: Iterable[str]) -> None:
+    strange = [name for name in names if not KNOWN.fullmatch(name) and not MASKS.fullmatch(name)]
+    if strange:
+        raise BadDataError(f"{source.name} has {strange[0][:60]}, which no GPT-2 has; choose a GPT-2")
+
+
+# ---- out
+
+
+def export(
+    out: Path, config: TrainConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, card: str, step: int = 0
+) -> None:
+    """Write a folder that GPT2LMHeadModel, AutoTokenizer and `nanogpt import hf` read; whole, or not at all.
+
+    weights: by our names, fp32. A model without biases gets zeros. Rows of the token table without an id in the
+    tokenizer are left out. Raises ConfigError for an architecture that is not GPT-2's, CannotCreateError, StorageError.
+    """
+    if options := [name for name in config.beyond_gpt2() if name != "tied_head"]:
+        raise ConfigError(f"GPT2LMHeadModel has no {', '.join(options)}: such a model cannot be exported to it")
+    if out.exists():
+        raise CannotCreateError(f"{out} exists already; give another folder")
+
+    def fill_folder(staging: Path) -> None:
+        tensors = theirs(weights, config, min(tokenizer.n_vocab, config.vocab_size or tokenizer.n_vocab))
+        parts = {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        write(staging / WEIGHTS, parts, {"format": "pt"})
+        _write_json(staging / CONFIG, config_json(config, tokenizer))
+        eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
+        _write_json(staging / "generation_config.json", {**eot, "_from_model_config": False})
+        hf_tokenizer.write(staging, tokenizer, config.block_size)
+        tokenizer.save(staging / OURS)
+        storage.write_atomic(staging / "README.md", card.encode())
+
+    storage.commit(out.parent, out.name, fill_folder, {"step": step})
+
+
+def theirs(weights: dict[str, Tensor], config: ModelConfig, n_vocab: int) -> dict[str, Tensor]:
+    """GPT2LMHeadModel's tensors by its names, from ours."""
+    found = {}
+    for name, tensor in weights.items():
+        if name in ("transformer.wte.weight", "lm_head.weight"):
+            tensor = tensor[:n_vocab]
+        found[name] = (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
+        if not config.bias and name.endswith(".weight") and not re.search(r"\b(wte|wpe|lm_head)\b", name):
+            found[name.removesuffix("weight") + "bias"] = torch.zeros(tensor.size(0))
+    return found
+
+
+def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """config.json of GPT2LMHeadModel."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": None,
+        "n_positions": config.block_size,
+        "vocab_size": min(tokenizer.n_vocab, config.vocab_size or tokenizer.n_vocab),
+        "activation_function": next(name for name, form in GELU.items() if form == config.gelu),
+        "layer_norm_epsilon": 1e-5,
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "bos_token_id": tokenizer.eot_id,
+        "eos_token_id": tokenizer.eot_id,
+        "tie_word_embeddings": config.tied_head,
+        "dtype": "float32",
+        "nanogpt_bias": config.bias,
+    }
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    storage.write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,173 @@
+"""nanoGPT's ckpt.pt, in and out. Nothing in it is executed: torch reads tensors and plain values only.
+
+The file is {model, optimizer, model_args, iter_num, best_val_loss, config}. Of AdamW's state the parameters have
+numbers: first those of two dimensions and more in the order of the model, then the others.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanogpt_dist import storage
+from nanogpt_dist.checkpoint import TrainState
+from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
+from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
+from nanogpt_dist.lineage.adopting import Foreign
+from nanogpt_dist.lineage.recipes import settings_of
+from nanogpt_dist.model import GPT
+from nanogpt_dist.storage.durable import shown, told
+from nanogpt_dist.tokenizer import Tokenizer, gpt2
+from nanogpt_dist.vocabularies import of_nanogpt_meta
+
+ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")  # of its GPTConfig
+PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DDP put in front of a name
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = True) -> Foreign:
+    """What is in a ckpt.pt. tokenizer: of its text; None: GPT-2's, or the meta.pkl of its data set where that is found.
+
+    Raises MissingInputError, BadDataError.
+    """
+    content = _load(path)
+    arguments, raw = content.get("model_args"), content.get("model")
+    if (
+        not isinstance(arguments, dict)
+        or not isinstance(raw, dict)
+        or not set(ARGUMENTS) - {"dropout"} <= set(arguments)
+    ):
+        raise BadDataError(f"{shown(path)} has no model and model_args: it is none of nanoGPT's")
+    recipe = content.get("config") if isinstance(content.get("config"), dict) else {}
+    settings = {**settings_of(recipe or {}), **{name: arguments[name] for name in ARGUMENTS if name in arguments}}
+    settings.pop("out_dir", None)
+    settings.pop("init_from", None)
+    try:
+        config = resolve(settings)
+    except ConfigError as error:
+        raise BadDataError(f"{shown(path)}: {error}") from None
+    weights = _weights(raw, path)
+    step = content.get("iter_num", 0)
+    best = content.get("best_val_loss")
+    loss = None if best is None else float(best)
+    state = TrainState(step=int(step), tokens=int(step) * config.global_batch_size * config.block_size, val_loss=loss)
+    moments = _moments(content.get("optimizer"), config.architecture(), path) if with_optimizer else {}
+    found = tokenizer or _tokenizer(path, config, recipe or {})
+    return Foreign(config, weights, found, f"nanoGPT: {path.name}", moments, state)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of any kind: the file may be anything
+        if "Weights only load failed" in str(error):
+            raise BadDataError(
+                f"{shown(path)} holds more than tensors and plain values; nothing was executed"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:60]
+        raise BadDataError(f"{shown(path)} is no checkpoint of torch's: {reason}") from None
+    if not isinstance(content, dict):
+        raise BadDataError(f"{shown(path)} is none of nanoGPT's checkpoints")
+    return content
+
+
+def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
+    """By our names, fp32; without the causal masks of old versions, and without the head, which is the token table."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in raw.items():
+        name = str(key)
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        if not isinstance(tensor, Tensor):
+            raise BadDataError(f"{shown(path)}: {name[:60]} is no tensor")
+        if not name.endswith(".attn.bias"):
+            found[name] = tensor.float().contiguous()
+    head, table = found.pop("lm_head.weight", None), found.get("transformer.wte.weight")
+    if head is not None and (table is None or not torch.equal(head, table)):
+        raise BadDataError(f"{shown(path)}: the head is not the token table, so it is none of nanoGPT's")
+    return found
+
+
+def ordered_names(config: ModelConfig) -> list[str]:
+    """The parameters' names in the order in which nanoGPT's optimizer numbers them."""
+    with torch.device("meta"):
+        parameters = dict(GPT(config).named_parameters())
+    return [name for name, p in parameters.items() if p.ndim >= 2] + [
+        name for name, p in parameters.items() if p.ndim < 2
+    ]
+
+
+def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tensor]:
+    state = optimizer.get("state") if isinstance(optimizer, dict) else None
+    if not state:  # saved before the first update
+        return {}
+    names = ordered_names(config)
+    if not isinstance(state, dict) or set(state) != set(range(len(names))):
+        raise BadDataError(f"{shown(path)}: its optimizer has other parameters than its model; add --no-optimizer")
+    found = {}
+    for number, name in enumerate(names):
+        for kind in MOMENTS:
+            value = state[number].get(kind)
+            if value is None:
+                raise BadDataError(f"{shown(path)}: its optimizer is not AdamW; add --no-optimizer")
+            found[f"{name}.{kind}"] = torch.as_tensor(value).float()
+    return found
+
+
+def _tokenizer(path: Path, config: TrainConfig, recipe: dict[str, Any]) -> Tokenizer:
+    """GPT-2's where the sizes are its own; else the characters in the meta.pkl of the data set."""
+    name = str(recipe.get("dataset", ""))
+    folders = [path.parent, *(parent / "data" / name for parent in list(path.resolve().parents)[:3] if name)]
+    for folder in folders:
+        if (folder / "meta.pkl").is_file():
+            return of_nanogpt_meta(folder / "meta.pkl")
+    if config.vocab_size in (50257, 50304):
+        return gpt2()
+    raise MissingInputError(f"{path.name} has {config.vocab_size} ids and no meta.pkl: type --tokenizer PATH/meta.pkl")
+
+
+# ---- out
+
+
+def write(
+    out: Path, config: TrainConfig, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainState
+) -> None:
+    """Write a ckpt.pt that nanoGPT's sample.py and train.py load.
+
+    Raises ConfigError for an architecture that nanoGPT has not, CannotCreateError, StorageError.
+    """
+    if options := config.beyond_gpt2():
+        raise ConfigError(f"nanoGPT has no {', '.join(options)}: such a model cannot be exported to it")
+    if out.exists():
+        raise CannotCreateError(f"{out} exists already; give another file")
+    names = ordered_names(config.architecture())
+    matrices = sum(1 for name in names if weights[name].ndim >= 2)
+    groups = [(list(range(matrices)), config.weight_decay), (list(range(matrices, len(names))), 0.0)]
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    common = optimizer.state_dict()["param_groups"][0]
+    dataset = Path(config.dataset).name
+    content = {
+        "model": {**weights, "lm_head.weight": weights["transformer.wte.weight"]},
+        "optimizer": {
+            "state": {i: {k: moments[f"{n}.{k}"] for k in MOMENTS} for i, n in enumerate(names)} if moments else {},
+            "param_groups": [{**common, "params": numbers, "weight_decay": decay} for numbers, decay in groups],
+        },
+        "model_args": {name: getattr(config, name) for name in ARGUMENTS},
+        "iter_num": state.step,
+        "best_val_loss": 1e9 if state.best_val_loss is None else state.best_val_loss,
+        "config": {**config.model_dump(include=set(TrainConfig.model_fields), exclude_none=True), "dataset": dataset},
+    }
+    staging = out.with_name(f".tmp-{out.name}")
+    try:
+        with told(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, staging)
+            storage.fsync_and_hash(staging)
+            os.replace(staging, out)
+            storage.fsync_folder(out.parent)
+    finally:
+        staging.unlink(missing_ok=True)

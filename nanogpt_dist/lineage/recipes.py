@@ -1,0 +1,92 @@
+"""nanoGPT's config/*.py as settings of ours: each assignment is read as a literal, nothing is executed. No torch."""
+
+import ast
+import operator
+from pathlib import Path
+from typing import Any
+
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.errors import ConfigError, MissingInputError
+from nanogpt_dist.storage.durable import shown
+
+# What train.py of nanoGPT sets where a config does not, and our defaults do otherwise.
+DEFAULTS: dict[str, Any] = {"lr_decay_iters": 600_000, "log_interval": 1}
+# Settings of nanoGPT's without one here, and what there is in their place.
+ELSEWHERE = {
+    "backend": "the device chooses it",
+    "eval_only": "type nanogpt eval",
+    "start": "of sample.py: type nanogpt sample --prompt",
+}
+OPERATORS = {
+    **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv},
+    **{ast.FloorDiv: operator.floordiv, ast.Pow: operator.pow},
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in a config of nanoGPT's, under our names and with nanoGPT's own defaults.
+
+    Raises MissingInputError; ConfigError where an assignment is not a literal, or arithmetic with literals.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path") from None
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{shown(path)} cannot be read as Python: {error}") from None
+    found: dict[str, Any] = {}
+    for statement in tree.body:
+        where = f"{shown(path)}:{statement.lineno}"
+        if isinstance(statement, ast.Import | ast.ImportFrom) or _is_text(statement):
+            continue
+        if not (isinstance(statement, ast.Assign) and all(isinstance(each, ast.Name) for each in statement.targets)):
+            raise ConfigError(f"{where} is no assignment NAME = VALUE; configs are read, not executed")
+        names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
+        try:
+            value = _value(statement.value, found)
+        except (ValueError, TypeError, ArithmeticError, RecursionError):
+            if names == ["wandb_run_name"]:  # mostly made from the clock
+                continue
+            raise ConfigError(f"{where}: {names[0]} is not a literal; write its value there") from None
+        found.update(dict.fromkeys(names, value))
+    return {**DEFAULTS, **settings_of(found)}
+
+
+def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+    """nanoGPT's settings, as a config or a checkpoint has them, under our names; what is not one here is left out.
+
+    Raises ConfigError for eval_only.
+    """
+    if given.get("eval_only"):
+        raise ConfigError("eval_only is a command here: type nanogpt eval with the same arguments")
+    kept = {name: value for name, value in given.items() if name in TrainConfig.model_fields and value is not None}
+    if "dataset" in kept and "/" not in str(kept["dataset"]):
+        kept["dataset"] = f"data/{kept['dataset']}"
+    if kept.get("init_from") in ("scratch", "resume"):  # a run is always gone on with
+        del kept["init_from"]
+    if "device" in kept:
+        kept["device"] = str(kept["device"]).partition(":")[0]
+    for name in ("learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "dropout"):
+        if type(kept.get(name)) is int:
+            kept[name] = float(kept[name])
+    return kept
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """A docstring or the like."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _value(node: ast.expr, known: dict[str, Any]) -> Any:
+    """A literal, the value of an earlier name, or arithmetic with such. Raises ValueError and what arithmetic does."""
+    if isinstance(node, ast.Name) and node.id in known:
+        return known[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        left, right = _value(node.left, known), _value(node.right, known)
+        if not all(isinstance(side, int | float) and abs(side) < 2**53 for side in (left, right)):
+            raise ValueError("no number")
+        if isinstance(node.op, ast.Pow) and abs(right) > 64:
+            raise ValueError("too large")
+        return OPERATORS[type(node.op)](left, right)
+    return ast.literal_eval(node)

@@ -1,0 +1,190 @@
+"""What --init-from names: OpenAI's GPT-2, a model repository of the hub, a folder of Hugging Face's, or a run of ours.
+
+Nothing is asked from a network that is in the hub's cache (HF_HOME). No torch.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nanogpt_dist import hub, runs, storage
+from nanogpt_dist.config import ModelConfig, read_toml
+from nanogpt_dist.errors import BadDataError, ConfigError, HubUnavailableError, MissingInputError
+from nanogpt_dist.storage.durable import shown
+
+OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+
+# Losses of OpenAI's weights on OpenWebText, train and val, in nats/token, as nanoGPT's README states them; it has the
+# exact form of GELU, where the weights were trained with tanh.
+PUBLISHED = {"gpt2": (3.11, 3.12), "gpt2-medium": (2.85, 2.84), "gpt2-large": (2.66, 2.67), "gpt2-xl": (2.56, 2.54)}
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+OURS = "nanogpt_tokenizer.json"  # beside Hugging Face's own tokenizer files in what we export
+VOCABULARY = (OURS, "tokenizer.json", "vocab.json", "merges.txt")
+
+SHAPES = {"n_layer": 12, "n_head": 12, "n_embd": 768}  # and what GPT2Config has by default
+GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+# What GPT2Config can say that the architecture here does not do, and the value with which it does not matter.
+FIXED = {
+    "model_type": "gpt2",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to begin with. name: as given; folder: where they are; ours: a checkpoint, else Hugging Face's files."""
+
+    name: str
+    folder: Path
+    ours: bool
+
+
+def find(name: str, weights: bool = True) -> Source:
+    """The Source that `name` means, its files on this machine; weights=False: its configuration at least.
+
+    Raises MissingInputError, BadDataError, HubUnavailableError, UsageError.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if (folder / CONFIG).is_file():
+            _refuse_incomplete(folder, name)
+            return Source(name, folder, ours=False)
+        if runs.checkpoints_of(folder).is_dir() or storage.step_of(folder.resolve().name) is not None:
+            return Source(name, runs.find_checkpoint(name), ours=True)
+        raise MissingInputError(f"{shown(folder)} holds neither a run nor {CONFIG} and {WEIGHTS} of Hugging Face's")
+    if name.count("/") > 1 or name.startswith((".", "~", "/")):
+        raise MissingInputError(f"--init-from {name}: no such folder; give gpt2, OWNER/NAME on the hub, or a folder")
+    return Source(name, _of_hub(name, weights), ours=False)
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """The settings of ModelConfig that the weights of `name` fix; dropout is free. Raises as find()."""
+    if name in OPENAI and not Path(name).is_dir():
+        from nanogpt_dist.presets import OPENAI_SIZES
+
+        return dict(OPENAI_SIZES[name])
+    source = find(name, weights=False)
+    if source.ours:
+        known = read_toml(source.folder / "config.toml")
+        return {field: known[field] for field in ModelConfig.model_fields.keys() - {"dropout"} if field in known}
+    return of_config(source.folder / CONFIG)
+
+
+def of_config(path: Path) -> dict[str, Any]:
+    """The architecture that a config.json of GPT2LMHeadModel's describes. Raises BadDataError for any other."""
+    content = runs.read_json(path)
+    for key, wanted in FIXED.items():
+        if content.get(key, wanted) != wanted:
+            raise BadDataError(f"{shown(path)}: {key} is {str(content[key])[:40]!r}; only {wanted!r} can be run here")
+    found: dict[str, Any] = {
+        name: content.get(name, default) for name, default in zip(SHAPES, (12, 12, 768), strict=True)
+    }
+    found["block_size"] = content.get("n_positions", content.get("n_ctx", 1024))
+    found["vocab_size"] = content.get("vocab_size", 50257)
+    if not all(type(value) is int and value > 0 for value in found.values()):
+        raise BadDataError(f"{shown(path)} names no sizes: {json.dumps(found)[:100]}; is it GPT-2's?")
+    if content.get("n_inner") not in (None, 4 * found["n_embd"]):
+        raise BadDataError(f"{shown(path)}: n_inner is {content['n_inner']}, not {4 * found['n_embd']} = 4 × n_embd")
+    activation = content.get("activation_function", "gelu_new")
+    if activation not in GELU:
+        raise BadDataError(f"{shown(path)}: activation_function {str(activation)[:30]} is none of {', '.join(GELU)}")
+    bias = content.get("nanogpt_bias", True)  # what we export says so where its biases are zeros that nobody trains
+    tied = content.get("tie_word_embeddings", True)
+    return {**found, "gelu": GELU[activation], "bias": bool(bias), "tied_head": bool(tied)}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder of Hugging Face's: one, or those in the index. Raises MissingInputError."""
+    if not (folder / INDEX).is_file():
+        return [folder / WEIGHTS]
+    names = runs.read_json(folder / INDEX).get("weight_map", {}).values()
+    return [folder / Path(str(name)).name for name in sorted(set(names))]
+
+
+def _refuse_incomplete(folder: Path, name: str) -> None:
+    missing = [path.name for path in weight_files(folder) if not path.is_file()]
+    if missing:
+        raise MissingInputError(f"{name} has no {missing[0]}; weights are read from safetensors files only")
+
+
+# ---- the hub
+
+
+def _of_hub(name: str, weights: bool) -> Path:
+    """The folder of a repository in the hub's cache, fetched if it is not all there."""
+    repo = OPENAI.get(name, name)
+    for known in dict.fromkeys((repo, name)):  # OpenAI's models once stood at the hub's root, and in many a cache do
+        cached = _cached(known, weights)
+        if cached is not None:
+            return cached
+    try:
+        return _fetched(repo, weights)
+    except HubUnavailableError as error:
+        raise HubUnavailableError(
+            f"{name} is neither in the hub's cache nor a folder here, and {str(error)[:80]}"
+        ) from error
+
+
+def _cached(repo: str, weights: bool) -> Path | None:
+    library = hub.hub_library()
+    with hub.told_hub(repo, kind="model"):
+        config = library.try_to_load_from_cache(repo, CONFIG)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return folder if not weights or all(path.is_file() for path in weight_files(folder)) else None
+
+
+def _fetched(repo: str, weights: bool) -> Path:
+    """Every byte that is fetched is compared with its hash. Raises HubUnavailableError, MissingInputError."""
+    library = hub.hub_library()
+    with hub.told_hub(repo, kind="model"):
+        info = library.HfApi().model_info(repo, files_metadata=True)
+        at = {file.rfilename: file for file in info.siblings or []}
+    _refuse_unreadable(repo, at)
+
+    def get(name: str) -> Path:
+        file = at[name]
+        good = (
+            partial(_has_sha256, sha256=file.lfs["sha256"]) if file.lfs else partial(hub.is_blob, git_hash=file.blob_id)
+        )
+        return hub.fetch(repo, info.sha, name, None, good, "model")
+
+    folder = get(CONFIG).parent
+    if weights:
+        for name in (INDEX, *VOCABULARY):
+            if name in at:
+                get(name)
+        for path in weight_files(folder):
+            if path.name not in at:
+                raise MissingInputError(f"{repo} has no {path.name}, which its index names; choose another repository")
+            get(path.name)
+    _remember(repo, info.sha, folder)
+    return folder
+
+
+def _remember(repo: str, commit: str, folder: Path) -> None:
+    """Note which commit the branch `main` is, as the hub's own client does: then the cache is found by name."""
+    reference = folder.parents[1] / "refs" / "main"
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(reference, commit.encode())
+
+
+def _refuse_unreadable(repo: str, names: Iterable[str]) -> None:
+    names = set(names)
+    if CONFIG not in names:
+        raise ConfigError(f"{repo[:60]} has no {CONFIG}: is it a model? Give another OWNER/NAME")
+    if not names & {WEIGHTS, INDEX}:
+        raise ConfigError(f"{repo[:60]} has no safetensors file; pickled weights are not read. Give another OWNER/NAME")
+
+
+def _has_sha256(path: Path, sha256: str) -> bool:
+    return storage.sha256_file(path) == sha256
