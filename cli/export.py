@@ -64,7 +64,7 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
 
     found = _find(target, best)
     config, weights, _, state = weights_of(found)
-    llmc.write(out, config, weights, load_checkpoint_tokenizer(found))
+    llmc.write(out, config, weights, load_checkpoint_tokenizer(found), state.step)
     typer.echo(f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where train_gpt2 runs")
 
 

@@ -22,7 +22,7 @@ LAYERS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"
 MODEL, VOCABULARY = "gpt2_124M.bin", "gpt2_tokenizer.bin"  # the names that its CPU trainer opens
 
 
-def write(out: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Path:
+def write(out: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, step: int = 0) -> Path:
     """Write the folder `out` with both files; returns it. Zeros stand for biases that are not there.
 
     Raises ConfigError for an architecture that is not GPT-2's or that llm.c computes otherwise, CannotCreateError,
@@ -43,7 +43,7 @@ def write(out: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer:
         (staging / MODEL).write_bytes(model_bytes(config, weights, tokenizer.n_vocab))
         (staging / VOCABULARY).write_bytes(tokenizer_bytes(tokenizer))
 
-    return storage.commit(out.parent, out.name, fill, {"format": "llm.c"})
+    return storage.commit(out.parent, out.name, fill, {"step": step})
 
 
 def model_bytes(config: ModelConfig, weights: dict[str, Tensor], n_vocab: int) -> bytes:
