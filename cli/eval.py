@@ -1,25 +1,51 @@
-"""`nanogpt eval`: the loss of a checkpoint over a whole val split."""
+"""`nanogpt eval`: the loss of checkpoints over a whole val split, and what they make of tasks and texts."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cli.options import Device, Json
 
 if TYPE_CHECKING:
-    from nanogpt_dist.shards import DataFolder
+    from nanogpt_dist.config import TrainConfig
+    from nanogpt_dist.distributed import World
+    from nanogpt_dist.judging import Judged
+
+Results = dict[str, dict[str, Any]]  # what was judged → figures
 
 
 def eval_command(
-    target: Annotated[
-        str | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Unset: the newest run under out/.")
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|CHECKPOINT|PRESET]...",
+            help="Several make a table. Unset: the newest run under out/. A preset: one with weights, as eval-gpt2.",
+        ),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Foreign weights: gpt2 … gpt2-xl, OWNER/NAME on the hub, or a folder."),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(metavar="DIR", help="Prepared folder to judge on; unset: the one it was trained on.")
     ] = None,
     split: Annotated[Literal["train", "val"], typer.Option(help="Split of the data to read.")] = "val",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Instead of the loss: lm-eval's tasks by name or PATH.yaml; hellaswag=FILE.jsonl, lambada=FILE.jsonl.",
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Instead of the loss: bits per byte of a text file; may be given again."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task at most.")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="With foreign weights: a context shorter than theirs.")
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows in one forward pass.")] = 16,
     device: Device = "auto",
@@ -28,55 +54,152 @@ def eval_command(
     ] = "float32",
     json: Json = False,
 ) -> None:
-    """Loss, perplexity and bits per byte over the whole val split; the same figure on any number of ranks."""
-    from nanogpt_dist import runs
-    from nanogpt_dist.checkpoint import load_model
-    from nanogpt_dist.devices import pick_dtype
+    """Loss, perplexity and bits per byte over the whole val split, or --tasks, --text; the same on any number of ranks.
+
+    What is found is also written to CHECKPOINT.eval.json, beside the checkpoint.
+    """
+    from nanogpt_dist import judging
     from nanogpt_dist.distributed import connect
-    from nanogpt_dist.evaluation import Evaluator, whole_split
     from nanogpt_dist.shards import DataFolder
 
+    rows = []
     with connect(device, timeout_s=600) as world:
-        with world.together():  # one rank chooses: a run that is still training goes on meanwhile
-            chosen = str(runs.find_checkpoint(target, best, _warn)) if world.leads else ""
-        found = Path(world.text_from_lead(chosen))
-        with world.together():
-            model, config = load_model(found, world.device)
-            data = DataFolder.open(Path(dataset or config.dataset))
-            check_tokenizer(found, data)
-            tokens = data.split(split)
-            windows = whole_split(tokens.tokens, config.block_size)
-            numbers = pick_dtype(dtype, world.device)
-        if world.leads:
-            typer.echo(f"{found} on the {split} split of {data.path}: {tokens.tokens:,} tokens", err=True)
-        result = Evaluator(tokens, windows, data.tokenizer.byte_lengths(), world, batch_size, numbers)(model)
-    if not world.leads:
+        for target in _targets(targets, init_from):
+            judged = _judged(target, init_from, block_size, best, world)
+            results: Results = {}
+            if not (tasks or text) or dataset:
+                with world.together():
+                    data = DataFolder.open(Path(dataset or judged.config.dataset))
+                if world.leads:
+                    typer.echo(f"{judged.name} on the {split} split of {data.path}", err=True)
+                figures = judging.loss(judged, data, split, world, batch_size, dtype)
+                results[f"{split} of {data.path}"] = {**figures, "dataset": str(data.path), "split": split}
+            if tasks or text:
+                with world.together():
+                    scorer = judged.scorer(world, batch_size, dtype)
+                results.update({f"text {path}": judging.own.text(path, scorer) for path in text or []})
+                results.update(judging.tasks([name for name in (tasks or "").split(",") if name], scorer, limit))
+            rows.append((judged.name, results))
+            if judged.checkpoint and world.leads:
+                _keep(judged.checkpoint, results)
+    if world.leads:
+        _print_json(rows) if json else _print(rows)
+
+
+def _targets(targets: list[str] | None, init_from: str | None) -> list[str | None]:
+    from nanogpt_dist.errors import UsageError
+
+    if init_from and targets:
+        raise UsageError("a run, or --init-from with foreign weights: one of them at a time")
+    return [*targets] if targets else [None]
+
+
+def _judged(target: str | None, init_from: str | None, block_size: int | None, best: bool, world: "World") -> "Judged":
+    """What is to be judged, on all ranks the same: one chooses, for a run that is still training goes on meanwhile."""
+    from nanogpt_dist import judging, runs
+
+    with world.together():
+        foreign = _foreign(target, init_from, block_size)
+        if foreign is not None:
+            return judging.of_source(foreign, world.device)
+        chosen = str(runs.find_checkpoint(target, best, _warn)) if world.leads else ""
+    found = Path(world.text_from_lead(chosen))
+    with world.together():
+        return judging.of_checkpoint(found, world.device)
+
+
+def _foreign(target: str | None, init_from: str | None, block_size: int | None) -> "TrainConfig | None":
+    """The settings behind --init-from, or behind a preset or file that has it; None for a run."""
+    from nanogpt_dist import presets
+    from nanogpt_dist.errors import UsageError
+
+    shorter = {"block_size": block_size} if block_size else {}
+    if init_from:
+        return presets.load("gpt2", {"init_from": init_from, **shorter})
+    if target is None or Path(target).is_dir():
+        return None
+    if target in presets.PRESETS or target.endswith((".toml", ".py")):
+        config = presets.load(target, shorter)
+        if config.init_from is None:
+            raise UsageError(f"{target} has no weights (init_from); name a run, e.g. {config.out_dir}")
+        return config
+    return None
+
+
+def _keep(checkpoint: Path, results: Results) -> None:
+    from nanogpt_dist.errors import NanogptError
+    from nanogpt_dist.judging import keep
+
+    try:
+        keep(checkpoint, results)
+    except NanogptError as error:  # a folder of somebody else's
+        _warn(f"the figures are not kept: {error}")
+
+
+def _print_json(rows: list[tuple[str, Results]]) -> None:
+    from nanogpt_dist.runs import to_json
+
+    found = []
+    for name, results in rows:
+        loss = next((figures for figures in results.values() if "dataset" in figures), {})
+        more = {what: figures for what, figures in results.items() if "dataset" not in figures}
+        found.append({**loss, "checkpoint": name, **({"results": more} if more else {})})
+    typer.echo(to_json(found[0]) if len(found) == 1 else to_json({"checkpoints": found}))
+
+
+def _print(rows: list[tuple[str, Results]]) -> None:
+    if len(rows) > 1:
+        _print_table(rows)
         return
-    if json:
-        where = {"checkpoint": str(found), "dataset": str(data.path), "split": split}
-        figures = asdict(result)
-        if split == "train":
-            figures = {"train_loss" if name == "val_loss" else name: value for name, value in figures.items()}
-        typer.echo(runs.to_json({**figures, **where}))
-        return
-    typer.echo(f"loss        {result.val_loss:.4f} ± {result.standard_error:.4f} nats/token")
-    typer.echo(f"perplexity  {result.perplexity:.2f}")
-    typer.echo(f"bits/byte   {result.bits_per_byte:.4f}")
-    typer.echo(f"tokens      {result.tokens:,}")
+    [(name, results)] = rows
+    for what, figures in results.items():
+        if "dataset" not in figures:
+            values = " · ".join(f"{key} {_number(value)}" for key, value in figures.items())
+            typer.echo(f"{what}: {values}")
+            continue
+        loss = figures.get("val_loss", figures.get("train_loss"))
+        typer.echo(f"loss        {loss:.4f} ± {figures['standard_error']:.4f} nats/token")
+        typer.echo(f"perplexity  {figures['perplexity']:.2f}")
+        typer.echo(f"bits/byte   {figures['bits_per_byte']:.4f}")
+        typer.echo(f"tokens      {figures['tokens']:,}")
+        if published := _published(name, figures["split"]):
+            typer.echo(f"published   {published:.2f} on OpenWebText, with the exact form of GELU")
 
 
-def check_tokenizer(found: Path, data: "DataFolder") -> None:
-    """Raises BadDataError where the data was tokenized by another tokenizer than the checkpoint's."""
-    from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
-    from nanogpt_dist.errors import BadDataError
+def _published(name: str, split: str) -> float | None:
+    from nanogpt_dist.lineage.source import PUBLISHED
 
-    ours = load_checkpoint_tokenizer(found)
-    if ours.fingerprint != data.tokenizer.fingerprint:
-        raise BadDataError(
-            f"{data.path} is tokenized with {data.tokenizer.name} ({data.tokenizer.n_vocab} ids), {found.name} was "
-            f"trained with another one, {ours.name} ({ours.n_vocab} ids): "
-            f"prepare it again with --tokenizer {found / 'tokenizer.json'}"
+    return PUBLISHED[name][0 if split == "train" else 1] if name in PUBLISHED else None
+
+
+SHOWN = ("val_loss", "train_loss", "loss", "perplexity", "bits_per_byte", "acc", "acc_norm")  # of a table
+
+
+def _print_table(rows: list[tuple[str, Results]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(
+        dict.fromkeys(
+            (w, key) for _, results in rows for w, figures in results.items() for key in figures if key in SHOWN
         )
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("checkpoint", no_wrap=True)
+    before = None
+    for what, key in columns:
+        table.add_column(f"{what if what != before else ''}\n{key}", justify="right", no_wrap=True)
+        before = what
+    for name, results in rows:
+        table.add_row(name, *(_number(results.get(what, {}).get(key)) for what, key in columns))
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width if console.is_terminal else 0, 1000)  # a file takes lines of any length
+    console.print(table)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "–" if value is None else f"{value:,}"
 
 
 def _warn(text: str) -> None:

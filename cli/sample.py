@@ -31,6 +31,10 @@ def sample(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End a sample before this text; may be given again.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds draw equal samples.")] = 1337,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Foreign weights: gpt2 … gpt2-xl, OWNER/NAME on the hub, or a folder."),
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print each sample while it comes.")] = False,
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
     device: Device = "auto",
@@ -44,25 +48,33 @@ def sample(
     json: Json = False,
 ) -> None:
     """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at --max-new-tokens."""
-    from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.errors import MissingInputError, UsageError
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("sample needs one process only; leave torchrun out")
     if stream and json:
         raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
+    if init_from and target:
+        raise UsageError("a run, or --init-from with foreign weights: one of them at a time")
     prompts = [read_prompt(each) for each in prompt or ["\n"]]
 
-    from nanogpt_dist import runs
+    from nanogpt_dist import presets, runs
 
-    found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
+    found: str | Path
+    if init_from:
+        found, config = init_from, presets.load("gpt2", {"init_from": init_from})
+    else:
+        found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
 
-    from nanogpt_dist import sampling
-    from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
+    from nanogpt_dist import judging, sampling
     from nanogpt_dist.decoding import Decoder, pick_weights
     from nanogpt_dist.devices import pick_device
 
-    model, _ = load_model(found, pick_device(device))
-    tokenizer = load_checkpoint_tokenizer(found)
+    where = pick_device(device)
+    judged = judging.of_source(config, where) if init_from else judging.of_checkpoint(Path(found), where)
+    model, tokenizer = judged.model, judged.tokenizer
+    if tokenizer is None:
+        raise MissingInputError(f"{found} has no tokenizer files; copy the tokenizer.json of the model into it")
     settings = sampling.Settings(max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed)
     weights = pick_weights(dtype, model.lm_head.weight.device, greedy=temperature == 0)
     decoder = Decoder(model, tokenizer.n_vocab, weights)

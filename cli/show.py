@@ -8,7 +8,7 @@ import typer
 
 from cli.options import CONTEXT, Json, Preset, Settings, takes_settings
 from cli.show_data import data
-from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.presets import DEFAULT_PRESET, load
 
@@ -22,7 +22,7 @@ GB = 10**9
 
 
 show_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
-model_flags = takes_settings(ModelConfig, panel="Settings to override")
+model_flags = takes_settings(TrainConfig, panel="Settings to override", groups=("Model", "Model options"))
 
 
 @show_app.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LFS = (".parquet", ".arrow")  # endings of what the hub keeps in LFS
+LFS = (".parquet", ".arrow", ".safetensors")  # endings of what the hub keeps in LFS
 
 EXPORT = "refs--convert--parquet"  # the hub's export, as a folder beside `main`
 
@@ -27,6 +27,11 @@ class Entry:
     def told(self, name: str) -> dict[str, Any]:
         lfs = {"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
         return {"type": "file", "oid": self.blob_id, "size": self.size, "path": name, **lfs}
+
+    def sibling(self, name: str) -> dict[str, Any]:
+        """As the facts about a whole repository have it, with ?blobs=true."""
+        lfs = {"lfs": {"sha256": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
+        return {"rfilename": name, "blobId": self.blob_id, "size": self.size, **lfs}
 
 
 @dataclass

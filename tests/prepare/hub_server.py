@@ -159,10 +159,12 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             try:
                 steps = [unquote(step) for step in parts.path.strip("/").split("/")]
-                if steps[:2] == ["api", "datasets"]:
+                if steps[:2] in (["api", "datasets"], ["api", "models"]):
                     self._api(steps[2:], query, body, fault)
                 elif steps[:1] == ["datasets"] and steps[3:4] == ["resolve"]:
                     self._resolve(f"{steps[1]}/{steps[2]}", steps[4], "/".join(steps[5:]), path, fault)
+                elif steps[2:3] == ["resolve"]:  # of a model
+                    self._resolve(f"{steps[0]}/{steps[1]}", steps[3], "/".join(steps[4:]), path, fault)
                 elif steps[:1] == ["lfs"]:
                     revision = self._find(f"{steps[1]}/{steps[2]}", steps[3])
                     self._file(revision.files["/".join(steps[4:])], {}, path, fault)
@@ -221,7 +223,11 @@ class _Handler(BaseHTTPRequestHandler):
                 revision = self._find(repo, rest[1] if rest else "main")
                 facts = {"_id": "1", "id": repo, "sha": revision.sha, "private": False, "disabled": False}
                 facts |= {"gated": "auto" if repo in self.hub.gated else False, "downloads": 0, "likes": 0, "tags": []}
-                self._json(facts | {"siblings": [{"rfilename": name} for name in revision.files]}, fault)
+                blobs = "blobs" in query
+                siblings = [
+                    entry.sibling(name) if blobs else {"rfilename": name} for name, entry in revision.files.items()
+                ]
+                self._json(facts | {"siblings": siblings}, fault)
             case ["paths-info", name]:
                 revision = self._find(repo, name)
                 names = parse_qs(body.decode())["paths"]

@@ -1,0 +1,116 @@
+"""A checkpoint judged, or foreign weights: loss over a split, tasks, texts; and what is kept of that.
+
+CHECKPOINT.eval.json, in the folder in which the checkpoint lies: {"checkpoint": name, "results": {what: figures}}.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nanogpt_dist import runs
+from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import pick_dtype
+from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import BadDataError, MissingInputError
+from nanogpt_dist.evaluation import Evaluator, whole_split
+from nanogpt_dist.model import GPT
+from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.tasks import own
+from nanogpt_dist.tasks.scoring import Scorer
+from nanogpt_dist.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged. name: for people; checkpoint: its folder, None for foreign weights; tokenizer: None: unknown."""
+
+    name: str
+    model: GPT
+    config: TrainConfig
+    tokenizer: Tokenizer | None
+    checkpoint: Path | None
+
+    def scorer(self, world: World, batch_size: int, dtype: str) -> Scorer:
+        """Raises MissingInputError where the tokenizer is unknown."""
+        if self.tokenizer is None:
+            raise MissingInputError(f"{self.name} has no tokenizer files: tasks and texts need them")
+        return Scorer(self.model, self.tokenizer, world, batch_size, pick_dtype(dtype, world.device))
+
+
+def of_checkpoint(found: Path, device: torch.device) -> Judged:
+    """A verified checkpoint."""
+    model, config = load_model(found, device)
+    return Judged(str(found), model, config, load_checkpoint_tokenizer(found), found)
+
+
+def of_source(config: TrainConfig, device: torch.device) -> Judged:
+    """The weights that config.init_from names. Raises as lineage.source.find()."""
+    from nanogpt_dist.lineage import hf_tokenizer, huggingface, source
+
+    assert config.init_from is not None
+    found = source.find(config.init_from)
+    model = huggingface.model_of(found, config.architecture(), device)
+    try:
+        tokenizer = hf_tokenizer.of_source(found)
+    except MissingInputError:
+        tokenizer = None
+    return Judged(config.init_from, model, config, tokenizer, None)
+
+
+Split = Literal["train", "val"]
+
+
+def loss(judged: Judged, data: DataFolder, split: Split, world: World, batch_size: int, dtype: str) -> dict[str, Any]:
+    """Loss, perplexity and bits per byte over a whole split; all ranks together. Raises BadDataError for other ids."""
+    with world.together():
+        check_tokenizer(judged, data)
+        tokens = data.split(split)
+        windows = whole_split(tokens.tokens, judged.config.block_size)
+        numbers = pick_dtype(dtype, world.device)
+    judge = Evaluator(tokens, windows, data.tokenizer.byte_lengths(), world, batch_size, numbers)
+    figures = asdict(judge(judged.model))
+    if split == "train":
+        figures = {"train_loss" if name == "val_loss" else name: value for name, value in figures.items()}
+    return figures
+
+
+def check_tokenizer(judged: Judged, data: DataFolder) -> None:
+    """Raises BadDataError where the data was tokenized by another tokenizer than the model's."""
+    ours = judged.tokenizer
+    if ours is None or ours.fingerprint == data.tokenizer.fingerprint:
+        return
+    name = judged.checkpoint.name if judged.checkpoint else judged.name
+    again = f": prepare it again with --tokenizer {judged.checkpoint / 'tokenizer.json'}" if judged.checkpoint else ""
+    raise BadDataError(
+        f"{data.path} is tokenized with {data.tokenizer.name} ({data.tokenizer.n_vocab} ids), {name} was "
+        f"trained with another one, {ours.name} ({ours.n_vocab} ids){again}"
+    )
+
+
+def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict[str, Any]]:
+    """{task: figures} of NAME=FILE.jsonl, by our own scorer, and of lm-eval's tasks, by name or PATH.yaml."""
+    found: dict[str, dict[str, Any]] = {}
+    theirs = []
+    for name in names:
+        task, _, file = name.partition("=")
+        if file:
+            found[task] = own.run(task, Path(file), scorer, limit)
+        else:
+            theirs.append(name)
+    if theirs:
+        from nanogpt_dist.tasks import harness
+
+        found.update(harness.run(theirs, scorer, limit))
+    return found
+
+
+def keep(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
+    """Write `results` into the file beside the checkpoint, over what it has under the same names; returns its path."""
+    checkpoint = checkpoint.resolve()
+    path = checkpoint.with_name(f"{checkpoint.name}.eval.json")
+    before = runs.read_json(path).get("results", {})
+    runs.write_json(path, {"checkpoint": checkpoint.name, "results": {**before, **results}})
+    return path

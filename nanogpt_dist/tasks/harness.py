@@ -1,0 +1,162 @@
+"""lm-eval's tasks on a model of ours: its `LM`, with our scorer and sampler behind it. Needs the extra `eval`.
+
+All ranks see all requests and share them out below lm-eval, which takes them for one process: so the figures are the
+same on any number of ranks, with whatever lm-eval makes of them.
+
+Source: Gao et al., "A framework for few-shot language model evaluation" (lm-eval); it encodes and cuts as it does for
+transformers' models.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from nanogpt_dist import sampling
+from nanogpt_dist.decoding import Decoder
+from nanogpt_dist.errors import ConfigError, HubUnavailableError, MissingInputError, UsageError
+from nanogpt_dist.hub import hub_library
+from nanogpt_dist.tasks.scoring import Scorer
+
+MAX_GENERATED = 256  # tokens, where a task does not say
+
+
+def run(names: list[str], scorer: Scorer, limit: int | None = None) -> dict[str, dict[str, Any]]:
+    """{task: {metric: value}} of lm-eval's tasks, by name or as a PATH.yaml of one's own.
+
+    Raises ConfigError where lm-eval is not installed, UsageError for a task that it does not have, MissingInputError,
+    HubUnavailableError where a task's data cannot be had.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    world, loaded = scorer.world, None
+    for first in (True, False):  # one rank of each machine fetches the data, then the others find it in the cache
+        with world.together():
+            if first == (world.local_rank == 0):
+                loaded = _load(names)
+    assert loaded is not None
+    found = _evaluate(*loaded, scorer, limit)
+    return {task: _figures(figures) for task, figures in found.items()}
+
+
+def _load(names: list[str]) -> tuple[list[str], Any]:
+    """lm-eval's names of tasks, and the manager that finds them; their data is in the cache then."""
+    hub_library()
+    try:
+        from lm_eval.tasks import TaskManager, get_task_dict
+    except ImportError as error:
+        raise ConfigError(f"--tasks needs lm-eval ({error}): type pip install 'nanogpt-dist[eval]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    local = {name: _local(name) for name in names if name.endswith((".yaml", ".yml"))}
+    manager = TaskManager(include_path=[str(folder) for folder, _ in local.values()] or None)
+    wanted = [local[name][1] if name in local else name for name in names]
+    if unknown := [task for task in wanted if task not in set(manager.all_tasks)]:
+        raise UsageError(f"lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them, or give PATH.yaml")
+    try:
+        get_task_dict(wanted, manager)
+    except Exception as error:  # of datasets, of the hub's client, of a task's own code
+        where = ", ".join(wanted)[:40]
+        raise HubUnavailableError(
+            f"the data of {where} cannot be had: {type(error).__name__}: {error}"[:180]
+        ) from error
+    return wanted, manager
+
+
+def _evaluate(wanted: list[str], manager: Any, scorer: Scorer, limit: int | None) -> dict[str, Any]:
+    """lm-eval's figures by task; it gives them to the first rank of each machine, the others have none."""
+    import lm_eval
+
+    found = lm_eval.simple_evaluate(
+        _model(scorer), tasks=wanted, task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
+    )
+    return found["results"] if found is not None else {}
+
+
+def _local(name: str) -> tuple[Path, str]:
+    """Folder and task name of a task file."""
+    import yaml
+
+    path = Path(name)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingInputError(f"{name} does not exist or is not a file; check the path") from None
+    # One line only: the rest may have tags of lm-eval's own.
+    task = next((yaml.safe_load(line)["task"] for line in lines if line.startswith("task:")), None)
+    if not isinstance(task, str):
+        raise UsageError(f"{name} has no line task: NAME; see lm-eval's guide to tasks")
+    return path.resolve().parent, task
+
+
+def _figures(figures: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval calls a metric "acc,none"; the filter's name stays where it is another."""
+    return {
+        key.removesuffix(",none"): value
+        for key, value in figures.items()
+        if key not in ("alias", "name") and not key.split(",")[0].endswith("_stderr") and isinstance(value, int | float)
+    }
+
+
+def _model(scorer: Scorer) -> Any:
+    """The adapter; lm-eval's base class is there only once lm-eval is imported."""
+    from lm_eval import utils
+    from lm_eval.api.model import TemplateLM
+
+    class NanogptLM(TemplateLM):
+        """A model of ours as lm-eval sees one."""
+
+        @property
+        def eot_token_id(self) -> int:
+            eot = scorer.tokenizer.eot_id
+            return eot if eot is not None else int(scorer.tokenizer.encode("\n")[0])
+
+        @property
+        def max_length(self) -> int:
+            return scorer.model.config.block_size
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            return scorer.tokenizer.encode(string).tolist()
+
+        def _loglikelihood_tokens(
+            self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+        ) -> list[tuple[float, bool]]:
+            scores = scorer([(context, following) for _, context, following in requests])
+            return [(score.log_likelihood, score.greedy) for score in scores]
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            counts, windows = [], []
+            for (text,) in (request.args for request in requests):
+                rolling = utils.get_rolling_token_windows(
+                    token_list=self.tok_encode(text),
+                    prefix_token=self.eot_token_id,
+                    max_seq_len=self.max_length,
+                    context_len=1,
+                )
+                some = [utils.make_disjoint_window(window) for window in rolling]
+                counts.append(len(some))
+                windows += some
+            scores = iter(scorer(windows))
+            return [sum(next(scores).log_likelihood for _ in range(count)) for count in counts]
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            """Each rank writes what it has to, and tells the others."""
+            world, texts = scorer.world, []
+            decoder = Decoder(scorer.model, scorer.tokenizer.n_vocab)
+            for i, (context, how) in enumerate(request.args for request in requests):
+                mine = _write(decoder, scorer, context, how) if i % world.size == world.rank else ""
+                texts.append("".join(world.gather_texts(mine)))
+            return texts
+
+    return NanogptLM()
+
+
+def _write(decoder: Decoder, scorer: Scorer, context: str, how: dict[str, Any]) -> str:
+    """What the model writes after `context` as a task's generation_kwargs ask: greedy unless they say do_sample."""
+    until = how.get("until") or []
+    most = int(how.get("max_gen_toks", how.get("max_new_tokens", MAX_GENERATED)))
+    most = min(most, scorer.model.config.block_size - 1)
+    temperature = float(how.get("temperature") or 0.0) if how.get("do_sample") else 0.0
+    stops = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
+    ids = sampling.encode_prompt(context, scorer.tokenizer)[-(scorer.model.config.block_size - most) :]
+    prompt = scorer.tokenizer.decode(ids) if len(ids) < len(scorer.tokenizer.encode(context)) else context
+    settings = sampling.Settings(most, temperature, how.get("top_k"), how.get("top_p"), stops)
+    return sampling.sample(decoder, scorer.tokenizer, [prompt], 1, settings)[0].text

@@ -1,0 +1,98 @@
+"""How likely a model finds continuations: on all ranks at once, with the same figures on any number of them.
+
+Shape letters: B requests in a batch, T tokens of the longest, V ids that the tokenizer has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogpt_dist.devices import autocast
+from nanogpt_dist.distributed import World
+from nanogpt_dist.model import GPT
+from nanogpt_dist.tokenizer import Tokenizer
+
+Request = tuple[Sequence[int], Sequence[int]]  # ids of a context, which is not empty, and of what follows
+
+
+@dataclass(frozen=True)
+class Score:
+    """log_likelihood of a continuation in nats; greedy: whether each of its tokens is the likeliest; its tokens."""
+
+    log_likelihood: float
+    greedy: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that scores, and how. Ids that the tokenizer does not have are no candidates.
+
+    Where a request is longer than block_size, the last tokens of its context count.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    world: World
+    batch_size: int = 16
+    dtype: torch.dtype = torch.float32
+
+    @torch.no_grad()
+    def __call__(self, requests: Sequence[Request]) -> list[Score]:
+        """The Score of each request; all ranks call it together, with the same requests.
+
+        Batches do not depend on the ranks, and each rank adds its own to zeros: so the sums are exact.
+        """
+        rows = [self._row(context, following) for context, following in requests]
+        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))  # the longest first
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        found = torch.zeros(2, len(rows), dtype=torch.float64)
+        for first in range(0, len(batches), self.world.size):  # in each round all ranks have a forward pass
+            batch = batches[min(first + self.world.rank, len(batches) - 1)]
+            scores = self._batch([rows[i] for i in batch])
+            if first + self.world.rank < len(batches):
+                found[:, batch] = scores
+        found = self.world.sum(found)
+        return [Score(float(s), bool(g), len(following)) for s, g, (_, following) in zip(*found, requests, strict=True)]
+
+    def _row(self, context: Sequence[int], following: Sequence[int]) -> tuple[list[int], int]:
+        """Ids that go into the model and the one behind them; and how many at the end are to be predicted."""
+        assert context, "a context has at least one token"
+        ids = [*context, *following][-(self.model.config.block_size + 1) :]
+        return ids, min(len(following), len(ids) - 1)
+
+    def _batch(self, rows: list[tuple[list[int], int]]) -> Tensor:
+        """Log-likelihoods and whether greedy: (2, B) float64."""
+        T = max(len(ids) for ids, _ in rows) - 1
+        padded = torch.tensor([[*ids, *[0] * (T + 1 - len(ids))] for ids, _ in rows], device=self.world.device)
+        with autocast(self.world.device, self.dtype):
+            logits = self.model.logits(padded[:, :-1])  # (B, T, V); what stands behind a row changes nothing in it
+        found = []
+        for row, (ids, n), answer in zip(logits, rows, padded, strict=True):
+            last = slice(len(ids) - 1 - n, len(ids) - 1)
+            wanted = answer[1:][last]  # (n,)
+            log_p = F.log_softmax(row[last, : self.tokenizer.n_vocab].float(), dim=-1)  # (n, V)
+            likely = log_p.gather(1, wanted[:, None]).sum()
+            found.append(torch.stack([likely, (log_p.argmax(1) == wanted).all().to(likely.dtype)]))
+        return torch.stack(found, 1).cpu().double()
+
+
+def begin(tokenizer: Tokenizer) -> int | None:
+    """The id that stands before a text: end of text, which documents follow. None where the tokenizer has none."""
+    return tokenizer.eot_id
+
+
+def pair(tokenizer: Tokenizer, context: str, following: str) -> Request:
+    """Ids of a context and of what follows, cut where lm-eval cuts: the spaces between them belong to the second."""
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        context, following = context[:-spaces], context[-spaces:] + following
+    whole = tokenizer.encode(context + following).tolist()
+    length = len(tokenizer.encode(context))
+    if length:
+        return whole[:length], whole[length:]
+    eot = begin(tokenizer)
+    return ([eot], whole) if eot is not None else (whole[:1], whole[1:])
