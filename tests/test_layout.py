@@ -79,6 +79,10 @@ def test_no_pickle_and_no_code_from_data() -> None:
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert not names & {"eval", "exec", "compile"}, path
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not calls & {"torch.load", "torch.save", "pickle.load", "pickle.loads", "pickle.dump"}, path
+        calls = {ast.unparse(node.func): ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls.keys() & {"pickle.load", "pickle.loads", "pickle.dump", "numpy.load", "np.load"}, path
+        if path == CLONE / "nanogpt_dist/lineage/nanogpt.py":  # nanoGPT's own file is torch's: tensors and values only
+            assert "weights_only=True" in calls["torch.load"]
+        else:
+            assert not calls.keys() & {"torch.load", "torch.save"}, path
         assert "pickle" not in imports(path, everywhere=True), path

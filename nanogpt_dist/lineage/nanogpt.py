@@ -5,6 +5,7 @@ numbers: first those of two dimensions and more in the order of the model, then 
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles of other versions
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of any kind: the file may be anything
         if "Weights only load failed" in str(error):
             raise BadDataError(

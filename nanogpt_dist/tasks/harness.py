@@ -9,6 +9,7 @@ transformers' models.
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nanogpt_dist.errors import ConfigError, HubUnavailableError, MissingInputEr
 from nanogpt_dist.hub import hub_library
 from nanogpt_dist.tasks.scoring import Scorer
 
+FEWSHOT_SEED = 1234  # as its command has it
 MAX_GENERATED = 256  # tokens, where a task does not say
 
 
@@ -28,18 +30,21 @@ def run(names: list[str], scorer: Scorer, limit: int | None = None) -> dict[str,
     HubUnavailableError where a task's data cannot be had.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    world, loaded = scorer.world, None
+    world, tasks = scorer.world, {}
     for first in (True, False):  # one rank of each machine fetches the data, then the others find it in the cache
         with world.together():
             if first == (world.local_rank == 0):
-                loaded = _load(names)
-    assert loaded is not None
-    found = _evaluate(*loaded, scorer, limit)
-    return {task: _figures(figures) for task, figures in found.items()}
+                tasks = _load(names)
+    import lm_eval
+
+    # Its simple_evaluate would look at the machine and the git repository with commands of the shell.
+    found = lm_eval.evaluate(_model(scorer), tasks, limit=limit, bootstrap_iters=0, log_samples=False)
+    assert found is not None
+    return {task: _figures(figures) for task, figures in found["results"].items()}
 
 
-def _load(names: list[str]) -> tuple[list[str], Any]:
-    """lm-eval's names of tasks, and the manager that finds them; their data is in the cache then."""
+def _load(names: list[str]) -> dict[Any, Any]:
+    """lm-eval's tasks by name, and by group where they have one, with their data."""
     hub_library()
     try:
         from lm_eval.tasks import TaskManager, get_task_dict
@@ -52,23 +57,25 @@ def _load(names: list[str]) -> tuple[list[str], Any]:
     if unknown := [task for task in wanted if task not in set(manager.all_tasks)]:
         raise UsageError(f"lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them, or give PATH.yaml")
     try:
-        get_task_dict(wanted, manager)
+        tasks = get_task_dict(wanted, manager)
     except Exception as error:  # of datasets, of the hub's client, of a task's own code
         where = ", ".join(wanted)[:40]
         raise HubUnavailableError(
             f"the data of {where} cannot be had: {type(error).__name__}: {error}"[:180]
         ) from error
-    return wanted, manager
+    for task in _leaves(tasks):
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return tasks
 
 
-def _evaluate(wanted: list[str], manager: Any, scorer: Scorer, limit: int | None) -> dict[str, Any]:
-    """lm-eval's figures by task; it gives them to the first rank of each machine, the others have none."""
-    import lm_eval
-
-    found = lm_eval.simple_evaluate(
-        _model(scorer), tasks=wanted, task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
-    )
-    return found["results"] if found is not None else {}
+def _leaves(tasks: dict[Any, Any]) -> Iterator[Any]:
+    for value in tasks.values():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield value
 
 
 def _local(name: str) -> tuple[Path, str]:

@@ -1,0 +1,242 @@
+"""nanoGPT's ckpt.pt and meta.pkl, in and out, made here in its format; tests/peers/nanogpt.py has its own code."""
+
+import contextlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogpt_dist import checkpoint
+from nanogpt_dist.config import TrainConfig, resolve
+from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
+from nanogpt_dist.lineage import nanogpt
+from nanogpt_dist.lineage.adopting import adopt, weights_of
+from nanogpt_dist.lineage.pickles import read_plain
+from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.runs import find_checkpoint
+from nanogpt_dist.update import Updater
+from nanogpt_dist.vocabularies import open_tokenizer
+from tests.nanogpt_dist.lineage.models import ids, make_run, weights
+from tests.nanogpt_dist.small import ONE
+
+CHARS = [chr(c) for c in range(32, 32 + 61)]
+SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 61}
+ARGUMENTS = {**SIZES, "bias": False, "dropout": 0.0}
+RECIPE = {
+    **{"batch_size": 4, "gradient_accumulation_steps": 2, "dataset": "shakespeare_char", "learning_rate": 1e-3},
+    **{"max_iters": 100, "lr_decay_iters": 100, "min_lr": 1e-4, "warmup_iters": 10, "device": "cuda", "compile": True},
+    **{"out_dir": "out-shakespeare-char", "eval_only": False, "init_from": "scratch", "backend": "nccl"},
+}
+
+
+class Bomb:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def make_meta(path: Path) -> Path:
+    names = dict(enumerate(CHARS))
+    path.write_bytes(pickle.dumps({"vocab_size": 61, "itos": names, "stoi": {c: i for i, c in names.items()}}))
+    return path
+
+
+def config_of(**more: Any) -> TrainConfig:
+    return resolve({**ARGUMENTS, **{k: v for k, v in RECIPE.items() if k in TrainConfig.model_fields}, **more})
+
+
+def trained(updates: int = 3) -> tuple[Updater, TrainConfig]:
+    """A model after a few updates, with the plain loop of nanoGPT's train.py."""
+    config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
+    updater = Updater(config, ONE, plan_layout(config, ONE), torch.float32)
+    for step in range(updates):
+        updater.update(step, batches()[step])
+    return updater, config
+
+
+def batches() -> list[list[Any]]:
+    rows = torch.randint(61, (24, 8, 13), generator=torch.Generator().manual_seed(0)).numpy()
+    return [[(row[:, :-1], row[:, 1:])] for row in rows]
+
+
+def make_ckpt(path: Path, prefix: str = "", **changes: Any) -> Path:
+    """As train.py writes it: the state_dict with both names of the tied table, AdamW's own state_dict."""
+    updater, _ = trained()
+    model = {f"{prefix}{name}": tensor for name, tensor in updater.model.state_dict().items()}
+    model |= {f"{prefix}transformer.h.{i}.attn.bias": torch.ones(1, 1, 12, 12) for i in range(2)}  # of old versions
+    content = {"model": model, "optimizer": updater.optimizer.state_dict(), "model_args": ARGUMENTS, "iter_num": 3,
+               "best_val_loss": torch.tensor(3.5), "config": RECIPE, **changes}  # fmt: skip
+    path.parent.mkdir(exist_ok=True, parents=True)
+    torch.save(content, path)
+    make_meta(path.parent / "meta.pkl")
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> None:
+    foreign = nanogpt.read(make_ckpt(tmp_path / "ckpt.pt", prefix))
+    adopt(foreign, tmp_path / "run")
+    found = find_checkpoint(str(tmp_path / "run"))
+    model, config = checkpoint.load_model(found, torch.device("cpu"))
+    updater, _ = trained()
+    x = ids(61, length=12)
+    assert torch.equal(model.logits(x), updater.model.eval().logits(x))
+    assert found.name == "step-00000003"
+    assert (config.learning_rate, config.global_batch_size, config.dataset) == (1e-3, 8, "data/shakespeare_char")
+    assert checkpoint.load_checkpoint_tokenizer(found).tokens == [c.encode() for c in CHARS]
+
+
+def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    adopt(nanogpt.read(make_ckpt(tmp_path / "ckpt.pt")), tmp_path / "run")
+    config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
+    ours = Updater(config, ONE, plan_layout(config, ONE), torch.float32, init=False)
+    ours.load(find_checkpoint(str(tmp_path / "run")), {})
+    theirs, _ = trained()
+    for step in range(3, 23):
+        assert ours.update(step, batches()[step]).loss == theirs.update(step, batches()[step]).loss
+
+
+def test_and_back(tmp_path: Path) -> None:
+    original = make_ckpt(tmp_path / "ckpt.pt")
+    adopt(nanogpt.read(original), tmp_path / "run")
+    nanogpt.write(tmp_path / "back" / "ckpt.pt", *weights_of(find_checkpoint(str(tmp_path / "run"))))
+    before, after = (torch.load(p, weights_only=True) for p in (original, tmp_path / "back" / "ckpt.pt"))
+    for name, tensor in after["model"].items():
+        assert torch.equal(tensor, before["model"][name]), name
+    assert after["model_args"] == before["model_args"]
+    assert after["iter_num"] == 3
+    for number, state in before["optimizer"]["state"].items():
+        assert all(torch.equal(state[key], after["optimizer"]["state"][number][key]) for key in state), number
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for p in trained()[0].model.parameters() if (p.ndim >= 2) == wide]} for wide in (True, False)]
+    )
+    optimizer.load_state_dict(after["optimizer"])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    with pytest.raises(CannotCreateError):
+        nanogpt.write(original, *weights_of(find_checkpoint(str(tmp_path / "run"))))
+
+
+def test_what_nanogpt_has_not_is_not_exported(tmp_path: Path) -> None:
+    config = config_of(qk_norm=True, n_kv_head=1)
+    with pytest.raises(ConfigError, match="no qk_norm, n_kv_head"):
+        nanogpt.write(tmp_path / "ckpt.pt", config, weights(config), {}, checkpoint.TrainState())
+
+
+def test_a_pickle_bomb_executes_nothing(tmp_path: Path) -> None:
+    fuse = tmp_path / "exploded"
+    for i, content in enumerate([Bomb(fuse), {"model": Bomb(fuse)}, {"model": {}, "model_args": [Bomb(fuse)]}]):
+        torch.save(content, tmp_path / f"{i}.pt")
+        (tmp_path / f"{i}.pkl").write_bytes(pickle.dumps(content))
+        for path in (tmp_path / f"{i}.pt", tmp_path / f"{i}.pkl"):  # also a bare pickle under the name of a checkpoint
+            with pytest.raises(BadDataError, match=r"nothing was executed|is no checkpoint"):
+                nanogpt.read(path)
+        for protocol in range(6):
+            (tmp_path / "meta.pkl").write_bytes(pickle.dumps(content, protocol))
+            with pytest.raises(BadDataError, match="it was not executed"):
+                open_tokenizer(str(tmp_path / "meta.pkl"))
+    assert not fuse.exists()
+    pickle.loads((tmp_path / "0.pkl").read_bytes())
+    assert fuse.exists(), "the bomb was none"
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text() | st.integers(), inner)
+        | st.tuples(inner)
+        | st.tuples(inner, inner)
+        | st.tuples(inner, inner, inner, inner)
+    ),
+    max_leaves=20,
+)
+
+
+@given(value=plain, protocol=st.integers(0, 5))
+def test_plain_values_are_read_as_pickle_reads_them(
+    value: Any, protocol: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "plain.pkl"
+    path.write_bytes(pickle.dumps(value, protocol))
+    assert read_plain(path) == pickle.loads(path.read_bytes())
+
+
+@given(data=st.binary(max_size=60))
+def test_any_bytes_end_in_our_error(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.pkl"
+    path.write_bytes(data)
+    with contextlib.suppress(BadDataError):
+        read_plain(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"model": {}}, "none of nanoGPT's"),
+        ([1, 2], "none of nanoGPT's"),
+        ({"model": {"a": 1}, "model_args": ARGUMENTS}, "is no tensor"),
+        ({"model": {}, "model_args": {**ARGUMENTS, "n_head": 3}}, "n_embd 16 is not a multiple"),
+    ],
+)
+def test_another_file_is_told(content: Any, reason: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "ckpt.pt")
+    with pytest.raises(BadDataError, match=reason):
+        nanogpt.read(tmp_path / "ckpt.pt")
+    with pytest.raises(MissingInputError):
+        nanogpt.read(tmp_path / "none.pt")
+
+
+def test_cut_off_and_contradictory_files(tmp_path: Path) -> None:
+    path = make_ckpt(tmp_path / "ckpt.pt")
+    data = path.read_bytes()
+    for length in (0, 10, len(data) // 2, len(data) - 30):
+        path.write_bytes(data[:length])
+        with pytest.raises(BadDataError, match="no checkpoint of torch's"):
+            nanogpt.read(path)
+    smaller = {**ARGUMENTS, "n_layer": 1}
+    with pytest.raises(BadDataError, match=r"other parameters than its model; add --no-optimizer"):
+        nanogpt.read(make_ckpt(tmp_path / "ckpt.pt", model_args=smaller))
+    with pytest.raises(BadDataError, match=r"transformer\.h\.1\.\S+ is .*, its sizes ask for none"):
+        adopt(nanogpt.read(tmp_path / "ckpt.pt", with_optimizer=False), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_without_a_meta_file_the_tokenizer_is_asked_for(tmp_path: Path) -> None:
+    path = make_ckpt(tmp_path / "ckpt.pt")
+    (tmp_path / "meta.pkl").rename(tmp_path / "elsewhere.pkl")
+    with pytest.raises(MissingInputError, match=r"type --tokenizer PATH/meta\.pkl"):
+        nanogpt.read(path)
+    assert nanogpt.read(path, open_tokenizer(str(tmp_path / "elsewhere.pkl"))).tokenizer.n_vocab == 61
+
+
+@pytest.mark.thorough
+def test_its_files_of_ids_are_trained_on_as_they_are(tmp_path: Path, nanogpt: Any) -> None:
+    """The whole way by the command: ckpt.pt and data of nanoGPT's in its own folders, resumed by ours."""
+    path = make_ckpt(tmp_path / "out" / "ckpt.pt")
+    data = tmp_path / "data" / "shakespeare_char"
+    data.mkdir(parents=True)
+    rows = torch.randint(61, (4000,), generator=torch.Generator().manual_seed(0)).numpy().astype("<u2")
+    rows[:3600].tofile(data / "train.bin")
+    rows[3600:].tofile(data / "val.bin")
+    (path.parent / "meta.pkl").rename(data / "meta.pkl")
+    nanogpt("import-shards", data, "--tokenizer", data / "meta.pkl")
+    said = nanogpt("import", "nanogpt", path, "--out-dir", "run").stdout
+    assert "with AdamW's state, tokenizer char" in said
+    quick = ["--max-iters", "6", "--eval-iters", "2", "--device", "cpu", "--dtype", "float32", "--no-compile"]
+    done = nanogpt("train", "run", "--dataset", data, *quick)
+    assert "going on from step-00000003" in done.stderr
+    nanogpt("import", "nanogpt", path, "--out-dir", "run", code=73)
+
+
+def test_a_run_with_other_ids_is_not_gone_on_with(corpus: Path, tmp_path: Path, nanogpt: Any) -> None:
+    run = make_run(tmp_path / "run", open_tokenizer(str(make_meta(tmp_path / "meta.pkl"))), vocab_size=320)
+    refused = nanogpt("train", run, "--dataset", corpus, "--device", "cpu", code=65)
+    assert "has other ids than" in refused.stderr
