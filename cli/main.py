@@ -11,6 +11,7 @@ import typer
 
 from cli.bench import bench_app
 from cli.checkpoint import checkpoint_app
+from cli.compare import compare
 from cli.eval import eval_command
 from cli.export import export_app
 from cli.import_model import import_app
@@ -44,6 +45,7 @@ app.command(rich_help_panel="From text to text")(prepare)
 app.command(rich_help_panel="From text to text")(train)
 app.command("eval", rich_help_panel="From text to text")(eval_command)
 app.command(rich_help_panel="From text to text")(sample)
+app.command(rich_help_panel="Around it")(compare)
 app.command(rich_help_panel="Around it")(verify)
 app.add_typer(
     checkpoint_app,
@@ -65,7 +67,7 @@ app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch
 app.add_typer(
     bench_app, name="bench", rich_help_panel="Around it", help="How fast this machine trains, samples, reads and saves."
 )
-app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is, or data.")
+app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is, data, or a checkpoint.")
 app.command(rich_help_panel="Around it")(quickstart)
 
 

@@ -1,12 +1,15 @@
-"""`nanogpt show params|components|full|config|data`: what a preset, a TOML file or a data folder stands for."""
+"""`nanogpt show params|components|full|config|attention|data|checkpoint`: what presets, data and runs stand for."""
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import CONTEXT, Json, Preset, Settings, takes_settings
+from cli.show_attention import attention
+from cli.show_checkpoint import checkpoint
 from cli.show_data import data
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
@@ -58,7 +61,14 @@ def components(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Jso
 
 @show_app.command()
 @model_flags
-def full(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
+def full(
+    settings: Settings,
+    preset: Preset = DEFAULT_PRESET,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the drawing as a picture, too, which browsers show.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """A drawing of the whole model, with shapes and parameters."""
     config = _load_architecture(preset, settings)
     from nanogpt_dist.describe import count_parameters, letter_sizes, trace
@@ -66,6 +76,11 @@ def full(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = Fa
 
     counted, traced = count_parameters(config), trace(config, config.batch_size)
     sizes = letter_sizes(config, config.batch_size)
+    if svg is not None:
+        from nanogpt_dist.picture import draw_svg
+        from nanogpt_dist.storage import write_atomic
+
+        write_atomic(svg, draw_svg(config, counted, traced, preset).encode())
     if as_json:
         shapes = [asdict(component) for component in traced]
         _print_json({"letters": sizes, "parameters": asdict(counted), "components": shapes})
@@ -87,6 +102,8 @@ def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
 
 
 show_app.command()(data)
+show_app.command()(attention)
+show_app.command()(checkpoint)
 
 
 def commented_toml(config: TrainConfig, name: str) -> str:
@@ -125,12 +142,25 @@ def _component_table(counted: "Parameters") -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
     table.add_column("component", "total")
-    for header, footer in {"each": "", "times": "", "parameters": f"{counted.total:,}", "share": "100.0 %"}.items():
+    for header, footer in {
+        "by hand": "",
+        "each": "",
+        "times": "",
+        "parameters": f"{counted.total:,}",
+        "share": "100.0 %",
+    }.items():
         table.add_column(header, footer, justify="right")
     for name, count in counted.by_component.items():
         times = counted.n_layer if name.startswith("h.") else 1
         label = "lm_head (is wte)" if name == "lm_head" and not count else name
-        table.add_row(label, f"{count // times:,}", f"× {times}", f"{count:,}", f"{100 * count / counted.total:.1f} %")
+        table.add_row(
+            label,
+            counted.by_hand[name],
+            f"{count // times:,}",
+            f"× {times}",
+            f"{count:,}",
+            f"{100 * count / counted.total:.1f} %",
+        )
     return table
 
 

@@ -18,7 +18,16 @@ from nanogpt_dist.storage.durable import told
 
 ATTEMPTS = "attempts.jsonl"
 IN_VAIN = 3  # attempts without a new checkpoint, before the run goes back
-OF_NO_MATTER = {"out_dir", "timeout_s", "tensorboard", "log_interval", "keep_checkpoints"}
+OF_NO_MATTER = {
+    "out_dir",
+    "timeout_s",
+    "tensorboard",
+    "wandb_log",
+    "wandb_project",
+    "wandb_run_name",
+    "log_interval",
+    "keep_checkpoints",
+}
 
 
 def digest(config: TrainConfig, ranks: int) -> str:

@@ -40,7 +40,7 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
         update={
             **{"max_iters": 2 * UPDATES, "save_interval": UPDATES, "eval_interval": 2 * UPDATES, "eval_iters": 1},
             **{"gradient_accumulation_steps": world.size, "warmup_iters": 1, "lr_decay_iters": None},
-            **{"log_interval": 1, "tensorboard": False, "keep_checkpoints": 2},
+            **{"log_interval": 1, "tensorboard": False, "wandb_log": False, "keep_checkpoints": 2},
         }
     )
     try:

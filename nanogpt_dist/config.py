@@ -161,6 +161,12 @@ class TrainConfig(ModelConfig):
     )
     tensorboard: bool = setting(True, "Output", "Write TensorBoard scalars into the run folder.")
 
+    wandb_log: bool = setting(False, "Output", "Log to Weights & Biases, too; WANDB_MODE=offline keeps it here.")
+    wandb_project: str = setting("nanogpt", "Output", "Project at Weights & Biases.", pattern=PATH)
+    wandb_run_name: str | None = setting(
+        None, "Output", "Name at Weights & Biases; unset: the run folder's.", pattern=PATH
+    )
+
     # Machine
     device: str = setting("auto", "Machine", "auto | cpu | cuda | mps.", pattern=r"^(auto|cpu|cuda|mps)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(

@@ -4,6 +4,7 @@ Shape letters: B sequences in the batch, T = block_size, C = n_embd, H = n_head,
 Components are named as in the checkpoint, without `transformer.` and the block's number: h.attn.c_attn.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class Parameters:
     total: int
     non_embedding: int  # total less wpe, which is what nanoGPT prints
     by_component: dict[str, int]
+    by_hand: dict[str, str]  # of one instance, in letters: C·3C + 3C
     n_layer: int
     blocks: int
     rule_of_thumb: int
@@ -130,6 +132,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         total=total,
         non_embedding=total - by_component.get("wpe", 0),
         by_component=by_component,
+        by_hand=_by_hand(config, by_component),
         n_layer=config.n_layer,
         blocks=blocks,
         rule_of_thumb=rule_of_thumb,
@@ -142,6 +145,45 @@ def count_parameters(config: ModelConfig) -> Parameters:
         bf16_bytes=2 * total,
         training_bytes=TRAINING_BYTES * total,
     )
+
+
+def formulas(config: ModelConfig) -> dict[str, list[str]]:
+    """The parameters of one instance of each component, counted by hand: terms to be added, products of letters."""
+    C = "C"
+    qkv = "3C" if config.kv_heads == config.n_head else "(H+2K)·D"
+    F = "4C" if config.mlp_width == 4 * config.n_embd else "F"
+    wide = f"2·{F}" if config.mlp == "swiglu" else F
+
+    def linear(given: str, gives: str) -> list[str]:
+        return [f"{given}·{gives}", *([gives] if config.bias else [])]
+
+    norm = [C, C] if config.bias and config.norm == "layernorm" else [C]
+    found = {
+        "wte": ["V·C"],
+        **({} if config.rotary else {"wpe": ["T·C"]}),
+        "h.ln_1": norm,
+        "h.attn.c_attn": linear(C, qkv),
+        **({"h.attn.q_norm": ["D"], "h.attn.k_norm": ["D"]} if config.qk_norm else {}),
+        "h.attn.c_proj": linear(C, C),
+        "h.ln_2": norm,
+        "h.mlp.c_fc": linear(C, wide),
+        "h.mlp.c_proj": linear(F, C),
+        "ln_f": norm,
+        "lm_head": [] if config.tied_head else ["V·C"],
+    }
+    return found
+
+
+def _by_hand(config: ModelConfig, counted: dict[str, int]) -> dict[str, str]:
+    """The formulas as text; each gives what was counted on the model."""
+    sizes = letter_sizes(config, batch_size=1)
+    qkv = (sizes["H"] + 2 * config.kv_heads) * sizes["D"]
+    sizes |= {"3C": 3 * sizes["C"], "4C": 4 * sizes["C"], "2": 2, "(H+2K)": qkv // sizes["D"]}
+    for name, terms in formulas(config).items():
+        times = config.n_layer if name.startswith("h.") else 1
+        total = times * sum(math.prod(sizes[letter] for letter in term.split("·")) for term in terms)
+        assert total == counted[name], f"{name}: {terms} is {total}, the model has {counted[name]}"
+    return {name: " + ".join(terms) or "0" for name, terms in formulas(config).items()}
 
 
 def trace(config: ModelConfig, batch_size: int) -> list[Component]:

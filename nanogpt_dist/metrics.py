@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics.jsonl (the record), TensorBoard (best effort), a line on the terminal."""
+"""What a run tells while it runs: metrics.jsonl (the record), TensorBoard and W&B (best effort), the terminal."""
 
 import json
 import sys
@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogpt_dist import runs, storage
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.storage.durable import told
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from nanogpt_dist.wandb_board import WandbBoard
 
 RECORD = "metrics.jsonl"
 
@@ -68,7 +72,7 @@ class Console:
 class Recorder:
     """Writes one object per logged update and per evaluation. Made on rank 0 only."""
 
-    def __init__(self, run: Path, step: int, tensorboard: bool, console: Console) -> None:
+    def __init__(self, run: Path, step: int, config: TrainConfig, console: Console) -> None:
         with told(run / RECORD):
             cut_record(run / RECORD, step)
             self._record = (run / RECORD).open("ab", buffering=0)
@@ -76,7 +80,8 @@ class Recorder:
         self._console = console
         self._excepthook = threading.excepthook
         threading.excepthook = self._on_thread_error
-        self._board = self._open_board(run / "tensorboard", step) if tensorboard else None
+        self._board = self._open_board(run / "tensorboard", step) if config.tensorboard else None
+        self._wandb = self._open_wandb(run, config) if config.wandb_log else None
 
     def update(self, values: dict[str, Any], progress: str) -> None:
         """Record one update: `values` holds step and scalars, None unknown; `progress` is its line on the terminal."""
@@ -95,6 +100,7 @@ class Recorder:
             self._console.line(f"warning: the last {lost} lines of {RECORD} are lost, the disk is still full")
         self._record.close()
         self._to_board(lambda board: board.close())
+        self._to_wandb(lambda board: board.close())
         threading.excepthook = self._excepthook
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
@@ -102,6 +108,7 @@ class Recorder:
         known = {name: value for name, value in values.items() if value is not None}
         step = known.pop("step")
         self._to_board(lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in known.items()])
+        self._to_wandb(lambda board: board.write(group, known, step))
 
     def _append(self, line: bytes) -> None:
         """Write what there is to write; a full disk must not end the run, and the lines wait until there is room."""
@@ -137,3 +144,26 @@ class Recorder:
 
     def _board_failed(self, error: OSError) -> None:
         self._console.line(f"warning: TensorBoard's files cannot be written ({error}); {RECORD} has everything")
+
+    def _open_wandb(self, run: Path, config: TrainConfig) -> "WandbBoard | None":
+        from nanogpt_dist.wandb_board import WandbBoard
+
+        try:
+            return WandbBoard(run, config)
+        except ConfigError:
+            raise
+        except Exception as error:  # of wandb's many kinds
+            self._wandb_failed(error)
+            return None
+
+    def _to_wandb(self, write: Any) -> None:
+        if self._wandb is not None:
+            try:
+                write(self._wandb)
+            except Exception as error:
+                self._wandb = None
+                self._wandb_failed(error)
+
+    def _wandb_failed(self, error: Exception) -> None:
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        self._console.line(f"warning: Weights & Biases is not told any more ({reason}); {RECORD} has everything")

@@ -40,7 +40,7 @@ class Progress:
         storage.write_atomic(run / "config.toml", to_toml(self.config).encode())
         newest = storage.step_name(state.step) if state.step else None
         runs.write_status(run, "running", 0, state.step, "", newest)
-        return Recorder(run, state.step, self.config.tensorboard, self.console)
+        return Recorder(run, state.step, self.config, self.console)
 
     @property
     def tokens_per_second(self) -> float | None:

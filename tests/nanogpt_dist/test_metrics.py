@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from nanogpt_dist.config import resolve
 from nanogpt_dist.metrics import RECORD, Console, Recorder, cut_record, duration
 
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Recorder:
-    return Recorder(tmp_path, 0, tensorboard=False, console=Console(enabled=True))
+    return Recorder(tmp_path, 0, resolve({"tensorboard": False}), console=Console(enabled=True))
 
 
 def lines(run: Path) -> list[dict[str, object]]:
@@ -53,7 +54,7 @@ def test_what_is_about_to_be_made_again_and_torn_lines_are_cut(tmp_path: Path) -
 
 def test_a_blocked_tensorboard_folder_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
-    recorder = Recorder(tmp_path, 0, tensorboard=True, console=Console(enabled=True))
+    recorder = Recorder(tmp_path, 0, resolve({}), console=Console(enabled=True))
     recorder.update({"step": 1, "loss": 2.0}, "")
     recorder.close()
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
@@ -68,7 +69,7 @@ def test_a_full_disk_ends_tensorboard_with_one_warning(
     def write(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    recorder = Recorder(tmp_path, 0, tensorboard=True, console=Console(enabled=True))
+    recorder = Recorder(tmp_path, 0, resolve({}), console=Console(enabled=True))
     monkeypatch.setattr(RecordWriter, "write", write)
     for step in range(1, 50):
         recorder.update({"step": step, "loss": 2.0}, "")

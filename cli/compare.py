@@ -1,0 +1,80 @@
+"""`nanogpt compare`: runs side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def compare(
+    targets: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two runs or more.", show_default=False)],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the losses over tokens (needs the extra `plot`).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Which settings differ, and the losses after equally many tokens. Runs that are still training can be compared."""
+    from nanogpt_dist import comparing
+    from nanogpt_dist.errors import UsageError
+
+    if len(targets) < 2:
+        raise UsageError("compare takes two runs or more, e.g. nanogpt compare out/a out/b")
+    curves = [comparing.read_curve(run) for run in targets]
+    differences, rows = comparing.differences(curves), comparing.at_equal_tokens(curves)
+    figures = [comparing.summary(curve) for curve in curves]
+    if plot is not None:
+        comparing.plot(curves, plot)
+    if json:
+        from nanogpt_dist.runs import to_json
+
+        typer.echo(to_json({"runs": figures, "differences": differences, "at_equal_tokens": rows}))
+        return
+    names = [str(run) for run in targets]
+    table = _table("setting", names)
+    for name, values in differences.items():
+        table.add_row(name, *("–" if value is None else str(value) for value in values))
+    _print(table if differences else "all settings are the same")
+    table = _table("loss at tokens", [f"{name}\n{kind}" for name in names for kind in ("train", "val")])
+    for row in rows:
+        pairs = zip(row["train_loss"], row["val_loss"], strict=True)
+        table.add_row(f"{row['tokens']:,}", *(_loss(value) for pair in pairs for value in pair))
+    _print(table)
+    table = _table("in all", names)
+    for key in ("step", "tokens", "val_loss", "best_val_loss", "tokens_per_second", "verdict"):
+        table.add_row(key, *(_shown(one[key]) for one in figures))
+    _print(table)
+    if plot is not None:
+        typer.echo(f"{plot} is drawn")
+
+
+def _table(first: str, others: list[str]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(first, box=box.SIMPLE_HEAD)
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _print(what: "str | Table") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.width = console.width if console.is_terminal else 200
+    console.print(what)
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value > 1000 else f"{value:.4f}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

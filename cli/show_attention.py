@@ -1,0 +1,111 @@
+"""`nanogpt show attention`: the queries, keys, values and the causal mask of one head, on a few tokens, as tables."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import Json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nanogpt_dist.model import GPT
+
+MAX_TOKENS = 16  # of a text that fits into a table
+SHOWN = 6  # numbers of a vector
+
+
+def attention(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="PRESET|RUN|CHECKPOINT", help="A preset has weights by chance, a run has learnt some."),
+    ] = "shakespeare-char-cpu",
+    text: Annotated[str, typer.Option(help=f"What the head reads, {MAX_TOKENS} tokens at most.")] = "To be or",
+    layer: Annotated[int, typer.Option(min=0, help="Block; the first is 0.")] = 0,
+    head: Annotated[int, typer.Option(min=0, help="Head of the block; the first is 0.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """One head at work: queries, keys and values, q·k/√D under the causal mask, and how much each token reads of each.
+
+    A preset's text is read character by character; a run's by its tokenizer.
+    """
+    from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.looking import look
+
+    model, ids, tokens = _of_run(target, text) if Path(target).is_dir() else _of_preset(target, text)
+    if not 1 <= len(ids) <= min(MAX_TOKENS, model.config.block_size):
+        most = min(MAX_TOKENS, model.config.block_size)
+        raise UsageError(f"--text is {len(ids)} tokens, a table takes 1 to {most}: give a shorter one")
+    found = look(model, ids, layer, head)
+    if as_json:
+        # The mask is told by itself: what stands above the diagonal is computed, but nobody reads it.
+        values = {name: getattr(found, name).tolist() for name in ("q", "k", "v", "scores", "seen", "weights", "y")}
+        typer.echo(json.dumps({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
+        return
+    T, D = found.q.shape
+    typer.echo(
+        f"{target}, layer {layer}, head {head}: T = {T} tokens, D = {D} numbers each, of which {SHOWN} are shown\n"
+    )
+    for name, about in {
+        "q": "what each token looks for",
+        "k": "what it offers to be found by",
+        "v": "what it hands over when it is found",
+    }.items():
+        _vectors(f"{name}: {about}", tokens, getattr(found, name))
+    _matrix("q kᵀ / √D: ▒ is masked, for it comes later", tokens, found.scores, found.seen)
+    _matrix(
+        "softmax of each row: how much the token reads of each; a row adds up to 1", tokens, found.weights, found.seen
+    )
+    _vectors("weights · v: what the head hands on", tokens, found.y)
+
+
+def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
+    import torch
+
+    from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
+    from nanogpt_dist.runs import find_checkpoint
+
+    found = find_checkpoint(target, warn=lambda warning: typer.echo(f"warning: {warning}", err=True))
+    model, _ = load_model(found, torch.device("cpu"))
+    tokenizer = load_checkpoint_tokenizer(found)
+    ids = tokenizer.encode(text).tolist()
+    return model, ids, [tokenizer.decode([number]) for number in ids]
+
+
+def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
+    """With initial weights, and the characters of the text as its vocabulary."""
+    from nanogpt_dist.model import GPT
+    from nanogpt_dist.presets import load
+
+    config = load(name)
+    alphabet = sorted(set(text))
+    small = {"vocab_size": max(len(alphabet), 1), "n_layer": min(config.n_layer, 2)}  # as many as a look needs
+    if config.intra_document:
+        small["eot_id"] = 0
+    architecture = config.architecture().model_copy(update=small)
+    model = GPT(architecture).init_weights(config.seed).eval()
+    return model, [alphabet.index(character) for character in text], list(text)
+
+
+def _name(token: str) -> str:
+    return {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(token, token.strip() or "␣")[:6]
+
+
+def _vectors(title: str, tokens: list[str], rows: "Tensor") -> None:
+    typer.echo(title)
+    more = " …" if rows.size(1) > SHOWN else ""
+    for token, row in zip(tokens, rows.tolist(), strict=True):
+        typer.echo(f"  {_name(token):>6} │" + "".join(f"{value:8.3f}" for value in row[:SHOWN]) + more)
+    typer.echo("")
+
+
+def _matrix(title: str, tokens: list[str], values: "Tensor", seen: "Tensor") -> None:
+    typer.echo(title)
+    typer.echo("         " + "".join(f"{_name(token):>8}" for token in tokens))
+    rows: list[Any] = values.tolist()
+    for token, row, allowed in zip(tokens, rows, seen.tolist(), strict=True):
+        cells = (f"{value:8.3f}" if ok else "       ▒" for value, ok in zip(row, allowed, strict=True))
+        typer.echo(f"  {_name(token):>6} │" + "".join(cells))
+    typer.echo("")

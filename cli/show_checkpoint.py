@@ -1,0 +1,37 @@
+"""`nanogpt show checkpoint`: where a checkpoint stands, and its files with their hashes."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import Json
+
+
+def checkpoint(
+    target: Annotated[
+        str | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Unset: the newest run under out/.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Where a checkpoint stands: step, losses, data; and each of its files with its sha256, verified."""
+    from nanogpt_dist import runs, storage
+
+    found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
+    state, manifest = runs.read_json(found / "state.json"), storage.read_manifest(found)
+    evaluations = runs.read_json(found.with_name(f"{found.name}.eval.json")).get("results", {})
+    if as_json:
+        facts: dict[str, Any] = {"checkpoint": str(found), "step": storage.step_of(found.resolve().name), **state}
+        typer.echo(json.dumps({**facts, "files": manifest["files"], "evaluations": evaluations}))
+        return
+    typer.echo(f"{found}")
+    for key, value in state.items():
+        shown = json.dumps(value) if isinstance(value, dict) else value
+        typer.echo(f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}")
+    typer.echo("")
+    for entry in manifest["files"]:
+        typer.echo(f"  {entry['sha256'][:16]}…  {entry['bytes']:>14,} bytes  {entry['name']}")
+    for number, (what, figures) in enumerate(evaluations.items()):
+        values = ", ".join(f"{key} {value:.4f}" for key, value in figures.items() if isinstance(value, float))
+        typer.echo(("" if number else "\n") + f"  {what}: {values}")

@@ -1,0 +1,153 @@
+"""Runs side by side: which settings differ, their losses after equally many tokens, and a plot of those. No torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanogpt_dist import runs
+from nanogpt_dist.config import TrainConfig, read_toml, resolve
+from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
+from nanogpt_dist.storage.durable import shown, told
+
+POINTS = 8  # of a table, evenly spaced in tokens
+PLACES = {
+    "out_dir",
+    "tensorboard",
+    "wandb_log",
+    "wandb_project",
+    "wandb_run_name",
+}  # settings that say nothing about a run
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: its settings, and its losses in nats/token over tokens, (n,) each; tokens per second, the median."""
+
+    name: str
+    config: TrainConfig
+    train_tokens: Floats
+    train_loss: Floats
+    val_tokens: Floats
+    val_loss: Floats
+    tokens_per_second: float | None
+
+    @property
+    def tokens(self) -> float:
+        """How far it came."""
+        return float(max(self.train_tokens[-1:].sum(), self.val_tokens[-1:].sum()))
+
+
+def read_curve(run: Path) -> Curve:
+    """What a run folder tells of its run. Raises MissingInputError, BadDataError."""
+    record = run / "metrics.jsonl"
+    if not (run / "config.toml").is_file() or not record.is_file():
+        raise MissingInputError(f"{shown(run)} is no run: it has no config.toml and metrics.jsonl")
+    try:
+        config = resolve(read_toml(run / "config.toml"))
+    except ConfigError as error:
+        raise BadDataError(f"{shown(run / 'config.toml')}: {error}") from None
+    with told(record):
+        lines = record.read_bytes().splitlines()
+    train, val, speeds = [], [], []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            tokens = values["step"] * config.global_batch_size * config.block_size
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that is being written
+        if isinstance(values.get("val_loss"), float):
+            val.append((tokens, values["val_loss"]))
+        elif isinstance(values.get("loss"), float):
+            train.append((tokens, values["loss"]))
+            speeds += [values["tokens_per_second"]] if values.get("tokens_per_second") else []
+    if not train and not val:
+        raise BadDataError(f"{shown(record)} tells of no update yet")
+    (x, y), (u, v) = _columns(train), _columns(val)
+    return Curve(str(run), config, x, y, u, v, float(np.median(speeds)) if speeds else None)
+
+
+def _columns(pairs: list[tuple[int, float]]) -> tuple[Floats, Floats]:
+    both = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def differences(curves: Sequence[Curve]) -> dict[str, list[Any]]:
+    """{setting: its value in each run} of the settings that are not the same in all."""
+    found = {}
+    for name in TrainConfig.model_fields.keys() - PLACES:
+        values = [getattr(curve.config, name) for curve in curves]
+        if any(value != values[0] for value in values):
+            found[name] = values
+    return {name: found[name] for name in TrainConfig.model_fields if name in found}
+
+
+def at_equal_tokens(curves: Sequence[Curve], points: int = POINTS) -> list[dict[str, Any]]:
+    """{tokens, train_loss: of each run, val_loss: of each run} at evenly spaced counts that all runs have reached.
+
+    A train loss is the mean of what was logged since the point before; a val loss lies on the line between the
+    evaluations on both sides; None where there is nothing.
+    """
+    common = min(curve.tokens for curve in curves)
+    rows, before = [], 0.0
+    for tokens in np.linspace(common / points, common, points):
+        rows.append(
+            {
+                "tokens": int(tokens),
+                "train_loss": [_mean_between(curve, before, tokens) for curve in curves],
+                "val_loss": [_between(curve, tokens) for curve in curves],
+            }
+        )
+        before = float(tokens)
+    return rows
+
+
+def _mean_between(curve: Curve, start: float, end: float) -> float | None:
+    chosen = (curve.train_tokens > start) & (curve.train_tokens <= end)
+    return float(curve.train_loss[chosen].mean()) if chosen.any() else None
+
+
+def _between(curve: Curve, tokens: float) -> float | None:
+    if not len(curve.val_tokens) or not curve.val_tokens[0] <= tokens <= curve.val_tokens[-1]:
+        return None
+    return float(np.interp(tokens, curve.val_tokens, curve.val_loss))
+
+
+def plot(curves: Sequence[Curve], out: Path) -> None:
+    """Write the losses over tokens as a PNG. Needs the extra `plot`. Raises ConfigError without it, StorageError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(f"--plot needs matplotlib ({error}): type pip install 'nanogpt-dist[plot]'") from None
+    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        line = axes.plot(curve.train_tokens, curve.train_loss, linewidth=0.8, alpha=0.5)[0]
+        label = f"{curve.name}" + (f", val {curve.val_loss[-1]:.4f}" if len(curve.val_loss) else "")
+        axes.plot(curve.val_tokens, curve.val_loss, "o-", color=line.get_color(), label=label, markersize=4)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("loss, nats/token (thin: train, dots: val)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with told(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png")
+
+
+def summary(curve: Curve) -> dict[str, Any]:
+    """Where a run stands, in figures."""
+    return {
+        "run": curve.name,
+        "tokens": int(curve.tokens),
+        "step": int(curve.tokens / (curve.config.global_batch_size * curve.config.block_size)),
+        "val_loss": float(curve.val_loss[-1]) if len(curve.val_loss) else None,
+        "best_val_loss": float(curve.val_loss.min()) if len(curve.val_loss) else None,
+        "tokens_per_second": curve.tokens_per_second,
+        "verdict": runs.read_json(Path(curve.name) / "status.json").get("verdict"),
+    }

@@ -1,0 +1,113 @@
+"""The model as an SVG picture: the boxes of the drawing, with the shape that flows at each arrow."""
+
+from xml.sax.saxutils import escape
+
+from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.describe import Component, Parameters
+from nanogpt_dist.drawing import boxes
+
+WIDTH, BOX_WIDTH, BOX_HEIGHT, GAP = 760, 380, 42, 40  # pixels
+LEFT = (WIDTH - BOX_WIDTH) / 2
+RAIL = LEFT - 70  # where the residual stream passes a sublayer by
+COLOURS = {"table": "#dbeafe", "norm": "#fef3c7", "attention": "#dcfce7", "mlp": "#fce7f3", "head": "#ede9fe"}
+
+STYLE = """
+text { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; fill: #111827 }
+.shape, .count { font-size: 11px; fill: #4b5563 } .title { font-size: 15px; font-weight: bold }
+rect { stroke: #374151; stroke-width: 1; rx: 6 } .frame { fill: none; stroke: #9ca3af; stroke-dasharray: 6 4 }
+path { stroke: #374151; fill: none; stroke-width: 1.4 } .arrow { marker-end: url(#tip) }
+"""
+
+
+class _Canvas:
+    """Grows downwards: y is where the next thing begins."""
+
+    def __init__(self) -> None:
+        self.y, self.parts = 30.0, list[str]()
+
+    def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
+        self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def path(self, d: str, arrow: bool = True) -> None:
+        self.parts.append(f'<path d="{d}"{" class=" + chr(34) + "arrow" + chr(34) if arrow else ""}/>')
+
+    def box(self, name: str, text: str, count: str, colour: str) -> None:
+        self.parts.append(
+            f'<rect x="{LEFT:g}" y="{self.y:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" fill="{COLOURS[colour]}"/>'
+        )
+        self.text(LEFT + 10, self.y + 18, name)
+        self.text(LEFT + 10, self.y + 34, text, "shape")
+        self.text(LEFT + BOX_WIDTH - 10, self.y + 18, count, "count", "end")
+        self.y += BOX_HEIGHT
+
+    def arrow(self, label: str) -> None:
+        self.path(f"M {WIDTH / 2:g} {self.y:g} v {GAP - 2:g}")
+        self.text(WIDTH / 2 + 10, self.y + GAP / 2 + 4, label, "shape")
+        self.y += GAP
+
+
+def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Component], title: str) -> str:
+    """The whole model from token ids to logits, as the text of an SVG file."""
+    at = {component.name: component for component in components}
+    attention, mlp = boxes(config, at)
+    canvas = _Canvas()
+    canvas.text(WIDTH / 2, canvas.y, f"{title}: {parameters.total:,} parameters", "title", "middle")
+    canvas.y += 14
+    canvas.arrow(f"token ids {_shape(at['GPT'].input_letters, at['GPT'].input)}")
+    canvas.box("wte", "token table, V × C", _count(parameters, "wte"), "table")
+    if not config.rotary:
+        canvas.arrow("+ a row of wpe for each position")
+        canvas.box("wpe", "position table, T × C", _count(parameters, "wpe"), "table")
+    canvas.arrow(_shape(at["h"].input_letters, at["h"].input))
+    top = canvas.y
+    canvas.text(LEFT - 110, top + 18, f"block × {parameters.n_layer}", "title")
+    canvas.y += 24
+    for names, colour in ((attention, "attention"), (mlp, "mlp")):
+        _sublayer(canvas, names, colour, parameters, at)
+    canvas.parts.append(
+        f'<rect class="frame" x="{LEFT - 124:g}" y="{top:g}" width="{BOX_WIDTH + 248}" height="{canvas.y - top:g}"/>'
+    )
+    canvas.arrow(_shape(at["h"].output_letters, at["h"].output))
+    canvas.box("ln_f", attention["h.ln_1"], _count(parameters, "ln_f"), "norm")
+    canvas.arrow(_shape(at["lm_head"].input_letters, at["lm_head"].input))
+    tied = ("the matrix of wte", "tied") if config.tied_head else ("its own matrix", _count(parameters, "lm_head"))
+    canvas.box("lm_head", f"C → V, {tied[0]}", tied[1], "head")
+    canvas.arrow(f"logits {_shape(at['GPT'].output_letters, at['GPT'].output)}")
+    body = "\n".join(canvas.parts)
+    height = canvas.y + 20
+    size = f'viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}"'
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" {size}>
+<style>{STYLE}</style>
+<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+<path d="M 0 0 L 8 4 L 0 8 z" style="fill: #374151; stroke: none"/></marker></defs>
+<rect x="0" y="0" width="{WIDTH}" height="{height:g}" style="fill: white; stroke: none"/>
+{body}
+</svg>
+"""
+
+
+def _sublayer(
+    canvas: _Canvas, names: dict[str, str], colour: str, parameters: Parameters, at: dict[str, Component]
+) -> None:
+    """Boxes in a row, and beside them the residual stream, which is added at the end."""
+    start = canvas.y
+    for name, text in names.items():
+        each = "q " if "K" in at["h.attn.k"].output_letters else "q, k, v each "
+        canvas.arrow((each if name == "h.attn.sdpa" else "") + _shape(at[name].input_letters, at[name].input))
+        canvas.box(name, text, _count(parameters, name), "norm" if name.startswith("h.ln") else colour)
+    canvas.path(f"M {WIDTH / 2:g} {canvas.y:g} v {GAP / 2:g}", arrow=False)
+    canvas.y += GAP / 2
+    middle = canvas.y + 10
+    canvas.path(f"M {WIDTH / 2:g} {start + 8:g} H {RAIL:g} V {middle:g} H {WIDTH / 2 - 12:g}")
+    canvas.parts.append(f'<circle cx="{WIDTH / 2:g}" cy="{middle:g}" r="10" fill="white" stroke="#374151"/>')
+    canvas.text(WIDTH / 2, middle + 5, "+", "", "middle")
+    canvas.y = middle + 10
+
+
+def _count(parameters: Parameters, name: str) -> str:
+    count = parameters.by_component.get(name, 0)
+    return f"{count // (parameters.n_layer if name.startswith('h.') else 1):,}" if count else ""
+
+
+def _shape(letters: tuple[str, ...], sizes: tuple[int, ...]) -> str:
+    return f"({', '.join(letters)}) = ({', '.join(map(str, sizes))})"

@@ -1,0 +1,87 @@
+"""show attention, show checkpoint, the picture, and parameters counted by hand."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.describe import count_parameters, formulas, letter_sizes
+from nanogpt_dist.errors import UsageError
+from nanogpt_dist.looking import look
+from nanogpt_dist.model import GPT
+from nanogpt_dist.presets import load
+from tests.conftest import Run
+from tests.nanogpt_dist.lineage.models import bpe, make_run
+from tests.nanogpt_dist.test_model_options import OPTIONS, SMALL
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_a_head_is_the_one_of_the_forward_pass(options: dict) -> None:
+    """Put together again, what the heads hand on is what the attention of the block gives."""
+    model = GPT(ModelConfig(**{**SMALL, **options})).init_weights(3).eval()
+    ids = [3, 7, 1, 4, 7, 5]
+    wanted: list[torch.Tensor] = []
+    block = model.transformer.h[1]
+    block.attn.c_proj.register_forward_pre_hook(lambda _, inputs: wanted.append(inputs[0]))
+    model.logits(torch.tensor([ids]))
+    heads = [look(model, ids, layer=1, head=h) for h in range(4)]
+    torch.testing.assert_close(torch.cat([head.y for head in heads], 1), wanted[0][0], rtol=1e-4, atol=1e-6)
+    for head in heads:
+        torch.testing.assert_close(head.weights.sum(1), torch.ones(6))
+        assert not head.weights[~head.seen].any()
+    for layer, number in [(2, 0), (0, 4)]:
+        with pytest.raises(UsageError, match="this model has"):
+            look(model, ids, layer, number)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_counting_by_hand_gives_what_the_machine_counts(options: dict) -> None:
+    config = ModelConfig(**{**SMALL, **options})
+    counted = count_parameters(config)  # compares each
+    assert counted.by_hand.keys() == counted.by_component.keys() == formulas(config).keys()
+    assert letter_sizes(config, 1)["V"] == 29
+
+
+def test_the_head_of_a_preset_and_of_a_run_as_tables(tmp_path: Path, nanogpt: Run) -> None:
+    said = nanogpt("show", "attention", "--text", "abc", "--head", "1").stdout
+    assert "q kᵀ / √D" in said
+    assert [line.count("▒") for line in said.splitlines() if "▒" in line and "│" in line] == [2, 1, 2, 1]
+    run = make_run(tmp_path / "run", bpe())
+    shown = json.loads(nanogpt("show", "attention", run, "--text", "The end.", "--json").stdout)
+    T = len(shown["tokens"])
+    assert "".join(shown["tokens"]) == "The end."
+    assert [sum(row) for row in shown["seen"]] == list(range(1, T + 1))
+    assert len(shown["q"][0]) == 16
+    refused = nanogpt("show", "attention", "--text", "x" * 17, code=2)
+    assert "a table takes 1 to 16" in refused.stderr
+
+
+def test_a_checkpoint_with_its_files(tmp_path: Path, nanogpt: Run) -> None:
+    run = make_run(tmp_path / "run", bpe())
+    shown = json.loads(nanogpt("show", "checkpoint", run, "--json").stdout)
+    assert shown["step"] == 0
+    assert {entry["name"] for entry in shown["files"]} >= {"model.safetensors", "state.json", "tokenizer.json"}
+    assert all(len(entry["sha256"]) == 64 for entry in shown["files"])
+    (run / "checkpoints" / "step-00000000" / "model.safetensors").write_bytes(b"")
+    nanogpt("show", "checkpoint", run, code=65)
+
+
+@pytest.mark.parametrize("preset", ["gpt2-xl", "shakespeare-char-cpu"])
+def test_the_picture_has_every_box(preset: str, tmp_path: Path) -> None:
+    from nanogpt_dist.describe import trace
+    from nanogpt_dist.picture import draw_svg
+
+    config = load(preset)
+    counted = count_parameters(config)
+    picture = draw_svg(config, counted, trace(config, 2), preset)
+    tree = ElementTree.fromstring(picture)
+    texts = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"{preset}: {counted.total:,} parameters" in texts
+    for box in ("wte", "wpe", "h.ln_1", "h.attn.sdpa", "h.mlp.act", "ln_f", "lm_head", f"block × {config.n_layer}"):
+        assert box in texts
+    assert f"token ids (B, T) = (2, {config.block_size})" in texts
+    height = float(tree.attrib["height"])
+    assert all(0 <= float(e.attrib["y"]) <= height for e in tree.iter("{http://www.w3.org/2000/svg}text"))
