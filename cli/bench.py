@@ -25,7 +25,7 @@ bench_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
 
 @bench_app.command()
-@takes_settings(TrainConfig, groups={"Model", "Data", "Machine", "Distributed"})
+@takes_settings(TrainConfig, groups={"Model", "Model options", "Data", "Machine", "Distributed"})
 def train(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,
@@ -109,7 +109,7 @@ def data(
 
 
 @bench_app.command()
-@takes_settings(TrainConfig, groups={"Model", "Machine", "Distributed"})
+@takes_settings(TrainConfig, groups={"Model", "Model options", "Machine", "Distributed"})
 def io(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,

@@ -15,7 +15,10 @@ from nanogpt_dist.errors import UsageError
 # `--learning_rate` is `--learning-rate`, as in nanoGPT.
 CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
-Preset = Annotated[str, typer.Argument(metavar="PRESET|FILE.toml", help="A preset's name or a TOML file of settings.")]
+Preset = Annotated[
+    str,
+    typer.Argument(metavar="PRESET|FILE", help="A preset, a .toml file of settings, or one of nanoGPT's .py configs."),
+]
 Settings = dict[str, Any]  # those given as flags, which go on top
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto: cuda, else mps, else cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
@@ -76,6 +79,16 @@ def nanogpt_style(arguments: list[str]) -> list[str]:
         else:
             result.append(argument)
     return result
+
+
+def refuse_nanogpts(arguments: list[str]) -> None:
+    """Raises UsageError for a flag of nanoGPT's that is something else here, with what it is."""
+    from nanogpt_dist.lineage.recipes import ELSEWHERE
+
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name in ELSEWHERE:
+            raise UsageError(f"no --{name} here: {ELSEWHERE[name]}")
 
 
 def refuse_empty(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ from cli.options import Json, takes_settings
 from launch import verdict
 from nanogpt_dist import presets
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.errors import NanogptError, StoppedError
+from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError
 from nanogpt_dist.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ def train(
     settings: dict[str, Any],
     preset: Annotated[
         str,
-        typer.Argument(metavar="PRESET|FILE.toml", help=f"One of {', '.join(presets.PRESETS)}; or your settings."),
+        typer.Argument(
+            metavar="PRESET|FILE.toml|FILE.py",
+            help=f"One of {', '.join(presets.PRESETS)}; your settings; one of nanoGPT's configs.",
+        ),
     ] = presets.DEFAULT_PRESET,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start at step 0, and refuse if the run folder has checkpoints.")
@@ -50,6 +53,7 @@ def train(
     if not in_ranks:
         stop.listen()
     try:
+        _refuse_evaluation(preset)
         config = presets.load(preset, settings)
     except NanogptError as error:
         error.agreed = True  # every rank read the same command line
@@ -78,6 +82,15 @@ def train(
             _report(result, json)
     if stopped:
         raise StoppedError(f"stopped and saved at step {result.step}; the same command again goes on from there")
+
+
+def _refuse_evaluation(preset: str) -> None:
+    """A config of nanoGPT's may say eval_only, and then is to be evaluated."""
+    if preset.endswith(".py"):
+        from nanogpt_dist.lineage import recipes
+
+        if recipes.only_evaluates(Path(preset)):
+            raise ConfigError(f"{preset} says eval_only: type nanogpt eval {preset}")
 
 
 def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_json: bool) -> None:

@@ -128,7 +128,10 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
         raise ConfigError(f"no preset {name}; {hint}")
-    overrides = overrides or {}
+    values, overrides = dict(values), dict(overrides or {})
+    for given in (values, overrides):
+        if given.get("init_from") in ("scratch", "resume"):  # nanoGPT's words: a run is begun, or gone on with, anyhow
+            given["init_from"] = None
     try:
         source = overrides.get("init_from", values.get("init_from"))
         is_run = (Path(name) / "config.toml").is_file() and "init_from" not in overrides

@@ -11,11 +11,11 @@ from nanogpt_dist.storage.durable import shown
 
 # What train.py of nanoGPT sets where a config does not, and our defaults do otherwise.
 DEFAULTS: dict[str, Any] = {"lr_decay_iters": 600_000, "log_interval": 1}
-# Settings of nanoGPT's without one here, and what there is in their place.
+# Flags of nanoGPT's without one here, and what there is in their place.
 ELSEWHERE = {
-    "backend": "the device chooses it",
-    "eval_only": "type nanogpt eval",
-    "start": "of sample.py: type nanogpt sample --prompt",
+    "eval_only": "to evaluate is a command: nanogpt eval, with a run, a preset or --init-from",
+    "backend": "the device chooses it: nccl on GPUs, gloo on CPUs",
+    "start": "what a sample goes on from is --prompt TEXT or --prompt FILE:path",
 }
 OPERATORS = {
     **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv},
@@ -28,6 +28,15 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises MissingInputError; ConfigError where an assignment is not a literal, or arithmetic with literals.
     """
+    return {**DEFAULTS, **settings_of(_assignments(path))}
+
+
+def only_evaluates(path: Path) -> bool:
+    """Whether a config of nanoGPT's sets eval_only. Raises as read()."""
+    return bool(_assignments(path).get("eval_only"))
+
+
+def _assignments(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
@@ -50,21 +59,14 @@ def read(path: Path) -> dict[str, Any]:
                 continue
             raise ConfigError(f"{where}: {names[0]} is not a literal; write its value there") from None
         found.update(dict.fromkeys(names, value))
-    return {**DEFAULTS, **settings_of(found)}
+    return found
 
 
 def settings_of(given: dict[str, Any]) -> dict[str, Any]:
-    """nanoGPT's settings, as a config or a checkpoint has them, under our names; what is not one here is left out.
-
-    Raises ConfigError for eval_only.
-    """
-    if given.get("eval_only"):
-        raise ConfigError("eval_only is a command here: type nanogpt eval with the same arguments")
+    """nanoGPT's settings, as a config or a checkpoint has them, under our names; what is not one here is left out."""
     kept = {name: value for name, value in given.items() if name in TrainConfig.model_fields and value is not None}
     if "dataset" in kept and "/" not in str(kept["dataset"]):
         kept["dataset"] = f"data/{kept['dataset']}"
-    if kept.get("init_from") in ("scratch", "resume"):  # a run is always gone on with
-        del kept["init_from"]
     if "device" in kept:
         kept["device"] = str(kept["device"]).partition(":")[0]
     for name in ("learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "dropout"):

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.errors import ConfigError, MissingInputError
+from cli.options import refuse_nanogpts
+from nanogpt_dist.errors import ConfigError, MissingInputError, UsageError
 from nanogpt_dist.presets import load
+from tests.conftest import Run
 
 CHAR = '''# a character model; good for debugging
 """and a docstring"""
@@ -63,7 +65,6 @@ def test_what_it_does_not_set_is_as_nanogpt_has_it(tmp_path: Path) -> None:
         ("batch_size = 9**9**9", "not a literal"),
         ("batch_size =", "cannot be read as Python"),
         ("batch_size = -1", "batch_size = -1: input should be greater"),
-        ("eval_only = True", "type nanogpt eval"),
     ],
 )
 def test_nothing_is_executed(text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +75,26 @@ def test_nothing_is_executed(text: str, reason: str, tmp_path: Path, monkeypatch
     assert not Path("executed").exists()
     with pytest.raises(MissingInputError):
         load("y.py")
+
+
+def test_an_evaluation_of_nanogpts_is_one_of_ours(tmp_path: Path, nanogpt: Run) -> None:
+    (tmp_path / "eval_gpt2.py").write_text(
+        "batch_size = 8\neval_only = True\ninit_from = 'gpt2-medium'\nwandb_log = False\n"
+    )
+    config = load(str(tmp_path / "eval_gpt2.py"))
+    assert (config.init_from, config.n_layer, config.batch_size) == ("gpt2-medium", 24, 8)
+    refused = nanogpt("train", tmp_path / "eval_gpt2.py", code=78)
+    assert "says eval_only: type nanogpt eval" in refused.stderr
+    refused = nanogpt("eval", tmp_path / "eval_gpt2.py", code=69)
+    assert "gpt2-medium is neither in the hub's cache nor a folder here" in refused.stderr
+
+
+@pytest.mark.parametrize("flag", ["--eval_only=True", "--eval-only", "--backend=gloo", "--start=x"])
+def test_flags_of_nanogpts_that_are_something_else_here_say_what(flag: str) -> None:
+    with pytest.raises(UsageError, match="here: "):
+        refuse_nanogpts(["train", flag])
+
+
+@pytest.mark.parametrize("word", ["scratch", "resume"])
+def test_nanogpts_words_for_a_beginning(word: str) -> None:
+    assert load("shakespeare-char", {"init_from": word}).init_from is None
