@@ -23,7 +23,12 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("typed", TYPED)
 def test_the_command_line_is_understood(typed: str) -> None:
     words = shlex.split(typed.split(" > ")[0])
-    arguments = nanogpt_style(words[words.index("nanogpt") + 1 :])
+    understand(words[words.index("nanogpt") + 1 :])
+
+
+def understand(words: list[str]) -> None:
+    """Parse what is typed behind `nanogpt`, to the last command in it."""
+    arguments = nanogpt_style(words)
     group = typer.main.get_command(app)
     context = group.make_context("nanogpt", arguments)
     while hasattr(group, "resolve_command"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from cli.eval import _print as print_figures
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.checkpoint import load_model
 from nanogpt_dist.config import resolve
@@ -304,6 +305,13 @@ def test_openais_architectures_are_known_without_a_network() -> None:
     config = load("eval-gpt2-medium")
     assert (config.init_from, config.n_layer, config.bias, config.gelu) == ("gpt2-medium", 24, True, "tanh")
     assert load("gpt2-124m", {"init_from": "gpt2"}).vocab_size == 50257
+
+
+def test_the_published_loss_stands_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"val_loss": 3.2, "standard_error": 0.1, "perplexity": 24.5, "bits_per_byte": 1.0, "tokens": 9}
+    for name, published in (("gpt2", "3.12"), ("gpt2-xl", "2.54")):
+        print_figures([(name, {"val of data": {**figures, "dataset": "data", "split": "val"}})])
+        assert f"published   {published} on OpenWebText" in capsys.readouterr().out
 
 
 def test_loading_needs_no_transformers(repository: Path, tmp_path: Path) -> None:
