@@ -121,7 +121,8 @@ def _foreign(target: str | None, init_from: str | None, block_size: int | None) 
     if target in presets.PRESETS or target.endswith((".toml", ".py")):
         config = presets.load(target, shorter)
         if config.init_from is None:
-            raise UsageError(f"{target} has no weights (init_from); name a run, e.g. {config.out_dir}")
+            or_else = f"or type --init-from {target}" if target in presets.OPENAI_SIZES else f"e.g. {config.out_dir}"
+            raise UsageError(f"{target} is a preset without weights; name a run, {or_else}")
         return config
     return None
 

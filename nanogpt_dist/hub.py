@@ -39,10 +39,13 @@ class FetchStoppedError(Exception):
 
 @dataclass(frozen=True)
 class Listener:
-    """For whom requests are made. stop: set when nobody waits any more; note: is told that there is trouble."""
+    """For whom requests are made. stop: set when nobody waits any more; note: is told that there is trouble; budget_s:
+    how long faults in a row are borne; None: FAULT_BUDGET_S.
+    """
 
     stop: threading.Event = field(default_factory=threading.Event)
     note: Callable[[str], None] | None = None
+    budget_s: float | None = None
 
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -77,16 +80,22 @@ class Faults:
         """Waits before the next try. Raises HubUnavailableError when the row is too long, FetchStoppedError."""
         now = time.monotonic()
         self.since = now if self.since is None else self.since
-        left = self.since + FAULT_BUDGET_S - now
+        budget = FAULT_BUDGET_S if self.listener.budget_s is None else self.listener.budget_s
+        left = self.since + budget - now
         self.tries += 1
         if left <= 0:
-            lasting = f"{(now - self.since) / 60:.0f} min" if now - self.since > 90 else f"{now - self.since:.0f} s"
-            raise HubUnavailableError(f"hub unavailable for {lasting} ({reason[:40]}, {self.place[:40]}); {AGAIN}")
+            raise HubUnavailableError(
+                f"hub unavailable for {_minutes(now - self.since)} ({reason[:40]}, {self.place[:40]}); {AGAIN}"
+            )
         if self.tries == NOTE_AT_TRY and self.listener.note:
-            self.listener.note(f"hub: {reason[:60]} from {self.place[:40]}; trying for {left / 60:.0f} min more")
+            self.listener.note(f"hub: {reason[:60]} from {self.place[:40]}; trying for {_minutes(left)} more")
         wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self.tries - 1, 10)) * SystemRandom().uniform(0.5, 1.0)
         if self.listener.stop.wait(max(min(wait, left), retry_after_s)):
             raise FetchStoppedError
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def hub_library() -> Any:

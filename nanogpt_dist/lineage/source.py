@@ -4,6 +4,7 @@ Nothing is asked from a network that is in the hub's cache (HF_HOME). No torch.
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "
 PUBLISHED = {"gpt2": (3.11, 3.12), "gpt2-medium": (2.85, 2.84), "gpt2-large": (2.66, 2.67), "gpt2-xl": (2.56, 2.54)}
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PATIENCE_S = 60.0  # with a hub that does not answer; somebody sits and waits
 OURS = "nanogpt_tokenizer.json"  # beside Hugging Face's own tokenizer files in what we export
 VOCABULARY = (OURS, "tokenizer.json", "vocab.json", "merges.txt")
 
@@ -126,11 +128,18 @@ def _of_hub(name: str, weights: bool) -> Path:
         if cached is not None:
             return cached
     try:
-        return _fetched(repo, weights)
+        with hub.heard_by(hub.Listener(note=_note, budget_s=PATIENCE_S)):
+            return _fetched(repo, weights)
     except HubUnavailableError as error:
+        why = "HF_HUB_OFFLINE is set" if "HF_HUB_OFFLINE" in str(error) else str(error).split(";")[0][:70]
         raise HubUnavailableError(
-            f"{name} is neither in the hub's cache nor a folder here, and {str(error)[:80]}"
+            f"{name[:40]} is neither in the hub's cache (HF_HOME) nor a folder here: {why}; "
+            "fill the cache where there is a network, or name a folder"
         ) from error
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _cached(repo: str, weights: bool) -> Path | None:

@@ -189,6 +189,9 @@ class Manifest(_Record):
         if not folder.is_dir():
             line = f"prepare {folder.name}" if folder.parent == DATA else f"prepare CORPUS --out {shown(folder)}"
             raise MissingInputError(f"{shown(folder)} does not exist or is no folder; type: nanogpt {line}")
+        if not path.exists() and any(folder.glob("*.bin")) and not (folder / ".prepare").exists():
+            line = f"nanogpt import-shards {shown(folder)} --tokenizer {_likely_tokenizer(folder)}"
+            raise BadDataError(f"{shown(folder)} holds files of ids without a manifest: type {line}")
         if not path.exists():
             raise BadDataError(
                 f"{name} is missing: no nanogpt prepare has finished there; run the same nanogpt prepare again"
@@ -222,3 +225,8 @@ class Manifest(_Record):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise BadDataError(f"{name}: {where[:60]} {first['msg'][:60]}; prepare the data again") from None
+
+
+def _likely_tokenizer(folder: Path) -> str:
+    """What made the ids in a folder of nanoGPT's: characters, which meta.pkl names, or GPT-2's."""
+    return shown(folder / "meta.pkl") if (folder / "meta.pkl").is_file() else "gpt2"

@@ -252,7 +252,9 @@ def test_from_the_hub_then_offline_from_its_cache(repository: Path, tmp_path: Pa
     assert run_with(offline, tmp_path, *sample).stdout == first.stdout
     missing = run_with(offline, tmp_path, "sample", "--init-from", "gpt2-xl")
     assert missing.returncode == 69
-    assert missing.stderr.startswith("nanogpt: error: gpt2-xl is neither in the hub's cache nor a folder here")
+    assert missing.stderr.startswith(
+        "nanogpt: error: gpt2-xl is neither in the hub's cache (HF_HOME) nor a folder here"
+    )
     assert len(missing.stderr.splitlines()) == 1
 
 

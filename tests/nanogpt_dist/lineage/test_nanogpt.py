@@ -227,6 +227,8 @@ def test_its_files_of_ids_are_trained_on_as_they_are(tmp_path: Path, nanogpt: An
     rows[:3600].tofile(data / "train.bin")
     rows[3600:].tofile(data / "val.bin")
     (path.parent / "meta.pkl").rename(data / "meta.pkl")
+    refused = nanogpt("train", "shakespeare-char-cpu", "--dataset", data, code=65)
+    assert "holds files of ids without a manifest" in refused.stderr
     nanogpt("import-shards", data, "--tokenizer", data / "meta.pkl")
     said = nanogpt("import", "nanogpt", path, "--out-dir", "run").stdout
     assert "with AdamW's state, tokenizer char" in said
