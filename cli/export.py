@@ -23,7 +23,7 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     from nanogpt_dist.lineage.card import model_card
 
     found = _find(target, best)
-    config, weights, _, state = weights_of(found)
+    config, weights, state = weights_of(found)
     tokenizer = load_checkpoint_tokenizer(found)
     card = model_card(out.name, config, state, tokenizer, sum(each.numel() for each in weights.values()))
     huggingface.export(out, config, weights, tokenizer, card, state.step)
@@ -42,11 +42,11 @@ def export_nanogpt(
     """For nanoGPT: a ckpt.pt that its sample.py and train.py load, with AdamW's state."""
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.lineage import nanogpt
-    from nanogpt_dist.lineage.adopting import weights_of
+    from nanogpt_dist.lineage.adopting import moments_of, weights_of
 
     found = _find(target, best)
-    config, weights, moments, state = weights_of(found)
-    nanogpt.write(out, config, weights, moments, state)
+    config, weights, state = weights_of(found)
+    nanogpt.write(out, config, weights, moments_of(found), state)
     if config.gelu == "tanh":
         _warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
     tokenizer = load_checkpoint_tokenizer(found)
@@ -63,7 +63,7 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     from nanogpt_dist.lineage.adopting import weights_of
 
     found = _find(target, best)
-    config, weights, _, state = weights_of(found)
+    config, weights, state = weights_of(found)
     llmc.write(out, config, weights, load_checkpoint_tokenizer(found), state.step)
     typer.echo(f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where train_gpt2 runs")
 

@@ -16,7 +16,7 @@ from nanogpt_dist.lineage import hf_tokenizer, huggingface
 from nanogpt_dist.lineage.source import Source
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import load
-from nanogpt_dist.tensors import Part
+from nanogpt_dist.tensors import Part, index, read_into
 from nanogpt_dist.tokenizer import Tokenizer
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
@@ -71,19 +71,21 @@ def of_hugging_face(source: Source, settings: dict[str, Any]) -> Foreign:
     return Foreign(config.model_copy(update={"init_from": None}), weights, tokenizer, f"Hugging Face: {source.name}")
 
 
-def weights_of(found: Path) -> tuple[TrainConfig, dict[str, Tensor], dict[str, Tensor], TrainState]:
-    """Config, weights, moments and state of a verified checkpoint, whole and in memory: what an export takes."""
-    from nanogpt_dist.tensors import index, read_into
+def weights_of(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:
+    """Config, weights and state of a verified checkpoint, whole and in memory: what an export takes."""
+    return checkpoint.load_config(found), _tensors(found, "model"), checkpoint.load_state(found)[0]
 
-    config = checkpoint.load_config(found)
-    state, _ = checkpoint.load_state(found)
-    both = []
-    for kind in ("model", "optimizer"):
-        stored = index(sorted(found.glob(f"{kind}*.safetensors")))
-        tensors = {name: torch.empty(known.shape, dtype=known.dtype) for name, known in stored.items()}
-        read_into(tensors, stored)
-        both.append(tensors)
-    return config, both[0], both[1], state
+
+def moments_of(found: Path) -> dict[str, Tensor]:
+    """AdamW's state in a verified checkpoint, as NAME.exp_avg …; empty before the first update."""
+    return _tensors(found, "optimizer")
+
+
+def _tensors(found: Path, kind: str) -> dict[str, Tensor]:
+    stored = index(sorted(found.glob(f"{kind}*.safetensors")))
+    tensors = {name: torch.empty(known.shape, dtype=known.dtype) for name, known in stored.items()}
+    read_into(tensors, stored)
+    return tensors
 
 
 def _parts(tensors: dict[str, Tensor]) -> dict[str, Part]:

@@ -4,6 +4,7 @@ Weights: 256 little-endian int32 (magic, version 3 for fp32, block_size, vocabul
 table), then the tensors in the order of TENSORS, each over all layers, (out, in) as here. Its shards are our shards.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,15 @@ def write(out: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer:
         raise CannotCreateError(f"{out} exists already; give another folder")
 
     def fill(staging: Path) -> None:
-        (staging / MODEL).write_bytes(model_bytes(config, weights, tokenizer.n_vocab))
+        with (staging / MODEL).open("wb") as file:
+            file.writelines(model_pieces(config, weights, tokenizer.n_vocab))
         (staging / VOCABULARY).write_bytes(tokenizer_bytes(tokenizer))
 
     return storage.commit(out.parent, out.name, fill, {"step": step})
 
 
-def model_bytes(config: ModelConfig, weights: dict[str, Tensor], n_vocab: int) -> bytes:
-    """The weight file. n_vocab: ids of the tokenizer; the table's other rows are padding."""
+def model_pieces(config: ModelConfig, weights: dict[str, Tensor], n_vocab: int) -> Iterator[bytes]:
+    """The weight file, piece by piece. n_vocab: ids of the tokenizer; the table's other rows are padding."""
     rows = -(-n_vocab // MULTIPLE) * MULTIPLE
     table = torch.zeros(rows, config.n_embd)
     table[:n_vocab] = weights["transformer.wte.weight"][:n_vocab]
@@ -62,7 +64,9 @@ def model_bytes(config: ModelConfig, weights: dict[str, Tensor], n_vocab: int) -
         tensors += [weights[f"{name}.weight"] for name in names]
         tensors += [bias(name) for name in names]
     tensors += [weights["transformer.ln_f.weight"], bias("transformer.ln_f")]
-    return _header(MODEL_MAGIC, FP32, *sizes) + b"".join(t.float().contiguous().numpy().tobytes() for t in tensors)
+    yield _header(MODEL_MAGIC, FP32, *sizes)
+    for tensor in tensors:
+        yield tensor.float().contiguous().numpy().tobytes()
 
 
 def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:

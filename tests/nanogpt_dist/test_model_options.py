@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_dist import cpu_fast, positions
@@ -153,6 +154,43 @@ def test_forward_and_backward_are_those_of_the_plain_reference(options: dict[str
         gradient = torch.zeros_like(weight) if gradient is None else gradient
         assert weight.grad is not None, name
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def plain_gpt2(model: GPT, idx: Tensor) -> Tensor:
+    """GPT-2's forward pass as one chain of torch's functions, as it was before there were options."""
+    c, at = model.config, dict(model.named_parameters())
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, at[f"{name}.weight"], at.get(f"{name}.bias"))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (c.n_embd,), at[f"{name}.weight"], at.get(f"{name}.bias"), 1e-5)
+
+    B, T = idx.shape
+    x = F.embedding(idx, at["transformer.wte.weight"]) + F.embedding(torch.arange(T), at["transformer.wpe.weight"])
+    for i in range(c.n_layer):
+        h = f"transformer.h.{i}"
+        q, k, v = linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").split(c.n_embd, dim=2)
+        q, k, v = (t.view(B, T, c.n_head, -1).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, c.n_embd)
+        x = x + linear(y, f"{h}.attn.c_proj")
+        up = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
+        x = x + linear(F.gelu(up, approximate="tanh" if c.gelu == "tanh" else "none"), f"{h}.mlp.c_proj")
+    return F.linear(norm(x, "transformer.ln_f"), at["transformer.wte.weight"])
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True, "gelu": "tanh"}], ids=["nanoGPT's", "OpenAI's"])
+def test_without_options_every_bit_is_that_of_plain_gpt2(options: dict[str, Any]) -> None:
+    model, ids = made(options), some_ids()
+    parameters = list(model.parameters())
+    ours, plain = model.logits(ids), plain_gpt2(model, ids)
+    assert torch.equal(ours, plain)
+    for a, b in zip(
+        torch.autograd.grad(ours.square().sum(), parameters),
+        torch.autograd.grad(plain.square().sum(), parameters),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
 
 
 @each

@@ -19,7 +19,7 @@ import torch
 
 from nanogpt_dist import checkpoint
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.lineage.adopting import ALONE, weights_of
+from nanogpt_dist.lineage.adopting import ALONE, moments_of
 from nanogpt_dist.optim import learning_rate
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.update import Updater
@@ -154,8 +154,8 @@ def continue_ours(found: Path, config: TrainConfig) -> list[float]:
     config = config.model_copy(update={"device": "cpu", "dtype": "float32"})
     updater = Updater(config, ALONE, plan_layout(config, ALONE), torch.float32, init=False)
     updater.load(found, {})
-    _, _, moments, state = weights_of(found)
-    assert moments
+    assert moments_of(found)
+    state, _ = checkpoint.load_state(found)
     return [updater.update(state.step + i, [(x.numpy(), y.numpy())]).loss for i, (x, y) in enumerate(batches(config))]
 
 

@@ -1,6 +1,7 @@
 """Exchange with Hugging Face: transformers and its tokenizers are the oracle, a hub on this machine the hub."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ KINDS = {
 
 def export(run: Path, out: Path) -> Path:
     found = find_checkpoint(str(run))
-    config, tensors, _, state = adopting.weights_of(found)
+    config, tensors, state = adopting.weights_of(found)
     tokenizer = tokenizers.load(found / "tokenizer.json")
     huggingface.export(out, config, tensors, tokenizer, model_card("name", config, state, tokenizer, 1), state.step)
     return out
@@ -276,6 +277,24 @@ def test_training_begins_from_foreign_weights(corpus: Path, tmp_path: Path) -> N
     tokens = data.split("val")
     judge = Evaluator(tokens, spread(tokens.tokens, 32, 8), data.tokenizer.byte_lengths(), ONE, 4)
     assert losses[0] == pytest.approx(judge(model).val_loss, abs=1e-4)
+
+
+def test_a_hub_that_is_not_there_is_told_soon(tmp_path: Path) -> None:
+    code = (
+        "from nanogpt_dist.lineage import source; source.PATIENCE_S = 1.0; from cli.main import main; import sys; "
+        "sys.argv = ['nanogpt', 'show', 'params', '--init-from', 'somebody/model']; sys.exit(main())"
+    )
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=CLONE,
+        env={**os.environ, **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 69
+    assert "somebody/model is neither in the hub's cache (HF_HOME) nor a folder here: hub unavail" in done.stderr
 
 
 @pytest.mark.thorough

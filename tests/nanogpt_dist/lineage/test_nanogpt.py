@@ -14,7 +14,7 @@ from nanogpt_dist import checkpoint
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage import nanogpt
-from nanogpt_dist.lineage.adopting import adopt, weights_of
+from nanogpt_dist.lineage.adopting import adopt, moments_of, weights_of
 from nanogpt_dist.lineage.pickles import read_plain
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.runs import find_checkpoint
@@ -107,7 +107,9 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 def test_and_back(tmp_path: Path) -> None:
     original = make_ckpt(tmp_path / "ckpt.pt")
     adopt(nanogpt.read(original), tmp_path / "run")
-    nanogpt.write(tmp_path / "back" / "ckpt.pt", *weights_of(find_checkpoint(str(tmp_path / "run"))))
+    found = find_checkpoint(str(tmp_path / "run"))
+    config, tensors, state = weights_of(found)
+    nanogpt.write(tmp_path / "back" / "ckpt.pt", config, tensors, moments_of(found), state)
     before, after = (torch.load(p, weights_only=True) for p in (original, tmp_path / "back" / "ckpt.pt"))
     for name, tensor in after["model"].items():
         assert torch.equal(tensor, before["model"][name]), name
@@ -121,7 +123,7 @@ def test_and_back(tmp_path: Path) -> None:
     optimizer.load_state_dict(after["optimizer"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     with pytest.raises(CannotCreateError):
-        nanogpt.write(original, *weights_of(find_checkpoint(str(tmp_path / "run"))))
+        nanogpt.write(original, config, tensors, {}, state)
 
 
 def test_what_nanogpt_has_not_is_not_exported(tmp_path: Path) -> None:
