@@ -49,10 +49,14 @@ def export_nanogpt(
     nanogpt.write(out, config, weights, moments_of(found), state)
     if config.gelu == "tanh":
         _warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
-    tokenizer = load_checkpoint_tokenizer(found)
+    tokenizer, meta = load_checkpoint_tokenizer(found), out.with_name("meta.pkl")
+    typer.echo(f"{out}: step {state.step:,}")
     if tokenizer.kind == "char":
-        _warn(f"its sample.py looks for the characters in data/{Path(config.dataset).name}/meta.pkl")
-    typer.echo(f"{out}: step {state.step:,}\nNext, in nanoGPT: python sample.py --out_dir={out.parent}")
+        nanogpt.write_meta(meta, tokenizer)
+        typer.echo(f"{meta}: its characters; its sample.py looks for them in data/{Path(config.dataset).name}/meta.pkl")
+    elif tokenizer.name != "gpt2":
+        _warn(f"its sample.py decodes with GPT-2's ids, this model has those of {tokenizer.name}")
+    typer.echo(f"Next, in nanoGPT: python sample.py --out_dir={out.parent}")
 
 
 @export_app.command("llmc")

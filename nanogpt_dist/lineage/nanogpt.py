@@ -17,6 +17,7 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage.adopting import Foreign
+from nanogpt_dist.lineage.pickles import plain_bytes
 from nanogpt_dist.lineage.recipes import settings_of
 from nanogpt_dist.model import GPT
 from nanogpt_dist.storage.durable import shown, told
@@ -173,3 +174,10 @@ def write(
             storage.fsync_folder(out.parent)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def write_meta(path: Path, tokenizer: Tokenizer) -> None:
+    """Write the characters of a `char` tokenizer as nanoGPT's meta.pkl. Raises StorageError."""
+    names = {number: token.decode() for number, token in enumerate(tokenizer.tokens)}
+    numbers = {name: number for number, name in names.items()}
+    storage.write_atomic(path, plain_bytes({"vocab_size": len(names), "itos": names, "stoi": numbers}))

@@ -1,4 +1,4 @@
-"""A pickle of plain values, read without executing anything: nanoGPT's meta.pkl is a dict of dicts, str and int.
+"""A pickle of plain values, read without executing anything, and written: nanoGPT's meta.pkl, dicts of str and int.
 
 A pickle is a program for a small stack machine. Of its instructions only those are known here that put strings,
 numbers and containers together; one that would look up a function or call it is refused, as is any other.
@@ -111,3 +111,18 @@ def _plain_key(key: Any) -> Any:
     if not isinstance(key, str | int):
         raise ValueError("a key is neither a string nor a number")
     return key
+
+
+def plain_bytes(value: dict[Any, Any]) -> bytes:
+    """A pickle of a dict of dicts, str and int below 2^31."""
+    return b"\x80\x02" + _encoded(value) + b"."
+
+
+def _encoded(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return b"}(" + b"".join(_encoded(key) + _encoded(item) for key, item in value.items()) + b"u"
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogatepass")
+        return b"X" + len(data).to_bytes(4, "little") + data
+    assert type(value) is int, value
+    return b"J" + value.to_bytes(4, "little", signed=True)

@@ -15,7 +15,7 @@ from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage import nanogpt
 from nanogpt_dist.lineage.adopting import adopt, moments_of, weights_of
-from nanogpt_dist.lineage.pickles import read_plain
+from nanogpt_dist.lineage.pickles import plain_bytes, read_plain
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.runs import find_checkpoint
 from nanogpt_dist.update import Updater
@@ -171,6 +171,14 @@ def test_plain_values_are_read_as_pickle_reads_them(
     assert read_plain(path) == pickle.loads(path.read_bytes())
 
 
+keys = st.text() | st.integers(-(2**31), 2**31 - 1)
+
+
+@given(value=st.dictionaries(keys, keys | st.dictionaries(keys, keys)))
+def test_what_is_written_as_a_pickle_is_one(value: dict[Any, Any]) -> None:
+    assert pickle.loads(plain_bytes(value)) == value
+
+
 @given(data=st.binary(max_size=60))
 def test_any_bytes_end_in_our_error(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "any.pkl"
@@ -229,11 +237,13 @@ def test_its_files_of_ids_are_trained_on_as_they_are(tmp_path: Path, nanogpt: An
     rows[:3600].tofile(data / "train.bin")
     rows[3600:].tofile(data / "val.bin")
     (path.parent / "meta.pkl").rename(data / "meta.pkl")
-    refused = nanogpt("train", "shakespeare-char-cpu", "--dataset", data, code=65)
+    refused = nanogpt("train", "shakespeare-char-cpu", "--dataset", "data/shakespeare_char", code=65)
     assert "holds files of ids without a manifest" in refused.stderr
     nanogpt("import-shards", data, "--tokenizer", data / "meta.pkl")
     said = nanogpt("import", "nanogpt", path, "--out-dir", "run").stdout
     assert "with AdamW's state, tokenizer char" in said
+    nanogpt("export", "nanogpt", "run", "back/ckpt.pt")
+    assert pickle.loads((tmp_path / "back" / "meta.pkl").read_bytes()) == pickle.loads((data / "meta.pkl").read_bytes())
     quick = ["--max-iters", "6", "--eval-iters", "2", "--device", "cpu", "--dtype", "float32", "--no-compile"]
     done = nanogpt("train", "run", "--dataset", data, *quick)
     assert "going on from step-00000003" in done.stderr
