@@ -19,7 +19,7 @@ def eval_command(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN|CHECKPOINT|PRESET]...",
+            metavar="RUN|CHECKPOINT|PRESET",
             help="Several make a table. Unset: the newest run under out/. A preset: one with weights, as eval-gpt2.",
         ),
     ] = None,

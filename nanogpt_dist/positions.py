@@ -10,6 +10,7 @@ have it); Dong et al. 2024, "FlexAttention"; Grattafiori et al. 2024, "The Llama
 across documents).
 """
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,5 +101,10 @@ def _flex() -> Any:
     """FlexAttention; where the model is not compiled, it at least has to be, or it writes all of q kᵀ out."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compiler.is_compiling() or not torch.cuda.is_available()
-    return flex_attention if compiled else torch.compile(flex_attention)
+    whole_model = torch.compiler.is_compiling()
+    return flex_attention if whole_model or not torch.cuda.is_available() else _compiled(flex_attention)
+
+
+@functools.cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function)
