@@ -107,6 +107,13 @@ def of_hugging_face(content: Mapping[str, Any], name: str, shown: str) -> Tokeni
 
     Raises BadDataError for any other kind of tokenizer.
     """
+    try:
+        return _of_hugging_face(content, name, shown)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise _other(shown, f"it is not laid out as a tokenizer.json ({str(error)[:40]})") from None
+
+
+def _of_hugging_face(content: Mapping[str, Any], name: str, shown: str) -> Tokenizer:
     model = content["model"]
     if model.get("type") != "BPE" or content.get("normalizer") or not isinstance(model.get("vocab"), dict):
         raise _other(shown, "a byte-level BPE without normalizer is needed")
@@ -147,7 +154,11 @@ def _prove(tokenizer: Tokenizer, content: Mapping[str, Any], shown: str) -> None
     """Both encode the probes equally, each special token's name aside, which is ordinary text here."""
     from tokenizers import Tokenizer as Oracle
 
-    oracle = Oracle.from_str(json.dumps({**content, "added_tokens": [], "post_processor": None, "truncation": None}))
+    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    try:
+        oracle = Oracle.from_str(json.dumps({**content, **plain}))
+    except Exception as error:  # the library has no other
+        raise _other(shown, f"Hugging Face's tokenizers cannot read it ({str(error)[:40]})") from None
     for probe in PROBES:
         theirs = oracle.encode(probe, add_special_tokens=False).ids
         if tokenizer.encode(probe).tolist() != theirs:

@@ -106,4 +106,4 @@ def _refuse_other_shapes(foreign: Foreign) -> None:
     for name, tensor in foreign.moments.items():
         parameter, _, kind = name.rpartition(".")
         if parameter not in wanted or (kind != "step" and tuple(tensor.shape) != wanted[parameter]):
-            raise UsageError(f"{foreign.origin}: its optimizer state does not fit its weights; import it without")
+            raise UsageError(f"{foreign.origin}: its optimizer state does not fit its weights; add --no-optimizer")

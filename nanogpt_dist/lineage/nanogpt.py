@@ -42,8 +42,8 @@ def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = 
         or not set(ARGUMENTS) - {"dropout"} <= set(arguments)
     ):
         raise BadDataError(f"{shown(path)} has no model and model_args: it is none of nanoGPT's")
-    recipe = content.get("config") if isinstance(content.get("config"), dict) else {}
-    settings = {**settings_of(recipe or {}), **{name: arguments[name] for name in ARGUMENTS if name in arguments}}
+    recipe = content["config"] if isinstance(content.get("config"), dict) else {}
+    settings = {**settings_of(recipe), **{name: arguments[name] for name in ARGUMENTS if name in arguments}}
     settings.pop("out_dir", None)
     settings.pop("init_from", None)
     try:
@@ -51,13 +51,23 @@ def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = 
     except ConfigError as error:
         raise BadDataError(f"{shown(path)}: {error}") from None
     weights = _weights(raw, path)
-    step = content.get("iter_num", 0)
-    best = content.get("best_val_loss")
-    loss = None if best is None else float(best)
-    state = TrainState(step=int(step), tokens=int(step) * config.global_batch_size * config.block_size, val_loss=loss)
+    step, loss = _whole(content.get("iter_num", 0), path), _loss(content.get("best_val_loss"))
+    state = TrainState(step=step, tokens=step * config.global_batch_size * config.block_size, val_loss=loss)
     moments = _moments(content.get("optimizer"), config.architecture(), path) if with_optimizer else {}
-    found = tokenizer or _tokenizer(path, config, recipe or {})
+    found = tokenizer or _tokenizer(path, config, recipe)
     return Foreign(config, weights, found, f"nanoGPT: {path.name}", moments, state)
+
+
+def _whole(step: Any, path: Path) -> int:
+    if type(step) is not int or not 0 <= step < 2**40:
+        raise BadDataError(f"{shown(path)}: iter_num is {str(step)[:30]}, no number of updates")
+    return step
+
+
+def _loss(best: Any) -> float | None:
+    """A number or a tensor of one; 1e9 is what nanoGPT begins with."""
+    value = best.item() if isinstance(best, Tensor) and best.numel() == 1 else best
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e9 else None
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -106,7 +116,7 @@ def ordered_names(config: ModelConfig) -> list[str]:
 
 def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tensor]:
     state = optimizer.get("state") if isinstance(optimizer, dict) else None
-    if not state:  # saved before the first update
+    if state is None or (isinstance(state, dict) and not state):  # saved before the first update
         return {}
     names = ordered_names(config)
     if not isinstance(state, dict) or set(state) != set(range(len(names))):
@@ -114,8 +124,8 @@ def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tenso
     found = {}
     for number, name in enumerate(names):
         for kind in MOMENTS:
-            value = state[number].get(kind)
-            if value is None:
+            value = state[number].get(kind) if isinstance(state[number], dict) else None
+            if not isinstance(value, Tensor | int | float):
                 raise BadDataError(f"{shown(path)}: its optimizer is not AdamW; add --no-optimizer")
             found[f"{name}.{kind}"] = torch.as_tensor(value).float()
     return found

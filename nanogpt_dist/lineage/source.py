@@ -107,8 +107,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder of Hugging Face's: one, or those in the index. Raises MissingInputError."""
     if not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
-    names = runs.read_json(folder / INDEX).get("weight_map", {}).values()
-    return [folder / Path(str(name)).name for name in sorted(set(names))]
+    where = runs.read_json(folder / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise BadDataError(f"{shown(folder / INDEX)} names no files for its weights; fetch it again")
+    return [folder / Path(name).name for name in sorted(set(where.values()))]
 
 
 def _refuse_incomplete(folder: Path, name: str) -> None:
