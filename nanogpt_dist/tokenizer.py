@@ -295,7 +295,7 @@ def load(path: Path) -> Tokenizer:
         or not isinstance(tokens, list)
         or not (isinstance(specials, dict) and all(type(number) is int for number in specials.values()))
         or not isinstance(pattern, str if kind == "bpe" else NoneType)
-        or not (end_of_text is None or end_of_text in specials)
+        or not (end_of_text is None or (isinstance(end_of_text, str) and end_of_text in specials))
     ):
         raise BadDataError(f"{shown(path)}: name, kind, pattern or tokens are missing or wrong; make it again")
     try:

@@ -154,7 +154,7 @@ def _prove(tokenizer: Tokenizer, content: Mapping[str, Any], shown: str) -> None
     """Both encode the probes equally, each special token's name aside, which is ordinary text here."""
     from tokenizers import Tokenizer as Oracle
 
-    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     try:
         oracle = Oracle.from_str(json.dumps({**content, **plain}))
     except Exception as error:  # the library has no other

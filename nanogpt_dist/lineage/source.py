@@ -96,7 +96,7 @@ def of_config(path: Path) -> dict[str, Any]:
     if content.get("n_inner") not in (None, 4 * found["n_embd"]):
         raise BadDataError(f"{shown(path)}: n_inner is {content['n_inner']}, not {4 * found['n_embd']} = 4 × n_embd")
     activation = content.get("activation_function", "gelu_new")
-    if activation not in GELU:
+    if not isinstance(activation, str) or activation not in GELU:
         raise BadDataError(f"{shown(path)}: activation_function {str(activation)[:30]} is none of {', '.join(GELU)}")
     bias = content.get("nanogpt_bias", True)  # what we export says so where its biases are zeros that nobody trains
     tied = content.get("tie_word_embeddings", True)
