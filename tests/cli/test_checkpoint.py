@@ -53,6 +53,7 @@ def test_prune_refuses_while_the_run_is_held(nanogpt: Run, run: str, tmp_path: P
         nanogpt("checkpoint", "prune", run, code=73)
 
 
+@pytest.mark.thorough
 def test_a_sharded_checkpoint_is_consolidated(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
     nanogpt("train", "--dataset", corpus, *TINY, "--max-iters", 2, "--strategy", "fsdp", "--out-dir", "run", ranks=2)
     out = nanogpt("checkpoint", "consolidate", "run").stdout.strip()

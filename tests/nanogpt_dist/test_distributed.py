@@ -40,6 +40,7 @@ def test_a_world_of_one_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
             raise BadDataError("here")
 
 
+@pytest.mark.thorough
 def test_evaluation_and_bad_data_on_two_ranks(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
     flags = ["--dataset", corpus, *TINY, "--max-iters", "3", "--out-dir", "run", "--no-tensorboard"]
     one = json.loads(nanogpt("train", *flags, "--json", ranks=2).stdout)

@@ -125,6 +125,7 @@ def test_what_saves_memory_or_time_changes_no_bit(
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["none", "selective"])
 def test_blocks_are_compiled_one_by_one(mode: str, corpus: Path, tmp_path: Path, alone: World) -> None:
     common = {"strategy": "fsdp", "log_interval": 1, "max_iters": 3, "activation_checkpointing": mode}

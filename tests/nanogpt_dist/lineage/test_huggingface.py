@@ -114,7 +114,7 @@ def test_their_tokenizer_gives_our_ids(kind: str, tmp_path: Path) -> None:
         assert hf_tokenizer.of_folder(tmp_path).fingerprint == ours.fingerprint
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bpe"])
+@pytest.mark.parametrize("kind", [pytest.param("gpt2", marks=pytest.mark.thorough), "bpe"])
 def test_transformers_generates_the_greedy_ids_of_sample(kind: str, tmp_path: Path, nanogpt: Run) -> None:
     """From a table padded beyond the tokenizer: neither ever gives an id of the padding."""
     tokenizer = KINDS[kind]()
@@ -232,6 +232,7 @@ def run_with(environment: dict[str, str], folder: Path, *arguments: object) -> s
     )
 
 
+@pytest.mark.thorough
 def test_from_the_hub_then_offline_from_its_cache(repository: Path, tmp_path: Path) -> None:
     sample = ("sample", "--init-from", "somebody/small", "--temperature", "0", "--max-new-tokens", "8", "--json")
     faults = [Fault("corrupt", "/lfs/*safetensors"), Fault("status", "*/resolve/*/tokenizer.json")]

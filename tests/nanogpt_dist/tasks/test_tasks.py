@@ -198,6 +198,8 @@ def test_lm_evals_own_command_gives_the_figures_of_eval(run: Path, tmp_path: Pat
     tasks = {"local_choice": (TASK, h), "local_text": (ROLLING, texts), "local_writing": (WRITING, h)}
     for name, (content, file) in tasks.items():
         (tmp_path / f"{name}.yaml").write_text(content.format(file=file))
+    refused = nanogpt("eval", run, "--tasks", "no_such_task", code=2)
+    assert "lm-eval has no task no_such_task" in refused.stderr
     nanogpt("export", "hf", run, tmp_path / "hf")
     said = nanogpt("eval", run, "--json", "--tasks", ",".join(str(tmp_path / f"{name}.yaml") for name in tasks))
     ours = json.loads(said.stdout)["results"]
@@ -229,5 +231,3 @@ def test_eval_by_the_command(run: Path, tmp_path: Path, nanogpt: Run) -> None:
     kept = json.loads((other / "checkpoints" / "step-00000000.eval.json").read_text())
     assert kept["checkpoint"] == "step-00000000"
     assert kept["results"]["hellaswag"]["examples"] == 2
-    refused = nanogpt("eval", run, "--tasks", "no_such_task", code=2)
-    assert "lm-eval has no task no_such_task" in refused.stderr
