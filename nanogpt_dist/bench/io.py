@@ -84,11 +84,11 @@ def _measure(updater: Updater, place: Path, rounds: int) -> IoSpeed:
     start = time.perf_counter()
     with world.together():
         assert storage.verify(saved) == []
+        size = sum(path.stat().st_size for path in saved.iterdir())  # while no rank can have removed the folder
     verified = time.perf_counter()
     with world.together():
         updater.load(saved, {})
     loaded = time.perf_counter()
-    size = sum(path.stat().st_size for path in saved.iterdir())
     save_ms = spread(saving)[0]
     return IoSpeed(
         bytes=size,
