@@ -136,22 +136,28 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
         source = overrides.get("init_from", values.get("init_from"))
         is_run = (Path(name) / "config.toml").is_file() and "init_from" not in overrides
         if source and not is_run:  # a run's settings have the architecture already
-            values = begin_from(str(source), values, overrides)
+            run = Path(overrides.get("out_dir") or values.get("out_dir") or f"out/{stem}")
+            values = begin_from(str(source), run, values, overrides)
         config = resolve(values, overrides)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     return config if config.out_dir else config.model_copy(update={"out_dir": f"out/{stem}"})
 
 
-def begin_from(source: str, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def begin_from(source: str, run: Path, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """`values` with the architecture of the weights in `source`; block_size may be shorter than theirs.
 
+    run: that has begun from the same source remembers it, and goes on where the source is gone.
     Raises ConfigError where `overrides` contradict it, and what lineage.source.find() raises.
     """
     from nanogpt_dist.lineage.source import architecture
 
     theirs = {name: TrainConfig.model_fields[name].default for name in ModelConfig.model_fields.keys() - {"dropout"}}
-    theirs.update(architecture(source))
+    known = read_toml(run / "config.toml") if (run / "config.toml").is_file() else {}
+    if known.get("init_from") == source:
+        theirs.update({name: value for name, value in known.items() if name in theirs})
+    else:
+        theirs.update(architecture(source))
     for name, given in overrides.items():
         if name in theirs.keys() - {"block_size"} and given != theirs[name]:
             raise ConfigError(f"the weights of {source} have {name} {theirs[name]}, not {given}; leave it out")

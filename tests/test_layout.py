@@ -17,6 +17,12 @@ ALLOWED = {
 }
 TORCH_FREE = ["cli", "launch", "prepare", "nanogpt_dist/config.py", "nanogpt_dist/presets.py", "nanogpt_dist/runs.py"]
 TORCH_FREE += ["nanogpt_dist/storage", "nanogpt_dist/shards", "nanogpt_dist/tokenizer.py", "nanogpt_dist/batches.py"]
+LINEAGE = ("source", "recipes", "pickles", "hf_tokenizer", "card")  # of what others write, the part without weights
+TORCH_FREE += [
+    "nanogpt_dist/hub.py",
+    "nanogpt_dist/comparing.py",
+    *(f"nanogpt_dist/lineage/{name}.py" for name in LINEAGE),
+]
 OURS = [path for folder in ALLOWED for path in sorted((CLONE / folder).rglob("*.py"))]
 
 

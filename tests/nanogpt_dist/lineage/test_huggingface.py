@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -264,7 +265,7 @@ def test_training_begins_from_foreign_weights(corpus: Path, tmp_path: Path) -> N
     """From a folder of theirs and from a run of ours: the first loss is that of the weights, not of chance."""
     run = make_run(tmp_path / "source", tokenizers.byte(), bias=True, vocab_size=257)
     losses = []
-    for source in (export(run, tmp_path / "hf"), run):
+    for source in (run, export(run, tmp_path / "hf")):
         settings = {"dataset": str(corpus), "out_dir": str(tmp_path / f"from-{source.name}"), "max_iters": 1}
         quick = {"batch_size": 4, "gradient_accumulation_steps": 1, "warmup_iters": 0, "eval_iters": 2, "device": "cpu"}
         same = {"learning_rate": 1e-9, "min_lr": 0.0, "dtype": "float32", "tensorboard": False, "block_size": 32}
@@ -272,6 +273,9 @@ def test_training_begins_from_foreign_weights(corpus: Path, tmp_path: Path) -> N
         assert (config.n_layer, config.bias, config.vocab_size) == (2, True, 257)
         losses.append(go(config).val_loss)
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    shutil.rmtree(tmp_path / "hf")  # a run that has begun goes on without its source
+    again = load("gpt2-124m", {"init_from": str(tmp_path / "hf"), **settings, **quick, **same, "max_iters": 2})
+    assert go(again).step == 2
     data = DataFolder.open(corpus)
     model, _ = load_model(find_checkpoint(str(run)), CPU)
     model.crop_block_size(32)
