@@ -189,7 +189,8 @@ class Manifest(_Record):
         if not folder.is_dir():
             line = f"prepare {folder.name}" if folder.parent == DATA else f"prepare CORPUS --out {shown(folder)}"
             raise MissingInputError(f"{shown(folder)} does not exist or is no folder; type: nanogpt {line}")
-        if not path.exists() and any(folder.glob("*.bin")) and not (folder / ".prepare").exists():
+        ours = any((folder / name).exists() for name in (".prepare", "tokenizer.json"))
+        if not path.exists() and any(folder.glob("*.bin")) and not ours:
             line = f"nanogpt import-shards {shown(folder)} --tokenizer {_likely_tokenizer(folder)}"
             raise BadDataError(f"{shown(folder)} holds files of ids without a manifest: type {line}")
         if not path.exists():

@@ -35,6 +35,7 @@ def test_train_on_two_ranks_with_a_trace(nanogpt: Run, tmp_path: Path, strategy:
     assert {"forward", "backward", "optimizer", "aten::mm"} <= names
 
 
+@pytest.mark.thorough
 def test_train_on_data_reads_as_training_does(nanogpt: Run, corpus: Path) -> None:
     found = told(nanogpt, "train", *SMALL, "--vocab-size", 50304, "--dataset", corpus, "--batch-size", 4)
     assert (found["batch_tokens"], found["updates"]) == (4 * 32, 20), "one micro-batch is an update, on a CPU"

@@ -75,6 +75,7 @@ def test_a_failure_is_told_at_the_next_update(
     assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(12)
 
 
+@pytest.mark.thorough
 def test_a_rank_that_cannot_write_ends_the_run_on_all_ranks(corpus: Path, tmp_path: Path) -> None:
     stderr = in_ranks("full_disk", 2, tmp_path, corpus)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
@@ -86,6 +87,7 @@ def test_a_rank_that_cannot_write_ends_the_run_on_all_ranks(corpus: Path, tmp_pa
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == []
 
 
+@pytest.mark.thorough
 def test_sampling_from_and_resuming_a_sharded_checkpoint_in_one_process(
     nanogpt: Run, corpus: Path, tmp_path: Path
 ) -> None:

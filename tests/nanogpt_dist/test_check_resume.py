@@ -13,6 +13,7 @@ from tests.conftest import TINY, Run
 from tests.nanogpt_dist.small import ONE, tiny
 
 
+@pytest.mark.thorough
 def test_it_proves_and_leaves_nothing(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
     flags = ["--dataset", corpus, *TINY, "--dropout", "0.1", "--strategy", "fsdp", "--deterministic"]
     done = nanogpt("train", *flags, "--check-resume", "--json", ranks=2)

@@ -118,6 +118,7 @@ def losses(dtype: torch.dtype, count: int = 1, **changes: object) -> Tensor:
     return torch.tensor([made.update(i, tokens(made.config, i, count)).loss for i in range(200)])
 
 
+@pytest.mark.thorough
 def test_a_run_of_200_updates_is_as_near_to_float32_as_autocasts() -> None:
     exact, fast, autocast = losses(F32), losses(BF16), losses(BF16, cpu_fast=False)
     assert exact[-1] < exact[0] - 0.4  # it learns

@@ -38,6 +38,7 @@ def losses(run: Path, name: str) -> list[float]:
     return [record[name] for record in records(run) if name in record]
 
 
+@pytest.mark.thorough
 def test_the_losses_do_not_depend_on_the_layout(matrix: Path) -> None:
     expected = {name: losses(matrix / "single-1" / "plain", name) for name in ("loss", "val_loss", "grad_norm")}
     assert len(expected["loss"]) == STEPS
@@ -48,6 +49,7 @@ def test_the_losses_do_not_depend_on_the_layout(matrix: Path) -> None:
             assert losses(matrix / run / "plain", name) == pytest.approx(values, rel=1e-5), (run, name)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_is_bitwise_the_undisturbed_one_in_each_layout(matrix: Path) -> None:
     for size in SIZES:
         for name in strategies(size):
@@ -63,6 +65,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one_in_each_layout(matrix: Pat
             assert losses(run / "whole", "loss")[HALF:] == losses(run / "resumed", "loss")[HALF:]
 
 
+@pytest.mark.thorough
 def test_each_checkpoint_is_read_by_each_layout(matrix: Path, corpus: Path) -> None:
     for size in SIZES:
         in_ranks("matrix", size, "load", matrix, corpus)
@@ -77,7 +80,7 @@ def test_each_checkpoint_is_read_by_each_layout(matrix: Path, corpus: Path) -> N
         assert values == pytest.approx(expected, rel=1e-5), key
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_the_training_state_shrinks_with_the_number_of_ranks(size: int, tmp_path: Path) -> None:
     in_ranks("memory", size, tmp_path, "fsdp")
     ranks = [json.loads((tmp_path / f"memory-fsdp-{size}-{rank}.json").read_text()) for rank in range(size)]

@@ -60,6 +60,7 @@ def test_the_loss_is_the_mean_over_the_global_batch_for_any_micro_batch(corpus: 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++ for the CPU")
+@pytest.mark.thorough
 def test_a_compiled_run_is_the_same_run(corpus: Path, tmp_path: Path) -> None:
     plain, compiled = (
         go(tiny(corpus, tmp_path / name, n_layer=1, compile=name == "compiled")) for name in ("plain", "compiled")

@@ -53,6 +53,7 @@ def test_a_killed_rank_is_named_and_all_leave(training: Callable[..., Training])
     assert "rank 1" in status["message"]
 
 
+@pytest.mark.thorough
 def test_a_stopped_rank_is_named_with_the_stacks_of_all(training: Callable[..., Training]) -> None:
     run = training("--timeout-s", "4")
     process = run.start()

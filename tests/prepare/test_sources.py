@@ -67,6 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.thorough
 def test_downloads() -> None:
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
