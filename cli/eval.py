@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from nanogpt_dist.distributed import World
     from nanogpt_dist.judging import Judged
 
+PATIENCE_S = 3600  # of the ranks, while one of them fetches the data of tasks
+
 Results = dict[str, dict[str, Any]]  # what was judged → figures
 
 
@@ -63,7 +65,7 @@ def eval_command(
     from nanogpt_dist.shards import DataFolder
 
     rows = []
-    with connect(device, timeout_s=600) as world:
+    with connect(device, timeout_s=PATIENCE_S if tasks else 600) as world:
         for target in _targets(targets, init_from):
             judged = _judged(target, init_from, block_size, best, world)
             results: Results = {}
