@@ -50,7 +50,7 @@ def import_hf(
     from nanogpt_dist.lineage import adopting
     from nanogpt_dist.lineage.source import find
 
-    _adopt(adopting.of_hugging_face(find(model), {}), out_dir, as_json)
+    _adopt(adopting.of_hugging_face(find(model)), out_dir, as_json)
 
 
 def _adopt(foreign: "Foreign", run: Path, as_json: bool) -> None:

@@ -3,11 +3,9 @@
 import shutil
 from pathlib import Path
 
-import torch
-
 from nanogpt_dist import storage
 from nanogpt_dist.errors import CannotCreateError, UsageError
-from nanogpt_dist.tensors import Part, index, read_into, write
+from nanogpt_dist.tensors import read_whole, whole_parts, write
 
 KINDS = ("model", "optimizer")
 
@@ -31,10 +29,7 @@ def consolidate(checkpoint: Path, out: Path) -> Path:
 
     def fill(staging: Path) -> None:
         for kind in KINDS:
-            stored = index(sorted(checkpoint.glob(f"{kind}*.safetensors")))
-            tensors = {name: torch.empty(known.shape, dtype=known.dtype) for name, known in stored.items()}
-            read_into(tensors, stored)
-            parts = {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+            parts = whole_parts(read_whole(sorted(checkpoint.glob(f"{kind}*.safetensors"))))
             if parts:
                 write(staging / f"{kind}.safetensors", parts)
         for name in ("state.json", "config.toml", "tokenizer.json"):

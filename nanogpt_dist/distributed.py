@@ -6,9 +6,10 @@ Every decision (go on, stop, save, fail) is agreed here before it is taken, so t
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from nanogpt_dist.devices import pick_device
 from nanogpt_dist.errors import ConfigError, NanogptError, error_of, one_line
 from nanogpt_dist.watch import Watch
+
+T = TypeVar("T")
 
 PATIENCE_S = 24 * 3600  # of a patient World: the slowest save of the largest model over the slowest disk
 
@@ -133,6 +136,27 @@ class World:
         agreed = error_of(codes[first], f"rank {first}: {texts[first]}" if first else texts[first])
         agreed.agreed = True
         raise agreed from error
+
+    def shares(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """This rank's items, every size-th; on all ranks equally many, for fsdp's ranks wait for each other.
+
+        Where a rank has none left it is given the last of all again, and False.
+        """
+        for first in range(0, len(items), self.size):
+            mine = first + self.rank
+            yield items[min(mine, len(items) - 1)], mine < len(items)
+
+    def one_first(self, load: Callable[[], T]) -> T:
+        """load() on all ranks, but first on one of each machine: what that fetches the others find in the cache.
+
+        It must not wait for other ranks. Raises as together().
+        """
+        found: list[T] = []
+        for first in (True, False):
+            with self.together():
+                if first == (self.local_rank == 0):
+                    found.append(load())
+        return found[0]
 
 
 def _from_torchrun(name: str, otherwise: int) -> int:

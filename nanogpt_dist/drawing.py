@@ -38,14 +38,14 @@ def draw(config: ModelConfig, parameters: Parameters, components: list[Component
     """The whole model from token ids to loss; parameters and components describe `config`."""
     at = {component.name: component for component in components}
     attention, mlp = boxes(config, at)
-    head = ("the matrix of wte", "tied") if config.tied_head else ("its own matrix", _count(parameters, "lm_head"))
+    head, number = lm_head(config, parameters)
     lines = [
         *(_tokens(parameters, at) if config.rotary else _embeddings(parameters, at)),
         *_blocks(parameters, at, attention, mlp),
-        *_box("ln_f", attention["h.ln_1"], _count(parameters, "ln_f")),
-        _arrow(_shape(at["lm_head"].input_letters, at["lm_head"].input)),
-        *_box("lm_head", f"C → V, {head[0]}", head[1]),
-        _arrow(f"logits {_shape(at['GPT'].output_letters, at['GPT'].output)}"),
+        *_box("ln_f", attention["h.ln_1"], count(parameters, "ln_f")),
+        _arrow(shape(at["lm_head"].input_letters, at["lm_head"].input)),
+        *_box("lm_head", head, number),
+        _arrow(f"logits {shape(at['GPT'].output_letters, at['GPT'].output)}"),
         _put("", CENTRE, f"▼ loss, untrained ≈ ln V = {math.log(at['GPT'].output[-1]):.3f} nats/token"),
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -54,9 +54,9 @@ def draw(config: ModelConfig, parameters: Parameters, components: list[Component
 def _tokens(parameters: Parameters, at: dict[str, Component]) -> list[str]:
     """The token table alone: positions are in the attention."""
     return [
-        _arrow(f"token ids {_shape(at['GPT'].input_letters, at['GPT'].input)}"),
-        *_box("wte", "token table V × C", _count(parameters, "wte")),
-        _arrow(_shape(at["h"].input_letters, at["h"].input)),
+        _arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}"),
+        *_box("wte", "token table V × C", count(parameters, "wte")),
+        _arrow(shape(at["h"].input_letters, at["h"].input)),
     ]
 
 
@@ -64,17 +64,17 @@ def _embeddings(parameters: Parameters, at: dict[str, Component]) -> list[str]:
     """The two tables side by side, their sum below."""
     start, gap, width = 1, 3, 38
     tokens, positions = start + width // 2, start + width + gap + width // 2  # columns of their arrows
-    left = _frame("wte  token table V × C", _count(parameters, "wte"), width)
-    right = _frame("wpe  positions T × C", _count(parameters, "wpe"), width)
+    left = _frame("wte  token table V × C", count(parameters, "wte"), width)
+    right = _frame("wpe  positions T × C", count(parameters, "wpe"), width)
     top, middle, bottom = (" " * start + a + " " * gap + b for a, b in zip(left, right, strict=True))
     joint = "└" + "─" * (positions - tokens - 1) + "┘"
     return [
-        _put("", tokens, f"│ token ids {_shape(at['GPT'].input_letters, at['GPT'].input)}"),
+        _put("", tokens, f"│ token ids {shape(at['GPT'].input_letters, at['GPT'].input)}"),
         _put(top, tokens, "▼"),
         middle,
         _put(_put(bottom, tokens, "┬"), positions, "┬"),
         _put(_put("", tokens, joint), CENTRE, "+"),
-        _arrow(_shape(at["h"].input_letters, at["h"].input)),
+        _arrow(shape(at["h"].input_letters, at["h"].input)),
     ]
 
 
@@ -90,7 +90,7 @@ def _blocks(
         _put(top, CENTRE, "▼"),
         *(_put(_put(line, 0, "║"), WIDTH - 1, "║") for line in inside),
         _put("╚" + "═" * (WIDTH - 2) + "╝", CENTRE, "╤"),
-        _arrow(_shape(at["h"].output_letters, at["h"].output)),
+        _arrow(shape(at["h"].output_letters, at["h"].output)),
     ]
 
 
@@ -98,12 +98,11 @@ def _sublayer(boxes: dict[str, str], parameters: Parameters, at: dict[str, Compo
     """Boxes in a row, and to their left the residual rail, which carries the input to the sum at the end."""
     lines = []
     for name, text in boxes.items():
-        each = ("q " if "K" in at["h.attn.k"].output_letters else "q, k, v each ") if name == "h.attn.sdpa" else ""
-        lines.append(_arrow(each + _shape(at[name].input_letters, at[name].input)))
-        lines += _box(name, text, _count(parameters, name))
+        lines.append(_arrow(flows_into(name, at)))
+        lines += _box(name, text, count(parameters, name))
     lines = [_put(line, RAIL, "│") for line in lines]
     lines[0] = _put(lines[0], RAIL, "┌" + "─" * (CENTRE - RAIL - 1) + "┤")
-    total = "└" + "─" * (CENTRE - RAIL - 2) + "►+ " + _shape(at["h"].output_letters, at["h"].output)
+    total = "└" + "─" * (CENTRE - RAIL - 2) + "►+ " + shape(at["h"].output_letters, at["h"].output)
     return [*lines, _put("", RAIL, total)]
 
 
@@ -122,7 +121,22 @@ def _frame(text: str, count: str, width: int) -> list[str]:
     ]
 
 
-def _count(parameters: Parameters, name: str) -> str:
+def lm_head(config: ModelConfig, parameters: Parameters) -> tuple[str, str]:
+    """What stands in the box of the head, and its count."""
+    if config.tied_head:
+        return "C → V, the matrix of wte", "tied"
+    return "C → V, its own matrix", count(parameters, "lm_head")
+
+
+def flows_into(name: str, at: dict[str, Component]) -> str:
+    """The shape at the arrow into a box; of attention's three inputs, where they differ, that of the queries."""
+    each = ""
+    if name == "h.attn.sdpa":
+        each = "q " if "K" in at["h.attn.k"].output_letters else "q, k, v each "
+    return each + shape(at[name].input_letters, at[name].input)
+
+
+def count(parameters: Parameters, name: str) -> str:
     """The parameters of one instance of the component; nothing for a function without any."""
     count = parameters.by_component.get(name, 0)
     count //= parameters.n_layer if name.startswith("h.") else 1
@@ -133,7 +147,8 @@ def _arrow(label: str) -> str:
     return _put("", CENTRE, f"│ {label}")
 
 
-def _shape(letters: tuple[str, ...], sizes: tuple[int, ...]) -> str:
+def shape(letters: tuple[str, ...], sizes: tuple[int, ...]) -> str:
+    """(B, T) = (12, 64)."""
     return f"({', '.join(letters)}) = ({', '.join(map(str, sizes))})"
 
 

@@ -94,8 +94,7 @@ class Evaluator:
         sums = torch.zeros(len(self.windows.starts), dtype=torch.float64)
         nbytes = torch.zeros(1, dtype=torch.int64)
         batches = _batches(self.windows, self.batch_size)
-        for first in range(0, len(batches), self.world.size):  # each rank has a forward pass in each round: fsdp's wait
-            batch = batches[min(first + self.world.rank, len(batches) - 1)]
+        for batch, counts in self.world.shares(batches):
             with self.world.together():
                 x, y = read_windows(
                     self.split, self.windows.starts[batch], int(self.windows.lengths[batch][0])
@@ -105,7 +104,7 @@ class Evaluator:
                 logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
             pairs = zip(logits, targets, strict=True)  # in float32 only one window at a time
             each = [F.cross_entropy(window.float(), target, reduction="sum") for window, target in pairs]
-            if first + self.world.rank < len(batches):
+            if counts:
                 sums[batch] = torch.stack(each).cpu().double()  # mps has no float64
                 nbytes += int(self.byte_lengths[y].sum())
         return self.world.sum(sums).numpy(), int(self.world.sum(nbytes).item())

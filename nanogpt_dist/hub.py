@@ -37,6 +37,10 @@ class FetchStoppedError(Exception):
     """Nobody waits for this download any more."""
 
 
+class WrongBytesError(HubUnavailableError):
+    """The hub serves other bytes than it says a file has."""
+
+
 @dataclass(frozen=True)
 class Listener:
     """For whom requests are made. stop: set when nobody waits any more; note: is told that there is trouble; budget_s:
@@ -279,7 +283,8 @@ def fetch(
 ) -> Path:
     """A file from the cache, or from the hub into it. folder: a cache of its own; None: the user's.
 
-    What is not `is_good` is removed and fetched again. Raises HubUnavailableError, MissingInputError, StorageError.
+    What is not `is_good` is removed and fetched again. Raises HubUnavailableError, after some tries WrongBytesError,
+    which is one, MissingInputError, StorageError.
     """
     hub = hub_library()
     with told_hub(repo, commit, kind):
@@ -288,7 +293,7 @@ def fetch(
             if is_good(path):
                 return path
             discard(path)
-    raise HubUnavailableError(f"hub serves wrong bytes for {name[-80:]} of {repo[:50]}; run the same command later")
+    raise WrongBytesError(f"hub serves wrong bytes for {name[-80:]} of {repo[:50]}; run the same command later")
 
 
 def is_blob(path: Path, git_hash: str) -> bool:

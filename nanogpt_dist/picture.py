@@ -4,7 +4,7 @@ from xml.sax.saxutils import escape
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.describe import Component, Parameters
-from nanogpt_dist.drawing import boxes
+from nanogpt_dist.drawing import boxes, count, flows_into, lm_head, shape
 
 WIDTH, BOX_WIDTH, BOX_HEIGHT, GAP = 760, 380, 42, 40  # pixels
 LEFT = (WIDTH - BOX_WIDTH) / 2
@@ -53,12 +53,12 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
     canvas = _Canvas()
     canvas.text(WIDTH / 2, canvas.y, f"{title}: {parameters.total:,} parameters", "title", "middle")
     canvas.y += 14
-    canvas.arrow(f"token ids {_shape(at['GPT'].input_letters, at['GPT'].input)}")
-    canvas.box("wte", "token table, V × C", _count(parameters, "wte"), "table")
+    canvas.arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}")
+    canvas.box("wte", "token table, V × C", count(parameters, "wte"), "table")
     if not config.rotary:
         canvas.arrow("+ a row of wpe for each position")
-        canvas.box("wpe", "position table, T × C", _count(parameters, "wpe"), "table")
-    canvas.arrow(_shape(at["h"].input_letters, at["h"].input))
+        canvas.box("wpe", "position table, T × C", count(parameters, "wpe"), "table")
+    canvas.arrow(shape(at["h"].input_letters, at["h"].input))
     top = canvas.y
     canvas.text(LEFT - 110, top + 18, f"block × {parameters.n_layer}", "title")
     canvas.y += 24
@@ -67,12 +67,11 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
     canvas.parts.append(
         f'<rect class="frame" x="{LEFT - 124:g}" y="{top:g}" width="{BOX_WIDTH + 248}" height="{canvas.y - top:g}"/>'
     )
-    canvas.arrow(_shape(at["h"].output_letters, at["h"].output))
-    canvas.box("ln_f", attention["h.ln_1"], _count(parameters, "ln_f"), "norm")
-    canvas.arrow(_shape(at["lm_head"].input_letters, at["lm_head"].input))
-    tied = ("the matrix of wte", "tied") if config.tied_head else ("its own matrix", _count(parameters, "lm_head"))
-    canvas.box("lm_head", f"C → V, {tied[0]}", tied[1], "head")
-    canvas.arrow(f"logits {_shape(at['GPT'].output_letters, at['GPT'].output)}")
+    canvas.arrow(shape(at["h"].output_letters, at["h"].output))
+    canvas.box("ln_f", attention["h.ln_1"], count(parameters, "ln_f"), "norm")
+    canvas.arrow(shape(at["lm_head"].input_letters, at["lm_head"].input))
+    canvas.box("lm_head", *lm_head(config, parameters), "head")
+    canvas.arrow(f"logits {shape(at['GPT'].output_letters, at['GPT'].output)}")
     body = "\n".join(canvas.parts)
     height = canvas.y + 20
     size = f'viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}"'
@@ -92,9 +91,8 @@ def _sublayer(
     """Boxes in a row, and beside them the residual stream, which is added at the end."""
     start = canvas.y
     for name, text in names.items():
-        each = "q " if "K" in at["h.attn.k"].output_letters else "q, k, v each "
-        canvas.arrow((each if name == "h.attn.sdpa" else "") + _shape(at[name].input_letters, at[name].input))
-        canvas.box(name, text, _count(parameters, name), "norm" if name.startswith("h.ln") else colour)
+        canvas.arrow(flows_into(name, at))
+        canvas.box(name, text, count(parameters, name), "norm" if name.startswith("h.ln") else colour)
     canvas.path(f"M {WIDTH / 2:g} {canvas.y:g} v {GAP / 2:g}", arrow=False)
     canvas.y += GAP / 2
     middle = canvas.y + 10
@@ -102,12 +100,3 @@ def _sublayer(
     canvas.parts.append(f'<circle cx="{WIDTH / 2:g}" cy="{middle:g}" r="10" fill="white" stroke="#374151"/>')
     canvas.text(WIDTH / 2, middle + 5, "+", "", "middle")
     canvas.y = middle + 10
-
-
-def _count(parameters: Parameters, name: str) -> str:
-    count = parameters.by_component.get(name, 0)
-    return f"{count // (parameters.n_layer if name.startswith('h.') else 1):,}" if count else ""
-
-
-def _shape(letters: tuple[str, ...], sizes: tuple[int, ...]) -> str:
-    return f"({', '.join(letters)}) = ({', '.join(map(str, sizes))})"

@@ -115,6 +115,19 @@ def _is_mine(tensor: Tensor, leads: bool) -> bool:
     return all(not place.is_replicate() or at == 0 for place, at in zip(tensor.placements, where, strict=True))
 
 
+def read_whole(files: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors that the files hold together, whole and in CPU memory. Raises BadDataError."""
+    stored = index(files)
+    tensors = {name: torch.empty(known.shape, dtype=known.dtype) for name, known in stored.items()}
+    read_into(tensors, stored)
+    return tensors
+
+
+def whole_parts(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
+    """Each tensor as a part that is all of it."""
+    return {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
 def fill(target: Tensor, whole: Tensor) -> None:
     """Give `target`, plain or sharded, the values of `whole`, of which each rank takes its part."""
     held, begin = _held(target)

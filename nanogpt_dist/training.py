@@ -130,11 +130,8 @@ def begin_from(name: str, updater: Updater, data: DataFolder, world: World, cons
     """Give the model its first weights, fetched by one rank of each machine. Raises as source.find() and load()."""
     from nanogpt_dist.lineage import hf_tokenizer, huggingface, source
 
+    found = world.one_first(lambda: source.find(name))
     with world.together():
-        if world.local_rank == 0:
-            source.find(name)
-    with world.together():
-        found = source.find(name)
         huggingface.load(found, updater.model)
         try:
             same = hf_tokenizer.of_source(found).fingerprint == data.tokenizer.fingerprint

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, StorageError, UsageError
-from nanogpt_dist.hub import AGAIN, Listener, datasets_library, denied, heard_by, hub_library, is_blob, told_hub
+from nanogpt_dist.hub import (
+    AGAIN,
+    Listener,
+    WrongBytesError,
+    datasets_library,
+    denied,
+    heard_by,
+    hub_library,
+    is_blob,
+    told_hub,
+)
 from nanogpt_dist.hub import fetch as fetch_file
 from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write_atomic
 from prepare.tables import RowGroup, groups_of_metadata
@@ -176,7 +186,7 @@ def fetch(repo: str, commit: str, name: str, folder: Path | None, is_good: Calla
     """As hub.fetch(), of a dataset; where the hub serves other bytes than it says, it is asked anew what there is."""
     try:
         return fetch_file(repo, commit, name, folder, is_good)
-    except HubUnavailableError:
+    except WrongBytesError:
         _forget(repo)
         raise
 

@@ -16,7 +16,7 @@ from nanogpt_dist.lineage import hf_tokenizer, huggingface
 from nanogpt_dist.lineage.source import Source
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import load
-from nanogpt_dist.tensors import Part, index, read_into
+from nanogpt_dist.tensors import read_whole, whole_parts
 from nanogpt_dist.tokenizer import Tokenizer
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
@@ -51,7 +51,7 @@ def adopt(foreign: Foreign, run: Path) -> Path:
             "tokenizer_fingerprint": foreign.tokenizer.fingerprint,
             "layout": "imported",
         }
-        mine = Contents(foreign.state, _parts(foreign.weights), _parts(foreign.moments))
+        mine = Contents(foreign.state, whole_parts(foreign.weights), whole_parts(foreign.moments))
         written = checkpoint.save(ALONE, runs.checkpoints_of(run), mine, config, foreign.tokenizer, about)
         storage.write_latest(runs.checkpoints_of(run), written.name)
         storage.write_atomic(run / "config.toml", to_toml(config).encode())
@@ -60,14 +60,12 @@ def adopt(foreign: Foreign, run: Path) -> Path:
     return written
 
 
-def of_hugging_face(source: Source, settings: dict[str, Any]) -> Foreign:
-    """What is in a folder of Hugging Face's, at step 0. settings: of the run that may follow."""
-    config = load(None, {**settings, "init_from": str(source.folder)})
+def of_hugging_face(source: Source) -> Foreign:
+    """What is in a folder of Hugging Face's, at step 0."""
+    config = load(None, {"init_from": str(source.folder)})
     model = huggingface.model_of(source, config.architecture(), torch.device("cpu"))
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     tokenizer = hf_tokenizer.of_source(source)
-    if config.vocab_size is not None and tokenizer.n_vocab > config.vocab_size:
-        raise BadDataError(f"{source.name}: {tokenizer.n_vocab} ids in its tokenizer, {config.vocab_size} in its model")
     return Foreign(config.model_copy(update={"init_from": None}), weights, tokenizer, f"Hugging Face: {source.name}")
 
 
@@ -82,19 +80,15 @@ def moments_of(found: Path) -> dict[str, Tensor]:
 
 
 def _tensors(found: Path, kind: str) -> dict[str, Tensor]:
-    stored = index(sorted(found.glob(f"{kind}*.safetensors")))
-    tensors = {name: torch.empty(known.shape, dtype=known.dtype) for name, known in stored.items()}
-    read_into(tensors, stored)
-    return tensors
-
-
-def _parts(tensors: dict[str, Tensor]) -> dict[str, Part]:
-    return {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return read_whole(sorted(found.glob(f"{kind}*.safetensors")))
 
 
 def _refuse_other_shapes(foreign: Foreign) -> None:
     if foreign.config.vocab_size is None:
         raise ConfigError(f"{foreign.origin} does not say how many ids it has")
+    ids, rows = foreign.tokenizer.n_vocab, foreign.config.vocab_size
+    if ids > rows:
+        raise BadDataError(f"{foreign.origin}: {ids} ids in its tokenizer, {rows} in its model")
     with torch.device("meta"):
         wanted = {name: tuple(p.shape) for name, p in GPT(foreign.config.architecture()).named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in foreign.weights.items()}

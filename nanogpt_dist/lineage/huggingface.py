@@ -20,7 +20,7 @@ from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError
 from nanogpt_dist.lineage import hf_tokenizer
 from nanogpt_dist.lineage.source import CONFIG, GELU, OURS, WEIGHTS, Source, weight_files
 from nanogpt_dist.model import GPT
-from nanogpt_dist.tensors import Part, fill, index, read_into, write
+from nanogpt_dist.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.tokenizer import Tokenizer
 
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -114,8 +114,7 @@ def export(
         raise CannotCreateError(f"{out} exists already; give another folder")
 
     def fill_folder(staging: Path) -> None:
-        tensors = theirs(weights, config, min(tokenizer.n_vocab, config.vocab_size or tokenizer.n_vocab))
-        parts = {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        parts = whole_parts(theirs(weights, config, tokenizer.n_vocab))
         write(staging / WEIGHTS, parts, {"format": "pt"})
         _write_json(staging / CONFIG, config_json(config, tokenizer))
         eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
@@ -149,7 +148,7 @@ def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, object]:
         "n_embd": config.n_embd,
         "n_inner": None,
         "n_positions": config.block_size,
-        "vocab_size": min(tokenizer.n_vocab, config.vocab_size or tokenizer.n_vocab),
+        "vocab_size": tokenizer.n_vocab,  # at most the rows of the table
         "activation_function": next(name for name, form in GELU.items() if form == config.gelu),
         "layer_norm_epsilon": 1e-5,
         "attn_pdrop": config.dropout,

@@ -7,6 +7,7 @@ Source: Gao et al., "A framework for few-shot language model evaluation" (lm-eva
 transformers' models.
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -30,11 +31,7 @@ def run(names: list[str], scorer: Scorer, limit: int | None = None) -> dict[str,
     HubUnavailableError where a task's data cannot be had.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    world, tasks = scorer.world, {}
-    for first in (True, False):  # one rank of each machine fetches the data, then the others find it in the cache
-        with world.together():
-            if first == (world.local_rank == 0):
-                tasks = _load(names)
+    tasks = scorer.world.one_first(lambda: _load(names))
     import lm_eval
 
     # Its simple_evaluate would look at the machine and the git repository with commands of the shell.
@@ -113,8 +110,7 @@ def _model(scorer: Scorer) -> Any:
 
         @property
         def eot_token_id(self) -> int:
-            eot = scorer.tokenizer.eot_id
-            return eot if eot is not None else int(scorer.tokenizer.encode("\n")[0])
+            return sampling.encode_prompt("", scorer.tokenizer)[0]
 
         @property
         def max_length(self) -> int:
@@ -145,13 +141,11 @@ def _model(scorer: Scorer) -> Any:
             return [sum(next(scores).log_likelihood for _ in range(count)) for count in counts]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            """Each rank writes what it has to, and tells the others."""
-            world, texts = scorer.world, []
-            decoder = Decoder(scorer.model, scorer.tokenizer.n_vocab)
-            for i, (context, how) in enumerate(request.args for request in requests):
-                mine = _write(decoder, scorer, context, how) if i % world.size == world.rank else ""
-                texts.append("".join(world.gather_texts(mine)))
-            return texts
+            """Each rank writes every size-th text, and in the end tells the others."""
+            world, decoder = scorer.world, Decoder(scorer.model, scorer.tokenizer.n_vocab)
+            mine = [_write(decoder, scorer, *request.args) for request in requests[world.rank :: world.size]]
+            each = [json.loads(texts) for texts in world.gather_texts(json.dumps(mine))]
+            return [each[i % world.size][i // world.size] for i in range(len(requests))]
 
     return NanogptLM()
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.storage.durable import shown
-from nanogpt_dist.tasks.scoring import Scorer, begin, pair
+from nanogpt_dist.tasks.scoring import Scorer, pair
 
 NAMES = ("hellaswag", "lambada")
 
@@ -127,7 +127,7 @@ def text(path: Path, scorer: Scorer) -> dict[str, Any]:
     with scorer.world.together():
         data = _read(path)
         ids = scorer.tokenizer.encode(data.decode()).tolist()
-        eot, size = begin(scorer.tokenizer), scorer.model.config.block_size
+        eot, size = scorer.tokenizer.eot_id, scorer.model.config.block_size
         whole = [*([eot] if eot is not None else []), *ids]
         if len(whole) < 2:
             raise BadDataError(f"{shown(path)} is too short: there is nothing to predict")

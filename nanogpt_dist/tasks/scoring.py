@@ -50,10 +50,9 @@ class Scorer:
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))  # the longest first
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         found = torch.zeros(2, len(rows), dtype=torch.float64)
-        for first in range(0, len(batches), self.world.size):  # in each round all ranks have a forward pass
-            batch = batches[min(first + self.world.rank, len(batches) - 1)]
+        for batch, counts in self.world.shares(batches):
             scores = self._batch([rows[i] for i in batch])
-            if first + self.world.rank < len(batches):
+            if counts:
                 found[:, batch] = scores
         found = self.world.sum(found)
         return [Score(float(s), bool(g), len(following)) for s, g, (_, following) in zip(*found, requests, strict=True)]
@@ -80,11 +79,6 @@ class Scorer:
         return torch.stack(found, 1).cpu().double()
 
 
-def begin(tokenizer: Tokenizer) -> int | None:
-    """The id that stands before a text: end of text, which documents follow. None where the tokenizer has none."""
-    return tokenizer.eot_id
-
-
 def pair(tokenizer: Tokenizer, context: str, following: str) -> Request:
     """Ids of a context and of what follows, cut where lm-eval cuts: the spaces between them belong to the second."""
     spaces = len(context) - len(context.rstrip())
@@ -94,5 +88,5 @@ def pair(tokenizer: Tokenizer, context: str, following: str) -> Request:
     length = len(tokenizer.encode(context))
     if length:
         return whole[:length], whole[length:]
-    eot = begin(tokenizer)
+    eot = tokenizer.eot_id  # which documents follow
     return ([eot], whole) if eot is not None else (whole[:1], whole[1:])

@@ -70,7 +70,7 @@ def test_from_ours_to_theirs_and_back(settings: dict[str, Any], tmp_path: Path) 
     x = ids(300)
     ours = our_logits(run, x)[..., :300]
     assert (their_logits(folder, x) - ours).abs().max() <= 1e-5
-    adopting.adopt(adopting.of_hugging_face(find(str(folder)), {}), tmp_path / "back")
+    adopting.adopt(adopting.of_hugging_face(find(str(folder))), tmp_path / "back")
     assert (our_logits(tmp_path / "back", x) - ours).abs().max() <= 1e-5
     _, config = load_model(find_checkpoint(str(tmp_path / "back")), CPU)
     assert (config.bias, config.gelu) == (settings.get("bias", False), settings.get("gelu", "exact"))
@@ -90,7 +90,7 @@ def test_from_theirs_to_ours_and_back(activation: str, tmp_path: Path) -> None:
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     theirs.save_pretrained(tmp_path / "hf")
     hf_tokenizer.write(tmp_path / "hf", bpe(), 48)
-    adopting.adopt(adopting.of_hugging_face(find(str(tmp_path / "hf")), {}), tmp_path / "run")
+    adopting.adopt(adopting.of_hugging_face(find(str(tmp_path / "hf"))), tmp_path / "run")
     x = ids(300)
     with torch.no_grad():
         wanted = theirs(x).logits
@@ -162,7 +162,7 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
     hf_tokenizer.write(tmp_path / "parts", bpe(), 48)
-    adopting.adopt(adopting.of_hugging_face(find(str(tmp_path / "parts")), {}), tmp_path / "back")
+    adopting.adopt(adopting.of_hugging_face(find(str(tmp_path / "parts"))), tmp_path / "back")
     x = ids(300)
     assert (our_logits(tmp_path / "back", x) - our_logits(run, x)[..., :300]).abs().max() <= 1e-5
 
@@ -184,7 +184,7 @@ def test_another_architecture_is_told(change: dict[str, Any], error: type, reaso
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(error, match=reason):
-        adopting.of_hugging_face(find(str(folder)), {})
+        adopting.of_hugging_face(find(str(folder)))
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(BadDataError, match="cannot be read"):
-        adopting.of_hugging_face(find(str(folder)), {})
+        adopting.of_hugging_face(find(str(folder)))
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(MissingInputError, match="safetensors files only"):
