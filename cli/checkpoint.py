@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import CONTEXT, Json
+from cli.options import CONTEXT, Json, warn
 from nanogpt_dist import runs, storage
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 
@@ -104,7 +104,7 @@ def consolidate(
     """Write a sharded checkpoint once more, with whole tensors in one file of weights and one of moments."""
     from nanogpt_dist.consolidation import consolidate, is_sharded
 
-    found = runs.find_checkpoint(str(target), warn=lambda text: typer.echo(f"warning: {text}", err=True))
+    found = runs.find_checkpoint(str(target), warn=warn)
     if not is_sharded(found):
         raise UsageError(f"{found} has whole tensors already: use it as it is")
     place = out or found.resolve().parents[1] / "consolidated" / found.resolve().name

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.options import Device, Json
+from cli.options import Device, InitFrom, Json, refuse_both, warn
 
 if TYPE_CHECKING:
     from nanogpt_dist.config import TrainConfig
@@ -25,10 +25,7 @@ def eval_command(
             help="Several make a table. Unset: the newest run under out/. A preset: one with weights, as eval-gpt2.",
         ),
     ] = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Foreign weights: gpt2 … gpt2-xl, OWNER/NAME on the hub, or a folder."),
-    ] = None,
+    init_from: InitFrom = None,
     dataset: Annotated[
         str | None, typer.Option(metavar="DIR", help="Prepared folder to judge on; unset: the one it was trained on.")
     ] = None,
@@ -66,7 +63,8 @@ def eval_command(
 
     rows = []
     with connect(device, timeout_s=PATIENCE_S if tasks else 600) as world:
-        for target in _targets(targets, init_from):
+        refuse_both(targets, init_from)
+        for target in [*targets] if targets else [None]:
             judged = _judged(target, init_from, block_size, best, world)
             results: Results = {}
             if not (tasks or text) or dataset:
@@ -88,14 +86,6 @@ def eval_command(
         _print_json(rows) if json else _print(rows)
 
 
-def _targets(targets: list[str] | None, init_from: str | None) -> list[str | None]:
-    from nanogpt_dist.errors import UsageError
-
-    if init_from and targets:
-        raise UsageError("a run, or --init-from with foreign weights: one of them at a time")
-    return [*targets] if targets else [None]
-
-
 def _judged(target: str | None, init_from: str | None, block_size: int | None, best: bool, world: "World") -> "Judged":
     """What is to be judged, on all ranks the same: one chooses, for a run that is still training goes on meanwhile."""
     from nanogpt_dist import judging, runs
@@ -104,7 +94,7 @@ def _judged(target: str | None, init_from: str | None, block_size: int | None, b
         foreign = _foreign(target, init_from, block_size)
         if foreign is not None:
             return judging.of_source(foreign, world.device)
-        chosen = str(runs.find_checkpoint(target, best, _warn)) if world.leads else ""
+        chosen = str(runs.find_checkpoint(target, best, warn)) if world.leads else ""
     found = Path(world.text_from_lead(chosen))
     with world.together():
         return judging.of_checkpoint(found, world.device)
@@ -136,7 +126,7 @@ def _keep(checkpoint: Path, results: Results) -> None:
     try:
         keep(checkpoint, results)
     except NanogptError as error:  # a folder of somebody else's
-        _warn(f"the figures are not kept: {error}")
+        warn(f"the figures are not kept: {error}")
 
 
 def _print_json(rows: list[tuple[str, Results]]) -> None:
@@ -203,7 +193,3 @@ def _print_table(rows: list[tuple[str, Results]]) -> None:
 
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "–" if value is None else f"{value:,}"
-
-
-def _warn(text: str) -> None:
-    typer.echo(f"warning: {text}", err=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import CONTEXT
+from cli.options import CONTEXT, warn
 
 export_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
@@ -48,14 +48,14 @@ def export_nanogpt(
     config, weights, state = weights_of(found)
     nanogpt.write(out, config, weights, moments_of(found), state)
     if config.gelu == "tanh":
-        _warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
+        warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
     tokenizer, meta = load_checkpoint_tokenizer(found), out.with_name("meta.pkl")
     typer.echo(f"{out}: step {state.step:,}")
     if tokenizer.kind == "char":
         nanogpt.write_meta(meta, tokenizer)
         typer.echo(f"{meta}: its characters; its sample.py looks for them in data/{Path(config.dataset).name}/meta.pkl")
     elif tokenizer.name != "gpt2":
-        _warn(f"its sample.py decodes with GPT-2's ids, this model has those of {tokenizer.name}")
+        warn(f"its sample.py decodes with GPT-2's ids, this model has those of {tokenizer.name}")
     typer.echo(f"Next, in nanoGPT: python sample.py --out_dir={out.parent}")
 
 
@@ -75,8 +75,4 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
 def _find(target: str, best: bool) -> Any:
     from nanogpt_dist import runs
 
-    return runs.find_checkpoint(target, best, _warn)
-
-
-def _warn(text: str) -> None:
-    typer.echo(f"warning: {text}", err=True)
+    return runs.find_checkpoint(target, best, warn)

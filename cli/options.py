@@ -20,6 +20,10 @@ Preset = Annotated[
     typer.Argument(metavar="PRESET|FILE", help="A preset, a .toml file of settings, or one of nanoGPT's .py configs."),
 ]
 Settings = dict[str, Any]  # those given as flags, which go on top
+InitFrom = Annotated[
+    str | None,
+    typer.Option(metavar="SOURCE", help="Foreign weights: gpt2 … gpt2-xl, OWNER/NAME on the hub, or a folder."),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto: cuda, else mps, else cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
 
@@ -89,6 +93,17 @@ def refuse_nanogpts(arguments: list[str]) -> None:
         name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and name in ELSEWHERE:
             raise UsageError(f"no --{name} here: {ELSEWHERE[name]}")
+
+
+def refuse_both(run: object, init_from: str | None) -> None:
+    """Raises UsageError where a run is named and foreign weights are, too."""
+    if run and init_from:
+        raise UsageError("a run, or --init-from with foreign weights: one of them at a time")
+
+
+def warn(text: str) -> None:
+    """A line on stderr, beside what a command prints."""
+    typer.echo(f"warning: {text}", err=True)
 
 
 def refuse_empty(arguments: list[str]) -> None:

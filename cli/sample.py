@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.options import Device, Json
+from cli.options import Device, InitFrom, Json, refuse_both, warn
 
 
 def sample(
@@ -31,10 +31,7 @@ def sample(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End a sample before this text; may be given again.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds draw equal samples.")] = 1337,
-    init_from: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Foreign weights: gpt2 … gpt2-xl, OWNER/NAME on the hub, or a folder."),
-    ] = None,
+    init_from: InitFrom = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print each sample while it comes.")] = False,
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
     device: Device = "auto",
@@ -54,8 +51,7 @@ def sample(
         raise UsageError("sample needs one process only; leave torchrun out")
     if stream and json:
         raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
-    if init_from and target:
-        raise UsageError("a run, or --init-from with foreign weights: one of them at a time")
+    refuse_both(target, init_from)
     prompts = [read_prompt(each) for each in prompt or ["\n"]]
 
     from nanogpt_dist import presets, runs
@@ -64,7 +60,7 @@ def sample(
     if init_from:
         found, config = init_from, presets.load("gpt2", {"init_from": init_from})
     else:
-        found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
+        found = runs.find_checkpoint(target, best, warn)
 
     from nanogpt_dist import judging, sampling
     from nanogpt_dist.decoding import Decoder, pick_weights

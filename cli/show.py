@@ -13,7 +13,7 @@ from cli.show_checkpoint import checkpoint
 from cli.show_data import data
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.presets import DEFAULT_PRESET, load
+from nanogpt_dist.presets import DEFAULT_PRESET, load, with_vocabulary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -132,8 +132,7 @@ def _load_architecture(preset: str, settings: Settings) -> TrainConfig:
     config = load(preset, settings)
     if config.vocab_size is None:
         raise ConfigError(f"{preset} leaves vocab_size to the data set; add --vocab-size, e.g. --vocab-size 50304")
-    # Which id ends a text makes no difference to shapes.
-    return config.model_copy(update={"eot_id": config.eot_id or 0}) if config.intra_document else config
+    return with_vocabulary(config)  # which id ends a text makes no difference to shapes
 
 
 def _component_table(counted: "Parameters") -> "Table":

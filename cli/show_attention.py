@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Json
+from cli.options import Json, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
     from nanogpt_dist.runs import find_checkpoint
 
-    found = find_checkpoint(target, warn=lambda warning: typer.echo(f"warning: {warning}", err=True))
+    found = find_checkpoint(target, warn=warn)
     model, _ = load_model(found, torch.device("cpu"))
     tokenizer = load_checkpoint_tokenizer(found)
     ids = tokenizer.encode(text).tolist()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import Json
+from cli.options import Json, warn
 
 
 def checkpoint(
@@ -18,7 +18,7 @@ def checkpoint(
     """Where a checkpoint stands: step, losses, data; and each of its files with its sha256, verified."""
     from nanogpt_dist import runs, storage
 
-    found = runs.find_checkpoint(target, best, lambda warning: typer.echo(f"warning: {warning}", err=True))
+    found = runs.find_checkpoint(target, best, warn)
     state, manifest = runs.read_json(found / "state.json"), storage.read_manifest(found)
     evaluations = runs.read_json(found.with_name(f"{found.name}.eval.json")).get("results", {})
     if as_json:

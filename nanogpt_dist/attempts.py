@@ -18,16 +18,14 @@ from nanogpt_dist.storage.durable import told
 
 ATTEMPTS = "attempts.jsonl"
 IN_VAIN = 3  # attempts without a new checkpoint, before the run goes back
-OF_NO_MATTER = {
+TELLING = {
     "out_dir",
-    "timeout_s",
     "tensorboard",
     "wandb_log",
     "wandb_project",
     "wandb_run_name",
-    "log_interval",
-    "keep_checkpoints",
-}
+}  # where a run is told of
+OF_NO_MATTER = {*TELLING, "timeout_s", "log_interval", "keep_checkpoints"}
 
 
 def digest(config: TrainConfig, ranks: int) -> str:

@@ -9,20 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanogpt_dist import runs
+from nanogpt_dist import attempts, runs
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
+from nanogpt_dist.metrics import RECORD
 from nanogpt_dist.storage.durable import shown, told
 
 POINTS = 8  # of a table, evenly spaced in tokens
-PLACES = {
-    "out_dir",
-    "tensorboard",
-    "wandb_log",
-    "wandb_project",
-    "wandb_run_name",
-}  # settings that say nothing about a run
-
 Floats = NDArray[np.float64]
 
 
@@ -46,9 +39,9 @@ class Curve:
 
 def read_curve(run: Path) -> Curve:
     """What a run folder tells of its run. Raises MissingInputError, BadDataError."""
-    record = run / "metrics.jsonl"
+    record = run / RECORD
     if not (run / "config.toml").is_file() or not record.is_file():
-        raise MissingInputError(f"{shown(run)} is no run: it has no config.toml and metrics.jsonl")
+        raise MissingInputError(f"{shown(run)} is no run: it has no config.toml and {RECORD}")
     try:
         config = resolve(read_toml(run / "config.toml"))
     except ConfigError as error:
@@ -81,7 +74,7 @@ def _columns(pairs: list[tuple[int, float]]) -> tuple[Floats, Floats]:
 def differences(curves: Sequence[Curve]) -> dict[str, list[Any]]:
     """{setting: its value in each run} of the settings that are not the same in all."""
     found = {}
-    for name in TrainConfig.model_fields.keys() - PLACES:
+    for name in TrainConfig.model_fields.keys() - attempts.TELLING:
         values = [getattr(curve.config, name) for curve in curves]
         if any(value != values[0] for value in values):
             found[name] = values

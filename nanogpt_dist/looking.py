@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.model import GPT, Block
-from nanogpt_dist.positions import places, same_document
+from nanogpt_dist.positions import same_document
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,16 @@ def look(model: GPT, ids: Sequence[int], layer: int, head: int) -> Head:
         if not 0 <= number < n:
             raise UsageError(f"--{what} {number}: this model has {n}, 0 to {n - 1}")
     idx = torch.tensor([list(ids)])  # (1, T)
-    where = places(idx, config)
-    of_blocks = where if config.rotary or config.intra_document else None
-    x = table.embed(idx, where.position)  # (1, T, C)
+    x, where = table.begin(idx)  # (1, T, C)
     for block in table.h[:layer]:
-        x = block(x, of_blocks)
+        x = block(x, where)
     block = table.h[layer]
     assert isinstance(block, Block)
-    q, k, v = block.attn.heads(block.attn.c_attn(block.ln_1(x)), of_blocks)
+    q, k, v = block.attn.heads(block.attn.c_attn(block.ln_1(x)), where)
     group = head * config.kv_heads // config.n_head
     q, k, v = q[0, head], k[0, group], v[0, group]  # 3 × (T, D)
     scores = q @ k.t() / math.sqrt(config.head_size)  # (T, T)
-    begins = idx == config.eot_id if config.intra_document else torch.zeros_like(idx)
-    document = torch.as_tensor(begins).cumsum(1)
-    seen = same_document(document)[0, 0]  # (T, T)
+    seen = where.seen if where is not None else None
+    seen = (seen if isinstance(seen, Tensor) else same_document(torch.zeros_like(idx)))[0, 0]  # (T, T)
     weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
     return Head(q, k, v, scores, seen, weights, weights @ v)

@@ -130,13 +130,17 @@ class Transformer(nn.Module):
         self.config = config
 
     def forward(self, idx: Tensor) -> Tensor:
+        x, where = self.begin(idx)
+        for block in self.h:
+            x = block(x, where)
+        return self.ln_f(x)
+
+    def begin(self, idx: Tensor) -> tuple[Tensor, Places | None]:
+        """What goes into the first block (B, T, C), and where its tokens stand, if attention is to know that."""
         config = self.config
         where = places(idx, config, dropout=self.training and config.dropout > 0)
         x = self.drop(self.embed(idx, where.position))  # (B, T, C)
-        of_blocks = where if config.rotary or config.intra_document else None
-        for block in self.h:
-            x = block(x, of_blocks)
-        return self.ln_f(x)
+        return x, where if config.rotary or config.intra_document else None
 
     def embed(self, idx: Tensor, position: Tensor) -> Tensor:
         """Rows of the token table, and of the position table where there is one: (B, T), (T,) | (B, T) → (B, T, C)."""

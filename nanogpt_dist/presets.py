@@ -5,12 +5,14 @@ Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsu
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import ConfigError
 
 DEFAULT_PRESET = "gpt2-124m"
+
+Config = TypeVar("Config", bound=ModelConfig)
 
 MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024}
 LARGE = {"n_layer": 36, "n_head": 20, "n_embd": 1280}
@@ -137,14 +139,14 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
         is_run = (Path(name) / "config.toml").is_file() and "init_from" not in overrides
         if source and not is_run:  # a run's settings have the architecture already
             run = Path(overrides.get("out_dir") or values.get("out_dir") or f"out/{stem}")
-            values = begin_from(str(source), run, values, overrides)
+            values = with_architecture_of(str(source), run, values, overrides)
         config = resolve(values, overrides)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     return config if config.out_dir else config.model_copy(update={"out_dir": f"out/{stem}"})
 
 
-def begin_from(source: str, run: Path, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def with_architecture_of(source: str, run: Path, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """`values` with the architecture of the weights in `source`; block_size may be shorter than theirs.
 
     run: that has begun from the same source remembers it, and goes on where the source is gone.
@@ -166,3 +168,10 @@ def begin_from(source: str, run: Path, values: dict[str, Any], overrides: dict[s
         raise ConfigError(f"the weights of {source} have block_size {longest}; it can be made shorter, not longer")
     wanted = overrides.get("block_size", values.get("block_size", longest))
     return {**values, **theirs, "block_size": min(wanted, longest)}
+
+
+def with_vocabulary(config: Config) -> Config:
+    """`config` with a vocab_size, its own or the GPT-2 presets', and an end of text where it wants one."""
+    vocabulary = {} if config.vocab_size else PRETRAIN
+    eot = {"eot_id": config.eot_id or 0} if config.intra_document else {}
+    return config.model_copy(update={**vocabulary, **eot})

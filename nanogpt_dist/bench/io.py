@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist import checkpoint, storage, tokenizer
-from nanogpt_dist.bench import with_vocabulary
 from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import memory_bytes, pick_dtype
 from nanogpt_dist.distributed import World
 from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.presets import with_vocabulary
 from nanogpt_dist.update import Updater
 
 
