@@ -1,7 +1,6 @@
 """`nanogpt import-shards`: ids that nanoGPT or llm.c wrote, as a data folder, without a copy."""
 
 import json
-import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.bar import byte_bar
+from cli.next_step import to_train
 from cli.options import Json
 from nanogpt_dist.stopping import StopRequest
 
@@ -75,4 +75,4 @@ def import_shards(
     for name, split in manifest.splits.items():
         typer.echo(f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {len(split.shards)} shards")
     typer.echo(f"tokenizer {manifest.tokenizer.name}, end of text: {manifest.eot or 'none'}; {seconds:.1f} s")
-    typer.echo(f"\nNext: nanogpt train --dataset {shlex.quote(str(folder))}")
+    typer.echo(f"\n{to_train(manifest, str(folder))}")

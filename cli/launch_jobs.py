@@ -1,6 +1,7 @@
 """`nanogpt launch --slurm` and `--kubernetes`: a job file instead of ranks on this machine."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +69,7 @@ def _manifest(job: Job, dry_run: bool) -> None:
         typer.echo(text, nl=False)
         return
     kubernetes.write(Path(output), text)
-    typer.echo(f"next: kubectl create -f {output}")
+    typer.echo(f"Next: {shlex.join(['kubectl', 'create', '-f', output])}")
 
 
 def _group(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import time
 from dataclasses import asdict
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.bar import progress_bar
+from cli.next_step import to_train
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.stopping import StopRequest
 
@@ -255,23 +255,8 @@ def _summary(manifest: "Manifest", figures: dict[str, str | int | float | bool])
             f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {per_token:.2f} bytes per token"
         )
     lines.append(f"tokenizer {figures['tokenizer']}, {figures['vocab_size']:,} ids; {figures['seconds']:.1f} s")
-    lines.append(f"\nNext: {_next(manifest, shlex.quote(str(out)))}")
+    lines.append(f"\n{to_train(manifest, str(out))}")
     return "\n".join(line for line in lines if line)
-
-
-def _next(manifest: "Manifest", out: str) -> str:
-    """What to type next: a preset for just this data, if there is one, and its small twin for those without a GPU."""
-    from nanogpt_dist.presets import PRESETS
-    from prepare.corpora import CORPORA
-
-    corpus = CORPORA.get(manifest.name)
-    if corpus is None or not corpus.preset or manifest.tokenizer.spec != corpus.tokenizer:
-        small = f"quickstart --vocab-size {manifest.tokenizer.n_vocab} --dataset {out} --out-dir out/{manifest.name}"
-        return f"nanogpt train --dataset {out}   (without a GPU: nanogpt train {small})"
-    where = "" if PRESETS[corpus.preset]["dataset"] == out else f" --dataset {out}"
-    small = f"{corpus.preset}-cpu"
-    without = f"   (without a GPU: nanogpt train {small}{where})" if small in PRESETS else ""
-    return f"nanogpt train {corpus.preset}{where}{without}"
 
 
 def _print_corpora(as_json: bool) -> None:

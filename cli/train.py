@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,4 +130,5 @@ def _report(result: Any, as_json: bool) -> None:
     val_loss = "–" if result.val_loss is None else f"{result.val_loss:.4f}"
     best = "–" if result.best_val_loss is None else f"{result.best_val_loss:.4f}"
     typer.echo(f"{result.checkpoint}: step {result.step:,}, val loss {val_loss} nats/token (best {best})")
-    typer.echo(f"Next: nanogpt sample {result.checkpoint.rsplit('/checkpoints/', 1)[0]}")
+    run = Path(result.checkpoint).parent.parent
+    typer.echo(f"Next: {shlex.join(['nanogpt', 'sample', str(run)])}")

@@ -28,6 +28,9 @@ def test_the_summary_says_what_to_type_next(nanogpt: Run, tmp_path: Path) -> Non
     for name in ("train", "val"):
         np.arange(100).astype("<u2").tofile(tmp_path / "mine" / f"{name}.bin")
     done = nanogpt("import-shards", "mine/train.bin", "mine/val.bin", "--tokenizer", "byte")
-    assert done.stdout.endswith("Next: nanogpt train --dataset mine\n")
+    where = "--dataset mine --out-dir out/mine --block-size 99"  # of 100 tokens
+    assert done.stdout.endswith(
+        f"Next: nanogpt train gpt2-124m {where}\nor, without a GPU: nanogpt train quickstart {where}\n"
+    )
     assert done.stderr == ""
     assert "gpt2, byte" in nanogpt("import-shards", "mine", "--tokenizer", "nothing", code=66).stderr

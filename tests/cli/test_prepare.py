@@ -44,8 +44,9 @@ def test_the_summary_ends_with_what_to_type_next(tmp_path: Path) -> None:
     arguments = ["text", "--source", str(tmp_path / "a.txt"), "--tokenizer", "char", "--out", out]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "855 tokens" in result.stdout
-    small = f"nanogpt train quickstart --vocab-size 7 --dataset {out} --out-dir out/text"
-    assert result.stdout.endswith(f"Next: nanogpt train --dataset {out}   (without a GPU: {small})\n")
+    where = f"--dataset {out} --out-dir out/out"
+    first = f"nanogpt train gpt2-124m {where} --block-size 854"  # of 855 tokens
+    assert result.stdout.endswith(f"Next: {first}\nor, without a GPU: nanogpt train quickstart {where}\n")
     assert DataFolder.open(out).tokenizer.n_vocab == 7
 
 
@@ -57,7 +58,7 @@ def test_the_summary_names_the_presets_for_a_corpus(tmp_path: Path, monkeypatch:
     known = replace(CORPORA["shakespeare_char"], sha256=sha256_file(Path("input.txt")))
     monkeypatch.setitem(CORPORA, "shakespeare_char", known)
     result = CliRunner().invoke(app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False)
-    last = "Next: nanogpt train shakespeare-char   (without a GPU: nanogpt train shakespeare-char-cpu)\n"
+    last = "Next: nanogpt train shakespeare-char\nor, without a GPU: nanogpt train shakespeare-char-cpu\n"
     assert result.stdout.endswith(last)
 
 

@@ -191,7 +191,7 @@ def test_the_manifest_goes_to_standard_output_or_a_file(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     assert launch("--output", str(path), "--dry-run", *line).stdout == printed
     assert not path.exists()
-    assert launch("--output", str(path), *line).stdout == f"next: kubectl create -f {path}\n"
+    assert launch("--output", str(path), *line).stdout == f"Next: kubectl create -f {path}\n"
     assert path.read_text() == printed
     with pytest.raises(CannotCreateError, match="give another --output"):
         launch("--output", str(tmp_path / "no" / "job.yaml"), *line)
