@@ -61,8 +61,7 @@ def train(
         raise
     assert config.out_dir is not None
     verdict.tell_run(Path(config.out_dir))
-    if not in_ranks:
-        _look_at_data(config.dataset)
+    config = _look_at_data(preset, config, "vocab_size" in settings)
 
     from nanogpt_dist.distributed import connect
     from nanogpt_dist.parallel import needs_group
@@ -112,11 +111,29 @@ def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_jso
         )
 
 
-def _look_at_data(dataset: str) -> None:
-    """The commonest mistakes are in the data: tell them before torch takes its seconds to load."""
+def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> TrainConfig:
+    """`config` with the data's vocab_size where none was typed and a preset's does not hold, which is told in a line.
+
+    The commonest mistakes are in the data: they show before torch takes its seconds to load.
+    """
     from nanogpt_dist.shards import DataFolder
 
-    DataFolder.open(Path(dataset))
+    try:
+        tokenizer = DataFolder.open(Path(config.dataset)).tokenizer
+    except NanogptError:
+        if "RANK" in os.environ:  # maybe only this rank does not see it: all of them tell it together, later
+            return config
+        raise
+    if vocab_size_typed:
+        return config
+    fitted = presets.fit_vocabulary(preset, config, tokenizer)
+    if config.vocab_size not in (None, fitted.vocab_size) and os.environ.get("RANK", "0") == "0":
+        typer.echo(
+            f"note: {config.dataset} has {tokenizer.n_vocab:,} ids: vocab_size is {fitted.vocab_size:,}, not the "
+            f"{config.vocab_size:,} of {preset}",
+            err=True,
+        )
+    return fitted
 
 
 def _report(result: Any, as_json: bool) -> None:

@@ -32,7 +32,7 @@ class ModelConfig(BaseModel):
     vocab_size: int | None = setting(
         None,
         "Model",
-        "Rows of the token table; unset: the data set's vocabulary, rounded up to a multiple of 64.",
+        "Rows of the token embedding; unset: the data set's ids, up to a multiple of 64 (characters: just theirs).",
         ge=1,
         le=2**24,
     )

@@ -4,11 +4,15 @@ Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsu
 """
 
 import difflib
+import math
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nanogpt_dist.tokenizer import Tokenizer
 
 DEFAULT_PRESET = "gpt2-124m"
 
@@ -168,6 +172,28 @@ def with_architecture_of(source: str, run: Path, values: dict[str, Any], overrid
         raise ConfigError(f"the weights of {source} have block_size {longest}; it can be made shorter, not longer")
     wanted = overrides.get("block_size", values.get("block_size", longest))
     return {**values, **theirs, "block_size": min(wanted, longest)}
+
+
+def rows_for(tokenizer: "Tokenizer") -> int:
+    """The rows of the token embedding where nobody says how many: a multiple of 64, as GPUs like it.
+
+    Characters get exactly theirs, as in nanoGPT.
+    """
+    return tokenizer.n_vocab if tokenizer.kind == "char" else math.ceil(tokenizer.n_vocab / 64) * 64
+
+
+def fit_vocabulary(name: str, config: TrainConfig, tokenizer: "Tokenizer") -> TrainConfig:
+    """`config` of load(name), whose vocab_size was not typed, with the rows that the data set's tokenizer wants.
+
+    A run that has begun keeps its own rows, and a preset's hold where all ids fit; else the data decides.
+    """
+    rows = config.vocab_size if name in PRESETS else None
+    if config.init_from or (config.vocab_size is not None and rows is None):
+        return config  # the weights have them, or a file says so
+    begun = Path(config.out_dir or "") / "config.toml"
+    known = read_toml(begun).get("vocab_size") if config.out_dir and begun.is_file() else None
+    fits = [size for size in (known, rows) if isinstance(size, int) and size >= tokenizer.n_vocab]
+    return config.model_copy(update={"vocab_size": fits[0] if fits else rows_for(tokenizer)})
 
 
 def with_vocabulary(config: Config) -> Config:

@@ -17,6 +17,7 @@ from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, S
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.presets import rows_for
 from nanogpt_dist.progress import Progress
 from nanogpt_dist.resuming import forget_lost_best, noting_failure, resume_point, run_folder
 from nanogpt_dist.saving import Saver, due, enough_room
@@ -153,10 +154,11 @@ def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
             raise ConfigError(f"{data.path} has no end-of-text token: leave --intra-document out")
         config = config.model_copy(update={"eot_id": eot_id})
     if config.vocab_size is None:
-        return config.model_copy(update={"vocab_size": math.ceil(n_vocab / 64) * 64})
+        return config.model_copy(update={"vocab_size": rows_for(data.tokenizer)})
     if config.vocab_size < n_vocab:
         raise ConfigError(
-            f"vocab_size {config.vocab_size} is less than the {n_vocab} ids of {data.path}; type --vocab-size {n_vocab}"
+            f"vocab_size {config.vocab_size} is less than the {n_vocab} ids of {data.path}; leave it out, or type "
+            f"--vocab-size {n_vocab}"
         )
     return config
 

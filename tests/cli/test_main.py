@@ -136,6 +136,7 @@ MISTAKES = [
     ("train --dataset empty", 65, "prepare"),
     ("train --dataset truncated --device cpu", 65, "bytes"),
     ("train --dataset {corpus} --vocab-size 100 --device cpu", 78, "--vocab-size 257"),
+    ("train quickstart --dataset {corpus} --vocab-size 100 --device cpu", 78, "--vocab-size 257"),
     ("train --dataset {corpus} --device cpu --dtype float16", 78, "float16"),
     ("train --dataset {corpus} --device cpu --block-size 999999", 65, "--block-size"),
     ("eval", 66, "no run with a checkpoint under out/"),

@@ -7,7 +7,8 @@ import pytest
 
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve, to_toml
 from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, one_line
-from nanogpt_dist.presets import PRESETS, load
+from nanogpt_dist.presets import PRESETS, fit_vocabulary, load
+from nanogpt_dist.tokenizer import Tokenizer
 
 # nanoGPT's train.py, less what has become something else here: eval_only is `nanogpt eval`, init_from is resuming by
 # itself, backend follows from the device, wandb_* are to come.
@@ -113,3 +114,22 @@ def test_an_error_line_keeps_its_end() -> None:
     assert len(line) <= MAX_LINE
     assert "\n" not in line
     assert line.endswith("; type this")
+
+
+def test_a_presets_vocabulary_gives_way_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    byte, char = Tokenizer("byte", "byte", [bytes([i]) for i in range(256)]), Tokenizer("char", "char", [b"a", b"b"])
+
+    def rows(name: str, tokenizer: Tokenizer) -> int | None:
+        return fit_vocabulary(name, load(name), tokenizer).vocab_size
+
+    assert rows("shakespeare-char-cpu", byte) == 320  # 257 ids, a multiple of 64
+    assert rows("shakespeare-char-cpu", char) == 65  # they fit
+    assert rows("gpt2-124m", byte) == 50304
+    Path("mine.toml").write_text("n_layer = 1\n")
+    assert (rows("mine.toml", byte), rows("mine.toml", char)) == (320, 2)  # characters get exactly their rows
+    Path("mine.toml").write_text("vocab_size = 20\n")
+    assert rows("mine.toml", byte) == 20  # was typed: refused later
+    Path("out/quickstart").mkdir(parents=True)
+    Path("out/quickstart/config.toml").write_text("vocab_size = 8192\n")
+    assert rows("quickstart", byte) == 8192  # a run that has begun goes on with its own rows
