@@ -31,12 +31,19 @@ class Pattern:
     runs: bool = False
 
 
-_GPT2_BORDERS = (
-    f"[^{SPACE}](?=[{SPACE}])",  # before white space
-    r"[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])|[A-Za-z0-9](?=[!-/:-@\[-`{-~])",  # words, numbers and marks in one line
-    "[\u4e00-\u9fff](?=[\u3001\u3002\uff01\uff0c\uff1f])",  # before a mark in Chinese or Japanese
+# Letters of scripts without spaces, and marks that stand behind them. Under every pattern here a pre-token with such a
+# letter ends before such a mark: only white space, an apostrophe or more letters and accents can go on with a word.
+_CJK_LETTER = "\u3041-\u3096\u30a1-\u30fa\u30fc\u3400-\u4db5\u4e00-\u9fff\uac00-\ud7a3"
+_CJK_MARK = "\u2014\u2018-\u201d\u2026\u3001\u3002\u3008-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+_BORDERS = (
+    r"[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])|[A-Za-z0-9](?=[!-&(-/:-@\[-`{-~])",  # words, numbers and marks in one line
+    f"[{_CJK_LETTER}](?=[{_CJK_MARK}])",
 )
-_PLAIN_BORDER = re.compile(r"[A-Za-z0-9](?= )")  # holds for all patterns here
+_GPT2_BORDERS = (f"[^{SPACE}](?=[{SPACE}])", "[A-Za-z0-9](?=')", *_BORDERS)
+# The younger patterns have line ends in one pre-token with the mark before them, and a mark with the word behind it;
+# what follows the last line end begins a pre-token, but o200k's has slashes too behind a mark and its line ends.
+_LINE_BORDERS = (f"[^{SPACE}](?=[{SPACE}])(?![\r\n])", f"[\r\n](?=[^{SPACE}/])", *_BORDERS)
+_LINE_BORDER = re.compile("|".join(_LINE_BORDERS))
 
 GPT2 = Pattern(
     text=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""",
@@ -49,7 +56,7 @@ CL100K = Pattern(
     r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s""",
     fast=r"""(?:'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"""
     r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s""",
-    border=_PLAIN_BORDER,
+    border=_LINE_BORDER,
 )
 _O200K_WORDS = (
     r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
@@ -62,14 +69,14 @@ _O200K_SPACE = r"""\s+(?!\S)|\s+"""
 O200K = Pattern(
     text="|".join((*_O200K_WORDS, _O200K_SPACE)),
     fast=f"(?:{'|'.join(_O200K_WORDS)})|{_O200K_SPACE}",
-    border=_PLAIN_BORDER,
+    border=_LINE_BORDER,
 )
 
 _LLAMA_WORDS = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
 )
-LLAMA3 = Pattern(text=f"{_LLAMA_WORDS}|{_O200K_SPACE}", fast=f"(?:{_LLAMA_WORDS})|{_O200K_SPACE}", border=_PLAIN_BORDER)
-QWEN2 = Pattern(text=LLAMA3.text.replace("{1,3}", ""), fast=LLAMA3.fast.replace("{1,3}", ""), border=_PLAIN_BORDER)
+LLAMA3 = Pattern(text=f"{_LLAMA_WORDS}|{_O200K_SPACE}", fast=f"(?:{_LLAMA_WORDS})|{_O200K_SPACE}", border=_LINE_BORDER)
+QWEN2 = Pattern(text=LLAMA3.text.replace("{1,3}", ""), fast=LLAMA3.fast.replace("{1,3}", ""), border=_LINE_BORDER)
 
 KNOWN = {pattern.text: pattern for pattern in (GPT2, CL100K, O200K, LLAMA3, QWEN2)}
 

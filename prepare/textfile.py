@@ -13,8 +13,12 @@ from prepare.plain import open_plain_bytes
 
 CHUNK_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
-# Whatever the pattern of a known tokenizer, a token ends where a space follows an ASCII letter or digit.
-_BORDER = re.compile(rb"[A-Za-z0-9](?= )")
+# Whatever the pattern of a known tokenizer, a token ends where a space follows a letter or digit of ASCII, a character
+# of two bytes from U+00C0 on, or one in Chinese, and where one of 、。！，？ does the latter.
+_HAN = rb"(?:\xe4[\xb8-\xbf]|[\xe5-\xe9][\x80-\xbf])[\x80-\xbf]"
+_BORDER = re.compile(
+    rb"(?:[A-Za-z0-9]|[\xc3-\xdf][\x80-\xbf]|%b)(?= )|%b(?=\xe3\x80[\x81\x82]|\xef\xbc[\x81\x8c\x9f])" % (_HAN, _HAN)
+)
 
 
 def decode(data: bytes, errors: Errors) -> tuple[str, bool, int | None]:

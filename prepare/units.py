@@ -22,7 +22,7 @@ from prepare.textfile import BOM, TextPart, next_border
 UNIT_BYTES = (1 << 20, 64 << 20)  # of sources in a unit, from small corpora to large ones
 UNITS = 64  # aimed at in between
 
-PLAN_VERSION = 1  # of how sources are cut, and of what is noted about units
+PLAN_VERSION = 2  # of how sources are cut, and of what is noted about units
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import regex
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,15 @@ PIECES += [
     "\u0301",
     "²",
     "/",
+    "で",
+    "ー",
+    "한",
+    "」",
+    "“",
+    "’",
+    "мир",
+    "हि",
+    "\r",
     "🙂",
     "-",
     "_",
@@ -129,6 +139,38 @@ def test_cuts_do_not_change_ids(
     assert "".join(pieces) == text
     whole = slow.encode(text, disallowed_special=())
     assert [number for piece in pieces for number in fast.encode(piece, disallowed_special=())] == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=600)
+@given(text=ODD, size=st.integers(1, 3))
+def test_no_pre_token_lies_across_a_cut(name: str, text: str, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patterns, "LONG_RUN_CHARS", 0)
+        pieces = list(patterns.cut(text, size, NAMES[name]))
+    pattern = regex.compile(NAMES[name].text)
+    assert [word for piece in pieces for word in pattern.findall(piece)] == pattern.findall(text)
+
+
+def test_where_scripts_without_spaces_are_cut_stand_letters_and_marks() -> None:
+    for code in (*range(0xD800), *range(0xE000, 0x20000)):
+        char = chr(code)
+        if patterns.re.fullmatch(f"[{patterns._CJK_LETTER}]", char):
+            assert regex.fullmatch(r"\p{L}", char), hex(code)
+        if patterns.re.fullmatch(f"[{patterns._CJK_MARK}]", char):
+            assert regex.fullmatch(r"[^\s\p{L}\p{M}\p{N}'/]", char), hex(code)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("end", ["。", "」\n", "\n", "\r\n", "。\n\n", "。\u3000"])
+def test_text_without_spaces_is_cut_at_its_marks_and_line_ends(
+    name: str, end: str, encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]]
+) -> None:
+    text = ("東京は大きい" * 4 + end) * 100
+    pieces = list(patterns.cut(in_chunks(text, [1000, 2000]), 60, NAMES[name]))
+    assert max(map(len, pieces)) < 120
+    slow, fast = encodings[name]
+    assert [number for piece in pieces for number in fast.encode_ordinary(piece)] == slow.encode_ordinary(text)
 
 
 @pytest.mark.parametrize("run", [3, 10])

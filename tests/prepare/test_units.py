@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import regex
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from nanogpt_dist.errors import BadDataError, UsageError
+from nanogpt_dist.patterns import KNOWN
 from nanogpt_dist.shards import DataFolder
 from prepare import documents, longline, textfile, units
 from prepare.documents import Part
@@ -22,6 +24,7 @@ from prepare.split import shuffled_val_rows
 from tests.conftest import build, hashes, write_jsonl
 
 WORDS = ["the ", "café ", "x = 1\n", "<|endoftext|>", "東京", "  ", "12345 ", "don't ", "\n\n\n", "a" * 50]
+WORDS += ["、", "大。\n", "мир ", "’ ", "\u3000 "]
 
 
 def some_text(seed: int, words: int) -> str:
@@ -72,6 +75,21 @@ def test_units_do_not_show(kind: str, tokenizer: str, eot: str, tmp_path: Path) 
             patch.setattr(longline, "CHUNK_BYTES", 5 if tiny else 300)
             build("text", tmp_path / units_, given, **options)
         assert hashes(tmp_path / units_) == hashes(tmp_path / "whole")
+
+
+@given(
+    st.lists(
+        st.sampled_from([*WORDS, "ä", "字", "。", "，", " ", "é ", "\x85", "\u2028", "'s", "/", "\ue000", "7"])
+    ).map("".join)
+)
+@settings(max_examples=300)
+def test_a_long_text_is_cut_into_slices_between_pre_tokens_of_every_pattern(text: str) -> None:
+    data = text.encode()
+    cuts = [0, *(found.end() for found in textfile._BORDER.finditer(data)), len(data)]
+    pieces = [data[start:stop].decode() for start, stop in pairwise(cuts)]
+    for known in KNOWN:
+        pattern = regex.compile(known)
+        assert [word for piece in pieces for word in pattern.findall(piece)] == pattern.findall(text)
 
 
 def test_end_of_text_stands_where_it_is_asked_for(tmp_path: Path) -> None:
