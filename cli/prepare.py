@@ -100,7 +100,11 @@ def prepare(
         int | None, _option("Tokens", "Stop before a document that would pass that many tokens.", "N", min=1)
     ] = None,
     errors: Annotated[
-        BadText, _option("Tokens", "Text that is not UTF-8: an error, U+FFFD for each bad byte, or left out; counted.")
+        BadText,
+        _option(
+            "Tokens",
+            "What is not UTF-8: an error, U+FFFD for each bad byte, or left out, as what is no text is; counted.",
+        ),
     ] = BadText.strict,
     workers: Annotated[
         int | None,
@@ -254,6 +258,9 @@ def _summary(manifest: "Manifest", figures: dict[str, str | int | float | bool])
         lines.append(
             f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {per_token:.2f} bytes per token"
         )
+    for what in ("replaced", "skipped"):
+        if count := figures[f"{what}_documents"]:
+            lines.append(f"{what}{count:>14,} documents, which are not text as it should be (--errors)")
     lines.append(f"tokenizer {figures['tokenizer']}, {figures['vocab_size']:,} ids; {figures['seconds']:.1f} s")
     lines.append(f"\n{to_train(manifest, str(out))}")
     return "\n".join(line for line in lines if line)

@@ -50,6 +50,10 @@ class BadDataError(NanogptError):
     code = Exit.BAD_DATA
 
 
+class TextError(BadDataError):
+    """A text that a tokenizer has no ids for; another document may have them."""
+
+
 class MissingInputError(NanogptError):
     """A file or folder that the command reads does not exist."""
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.errors import TextError
 
 # White space as \s sees it in these patterns; Python's own \s has \x1c-\x1f on top.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -90,7 +90,7 @@ def cut(text: str | Iterable[str], size: int, pattern: Pattern) -> Iterator[str]
     """`text`, whole or in chunks, in parts of about `size` characters whose ids, one after the other, are its ids.
 
     Cuts of a long run of white space keep tiktoken from failing on a million characters of it.
-    Raises BadDataError for more than MAX_UNBROKEN characters without a place to cut.
+    Raises TextError for more than MAX_UNBROKEN characters without a place to cut.
     """
     if pattern.border is None:
         whole = text if isinstance(text, str) else "".join(text)
@@ -110,7 +110,7 @@ def cut(text: str | Iterable[str], size: int, pattern: Pattern) -> Iterator[str]
             start = stop
         rest = rest[start:]
         if len(rest) > MAX_UNBROKEN:
-            raise BadDataError(f"{len(rest):,} characters in which no word ends, too long for one; cut the document")
+            raise TextError(f"{len(rest):,} characters in which no word ends, too long for one; cut the document")
     if rest:
         yield rest
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from nanogpt_dist import bpe, faster, patterns
-from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, MissingInputError, TextError, UsageError
 from nanogpt_dist.storage.durable import shown, told, write_atomic
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ class Tokenizer:
             return self._encode_pairs(text).astype(self.dtype)  # cannot wrap: every id is below n_vocab
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
-            raise BadDataError(f"the text holds {code}, half of a surrogate pair, which UTF-8 cannot write") from None
+            raise TextError(f"the text holds {code}, half of a surrogate pair, which UTF-8 cannot write") from None
         except ValueError:
             reason = f"{len(text):,} characters, with a very long run of white space, are too much for {self.name}"
-            raise BadDataError(f"{reason}; cut the document or leave it out") from None
+            raise TextError(f"{reason}; cut the document or leave it out") from None
 
     @cached_property
     def _encode_pairs(self) -> faster.Faster:
@@ -193,7 +193,7 @@ class Tokenizer:
         unknown = codes[self._code_points[positions] != codes]
         if unknown.size:
             char = chr(unknown[0])
-            raise BadDataError(f"character {char!r} (U+{unknown[0]:04X}) is not among {self.name}'s {self.n_vocab}")
+            raise TextError(f"character {char!r} (U+{unknown[0]:04X}) is not among {self.name}'s {self.n_vocab}")
         return positions.astype(self.dtype)
 
     @cached_property

@@ -1,12 +1,15 @@
 """Documents out of a part of a file: a text file is one, a line of .jsonl or a row of .parquet or .arrow is one.
 
 A part is `start` to `stop`: bytes of text and lines, row groups of parquet, record batches of arrow, or the whole of
-a compressed file. A line belongs to the part in which it begins, so parts may be cut anywhere. Nothing is held in
-memory but a document, and of a long text not even that. A byte order mark at the start of a file is no text.
+a compressed file. A line belongs to the part in which it begins, so parts may be cut anywhere; the values of an array
+belong to the part in which that begins. Nothing is held in memory but a document, and of a long text not even that. A
+byte order mark at the start of a text or a line is no text. With errors `skip` whatever is no text is left out: a
+document is made all the same, so that it is counted.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,24 +19,35 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.shards.manifest import Errors
 from nanogpt_dist.storage.durable import shown, told
 from prepare.formats import Format
+from prepare.jsonvalues import HEAD_BYTES, holds_values, values
 from prepare.longline import LongField, line_end
 from prepare.plain import open_plain_bytes
-from prepare.tables import rows
-from prepare.textfile import BOM, TextPart, decode
+from prepare.tables import rows, rows_before
+from prepare.textfile import BOM, TextPart, decode, not_utf8, utf16
 
 LONG_LINE_BYTES = 64 << 20  # a line beyond this is read in chunks
 LONG_TEXT_BYTES = 8 << 20  # a text file beyond this is read in chunks
+_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    str: "a string",
+}
 
 
 @dataclass(frozen=True)
 class Document:
     """text: a string, or for a long one its chunks, which can be read again; number: of its line or row, from 1.
 
-    replaced: U+FFFD stands for what was not UTF-8; skipped: it is left out for that, and `text` is empty.
+    value: its number in a file of values that are not one a line, from 1. replaced: U+FFFD stands for what was not
+    UTF-8; skipped: it is left out for what it holds, and `text` is empty.
     """
 
     text: str | Iterable[str]
     number: int = 1
+    value: int = 0
     replaced: bool = False
     skipped: bool = False
 
@@ -64,34 +78,63 @@ class Part:
         if self.format.kind == "text":
             return shown(self.path)
         if self.format.kind == "lines":
-            return f"{shown(self.path)}:{_lines_before(self.path, self.start) + document.number}"
-        return f"{shown(self.path)}: row {document.number} from {self.start}"
+            line = _lines_before(self.path, self.start) + document.number
+            return f"{shown(self.path)}:{line}{f': value {document.value}' if document.value else ''}"
+        row = _rows_before(self.path, self.format, self.start) + document.number
+        return f"{shown(self.path)}: row {row}"
+
+    def or_skipped(self, read: Callable[[], Document], number: int, value: int = 0) -> Document:
+        """What `read` returns; where it raises BadDataError and errors is `skip`, a document that is left out."""
+        try:
+            return read()
+        except BadDataError:
+            if self.errors != "skip":
+                raise
+            return Document("", number, value, skipped=True)
 
 
 def _text(part: Part) -> Iterator[Document]:
     text = TextPart(part.path, part.format.compression, part.start, part.stop, part.errors)
-    try:
+
+    def read() -> Document:
         if part.stop - part.start > LONG_TEXT_BYTES or part.format.compression:
-            if part.errors == "skip":
-                for _ in text:
-                    pass
-            yield Document(text)
-        else:
-            whole = "".join(text)
-            yield Document(whole, replaced=text.replaced)
-    except BadDataError:
-        if part.errors != "skip":
-            raise
-        yield Document("", skipped=True)
+            return Document(_readable(text, part.errors))
+        whole = "".join(text)
+        return Document(whole, replaced=text.replaced)
+
+    yield part.or_skipped(read, 1)
+
+
+def _readable(chunks: Iterable[str], errors: Errors) -> Iterable[str]:
+    """`chunks`, which can be read again. Raises BadDataError now, not later, where errors is `skip`."""
+    if errors == "skip":
+        for _ in chunks:
+            pass
+    return chunks
 
 
 def _json_lines(part: Part) -> Iterator[Document]:
-    if part.format.compression:
-        with open_plain_bytes(part.path, part.format.compression) as file:
+    with open_plain_bytes(part.path, part.format.compression) as file:
+        head = file.read(HEAD_BYTES)
+    if part.errors != "skip" and (kind := utf16(head)):
+        raise BadDataError(not_utf8(part.path, kind))
+    with open_plain_bytes(part.path, part.format.compression) as file:
+        if holds_values(head):
+            if part.start == 0:
+                yield from _values_of(part, file)
+        elif part.format.compression:
             yield from _lines_of(part, file, 0, None)
-    else:
-        with part.path.open("rb") as file:
+        else:
             yield from _lines_of(part, file, _line_start(file, part.start), part.stop)
+
+
+def _values_of(part: Part, file: BinaryIO) -> Iterator[Document]:
+    """The objects of an array, or of a file that has them over several lines."""
+    try:
+        for number, (line, data) in enumerate(values(file, LONG_LINE_BYTES), 1):
+            yield part.or_skipped(lambda: _record(part, data, Document("", line, number)), line, number)  # noqa: B023
+    except ValueError as error:  # there is no telling where the next one begins
+        raise BadDataError(f"{shown(part.path)}:{error}; mend the file, or write a line for each object") from None
 
 
 def _lines_of(part: Part, file: BinaryIO, position: int, stop: int | None) -> Iterator[Document]:
@@ -102,28 +145,28 @@ def _lines_of(part: Part, file: BinaryIO, position: int, stop: int | None) -> It
         start, position = position, position + len(data)
         if len(data) > LONG_LINE_BYTES:
             if part.format.compression:
-                where = part.where(Document("", number))
-                raise BadDataError(f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file to have it read")
+                yield part.or_skipped(lambda: _refused_long_line(part, number), number)  # noqa: B023
+                while not data.endswith(b"\n") and (data := file.readline(1 << 20)):
+                    pass
+                continue
             position = line_end(part.path, start)
-            yield _long_line(part, start, position, number)
+            yield part.or_skipped(lambda: _long_line(part, start, position, number), number)  # noqa: B023
             file.seek(position)
             continue
-        if start == 0:
-            data = data.removeprefix(BOM)
+        data = data.removeprefix(BOM)
         if data.strip():
-            yield _json_line(part, data, number)
+            yield part.or_skipped(lambda: _record(part, data, Document("", number)), number)  # noqa: B023
 
 
 def _long_line(part: Part, start: int, stop: int, number: int) -> Document:
     assert part.column is not None
-    text = LongField(part.path, start, stop, part.column, part.errors, part.where(Document("", number)))
-    if part.errors == "skip":
-        try:
-            for _ in text:
-                pass
-        except BadDataError:
-            return Document("", number, skipped=True)
-    return Document(text, number)
+    where = part.where(Document("", number))
+    return Document(_readable(LongField(part.path, start, stop, part.column, part.errors, where), part.errors), number)
+
+
+def _refused_long_line(part: Part, number: int) -> Document:
+    where = part.where(Document("", number))
+    raise BadDataError(f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file to have it read")
 
 
 def _line_start(file: BinaryIO, position: int) -> int:
@@ -149,12 +192,15 @@ def _lines_before(path: Path, start: int) -> int:
     return count
 
 
-def _json_line(part: Part, data: bytes, number: int) -> Document:
+@cache
+def _rows_before(path: Path, form: Format, start: int) -> int:
+    return rows_before(path, form.kind, start)
+
+
+def _record(part: Part, data: bytes, where: Document) -> Document:
+    """The document in an object of JSON. Raises BadDataError, also where errors is `skip`."""
     line, replaced, bad = decode(data.rstrip(b"\r\n"), part.errors)
-    where = Document("", number)
     if bad is not None:
-        if part.errors == "skip":
-            return Document("", number, skipped=True)
         byte = f"byte {data[bad]:#04x} is not UTF-8"
         raise BadDataError(f"{part.where(where)}:{bad}: {byte}; convert the file, or give --errors replace or skip")
     text = _field(part, line, where)
@@ -162,13 +208,11 @@ def _json_line(part: Part, data: bytes, number: int) -> Document:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            if part.errors == "skip":
-                return Document("", number, skipped=True)
-            if part.errors == "strict":
+            if part.errors != "replace":
                 code = f"character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair"
                 raise BadDataError(f"{part.where(where)}: {code}; mend it, or give --errors replace or skip") from None
             text, replaced = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
-    return Document(text, number, replaced)
+    return Document(text, where.number, where.value, replaced)
 
 
 def _field(part: Part, line: str, where: Document) -> str:
@@ -176,34 +220,49 @@ def _field(part: Part, line: str, where: Document) -> str:
         row = json.loads(line, parse_int=float)  # an int of 5,000 digits would be an error; we want the text only
     except (ValueError, RecursionError) as error:
         reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        raise BadDataError(f"{part.where(where)}: not JSON ({reason}); each line is one object") from None
+        advice = "each line is one object; mend it, or give --errors skip"
+        raise BadDataError(f"{part.where(where)}: not JSON ({reason}); {advice}") from None
     assert part.column is not None
     text = row.get(part.column) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        fields = ", ".join(map(str, row))[:60] if isinstance(row, dict) else type(row).__name__
-        reason = f"no text in field {part.column[:40]}; it has: {fields}; choose one with --column"
-        raise BadDataError(f"{part.where(where)}: {reason}")
+        raise BadDataError(f"{part.where(where)}: {_no_text(row, part.column)}")
     return text
+
+
+def _no_text(row: Any, column: str) -> str:
+    """Why a value of JSON has no text in field `column`, and what to do about it."""
+    column = column[:40]
+    if not isinstance(row, dict):
+        return f"{_KINDS[type(row)]}, not an object with a field {column}; mend it, or give --errors skip"
+    if column in row:
+        return f"field {column} holds {_KINDS[type(row[column])]}, not text; give --errors skip, or another --column"
+    fields = ", ".join(map(str, row))[:60]
+    inner = next(
+        (name for name, value in row.items() if isinstance(value, list) and value and type(value[0]) is dict), ""
+    )
+    if re.fullmatch(r"\w{1,20}", inner):
+        advice = f"for those in {inner} type: jq -c '.{inner}[]' FILE > NEW.jsonl"
+    else:
+        advice = "choose one with --column, or give --errors skip"
+    return f"no text in field {column}; it has: {fields}; {advice}"
 
 
 def _table(part: Part) -> Iterator[Document]:
     assert part.column is not None
     for number, value in enumerate(rows(part.path, part.format.kind, part.column, part.start, part.stop), 1):
-        yield _cell(part, value, number)
+        if isinstance(value, str):
+            yield Document(value, number)
+        else:
+            yield part.or_skipped(lambda: _cell(part, value, number), number)  # noqa: B023
 
 
-def _cell(part: Part, value: Any, number: int) -> Document:
-    if isinstance(value, str):
-        return Document(value, number)
-    bad: int | None = None
-    if value is not None:
-        text, replaced, bad = decode(value, part.errors)
-        if bad is None:
-            return Document(text, number, replaced)
-    if part.errors == "skip":
-        return Document("", number, skipped=True)
+def _cell(part: Part, value: bytes | None, number: int) -> Document:
+    """The document in bytes. Raises BadDataError for such as are not UTF-8, and for null."""
+    where = part.where(Document("", number))
     if value is None:
-        what = f"null in column {part.column}; remove such rows, or give --errors skip"
-    else:
-        what = f"byte {bad} of column {part.column} is not UTF-8; give --errors replace or skip"
-    raise BadDataError(f"{part.where(Document('', number))}: {what}")
+        raise BadDataError(f"{where}: null in column {part.column}; remove such rows, or give --errors skip")
+    text, replaced, bad = decode(value, part.errors)
+    if bad is not None:
+        what = f"byte {bad} of column {part.column} is not UTF-8"
+        raise BadDataError(f"{where}: {what}; give --errors replace or skip")
+    return Document(text, number, replaced=replaced)

@@ -3,14 +3,14 @@
 import json
 import os
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.errors import BadDataError, TextError
 from nanogpt_dist.shards.manifest import Eot, SplitName, SplitRuleRecord
 from nanogpt_dist.storage.durable import staging_name, told
 from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer
@@ -82,8 +82,7 @@ def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None
     """
     parts = {name: _PartFile(unit_path(folder, job.unit, name)) for name in (*SPLITS, "documents")}
     try:
-        for ids in _encoded(job, tokenizer, parts["documents"], trace):
-            parts[ids.split].write(ids.ids)
+        _encode(job, tokenizer, _Splits(parts), parts["documents"], trace)
         files = {name: part.close() for name, part in parts.items()}
     except BaseException:
         for part in parts.values():
@@ -98,30 +97,24 @@ def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None
     return record
 
 
-@dataclass(frozen=True)
-class _Ids:
-    split: SplitName
-    ids: np.ndarray
-
-
-def _encoded(job: Job, tokenizer: Tokenizer, table: "_PartFile", trace: Path | None) -> Iterator[_Ids]:
-    """Ids in order, in large pieces; the rows about the documents go to `table`."""
-    waiting: dict[SplitName, list[np.ndarray]] = {split: [] for split in SPLITS}
-    held = documents = tokens = 0
+def _encode(job: Job, tokenizer: Tokenizer, splits: "_Splits", table: "_PartFile", trace: Path | None) -> None:
+    """Write the ids of all documents in order, and the rows about them to `table`."""
+    documents = tokens = 0
     rows: list[tuple[int, bool, int, int, int, int]] = []
     for piece, part, row, document in _documents(job):
         if trace:
             _note_down(trace, part.where(document))
+        encoded, count = _Document(job, tokenizer, piece, row, document), 0
         try:
-            encoded = _Document(job, tokenizer, piece, row, document)
-            count = 0
+            splits.begin(document.text)
             for ids in encoded:
                 count += len(ids)
-                held += len(ids)
-                waiting[encoded.split].append(ids)
-                if held >= FLUSH_IDS:
-                    yield from _flushed(waiting)
-                    held = 0
+                splits.add(encoded.split, ids)
+        except TextError as error:
+            if part.errors != "skip":
+                raise BadDataError(f"{part.where(document)}: {error}; --errors skip leaves it out") from None
+            splits.take_back()
+            encoded, count = _Document(job, tokenizer, piece, row, replace(document, text="", skipped=True)), 0
         except BadDataError as error:
             raise BadDataError(f"{part.where(document)}: {error}") from None
         tokens += count
@@ -133,7 +126,7 @@ def _encoded(job: Job, tokenizer: Tokenizer, table: "_PartFile", trace: Path | N
             table.write(np.array(rows, DOCUMENT))
             rows = []
     table.write(np.array(rows, DOCUMENT))
-    yield from _flushed(waiting)
+    splits.flush()
 
 
 def _note_down(trace: Path, document: str) -> None:
@@ -141,13 +134,6 @@ def _note_down(trace: Path, document: str) -> None:
     fd = os.open(trace, os.O_WRONLY | os.O_CREAT, 0o666)
     os.pwrite(fd, document.encode(errors="replace")[:TRACE_BYTES].ljust(TRACE_BYTES), 0)
     os.close(fd)
-
-
-def _flushed(waiting: dict[SplitName, list[np.ndarray]]) -> Iterator[_Ids]:
-    for split, arrays in waiting.items():
-        if arrays:
-            yield _Ids(split, np.concatenate(arrays))
-            arrays.clear()
 
 
 def _documents(job: Job) -> Iterator[tuple[Slice, Part, int, Document]]:
@@ -184,6 +170,42 @@ class _Document:
                 yield eot
 
 
+class _Splits:
+    """The ids of both splits on their way to their files, in large pieces; a document can be taken back."""
+
+    def __init__(self, files: Mapping[str, "_PartFile"]) -> None:
+        self.files: dict[SplitName, _PartFile] = {split: files[split] for split in SPLITS}
+        self.waiting: dict[SplitName, list[np.ndarray]] = {split: [] for split in SPLITS}
+        self.held = 0
+        self.before: dict[SplitName, tuple[int, tuple[int, int]]] = {}  # arrays waiting, and how far the file was
+
+    def begin(self, text: str | Iterable[str]) -> None:
+        """A document begins. Of one that may be written in several pieces nothing else is in them."""
+        if not isinstance(text, str) or self.held + 4 * len(text) >= FLUSH_IDS:
+            self.flush()
+        self.before = {split: (len(self.waiting[split]), file.position) for split, file in self.files.items()}
+
+    def add(self, split: SplitName, ids: np.ndarray) -> None:
+        self.waiting[split].append(ids)
+        self.held += len(ids)
+        if self.held >= FLUSH_IDS:
+            self.flush()
+
+    def take_back(self) -> None:
+        """Drop what was added since `begin`."""
+        for split, (arrays, position) in self.before.items():
+            del self.waiting[split][arrays:]
+            self.files[split].go_back(position)
+        self.held = sum(len(ids) for arrays in self.waiting.values() for ids in arrays)
+
+    def flush(self) -> None:
+        for split, arrays in self.waiting.items():
+            if arrays:
+                self.files[split].write(np.concatenate(arrays))
+                arrays.clear()
+        self.held = 0
+
+
 class _PartFile:
     """A file that is written in pieces under another name, and has its own once it is closed."""
 
@@ -201,12 +223,25 @@ class _PartFile:
             while data:
                 data = data[self.file.write(data) :]
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """Size and CRC32 so far."""
+        return self.bytes, self.crc
+
+    def go_back(self, position: tuple[int, int]) -> None:
+        """Drop what was written behind `position`."""
+        if position != self.position:
+            self.bytes, self.crc = position
+            with told(self.path):
+                self.file.truncate(self.bytes)
+                self.file.seek(self.bytes)
+
     def close(self) -> tuple[int, int]:
         """Size and CRC32."""
         with told(self.path):
             self.file.close()
             os.replace(self.temporary, self.path)
-        return self.bytes, self.crc
+        return self.position
 
     def abort(self) -> None:
         self.file.close()

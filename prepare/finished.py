@@ -94,6 +94,10 @@ def refuse_empty_split(recipe: Recipe, assembler: Assembler) -> None:
             raise BadDataError(f"no document fits into --max-tokens {recipe.max_tokens:,}; give more")
         if len(recipe.ingredients) > 1:
             raise BadDataError("a part of the mix has no text, so nothing can be taken of the others; leave it out")
+        if tally.skipped:
+            raise BadDataError(
+                f"all {tally.skipped:,} documents were skipped; --errors strict tells what is in the first"
+            )
         raise BadDataError(f"there is no text in the sources ({tally.empty} empty documents); give others")
     rule = recipe.ingredients[0].split
     for split in SPLITS:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.shards.manifest import Errors
-from prepare.textfile import decode
+from prepare.textfile import BOM, decode
 
 CHUNK_BYTES = 1 << 20
 WINDOW_BYTES = 64 << 20  # searched at a time
@@ -75,6 +75,8 @@ class LongField:
     def _find(self, data: mmap.mmap, start: int, stop: int) -> tuple[int, int]:
         """Where the field's string begins and ends, without its quotes."""
         found = None
+        if data[start : start + len(BOM)] == BOM:
+            start += len(BOM)
         at = self._expect(data, start, stop, b"{")
         while True:
             key_start = self._expect(data, at, stop, b'"')

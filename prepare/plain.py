@@ -11,10 +11,17 @@ from typing import Any, BinaryIO
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import shown
 
+MAX_WINDOW = 1 << 31  # of zstandard, as `zstd --long=31` writes it: so much memory may the reading of a file take
+_SKIPPED = b"\x2a\x4d\x18"  # behind the first byte of a frame of zstandard with no data in it
+_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+
 
 @contextmanager
 def open_plain_bytes(path: Path, compression: str) -> Iterator[BinaryIO]:
-    """The file, decompressed as it is read. Raises BadDataError where it is damaged or cut off; OSError."""
+    """The file, decompressed as it is read; it cannot be read backwards.
+
+    Raises BadDataError where it is damaged, cut off, or not what its name says; OSError.
+    """
     import zstandard
 
     with path.open("rb") as raw:
@@ -26,7 +33,22 @@ def open_plain_bytes(path: Path, compression: str) -> Iterator[BinaryIO]:
             else:
                 yield raw
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise BadDataError(f"{shown(path)} is damaged or cut off ({str(error)[:60]}); get it again") from None
+            raise BadDataError(_reason(path, compression, str(error))) from None
+
+
+def _reason(path: Path, compression: str, error: str) -> str:
+    with path.open("rb") as raw:
+        head = raw.read(4)
+    if "Dictionary" in error:
+        return f"{shown(path)} needs the dictionary that it was compressed with; unpack it: zstd -d -D DICTIONARY FILE"
+    for other, magic in _MAGIC.items():
+        if other != compression and head.startswith(magic):
+            return f"{shown(path)} is a {other} file, whatever its name says; rename it to end in {other}"
+    if head and not head.startswith(_MAGIC[compression]) and head[1:] != _SKIPPED:
+        return (
+            f"{shown(path)} is not compressed: rename it without {compression}; or damaged at its start: get it again"
+        )
+    return f"{shown(path)} is damaged or cut off ({error[:60]}); get it again"
 
 
 class _ZstandardReader(io.RawIOBase):
@@ -54,7 +76,7 @@ class _ZstandardReader(io.RawIOBase):
     def _advance(self) -> bytes:
         import zstandard
 
-        frame: Any = self.frame or zstandard.ZstdDecompressor().decompressobj()
+        frame: Any = self.frame or zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
         plain = frame.decompress(self.compressed)
         self.frame, self.compressed = (None, frame.unused_data) if frame.eof else (frame, b"")
         return plain

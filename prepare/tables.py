@@ -73,14 +73,27 @@ def rows(path: Path, kind: Kind, column: str, start: int, stop: int) -> Iterator
                         break
 
 
+def rows_before(path: Path, kind: Kind, group: int) -> int:
+    """The rows in front of a group. Raises BadDataError for a damaged file, OSError."""
+    with _told(path, kind):
+        if kind == "parquet":
+            from pyarrow import parquet
+
+            with parquet.ParquetFile(path) as file:
+                return sum(file.metadata.row_group(index).num_rows for index in range(group))
+        with _arrow_batches(path) as batches:
+            return sum(batch.num_rows for batch, _ in zip(batches, range(group), strict=False))
+
+
 def _values(column: Any) -> list[str | bytes | None]:
     from pyarrow import large_binary, large_string
 
-    column = column.cast(large_string())
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_text_or_bytes(value) for value in column.cast(large_binary()).to_pylist()]
+    if not _is_bytes(column.type):
+        try:
+            return column.cast(large_string()).to_pylist()
+        except UnicodeDecodeError:
+            pass
+    return [_text_or_bytes(value) for value in column.cast(large_binary()).to_pylist()]
 
 
 def _text_or_bytes(value: bytes | None) -> str | bytes | None:
@@ -105,16 +118,30 @@ def _arrow_batches(path: Path) -> Iterator[Iterator[Any]]:
 
 
 def _check_column(schema: Any, column: str, name: str) -> None:
+    names, column = ", ".join(schema.names)[:60], column[:40]
+    if column not in schema.names:
+        raise BadDataError(f"{name}: no text column {column}; it has: {names}; choose one with --column")
+    if (count := schema.names.count(column)) > 1:
+        raise BadDataError(f"{name}: no text column {column}, but {count} columns of that name; rename them")
+    kind = schema.field(column).type
+    if not (_is_text(kind) or _is_bytes(kind) or str(kind) == "null"):
+        what = f"column {column} holds {str(kind)[:40]}, not text"
+        raise BadDataError(f"{name}: {what}; write one text into each row, or choose of {names} with --column")
+
+
+def _is_text(kind: Any) -> bool:
     from pyarrow import types
 
-    if schema.names.count(column) != 1 or not _is_text(schema.field(column).type, types):
-        names = ", ".join(schema.names)[:60]
-        raise BadDataError(f"{name}: no text column {column[:40]}; it has: {names}; choose one with --column")
-
-
-def _is_text(kind: Any, types: Any) -> bool:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_bytes(kind: Any) -> bool:
+    """Whether it is text of a writer that does not say so: Spark's binary strings."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from nanogpt_dist.storage.durable import shown
 from prepare.plain import open_plain_bytes
 
 CHUNK_BYTES = 1 << 20
+HEAD_BYTES = 32  # by which UTF-16 is known
 BOM = b"\xef\xbb\xbf"
 # Whatever the pattern of a known tokenizer, a token ends where a space follows a letter or digit of ASCII, a character
 # of two bytes from U+00C0 on, or one in Chinese, and where one of 、。！，？ does the latter.
@@ -35,7 +36,7 @@ class TextPart:
     """The text in bytes start … stop of a file, in chunks; it can be read again.
 
     A compressed file is read whole. replaced: whether the last reading put U+FFFD in the place of what is not UTF-8.
-    Raises BadDataError with line and byte for what is not UTF-8, unless errors is `replace`.
+    Raises BadDataError with line and byte for what is not UTF-8, unless errors is `replace`; for UTF-16 always.
     """
 
     def __init__(self, path: Path, compression: str, start: int, stop: int, errors: Errors) -> None:
@@ -74,7 +75,7 @@ class TextPart:
     def _chunks(self) -> Iterator[bytes]:
         if self.compression:
             with open_plain_bytes(self.path, self.compression) as file:
-                data = file.read(CHUNK_BYTES).removeprefix(BOM)
+                data = self._behind_mark(file.read(CHUNK_BYTES))
                 while data:
                     yield data
                     data = file.read(CHUNK_BYTES)
@@ -83,27 +84,48 @@ class TextPart:
         with self.path.open("rb") as file:
             file.seek(start)
             while start < self.stop and (data := file.read(min(CHUNK_BYTES, self.stop - start))):
-                yield data.removeprefix(BOM) if start == 0 else data
+                yield self._behind_mark(data) if start == 0 else data
                 start += len(data)
+
+    def _behind_mark(self, data: bytes) -> bytes:
+        """The first bytes of the file without a byte order mark."""
+        if kind := utf16(data[:HEAD_BYTES]):
+            raise BadDataError(not_utf8(self.path, kind))
+        return data.removeprefix(BOM)
 
     def _refuse(self, offset: int, byte: int) -> None:
         """Raises, for the byte at `offset` behind the part's start or the byte order mark."""
         line, column, seen = 1, 0, 0
         with open_plain_bytes(self.path, self.compression) as file:
+            data = file.read(HEAD_BYTES)
             if not self.compression:
                 offset += self.start
-            if file.read(3) == BOM:
-                offset += 3 if self.compression or self.start == 0 else 0
-            file.seek(0)
-            while seen < offset and (data := file.read(min(CHUNK_BYTES, offset - seen))):
+            if data.startswith(BOM) and (self.compression or self.start == 0):
+                offset += len(BOM)
+            while seen < offset and (data := data[: offset - seen]):
                 line += data.count(b"\n")
                 last = data.rfind(b"\n")
                 column = len(data) - last - 1 if last >= 0 else column + len(data)
                 seen += len(data)
+                data = file.read(CHUNK_BYTES)
         where = f"{shown(self.path)}:{line}:{column}"
         raise BadDataError(
             f"{where}: byte {byte:#04x} is not UTF-8; convert the file, or give --errors replace or skip"
         )
+
+
+def utf16(head: bytes) -> str | None:
+    """The name of the encoding of a file that begins with `head`, where that is UTF-16."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    if len(head) >= HEAD_BYTES and not any(head[1::2]) and all(head[::2]):
+        return "UTF-16LE"
+    return None
+
+
+def not_utf8(path: Path, kind: str) -> str:
+    """What to type for a file in another encoding."""
+    return f"{shown(path)} is {kind}, not UTF-8; convert it: iconv -f {kind} -t UTF-8 FILE > NEWFILE"
 
 
 def next_border(path: Path, position: int) -> int:

@@ -84,7 +84,7 @@ def plan(recipe: Recipe, shelves: Sequence[Shelf], cuttable: bool) -> list[Unit]
     """
     total = sum(file.bytes for ingredient in recipe.ingredients for file in ingredient.files)
     size = min(max(total // UNITS, UNIT_BYTES[0]), UNIT_BYTES[1])
-    if recipe.takes_parts:  # a document is taken whole or not at all, so it is in one unit
+    if recipe.takes_parts or recipe.errors == "skip":  # a document is taken whole or not at all, so it is in one unit
         cuttable = False
     units: list[Unit] = []
     for number, (ingredient, shelf) in enumerate(zip(recipe.ingredients, shelves, strict=True)):

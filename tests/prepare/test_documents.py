@@ -1,6 +1,7 @@
 """Documents out of text, JSON lines and parquet, and what is told of bad ones."""
 
 import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,10 +9,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from nanogpt_dist.errors import (
-    BadDataError,
-)
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.shards.manifest import Errors
+from prepare import documents, jsonvalues
 from prepare.documents import Part
 from prepare.formats import format_of
 from prepare.tables import row_groups
@@ -46,19 +46,53 @@ def test_compressed_lines_read_as_plain_ones(source: Path, documents: list[str],
                 texts(tmp_path / name)
 
 
+def test_what_zstd_long_31_has_compressed_is_read(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    data = compressor.compress(b'{"text": "one"}\n{"text": "two"}\n') + compressor.flush()
+    assert zstandard.get_frame_parameters(data).window_size == 1 << 31
+    (tmp_path / "RC.jsonl.zst").write_bytes(data)
+    assert texts(tmp_path / "RC.jsonl.zst") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt.gz", b"plain text", r"a.txt.gz is not compressed: rename it without .gz"),
+        ("a.jsonl.zst", b'{"text": "a"}', r"a.jsonl.zst is not compressed: rename it without .zst"),
+        ("a.txt.gz", zstandard.compress(b"text"), r"a.txt.gz is a .zst file, whatever its name says"),
+        ("a.txt.zst", gzip.compress(b"text"), r"a.txt.zst is a .gz file, whatever its name says"),
+        ("a.txt.gz", gzip.compress(b"text")[:-1], r"a.txt.gz is damaged or cut off .* get it again"),
+        ("a.txt.gz", gzip.compress(b"text") + b"more", r"a.txt.gz is damaged or cut off .* get it again"),
+    ],
+)
+def test_what_is_not_compressed_as_its_name_says_is_told(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(BadDataError, match=message):
+        texts(tmp_path / name)
+
+
+def test_a_zstd_dictionary_is_asked_for(tmp_path: Path) -> None:
+    made = zstandard.train_dictionary(1024, [b"hello world %d" % number * 9 for number in range(1000)])
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.ZstdCompressor(dict_data=made).compress(b"hello world"))
+    with pytest.raises(BadDataError, match="needs the dictionary that it was compressed with; unpack it: zstd -d -D"):
+        texts(tmp_path / "a.txt.zst")
+
+
 def test_rows_of_parquet(documents: list[str], tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"id": range(3000), "body": documents}), path, row_group_size=700)
     assert texts(path, "body") == documents
-    for column in ("text", "id"):
-        with pytest.raises(BadDataError, match=rf"no text column {column}; it has: id, body"):
-            texts(path, column)
+    with pytest.raises(BadDataError, match="no text column text; it has: id, body"):
+        texts(path)
+    with pytest.raises(BadDataError, match=r"column id holds int64, not text; .* choose of id, body with --column"):
+        texts(path, "id")
     parquet.write_table(pa.table({"text": ["a", None]}), path)
-    with pytest.raises(BadDataError, match=r"a.parquet: row 2 from 0: null in column text"):
+    with pytest.raises(BadDataError, match=r"a.parquet: row 2: null in column text"):
         texts(path)
     invalid = pa.array([b"ok", b"ab\xff"], pa.binary()).view(pa.string())
     parquet.write_table(pa.table({"text": invalid}), path)
-    with pytest.raises(BadDataError, match=r"a.parquet: row 2 from 0: byte 2 of column text is not UTF-8"):
+    with pytest.raises(BadDataError, match=r"a.parquet: row 2: byte 2 of column text is not UTF-8"):
         texts(path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(BadDataError, match="no parquet file, or damaged"):
@@ -73,8 +107,9 @@ def test_rows_of_parquet(documents: list[str], tmp_path: Path) -> None:
         (b'{"text": "caf\xe9"}', r":2:13: byte 0xe9 is not UTF-8"),
         (b'{"text": "a\\ud800"}', r":2: character 1 is U\+D800"),
         (b'{"body": "x"}', r":2: no text in field text; it has: body; choose one with --column"),
-        (b'{"text": null}', r":2: no text in field text"),
-        (b'["text"]', r":2: no text in field text; it has: list"),
+        (b'{"text": null}', r":2: field text holds null, not text; give --errors skip"),
+        (b'{"text": ["a"]}', r":2: field text holds a list, not text"),
+        (b'["text"]', r":2: a list, not an object with a field text"),
     ],
 )
 def test_bad_lines_are_named(line: bytes, message: str, tmp_path: Path) -> None:
@@ -110,6 +145,90 @@ def test_what_is_part_of_a_text(tmp_path: Path) -> None:
     assert texts(tmp_path / "a.txt") == ["one\r\ntwo\0\ufeff"]
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a\\ud83d\\ude42\\u2028"}\r\n\n{"text": ""}')
     assert texts(tmp_path / "a.jsonl") == ["a🙂\u2028", ""]
+
+
+ROWS = [
+    {"text": "one\n[1, 2]"},
+    {"id": 10**400, "text": 'tw"o}', "more": [{"text": "not me"}]},
+    {"text": "東京🙂"},
+]
+
+
+@pytest.mark.parametrize("pack", ["", ".gz"])
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+@pytest.mark.parametrize(
+    "written",
+    [
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=2),
+        "\ufeff" + json.dumps(ROWS, indent="\t", ensure_ascii=False).replace("\n", "\r\n") + "\r\n\n",
+        "\n".join(json.dumps(row, indent=1) for row in ROWS),
+        "".join(json.dumps([row]) for row in ROWS),
+        "".join(f'{{ "id": 1,\n  "text": {json.dumps(row["text"])} }}\n\n' for row in ROWS),
+        "\n\r\n".join(json.dumps(row) for row in ROWS) + "\r\n\r\n",
+        "\ufeff" + "\n\ufeff".join(json.dumps(row) for row in ROWS),
+    ],
+)
+def test_json_is_read_over_however_many_lines_it_is_written(
+    written: str, chunk: int, pack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonvalues, "CHUNK_BYTES", chunk)
+    path = tmp_path / f"a.json{pack}"
+    path.write_bytes(gzip.compress(written.encode()) if pack else written.encode())
+    assert texts(path) == [row["text"] for row in ROWS]
+    size = path.stat().st_size
+    if not pack:
+        form = format_of(path.name)
+        assert form is not None
+        parts = [Part(path, form, start, min(start + 20, size), "text", "strict") for start in range(0, size, 20)]
+        assert [document.text for part in parts for document in part.documents()] == texts(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'[{"text": "a"},\n {"text": "b"', r"a.json:2: not JSON \(.* in the value that begins here\); mend the file"),
+        (b'[{"text": "a"},\n {"text": "b"}\n', r"a.json:3: the array has no end: cut off\?"),
+        (b'[\n{"text": "a"}]\n]', r"a.json:3: not JSON \(a \] without its \[\)"),
+        (b'["a",\n"b"]', r"a.json:1: value 1: a string, not an object with a field text"),
+        (b'[{"text": "a"},\n{"text": null}]', r"a.json:2: value 2: field text holds null, not text"),
+        (b'[{"text": "a"},\n{"text": "\xe9"}]', r"a.json:2: value 2:10: byte 0xe9 is not UTF-8"),
+        (b'{\n "data": [{"text": "a"}]}', r"a.json:1: value 1: no text .* type: jq -c '.data\[\]' FILE > NEW.jsonl"),
+        (b"[" * 100_000, r"a.json:1: the array has no end"),
+        (b'[{"text": ' + b"[" * 100_000, r"a.json:1: not JSON \(too deep in the value"),
+        (b"[NULL]", r"a.json:1: not JSON \(Expecting value in the value that begins here"),
+        ("\ufeff{}".encode("utf-16"), r"a.json is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
+    ],
+)
+def test_bad_values_are_named(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(BadDataError, match=message):
+        texts(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_utf_16_is_told_by_name(encoding: str, errors: Errors, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Some text, as PowerShell writes it with >.\r\n".encode(encoding))
+    with pytest.raises(BadDataError, match=r"a.txt is UTF-16.*, not UTF-8; convert it: iconv -f UTF-16"):
+        texts(tmp_path / "a.txt", errors=errors)
+
+
+def test_a_byte_order_mark_before_any_line_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [b'\xef\xbb\xbf{"text": "%d"}\n' % number for number in range(9)]  # as `cat` puts them together
+    for name, data in (("a.jsonl", b"".join(parts)), ("a.jsonl.gz", b"".join(map(gzip.compress, parts)))):
+        (tmp_path / name).write_bytes(data)
+        assert texts(tmp_path / name) == list("012345678")
+    monkeypatch.setattr(documents, "LONG_LINE_BYTES", 3)
+    assert texts(tmp_path / "a.jsonl") == list("012345678")
+
+
+@pytest.mark.parametrize("kind", ["list<string>", "struct", "int64", "bool"])
+def test_a_column_that_is_no_text_says_what_it_holds(kind: str, tmp_path: Path) -> None:
+    held = {"list<string>": [["a"]], "struct": [{"a": 1}], "int64": [1], "bool": [True]}[kind]
+    parquet.write_table(pa.table({"text": held}), tmp_path / "a.parquet")
+    with pytest.raises(BadDataError, match=rf"column text holds {kind.split('<')[0]}.*, not text; write one text"):
+        texts(tmp_path / "a.parquet")
 
 
 def test_empty_documents_are_counted_and_left_out(tmp_path: Path) -> None:
