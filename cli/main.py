@@ -18,7 +18,7 @@ from cli.import_model import import_app
 from cli.import_shards import import_shards
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
-from cli.options import CONTEXT, nanogpt_style, refuse_empty, refuse_nanogpts
+from cli.options import CONTEXT, nanogpt_style, refuse_empty, refuse_nanogpts, with_paths
 from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
@@ -97,7 +97,7 @@ def main() -> int:
     try:
         refuse_empty(arguments)
         refuse_nanogpts(arguments)
-        code = app(nanogpt_style(arguments), prog_name="nanogpt", standalone_mode=False)
+        code = app(nanogpt_style(with_paths(arguments)), prog_name="nanogpt", standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:  # typer has turned Ctrl-C into this
             raise KeyboardInterrupt

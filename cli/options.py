@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, get_type_hints
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 from pydantic import BaseModel
 
-from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.config import ADDRESS, TrainConfig
 from nanogpt_dist.errors import UsageError
 
 # `--learning_rate` is `--learning-rate`, as in nanoGPT.
@@ -83,6 +84,32 @@ def nanogpt_style(arguments: list[str]) -> list[str]:
         else:
             result.append(argument)
     return result
+
+
+def with_paths(arguments: list[str]) -> list[str]:
+    """`~/` becomes the home folder where a shell leaves it alone: in --out=~/x, in quotes, behind a comma.
+
+    Raises UsageError for an address where a path is wanted, as s3://bucket/run. A prompt is text: only FILE:~/x in it.
+    """
+    result = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        joined = re.match(r"--[\w-]+=", argument)
+        flag, equals, value = argument.partition("=") if joined else (before, "", argument)
+        is_text = flag == "--prompt" or (flag == "--text" and "attention" in arguments)
+        if not is_text and ADDRESS.match(value):
+            raise UsageError(_advice(flag if flag.startswith("--") else "", value))
+        tilde = r"^(FILE:)~(?=/)" if is_text else r"(^|[,=])~(?=/|$)"
+        value = re.sub(tilde, lambda found: found[1] + os.path.expanduser("~"), value)
+        result.append(f"{flag}{equals}{value}" if equals else value)
+    return result
+
+
+def _advice(flag: str, address: str) -> str:
+    on_hub = re.match(r"https?://huggingface\.co/(datasets/)?([\w.-]+/[\w.-]+)", address, re.IGNORECASE)
+    if on_hub:
+        instead = f"nanogpt prepare hf {on_hub[2]}" if on_hub[1] else f"--init-from {on_hub[2]}"
+        return f"{address[:80]} is an address; of the hub's repositories give the name: {instead}"
+    return f"{flag} {address[:80]} is an address, not a path; mount or download it, and give a path".strip()
 
 
 def refuse_nanogpts(arguments: list[str]) -> None:

@@ -5,16 +5,19 @@ Names are nanoGPT's where nanoGPT has them. `None` means off, or, where the help
 
 import difflib
 import math
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nanogpt_dist.errors import ConfigError, MissingInputError
 
 BEYOND_GPT2 = ("rotary", "norm", "mlp", "qk_norm", "n_kv_head", "tied_head", "intra_document")
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # how s3://bucket and https://… begin
 PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
 
 
@@ -215,6 +218,13 @@ class TrainConfig(ModelConfig):
         ge=1,
         le=10**6,
     )
+
+    @field_validator("init_from", "dataset", "out_dir")
+    @classmethod
+    def _is_a_path(cls, path: str | None) -> str | None:
+        if path and ADDRESS.match(path):
+            raise ValueError("this is an address, not a path; mount or download it, and give a path")
+        return os.path.expanduser(path) if path else path  # in a TOML file no shell does it
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> "TrainConfig":

@@ -133,3 +133,15 @@ def test_a_presets_vocabulary_gives_way_to_the_data(tmp_path: Path, monkeypatch:
     Path("out/quickstart").mkdir(parents=True)
     Path("out/quickstart/config.toml").write_text("vocab_size = 8192\n")
     assert rows("quickstart", byte) == 8192  # a run that has begun goes on with its own rows
+
+
+def test_paths_in_a_file_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = resolve({"out_dir": "~/runs/a", "dataset": "~/data", "init_from": "~/hf/gpt2"})
+    assert (config.out_dir, config.dataset, config.init_from) == (
+        "/home/ada/runs/a",
+        "/home/ada/data",
+        "/home/ada/hf/gpt2",
+    )
+    with pytest.raises(ConfigError, match="out_dir = 's3://bucket/a': this is an address, not a path"):
+        resolve({"out_dir": "s3://bucket/a"})
