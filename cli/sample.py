@@ -102,8 +102,10 @@ def read_prompt(prompt: str) -> str:
         return prompt
     path = Path(prompt.removeprefix("FILE:"))
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(f"the prompt's file {path} does not exist or is not a file; check the path") from None
     except UnicodeDecodeError as error:
-        raise BadDataError(f"the prompt's file {path} is not UTF-8 at byte {error.start}") from None
+        raise BadDataError(
+            f"the prompt's file {path} is not UTF-8 at byte {error.start}; convert it with iconv"
+        ) from None

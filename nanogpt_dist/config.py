@@ -269,7 +269,7 @@ def _explain(problem: Any) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file. Raises MissingInputError, ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(
             f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"

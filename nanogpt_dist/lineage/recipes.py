@@ -38,7 +38,7 @@ def only_evaluates(path: Path) -> bool:
 
 def _assignments(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         tree = ast.parse(text)
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path") from None

@@ -16,7 +16,7 @@ from typing import Any
 
 from nanogpt_dist import sampling
 from nanogpt_dist.decoding import Decoder
-from nanogpt_dist.errors import ConfigError, HubUnavailableError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, ConfigError, HubUnavailableError, MissingInputError, UsageError
 from nanogpt_dist.hub import hub_library
 from nanogpt_dist.tasks.scoring import Scorer
 
@@ -81,9 +81,11 @@ def _local(name: str) -> tuple[Path, str]:
 
     path = Path(name)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(f"{name} does not exist or is not a file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"{name} is not UTF-8 at byte {error.start}; convert it with iconv") from None
     # One line only: the rest may have tags of lm-eval's own.
     task = next((yaml.safe_load(line)["task"] for line in lines if line.startswith("task:")), None)
     if not isinstance(task, str):

@@ -21,7 +21,8 @@ NAMES = ("hellaswag", "lambada")
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects in a file, one on each line. Raises MissingInputError, BadDataError."""
     found = []
-    for number, line in enumerate(_read(path).decode().split("\n"), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        line = line.removeprefix("\ufeff")  # of a file that `cat` put behind another
         if not line.strip():
             continue
         try:
@@ -36,16 +37,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _read(path: Path) -> bytes:
-    """The bytes of a file of UTF-8. Raises MissingInputError, BadDataError."""
+def _read(path: Path) -> str:
+    """The text of a file of UTF-8, without a byte order mark. Raises MissingInputError, BadDataError."""
     try:
-        data = path.read_bytes()
-        data.decode()
+        return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path") from None
     except UnicodeDecodeError as error:
-        raise BadDataError(f"{shown(path)} is not UTF-8 at byte {error.start}") from None
-    return data
+        raise BadDataError(f"{shown(path)} is not UTF-8 at byte {error.start}; convert it with iconv") from None
 
 
 def run(name: str, path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
@@ -125,8 +124,8 @@ def lambada(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, A
 def text(path: Path, scorer: Scorer) -> dict[str, Any]:
     """Bits per byte, and loss in nats/token, of a text file as one document; each token is predicted once."""
     with scorer.world.together():
-        data = _read(path)
-        ids = scorer.tokenizer.encode(data.decode()).tolist()
+        read = _read(path)
+        ids = scorer.tokenizer.encode(read).tolist()
         eot, size = scorer.tokenizer.eot_id, scorer.model.config.block_size
         whole = [*([eot] if eot is not None else []), *ids]
         if len(whole) < 2:
@@ -135,7 +134,7 @@ def text(path: Path, scorer: Scorer) -> dict[str, Any]:
     scores = scorer([(whole[i : i + 1], whole[i + 1 : i + 1 + size]) for i in range(0, len(whole) - 1, size)])
     nats, tokens = -math.fsum(one.log_likelihood for one in scores), sum(one.tokens for one in scores)
     unseen = 0 if eot is not None else int(scorer.tokenizer.byte_lengths()[whole[0]])  # the first token is given
-    nbytes = len(data) - unseen
+    nbytes = len(read.encode()) - unseen
     return {"loss": nats / tokens, "bits_per_byte": nats / math.log(2) / nbytes, "tokens": tokens, "bytes": nbytes}
 
 

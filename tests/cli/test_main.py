@@ -202,7 +202,7 @@ def test_train_eval_and_sample_report_one_json_object(nanogpt: Run, corpus: Path
     assert keys <= evaluated.keys()
     assert evaluated["checkpoint"] == "out/a/checkpoints/step-00000002"
     assert json.loads(nanogpt("eval", trained["checkpoint"], "--json").stdout) == evaluated
-    (tmp_path / "prompt.txt").write_text("def ", encoding="utf-8")
+    (tmp_path / "prompt.txt").write_text("\ufeffdef ", encoding="utf-8")
     arguments = ["--prompt", "FILE:prompt.txt", "--num-samples", 2, "--max-new-tokens", 5, "--json"]
     samples = json.loads(nanogpt("sample", *arguments).stdout)["samples"]
     assert [each["prompt"] for each in samples] == ["def ", "def "]

@@ -66,7 +66,7 @@ def test_every_preset_is_valid_and_survives_toml(name: str, tmp_path: Path) -> N
 
 
 def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text("n_layer = 3\nn_embd = 96\n", encoding="utf-8")
+    (tmp_path / "mine.toml").write_text("\ufeffn_layer = 3\nn_embd = 96\n", encoding="utf-8")  # as Notepad writes
     config = load(str(tmp_path / "mine.toml"), {"n_layer": 5})
     assert (config.n_layer, config.n_embd, config.n_head, config.out_dir) == (5, 96, 12, "out/mine")
 

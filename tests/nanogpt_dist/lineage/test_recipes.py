@@ -35,7 +35,7 @@ init_from = 'scratch'
 
 def test_a_config_of_nanogpts_is_a_config_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "train_char.py"
-    path.write_text(CHAR)
+    path.write_text("\ufeff" + CHAR, encoding="utf-8")  # as Notepad writes
     config = load(str(path), {"n_layer": 3})
     assert (config.out_dir, config.dataset, config.device) == ("out-char", "data/shakespeare_char", "cuda")
     assert (config.gradient_accumulation_steps, config.lr_decay_iters) == (40, 5000)

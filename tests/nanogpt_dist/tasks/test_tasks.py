@@ -14,7 +14,7 @@ import torch
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.runs import find_checkpoint
-from nanogpt_dist.tasks import own
+from nanogpt_dist.tasks import harness, own
 from nanogpt_dist.tasks.scoring import Scorer, pair
 from tests.conftest import Run, in_ranks, write_jsonl
 from tests.nanogpt_dist.lineage.models import bpe, make_run
@@ -149,6 +149,21 @@ def test_bits_per_byte_of_a_text(scorer: Scorer, tmp_path: Path) -> None:
     assert found["bytes"] == len(text.encode())
     assert found["tokens"] == len(ids) - 1
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-5)
+
+
+def test_a_byte_order_mark_is_no_part_of_what_is_scored(scorer: Scorer, tmp_path: Path) -> None:
+    for name, data in (("plain", b""), ("marked", b"\xef\xbb\xbf")):
+        (tmp_path / f"{name}.txt").write_bytes(data + "naïve café".encode())
+        lines = [data + json.dumps({"text": passage}).encode() + b"\n" for passage in PASSAGES]
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))  # as `cat` puts marked files together
+        (tmp_path / f"{name}.yaml").write_bytes(data + b"task: mine\n")
+    assert own.text(tmp_path / "marked.txt", scorer) == own.text(tmp_path / "plain.txt", scorer)
+    found = own.run("lambada", tmp_path / "marked.jsonl", scorer)
+    assert found == own.run("lambada", tmp_path / "plain.jsonl", scorer)
+    assert harness._local(str(tmp_path / "marked.yaml")) == (tmp_path.resolve(), "mine")
+    (tmp_path / "bad.yaml").write_bytes("task: mine\n".encode("utf-16"))
+    with pytest.raises(BadDataError, match=r"bad.yaml is not UTF-8 at byte 0"):
+        harness._local(str(tmp_path / "bad.yaml"))
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
