@@ -54,8 +54,8 @@ def prepare(
         list[Path] | None,
         _option(
             "Files",
-            "File, folder or 'pattern' to read: .txt .md .jsonl .json .parquet .arrow, also .gz .zst; - for text on "
-            "standard input, -.jsonl for lines. May be given several times.",
+            "File, folder or 'pattern' to read: .txt .md .jsonl .ndjson .json .parquet .arrow, also .gz .zst; - for "
+            "text on standard input, -.jsonl for lines. May be given several times.",
             "PATH",
         ),
     ] = None,

@@ -9,12 +9,13 @@ _KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".md": "text",
     ".jsonl": "lines",
+    ".ndjson": "lines",
     ".json": "lines",
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
 _COMPRESSED = (".gz", ".zst")
-ENDINGS = ".txt .md .jsonl .json .parquet .arrow (text and lines also .gz, .zst)"
+ENDINGS = ".txt .md .jsonl .ndjson .json .parquet .arrow (text and lines also .gz, .zst)"
 
 
 @dataclass(frozen=True)

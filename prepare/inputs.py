@@ -106,6 +106,8 @@ def find_inputs(asked: list[Wanted], options: Options, known: Hashes, pinned: li
         if sources.ignored:
             names = one_line(", ".join(sources.ignored), 80)
             note(f"not read, for an unknown ending or as a link to a folder ({len(sources.ignored)}): {names}")
+        for text in sources.notes:
+            note(text)
         recorded = records(corpus, sources, known)
         for file, record in zip(sources.files, recorded, strict=True):
             if file.path and file.stamp:

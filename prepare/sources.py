@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError, one_line
 from nanogpt_dist.shards.manifest import SourceRecord
 from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
 from prepare.formats import ENDINGS, is_readable
+from prepare.unread import beside_records, how_to_read, is_about
 
 DOWNLOAD_TIMEOUT_S = 30
 DOWNLOAD_WAITS_S = (0.5, 2.0)
@@ -28,6 +29,8 @@ STDIN = {"-": "stdin.txt", "-.jsonl": "stdin.jsonl"}  # how standard input is gi
 # Of the standard library: its tests, what others installed there, and a file of build settings with local paths.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _BUILD_SETTINGS = "_sysconfigdata"
+
+LFS_POINTER, LFS_BYTES = b"version https://git-lfs.github.com/spec/", 1024  # no pointer is longer
 
 Stamp = tuple[int, int, int]  # what changes with a file: size, time of the last change, inode
 Hashes = Mapping[str, tuple[Stamp, str]]  # by path: the sha256 of a file as it was at that stamp
@@ -44,11 +47,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """The files of a corpus in the order they are read; ignored: what stands beside them in the folders given."""
+    """The files of a corpus in the order they are read.
+
+    ignored: what stands beside them in the folders given; notes: what else is to be told about these.
+    """
 
     files: tuple[Source, ...]
     revision: str | None = None
     ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
@@ -176,19 +183,35 @@ def _standard_library() -> Sources:
 def _local_files(given: Sequence[Path]) -> Sources:
     files: list[Source] = []
     ignored: list[str] = []
+    notes: list[str] = []
     for path in _expanded(given):
         if path.is_dir():
             inside = sorted((found.relative_to(path).as_posix(), found) for found in _walk(path))
-            files += [_source(name, found) for name, found in inside if is_readable(name) and not found.is_dir()]
-            ignored += [name for name, found in inside if not is_readable(name) or found.is_dir()]
+            readable = {name: found for name, found in inside if is_readable(name) and not found.is_dir()}
+            beside = beside_records(list(readable))
+            files += [_source(name, found) for name, found in readable.items() if name not in beside]
+            ignored += [name for name, _ in inside if name not in readable]
+            notes += _notes(path, readable, beside)
         else:
             files.append(_source(path.name, path))
             if not is_readable(path.name):
-                raise UsageError(f"cannot read {shown(path)}: a source is one of {ENDINGS}, or a folder")
+                raise UsageError(f"cannot read {shown(path)}: {how_to_read(path.name)}")
     if not files:
-        raise MissingInputError(f"nothing to read in {shown(given[0])}: no file ends in {ENDINGS}")
+        what = f"; {ignored[0][-24:]}: {how_to_read(ignored[0])}" if ignored else f": no file ends in {ENDINGS}"
+        raise MissingInputError(f"nothing to read in {shown(given[0])}{what}")
     _refuse_twice(files)
-    return Sources(tuple(files), ignored=tuple(ignored))
+    return Sources(tuple(files), ignored=tuple(ignored), notes=tuple(notes))
+
+
+def _notes(folder: Path, readable: Mapping[str, Path], beside: set[str]) -> Iterator[str]:
+    """What of a folder is not read although it could be, or is read although it may be about the others."""
+    if beside:
+        names = one_line(", ".join(sorted(beside)), 80)
+        yield f"not read, as about the data ({len(beside)}): {names}; name those as --source that are text"
+    about = [name for name in readable if is_about(name) and name not in beside]
+    if about and len(readable) > 1:
+        names = one_line(", ".join(about), 80)
+        yield f"read as documents like the others ({len(about)}): {names}; without them: --source '{folder}/PATTERN'"
 
 
 def _expanded(given: Sequence[Path]) -> Iterator[Path]:
@@ -239,7 +262,17 @@ def _known_file(corpus: Corpus, path: Path) -> Source:
 def _source(name: str, path: Path) -> Source:
     if not path.is_file():  # a pipe would block whoever reads it
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; give --source another path")
-    return Source(name, path, _stamp(path))
+    source = Source(name, path, _stamp(path))
+    if source.stamp and source.stamp[0] < LFS_BYTES and _begins_with(path, LFS_POINTER):
+        raise BadDataError(
+            f"{shown(path)} is a pointer of Git LFS, not the file itself; in its clone type: git lfs pull"
+        )
+    return source
+
+
+def _begins_with(path: Path, head: bytes) -> bool:
+    with told(path), path.open("rb") as file:
+        return file.read(len(head)) == head
 
 
 def _stamp(path: Path) -> Stamp | None:

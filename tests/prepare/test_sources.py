@@ -2,20 +2,27 @@
 
 import hashlib
 import os
+import re
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from nanogpt_dist.errors import (
     BadDataError,
     HubUnavailableError,
     MissingInputError,
+    UsageError,
 )
 from prepare.corpora import CORPORA, find
 from prepare.sources import find_sources, on_disk, records
+from prepare.tables import rows
+from prepare.unread import how_to_read
 from tests.conftest import build, write_jsonl
 
 
@@ -37,6 +44,82 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     told: list[str] = []
     build("text", tmp_path / "out", [tmp_path], tokenizer="byte", note=told.append)
     assert told == ["not read, for an unknown ending or as a link to a folder (2): b.csv, c.csv.gz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a.csv", "a table; type: python -c \"import pandas; pandas.read_csv('FILE').to_parquet('FILE.parquet')\""),
+        ("a.tsv", "pandas.read_table('FILE')"),
+        ("a.zip", "an archive; type: unzip FILE -d FOLDER and give --source FOLDER"),
+        ("a.TAR", "type: tar -xf FILE -C FOLDER"),
+        ("a.tar.xz", "type: tar -xf FILE -C FOLDER"),
+        ("a.tgz", "type: tar -xf FILE -C FOLDER"),
+        ("a.txt.bz2", "type: bzcat FILE | nanogpt prepare text --source -"),
+        ("a.jsonl.xz", "type: xzcat FILE | nanogpt prepare text --source -.jsonl"),
+        ("a.parquet.zst", "unpack it: zstdcat FILE > NEWFILE"),
+        ("a.csv.gz", "unpack it: zcat FILE > NEWFILE"),
+        ("a.html", "pandoc FILE -t plain -o FILE.txt"),
+        ("a.pdf", "pdftotext FILE FILE.txt"),
+        ("train.bin", "nanogpt import-shards --help"),
+        ("LICENSE", "to read it as one text type: nanogpt prepare text --source - < FILE"),
+        ("a.py", "nanogpt prepare text --source - < FILE"),
+    ],
+)
+def test_what_to_type_for_a_file_that_is_not_read(name: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("something")
+    for given, kind in ((tmp_path / name, UsageError), (tmp_path, MissingInputError)):
+        with pytest.raises(kind, match=re.escape(f"{name}: ") + ".*" + re.escape(advice)) as caught:
+            find_sources(find("text"), [given])
+        assert len(str(caught.value)) <= 200
+
+
+def test_pandas_makes_the_parquet_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "FILE").write_text('id,text\n1,"one\n""two"""\n')
+    line = how_to_read("FILE.csv").removeprefix('a table; type: python -c "').removesuffix('"')
+    subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True, timeout=60)
+    told: list[str] = []
+    (file,) = find_sources(find("text"), [tmp_path / "FILE.parquet"]).files
+    assert file.path is not None
+    told += rows(file.path, "parquet", "text", 0, 1)  # type: ignore[arg-type]
+    assert told == ['one\n"two"']
+
+
+def test_what_is_only_about_the_data_is_not_read(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"text": [f"row {number}" for number in range(40)]})
+    DatasetDict(train=rows, test=rows.select(range(3))).save_to_disk(tmp_path / "saved")
+    for name in ("README.md", "LICENSE.txt", "train/cache-0123456789abcdef.arrow"):
+        (tmp_path / "saved" / name).write_text("about the data")
+    told: list[str] = []
+    manifest = build("text", tmp_path / "out", [tmp_path / "saved"], tokenizer="byte", note=told.append)
+    assert [file.name for file in manifest.sources[0].files] == [
+        "test/data-00000-of-00001.arrow",
+        "train/data-00000-of-00001.arrow",
+    ]
+    assert told == [
+        "not read, as about the data (8): LICENSE.txt, README.md, dataset_dict.jso … n/dataset_info.json, "
+        "train/state.json; name those as --source that are text"
+    ]
+
+
+def test_a_readme_among_texts_is_read_and_told(tmp_path: Path) -> None:
+    for name in ("README.md", "a.md", "licence fees.md"):
+        (tmp_path / name).write_text("some text")
+    sources = find_sources(find("text"), [tmp_path])
+    assert len(sources.files) == 3
+    assert sources.notes == (
+        f"read as documents like the others (1): README.md; without them: --source '{tmp_path}/PATTERN'",
+    )
+    (tmp_path / "licence fees.md").unlink()
+    (tmp_path / "a.md").rename(tmp_path / "a.ndjson")
+    sources = find_sources(find("text"), [tmp_path])
+    assert [file.name for file in sources.files] == ["a.ndjson"]
+
+
+def test_a_pointer_of_git_lfs_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n")
+    with pytest.raises(BadDataError, match=r"a.txt is a pointer of Git LFS, .* in its clone type: git lfs pull"):
+        find_sources(find("text"), [tmp_path])
 
 
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
