@@ -1,5 +1,6 @@
 """`nanogpt launch prepare|train|eval …`: a command that shares its work out, in several ranks, through torchrun."""
 
+import contextlib
 import difflib
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from cli import launch_jobs, options
 from launch import job_options, several, supervisor, torchrun
-from nanogpt_dist.errors import UsageError
+from nanogpt_dist.errors import NanogptError, UsageError
 
 IN_RANKS = ("prepare", "train", "eval")  # the commands that share their work out; others would do it once in each rank
 # Options end at the command's name: all that follows it belongs to the command, even `--help` and `--nnodes`.
@@ -73,6 +74,8 @@ def launch(
     _check_command(arguments[0])
     launch_jobs.check(settings, slurm, kubernetes, node_rank, rdzv_endpoint)
     if slurm or kubernetes:
+        if "gpus_per_node" not in settings and _device_in_file(arguments) == "cpu":
+            settings["gpus_per_node"] = 0
         job = job_options.make(
             _number(nnodes), nproc_per_node, arguments, settings, max_restarts, shutdown_timeout, Path.cwd()
         )
@@ -85,10 +88,26 @@ def launch(
     if dry_run:
         typer.echo(torchrun.pasteable(line, added))
         return
-    run = supervisor.Run(line, {**os.environ, **added}, shutdown_timeout, max_restarts)
+    run = supervisor.Run(line, {**torchrun.inherited(os.environ), **added}, shutdown_timeout, max_restarts)
     if nodes.several:
         run = several.with_others(run, nodes, arguments)
     raise typer.Exit(supervisor.run(run))
+
+
+def _device_in_file(arguments: list[str]) -> str | None:
+    """The device that a settings file or a run says, where `train` is given one and no --device."""
+    if arguments[0] != "train":
+        return None
+    from cli.train import train
+    from nanogpt_dist import presets
+
+    app = typer.Typer(context_settings=options.CONTEXT)
+    app.command()(train)
+    words = options.nanogpt_style(arguments[1:])
+    with contextlib.suppress(NanogptError, typer.TyperException):  # the job itself says what is wrong
+        given = typer.main.get_command(app).make_context("train", words, resilient_parsing=True).params
+        return given["device"] or presets.load(given["preset"], {"init_from": "scratch"}).device  # no need to fetch it
+    return None
 
 
 def _number(nnodes: str) -> int:

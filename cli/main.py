@@ -144,9 +144,15 @@ def explain(error: BaseException) -> tuple[int, str, bool]:
     return *errors.explain(error), isinstance(error, NanogptError) and error.agreed
 
 
+def _rank() -> int:
+    """This process's rank under torchrun; 0 where RANK is left over from something else."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return int(rank) if rank.isdecimal() and size.isdecimal() and int(rank) < int(size) else 0
+
+
 def _leave(code: int, line: str, agreed: bool, quiet: bool = False) -> int:
     """Print the line once, leave the verdict for a launcher, and choose what this process returns."""
-    rank = int(number) if (number := os.environ.get("RANK", "0")).isdecimal() else 0
+    rank = _rank()
     where = f" (rank {rank})" if rank and not agreed else ""
     prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "
     line = one_line(line, MAX_LINE - len(prefix))

@@ -41,16 +41,35 @@ def own_address(towards: str) -> str:
         return str(probe.getsockname()[0])
 
 
+def listen(port: int, backlog: int) -> socket.socket:
+    """A server socket on `port` of all addresses of this machine, IPv6 where there is any, too. Raises: OSError."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True)
+    return socket.create_server(("", port), backlog=backlog)
+
+
 def interface_of(address: str) -> str | None:
-    """The network interface that has an IPv4 address; None if none has, or where it cannot be asked."""
-    if sys.platform != "linux" or ":" in address:
+    """The network interface that has an address; None if none has, or where it cannot be asked."""
+    if sys.platform != "linux":
         return None
+    if ":" in address:
+        return _interface_of_ipv6(address)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # one without an address
                 answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
+    return None
+
+
+def _interface_of_ipv6(address: str) -> str | None:
+    wanted = socket.inet_pton(socket.AF_INET6, address.partition("%")[0]).hex()
+    with suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            fields = line.split()
+            if fields[0] == wanted:
+                return fields[-1]
     return None
 
 

@@ -98,7 +98,7 @@ def _receive(nnodes: int, me: Node, port: int, stop: Asked, wait_s: float) -> li
     callers: list[socket.socket] = []
     deadline = time.monotonic() + wait_s
     try:
-        with socket.create_server(("", port), backlog=nnodes + 8) as server:
+        with network.listen(port, nnodes + 8) as server:
             server.settimeout(POLL_S)
             while len(came) < nnodes:
                 _go_on(stop, deadline, f"nodes {_missing(came, nnodes)} of {nnodes} did not come; start them, too")

@@ -122,6 +122,11 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = ""
         raise NanogptError(f"the ranks were killed {reason}; the same command resumes from the last checkpoint")
     if stop.requested:
         raise StoppedError("stopped; the same command starts over or resumes")
+    if returncode == Exit.IO_ERROR:  # nanogpt_dist.agent's: the nodes' own torchrun was lost, or is none
+        raise StorageError(
+            f"the nodes do not meet: {others or 'the first one'} has gone, or its port belongs to something else; "
+            "type the same on all nodes, perhaps with another port in --rdzv-endpoint"
+        )
     how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"returned {returncode}"
     raise NanogptError(
         f"torchrun {how} and no rank said why: see the report above (exitcode -9: killed, mostly for lack of memory); "

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch import network
 from nanogpt_dist.errors import UsageError
+
+OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 LAST_CALL_S = 10  # that fewer nodes than may come wait for more, once there are enough
 MAX_AUTO_CPU_RANKS = 2  # without a GPU: enough to see that a run is distributed; more ranks make a CPU no faster
@@ -100,6 +103,11 @@ def environment_of_nodes(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str
     return {name: value for name, value in added.items() if name not in base}
 
 
+def inherited(base: Mapping[str, str]) -> dict[str, str]:
+    """`base` without what another torchrun, or a Kubeflow pod, left in it: our command line says all of that."""
+    return {name: value for name, value in base.items() if not name.startswith("PET_") and name not in OF_A_RANK}
+
+
 def environment(nproc_per_node: int, shutdown_timeout_s: int, base: Mapping[str, str]) -> dict[str, str]:
     """The variables that torchrun needs on top of `base`, the environment that it inherits."""
     added = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown_timeout_s)}  # seconds from its SIGTERM to its SIGKILL
@@ -133,18 +141,24 @@ def ranks(nproc_per_node: str) -> int:
 
 def gpus() -> int:
     """Number of NVIDIA GPUs that a process started here would see, asked without torch."""
+    there = _gpus_of_machine()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",")]
-        return next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))  # CUDA ignores what follows
+    if visible is None or not there:
+        return there
+    names = [name.strip() for name in visible.split(",")]
+    good = [bool(name) and (not name.lstrip("-").isdecimal() or 0 <= int(name) < there) for name in names]
+    return good.index(False) if False in good else len(names)  # CUDA ignores what follows a bad one
+
+
+def _gpus_of_machine() -> int:
+    """All of them, as nvidia-smi lists them; where it is missing, or fails, as the driver does."""
     tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
-    try:
-        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    with suppress(OSError, subprocess.TimeoutExpired):
+        if tool is not None:
+            listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30)
+            if listing.returncode == 0:
+                return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    return sum(path.name.removeprefix("nvidia").isdecimal() for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 def cores() -> int:
@@ -155,7 +169,8 @@ def cores() -> int:
 def _rendezvous(nodes: Nodes) -> list[str]:
     if nodes.endpoint is None:
         return ["--standalone", "--local-addr", "127.0.0.1"]  # a free port, and no need for the host's name to resolve
-    line = ["--nnodes", str(nodes), "--rdzv-endpoint", nodes.endpoint]
+    host, port = network.split(nodes.endpoint)
+    line = ["--nnodes", str(nodes), "--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     if nodes.address is not None:
         line += ["--local-addr", nodes.address]  # nor here
     if nodes.rank is None:

@@ -5,7 +5,12 @@ import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.run import main as torchrun
+
+from nanogpt_dist.errors import Exit
+
+HOST, GUEST = "is_host=1", "is_host=0"  # in --rdzv-conf: who offers the place where the nodes meet, and who comes there
 
 DEBUG = "NANOGPT_DEBUG"  # as --debug sets it
 
@@ -15,7 +20,9 @@ def main() -> int:
     if not os.environ.get(DEBUG):
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        torchrun(sys.argv[1:])
+        _run(sys.argv[1:])
+    except RendezvousConnectionError:  # the launcher knows the address, and says so
+        return Exit.IO_ERROR
     except ChildFailedError as error:
         for rank, failure in sorted(error.failures.items()):
             first = failure is error.get_first_failure()[1]
@@ -27,6 +34,16 @@ def main() -> int:
                 )
         return 1
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    """torchrun; of several launchers on one machine only the first can offer the place where they meet."""
+    try:
+        torchrun(arguments)
+    except RendezvousConnectionError:
+        if not any(HOST in argument for argument in arguments):
+            raise
+        torchrun([argument.replace(HOST, GUEST) for argument in arguments])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Every decision (go on, stop, save, fail) is agreed here before it is taken, so t
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
-from nanogpt_dist.errors import ConfigError, NanogptError, error_of, one_line
+from nanogpt_dist.errors import CannotCreateError, ConfigError, NanogptError, StorageError, error_of, one_line
 from nanogpt_dist.watch import Watch
 
 T = TypeVar("T")
@@ -176,6 +177,8 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
     size, local_size = _from_torchrun("WORLD_SIZE", 1), _from_torchrun("LOCAL_WORLD_SIZE", 1)
     if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise ConfigError("WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT: unset it, or start with torchrun")
+    if rank >= size:
+        raise ConfigError(f"RANK={rank}, but WORLD_SIZE is {size}: unset RANK, or start with torchrun")
     device = pick_device(device_name, local_rank, local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -201,9 +204,28 @@ def _store(size: int, timeout: timedelta) -> tuple[dist.Store, int, int]:
     """Where the ranks find each other, this rank and the number of ranks."""
     if size == 1:
         return dist.HashStore(), 0, 1
-    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        raise _not_met(str(error), timeout) from error
     # torchrun mostly keeps one store over restarts: without a prefix a new rank reads the addresses of the dead.
     # Where nodes come and go it makes a new one each time; and each node has another count of restarts.
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "True") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
     return dist.PrefixStore(f"attempt/{attempt}", store), rank, size
+
+
+def _not_met(reason: str, timeout: timedelta) -> NanogptError:
+    """The error where the ranks did not come together, from what torch says of it."""
+    rank, size, port = os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_PORT"]
+    where = f"{os.environ['MASTER_ADDR']}:{port}"
+    if "EADDRINUSE" in reason or "address already in use" in reason:
+        return CannotCreateError(f"MASTER_PORT {port} is taken by another process; give another --master-port")
+    came = re.search(r"(\d+)/\d+ clients joined", reason)
+    if came:
+        missing = f"{came[1]} of {size} ranks came to {where} within {timeout.total_seconds():g} s"
+        return StorageError(f"only {missing}; start the others too, or unset WORLD_SIZE and RANK for one process")
+    return StorageError(
+        f"rank {rank} of {size} found no rank 0 at {where} within {timeout.total_seconds():g} s; start it, see "
+        "whether the network reaches it, or unset WORLD_SIZE and RANK"
+    )

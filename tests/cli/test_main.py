@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -87,6 +88,22 @@ def test_no_arguments_show_help_and_no_error(nanogpt: Run) -> None:
 def test_variables_that_torchrun_did_not_set(nanogpt: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "abc")
     assert "unset it" in nanogpt("train", "--dataset", corpus, code=78).stderr
+    monkeypatch.setenv("RANK", "1")
+    told = nanogpt("train", "quickstart", "--dataset", corpus, "--device", "cpu", code=78).stderr
+    assert "RANK=1, but WORLD_SIZE is 1: unset RANK" in told
+    assert "no preset gpt3" in nanogpt("train", "gpt3", code=78).stderr  # no other rank would say so
+
+
+def test_ranks_that_do_not_come_are_named(nanogpt: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        line = ["train", "quickstart", "--dataset", corpus, "--device", "cpu", "--timeout-s", "2"]
+        assert f"MASTER_PORT {port} is taken by another process" in nanogpt(*line, code=73).stderr
+    assert f"only 1 of 2 ranks came to 127.0.0.1:{port} within 2 s" in nanogpt(*line, code=74).stderr
+    monkeypatch.setenv("RANK", "1")
+    assert f"rank 1 of 2 found no rank 0 at 127.0.0.1:{port}" in nanogpt(*line, code=74).stderr
 
 
 def test_streams_that_are_closed(nanogpt: Run, tmp_path: Path) -> None:

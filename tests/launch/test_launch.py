@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import processes, supervisor, torchrun, verdict
+from launch import network, processes, supervisor, torchrun, verdict
 from launch.verdict import Verdict
 from nanogpt_dist.errors import MAX_LINE, NanogptError, StoppedError, UsageError
 
@@ -135,12 +136,70 @@ def test_environment_shares_the_cores_and_respects_the_user(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("visible", "cores", "expected"), [("0,1,2", 8, 3), ("0,-1,2", 8, 1), ("", 8, 2), ("-1", 1, 1)]
+    ("visible", "cores", "expected"),
+    [
+        ("0,1,2", 8, 3),
+        ("0,-1,2", 8, 1),
+        ("", 8, 2),
+        ("-1", 1, 1),
+        ("0,1,2,3", 8, 3),
+        ("5", 8, 2),
+        ("GPU-8a,GPU-9b", 8, 2),
+    ],
 )
 def test_auto(monkeypatch: pytest.MonkeyPatch, visible: str, cores: int, expected: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torchrun, "_gpus_of_machine", lambda: 3)
     monkeypatch.setattr(torchrun, "cores", lambda: cores)
     assert torchrun.ranks("auto") == expected
+
+
+def test_gpus_that_are_not_there_are_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has GPUs")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")  # left over on a node without any
+    assert torchrun.gpus() == 0
+
+
+def test_nothing_of_another_torchrun_is_inherited() -> None:
+    left = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "HOME": "/h"}
+    assert torchrun.inherited(left) == {"HOME": "/h"}
+
+
+def test_an_ipv6_address_stands_in_brackets_and_has_an_interface() -> None:
+    nodes = torchrun.Nodes(2, 2, 0, "fd00::1:29500")
+    assert "[fd00::1]:29500" in torchrun.command(1, nodes, 0, ["train"])
+    if sys.platform == "linux" and Path("/proc/net/if_inet6").exists():
+        assert network.interface_of("::1") == "lo"
+
+
+def test_nodes_come_by_either_kind_of_address() -> None:
+    with network.listen(0, 8) as server:
+        port = server.getsockname()[1]
+        for host in ("127.0.0.1", *(["::1"] if socket.has_dualstack_ipv6() else [])):
+            socket.create_connection((host, port), timeout=5).close()
+
+
+@linux
+def test_two_launchers_on_one_machine_meet(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+    line = [
+        sys.executable,
+        "-m",
+        "nanogpt_dist.agent",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--local-addr",
+        "127.0.0.1",
+    ]
+    line += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "a", "--rdzv-conf", "is_host=1"]
+    line += ["--no-python", "true"]
+    started = [subprocess.Popen(line, env=ENVIRONMENT) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in started] == [0, 0]
 
 
 def test_auto_asks_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -41,6 +41,30 @@ def test_what_is_passed_on_stands_last_and_may_overrule() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "gpus"),
+    [
+        ("train mine.toml", False),
+        ("train --max-iters 3 mine.toml --compile=False", False),
+        ("train mine.toml --device cuda", True),
+        ("train run", False),
+        ("train gpt2-124m", True),
+        ("train gpt2-124m --device=cpu", False),
+        ("train nothing.toml", True),
+        ("eval mine.toml", True),
+    ],
+)
+def test_no_gpus_where_a_file_says_cpu(
+    arguments: str, gpus: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    for file in (Path("mine.toml"), Path("run/config.toml")):
+        file.write_text('device = "cpu"\n')
+    line = ["launch", "--slurm", "--nproc-per-node", "2", "--dry-run", *arguments.split()]
+    assert ("--gpus-per-node=2" in CliRunner().invoke(app, line, catch_exceptions=False).stdout) == gpus
+
+
+@pytest.mark.parametrize(
     ("arguments", "given", "gpus"),
     [
         (["train", "gpt2-124m"], {}, 8),
