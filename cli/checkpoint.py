@@ -1,6 +1,7 @@
 """`nanogpt checkpoint list|verify|prune|pin|unpin|consolidate`: what a run has saved, and what is to stay of it."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +22,18 @@ checkpoint_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 def list_checkpoints(run: Run, as_json: Json = False) -> None:
     """The checkpoints of a run, newest first. Looks at names and sizes; `verify` reads every byte."""
     found = [_describe(folder, _marks(run)) for folder in _checkpoints(run)]
+    verdict = runs.verdict_of(run)
     if as_json:
-        typer.echo(json.dumps({"run": str(run), "checkpoints": found}))
+        typer.echo(json.dumps({"run": str(run), "verdict": verdict, "checkpoints": found}))
         return
     for one in found:
         loss = "–" if one["val_loss"] is None else f"{one['val_loss']:.4f}"
         state = ", ".join([*one["marks"], *([f"damaged: {one['damage']}"] if one["damage"] else [])])
         how = f"{one['layout'] or 'unknown layout'} on {one['world_size'] or '?'}"
         typer.echo(f"{one['name']}  {one['bytes'] / 1e6:10,.1f} MB  val loss {loss:>7}  {how}  {state}".rstrip())
+    if verdict in ("running", "killed"):
+        resume = f"; resume: {shlex.join(['nanogpt', 'train', str(run)])}" if verdict == "killed" else ""
+        typer.echo(f"{run}: {verdict}{resume}", err=True)
 
 
 @checkpoint_app.command()

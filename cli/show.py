@@ -13,7 +13,8 @@ from cli.show_checkpoint import checkpoint
 from cli.show_data import data
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.presets import DEFAULT_PRESET, load, with_vocabulary
+from nanogpt_dist.presets import DEFAULT_PRESET, load, read, with_vocabulary
+from nanogpt_dist.runs import named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,7 +98,8 @@ def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     if as_json:
         _print_json(resolved.model_dump())
     else:  # the file's own name will say where its run goes
-        unset = {} if "out_dir" in settings or preset.endswith(".toml") else {"out_dir": None}
+        said = "out_dir" in settings or ("out_dir" in read(preset) and named(preset) is None)
+        unset = {} if said else {"out_dir": None}
         typer.echo(commented_toml(resolved.model_copy(update=unset), preset), nl=False)
 
 

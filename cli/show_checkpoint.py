@@ -29,6 +29,8 @@ def checkpoint(
     for key, value in state.items():
         shown = json.dumps(value) if isinstance(value, dict) else value
         typer.echo(f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}")
+    if verdict := runs.verdict_of(runs.run_of(found)):
+        typer.echo(f"  {'run':<24} {verdict}")
     typer.echo("")
     for entry in manifest["files"]:
         typer.echo(f"  {entry['sha256'][:16]}…  {entry['bytes']:>14,} bytes  {entry['name']}")

@@ -10,9 +10,9 @@ import typer
 
 from cli.options import Json, takes_settings
 from launch import verdict
-from nanogpt_dist import presets
+from nanogpt_dist import presets, runs
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError
+from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError, UsageError
 from nanogpt_dist.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def train(
     preset: Annotated[
         str,
         typer.Argument(
-            metavar="PRESET|FILE.toml|FILE.py",
-            help=f"One of {', '.join(presets.PRESETS)}; your settings; one of nanoGPT's configs.",
+            metavar="PRESET|FILE.toml|FILE.py|RUN",
+            help=f"One of {', '.join(presets.PRESETS)}; your settings; one of nanoGPT's configs; a run to go on with.",
         ),
     ] = presets.DEFAULT_PRESET,
     fresh: Annotated[
@@ -55,6 +55,7 @@ def train(
         stop.listen()
     try:
         _refuse_evaluation(preset)
+        branch_from = _branch(preset, settings.get("out_dir"), fresh)
         config = presets.load(preset, settings)
     except NanogptError as error:
         error.agreed = True  # every rank read the same command line
@@ -73,7 +74,7 @@ def train(
         if check_resume:
             _check_resume(config, world, stop, json)
             return
-        result = run(config, world, stop, fresh)
+        result = run(config, world, stop, fresh, branch_from)
     stopped = result.verdict == "stopped"
     if not stopped:  # also where the ranks of an elastic run were stopped before
         verdict.write(verdict.Verdict(0, "", world.rank, agreed=True))
@@ -91,6 +92,20 @@ def _refuse_evaluation(preset: str) -> None:
 
         if recipes.only_evaluates(Path(preset)):
             raise ConfigError(f"{preset} says eval_only: type nanogpt eval {preset}")
+
+
+def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
+    """The checkpoint with which a new run begins, where one was named. Raises UsageError where no other folder was."""
+    checkpoint = runs.checkpoint_named(preset)
+    if checkpoint is None:
+        return None
+    run = runs.run_of(checkpoint)
+    if out_dir is None or Path(out_dir).resolve() == run.resolve():
+        resume = f"its run goes on with: nanogpt train {run}" if runs.named(str(run)) else "its run is not here"
+        raise UsageError(f"{checkpoint.name} is a checkpoint; {resume}; a branch of it needs a new --out-dir DIR")
+    if fresh:
+        raise UsageError(f"{checkpoint.name} is a checkpoint to go on from: leave --fresh out")
+    return checkpoint
 
 
 def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_json: bool) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_dist import runs, storage
-from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_toml
+from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_run_toml
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.model import GPT
@@ -93,7 +93,7 @@ def save(
             if world.leads:
                 staging = storage.begin(checkpoints, name)
                 runs.write_json(staging / "state.json", {**asdict(mine.state), **about})
-                storage.write_atomic(staging / "config.toml", to_toml(config).encode())
+                storage.write_atomic(staging / "config.toml", to_run_toml(config).encode())
                 tokenizer.save(staging / "tokenizer.json")
         place = checkpoints / world.text_from_lead(staging.name if staging else "")
         hashes = _write_parts(world, place, mine)

@@ -142,5 +142,5 @@ def summary(curve: Curve) -> dict[str, Any]:
         "val_loss": float(curve.val_loss[-1]) if len(curve.val_loss) else None,
         "best_val_loss": float(curve.val_loss.min()) if len(curve.val_loss) else None,
         "tokens_per_second": curve.tokens_per_second,
-        "verdict": runs.read_json(Path(curve.name) / "status.json").get("verdict"),
+        "verdict": runs.verdict_of(Path(curve.name)),
     }

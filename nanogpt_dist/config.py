@@ -283,3 +283,8 @@ def to_toml(config: BaseModel) -> str:
     import tomli_w
 
     return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def to_run_toml(config: TrainConfig) -> str:
+    """to_toml() without out_dir: the folder in which it lies says that, also once it was moved or copied."""
+    return to_toml(config.model_copy(update={"out_dir": None}))

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nanogpt_dist import runs, storage
 from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import ConfigError
 
@@ -116,38 +117,63 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
     """The config of a preset or of a file, with `overrides` on top and out_dir filled in (out/NAME).
 
     name: a key of PRESETS, a path that ends in .toml, one of nanoGPT's configs, which ends in .py, or a folder with a
-    config.toml (a run); None: gpt2-124m.
+    config.toml: a run, which is its own out_dir, or a checkpoint; None: gpt2-124m.
     Raises ConfigError, MissingInputError.
     """
-    name = name or DEFAULT_PRESET
-    if name.endswith(".toml"):
-        values, stem = read_toml(Path(name)), Path(name).stem
-    elif name.endswith(".py"):
-        from nanogpt_dist.lineage import recipes
-
-        values, stem = recipes.read(Path(name)), Path(name).stem
-    elif (Path(name) / "config.toml").is_file():
-        values, stem = read_toml(Path(name) / "config.toml"), Path(name).name
-    elif name in PRESETS:
-        values, stem = PRESETS[name], name
-    else:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
-        raise ConfigError(f"no preset {name}; {hint}")
-    values, overrides = dict(values), dict(overrides or {})
+    name, overrides = name or DEFAULT_PRESET, dict(overrides or {})
+    values, run = dict(read(name)), runs.named(name)
+    out_dir = overrides.get("out_dir") or (_own_out_dir(run, values) if run else values.get("out_dir"))
+    out_dir = out_dir or f"out/{Path(name).stem}"
     for given in (values, overrides):
         if given.get("init_from") in ("scratch", "resume"):  # nanoGPT's words: a run is begun, or gone on with, anyhow
             given["init_from"] = None
     try:
         source = overrides.get("init_from", values.get("init_from"))
-        is_run = (Path(name) / "config.toml").is_file() and "init_from" not in overrides
-        if source and not is_run:  # a run's settings have the architecture already
-            run = Path(overrides.get("out_dir") or values.get("out_dir") or f"out/{stem}")
-            values = with_architecture_of(str(source), run, values, overrides)
-        config = resolve(values, overrides)
+        ours = run is not None or runs.checkpoint_named(name) is not None
+        if source and ("init_from" in overrides or not ours):  # a run's settings have the architecture already
+            values = with_architecture_of(str(source), Path(str(out_dir)), values, overrides)
+        return resolve(values, {**overrides, "out_dir": out_dir})
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-    return config if config.out_dir else config.model_copy(update={"out_dir": f"out/{stem}"})
+
+
+def _own_out_dir(run: Path, values: dict[str, Any]) -> str:
+    """`run` itself. Raises ConfigError where it has not begun, and its config.toml names another folder."""
+    other = values.get("out_dir")
+    if other and not runs.has_begun(run) and Path(str(other)).resolve() != run.resolve():
+        raise ConfigError(
+            f"{run / runs.CONFIG} has out_dir = {str(other)!r}; type --out-dir {run} or --out-dir {other}"
+        )
+    return str(run)
+
+
+def read(name: str) -> dict[str, Any]:
+    """The settings that `name` stands for, as load() takes it, and no others. Raises as load()."""
+    folder = runs.named(name) or runs.checkpoint_named(name)
+    if folder is not None:
+        return read_toml(folder / runs.CONFIG)
+    if name.endswith(".toml"):
+        return read_toml(Path(name))
+    if name.endswith(".py"):
+        from nanogpt_dist.lineage import recipes
+
+        return recipes.read(Path(name))
+    if name in PRESETS:
+        return PRESETS[name]
+    if Path(name).is_dir():
+        raise ConfigError(f"{name} {_why_no_run(Path(name))}")
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
+    raise ConfigError(f"no preset {name}; {hint}")
+
+
+def _why_no_run(folder: Path) -> str:
+    if (folder.resolve().parent / runs.CONFIG).is_file():
+        return f"is a folder of a run: type nanogpt train {folder.parent}"
+    kept = next((step / runs.CONFIG for step in storage.list_steps(runs.checkpoints_of(folder))), None)
+    if kept is not None:
+        return f"has lost its {runs.CONFIG}: cp {kept} {folder}"
+    return f"has no {runs.CONFIG}, so it is no run; give a run, a preset or a .toml file"
 
 
 def with_architecture_of(source: str, run: Path, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

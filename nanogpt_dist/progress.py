@@ -9,7 +9,7 @@ import torch
 
 from nanogpt_dist import runs, storage
 from nanogpt_dist.checkpoint import TrainState
-from nanogpt_dist.config import TrainConfig, to_toml
+from nanogpt_dist.config import TrainConfig, to_run_toml
 from nanogpt_dist.devices import memory_bytes, peak_tflops
 from nanogpt_dist.distributed import World
 from nanogpt_dist.evaluation import Evaluation
@@ -37,7 +37,7 @@ class Progress:
 
     def _open(self, run: Path, state: TrainState) -> Recorder:
         runs.describe(run, self.world.size, torch.get_num_threads(), torch=torch.__version__)
-        storage.write_atomic(run / "config.toml", to_toml(self.config).encode())
+        storage.write_atomic(run / "config.toml", to_run_toml(self.config).encode())
         newest = storage.step_name(state.step) if state.step else None
         runs.write_status(run, "running", 0, state.step, "", newest)
         return Recorder(run, state.step, self.config, self.console)

@@ -62,14 +62,20 @@ def _note(run: Path, world: World, error: BaseException) -> None:
 
 
 def resume_point(
-    run: Path, config: TrainConfig, data: DataFolder, fresh: bool, world: World, console: Console
-) -> Path | None:
-    """The checkpoint to go on from, None for step 0. Rank 0 looks and verifies; all ranks are told the name."""
+    run: Path, config: TrainConfig, data: DataFolder, fresh: bool, world: World, console: Console,
+    branch_from: Path | None = None,
+) -> Path | None:  # fmt: skip
+    """The checkpoint to go on from, None for step 0. Rank 0 looks and verifies; all ranks are told the name.
+
+    branch_from: another run's checkpoint, with which this run begins.
+    """
     chosen = ""
     with world.together():
         if world.leads:
             for folder in (run, runs.checkpoints_of(run)):
                 storage.sweep(folder)
+            if branch_from is not None:
+                runs.branch(branch_from, run)
             found = runs.resume_point(run, fresh, lambda text: console.line(f"warning: {text}"))
             found = _perhaps_back(run, found, config, world, console)
             if found is not None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,12 +17,51 @@ from typing import Any
 from nanogpt_dist import __version__, storage
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError
 
+CONFIG = "config.toml"
 OUT = Path("out")  # where runs lie by default
 
 
 def checkpoints_of(run: Path) -> Path:
     """The folder of a run's checkpoints."""
     return run / "checkpoints"
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder in which `checkpoint` is named, also where its folder of checkpoints is a link to another disk."""
+    direct = storage.step_of(checkpoint.name) is not None and ".." not in checkpoint.parts
+    return (checkpoint if direct and len(checkpoint.parents) > 2 else checkpoint.resolve()).parents[1]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is one checkpoint, by its name or, where it was renamed, by what is in it."""
+    if not folder.is_dir():
+        return False
+    named = storage.step_of(folder.resolve().name) is not None
+    return named or ((folder / "state.json").is_file() and (folder / "manifest.json").is_file())
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has written in `folder`: a config.toml alone may be anybody's."""
+    return any((folder / mark).exists() for mark in ("run.json", "status.json", storage.LOCK, "checkpoints"))
+
+
+def named(name: str) -> Path | None:
+    """The folder that `name` means as a run: one with a config.toml, or this file of a run that has begun; else None.
+
+    It is its own out_dir, whatever a config.toml says that came from elsewhere.
+    """
+    path = Path(name)
+    folder = path.parent if path.name == CONFIG else path
+    if not (folder / CONFIG).is_file() or is_checkpoint(folder) or (path.name == CONFIG and not has_begun(folder)):
+        return None
+    return folder if folder.name not in ("", "..") else folder.resolve()
+
+
+def checkpoint_named(name: str) -> Path | None:
+    """The checkpoint that `name` means: its folder, or the config.toml in it; else None."""
+    path = Path(name)
+    folder = path.parent if path.name == CONFIG else path
+    return folder if is_checkpoint(folder) else None
 
 
 def to_json(content: dict[str, Any], indent: int | None = None) -> str:
@@ -76,6 +116,20 @@ def write_status(run: Path, verdict: str, code: int, step: int, message: str, ch
     )
 
 
+def verdict_of(run: Path) -> str | None:
+    """How `run` stands: running | done | stopped | failed | killed; None where status.json does not say.
+
+    killed: status.json says running, but no living process holds the run's lock.
+    """
+    try:
+        said = read_json(run / "status.json").get("verdict")
+    except BadDataError:
+        return None
+    if said == "running" and not storage.is_held(run / storage.LOCK):
+        return "killed"
+    return said if isinstance(said, str) else None
+
+
 def resume_point(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
     """The newest good checkpoint to go on from, None to start at step 0.
 
@@ -93,6 +147,27 @@ def resume_point(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | 
     if not steps and (lost := read_json(run / "status.json").get("checkpoint")):
         raise MissingInputError(f"{run} has lost its checkpoint {lost}; restore it, or start over with --fresh")
     return storage.newest_good(checkpoints, warn) if steps else None
+
+
+def branch(checkpoint: Path, run: Path) -> None:
+    """Give `run` a copy of `checkpoint` to go on from; a run that has begun already is left as it is.
+
+    Raises MissingInputError, BadDataError, StorageError.
+    """
+    if storage.list_steps(checkpoints_of(run)) or read_json(run / "status.json").get("checkpoint"):
+        return
+    storage.good(checkpoint)
+    manifest = storage.read_manifest(checkpoint)
+    step = storage.step_of(checkpoint.resolve().name)
+    step = read_json(checkpoint / "state.json").get("step") if step is None else step
+    if not isinstance(step, int) or step < 0:
+        raise BadDataError(f"{checkpoint} does not say its step; name it step-00001000, after its step")
+
+    def fill(staging: Path) -> None:
+        for entry in manifest["files"]:
+            shutil.copyfile(checkpoint / entry["name"], staging / entry["name"])
+
+    storage.commit(checkpoints_of(run), storage.step_name(step), fill, {"step": step})
 
 
 def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str], None] = lambda _: None) -> Path:

@@ -39,10 +39,13 @@ class Result:
     verdict: str  # done, or stopped on request
 
 
-def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = False) -> Result:
+def train(
+    config: TrainConfig, world: World, stop: StopRequest, fresh: bool = False, branch_from: Path | None = None
+) -> Result:
     """Make max_iters updates, or fewer if `stop` is asked for, from the newest good checkpoint of config.out_dir on.
 
-    fresh: go on from nothing; refused where there are checkpoints. Everything is saved when it returns.
+    fresh: go on from nothing; refused where there are checkpoints. branch_from: another run's checkpoint, with which a
+    run begins that has none yet. Everything is saved when it returns.
     Raises NanogptError, the same on all ranks.
     """
     console = Console(world.leads)
@@ -56,7 +59,7 @@ def train(config: TrainConfig, world: World, stop: StopRequest, fresh: bool = Fa
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
     world.refuse_differences(version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config))
     with run_folder(config, world) as run:
-        start = resume_point(run, config, data, fresh, world, console)
+        start = resume_point(run, config, data, fresh, world, console, branch_from)
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
         forget_lost_best(run, state, world)
         if start and state.step >= config.max_iters:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanogpt_dist import checkpoint, runs, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
-from nanogpt_dist.config import TrainConfig, to_toml
+from nanogpt_dist.config import TrainConfig, to_run_toml
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.lineage import hf_tokenizer, huggingface
@@ -54,7 +54,7 @@ def adopt(foreign: Foreign, run: Path) -> Path:
         mine = Contents(foreign.state, whole_parts(foreign.weights), whole_parts(foreign.moments))
         written = checkpoint.save(ALONE, runs.checkpoints_of(run), mine, config, foreign.tokenizer, about)
         storage.write_latest(runs.checkpoints_of(run), written.name)
-        storage.write_atomic(run / "config.toml", to_toml(config).encode())
+        storage.write_atomic(run / "config.toml", to_run_toml(config).encode())
         runs.describe(run, 1, torch.get_num_threads(), imported_from=foreign.origin)
         runs.write_status(run, "stopped", 0, foreign.state.step, f"imported from {foreign.origin}", written.name)
     return written

@@ -17,7 +17,7 @@ from nanogpt_dist.storage.durable import (
     sha256_file,
     write_atomic,
 )
-from nanogpt_dist.storage.runlock import RunLock
+from nanogpt_dist.storage.runlock import LOCK, RunLock, is_held
 from nanogpt_dist.storage.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
 from nanogpt_dist.storage.steps import (
     LATEST,
@@ -37,6 +37,7 @@ from nanogpt_dist.storage.steps import (
 
 __all__ = [
     "LATEST",
+    "LOCK",
     "PINS",
     "NewerFormatError",
     "RunLock",
@@ -48,6 +49,7 @@ __all__ = [
     "fsync_and_hash",
     "fsync_folder",
     "good",
+    "is_held",
     "list_steps",
     "make_folder",
     "newest_good",

@@ -96,6 +96,18 @@ def holder(path: Path) -> str | None:
         return None
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock at `path`; also where it cannot be asked, so that none is called dead."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def _holder() -> bytes:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}).encode() + b"\n"

@@ -31,8 +31,10 @@ def parsed(value: str) -> object:
         return value
 
 
-def go(config: TrainConfig, fresh: bool = False, stop: StopRequest | None = None) -> Result:
-    return train(config, ONE, StopRequest() if stop is None else stop, fresh)
+def go(
+    config: TrainConfig, fresh: bool = False, stop: StopRequest | None = None, branch_from: Path | None = None
+) -> Result:
+    return train(config, ONE, StopRequest() if stop is None else stop, fresh, branch_from)
 
 
 def records(run: Path) -> list[dict[str, float]]:

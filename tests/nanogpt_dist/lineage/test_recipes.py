@@ -83,7 +83,7 @@ def test_an_evaluation_of_nanogpts_is_one_of_ours(tmp_path: Path, nanogpt: Run) 
     )
     config = load(str(tmp_path / "eval_gpt2.py"))
     assert (config.init_from, config.n_layer, config.batch_size) == ("gpt2-medium", 24, 8)
-    refused = nanogpt("train", tmp_path / "eval_gpt2.py", code=78)
+    refused = nanogpt("train", "eval_gpt2.py", code=78)
     assert "says eval_only: type nanogpt eval" in refused.stderr
     refused = nanogpt("eval", tmp_path / "eval_gpt2.py", code=69)
     assert "gpt2-medium is neither in the hub's cache (HF_HOME) nor a folder here" in refused.stderr

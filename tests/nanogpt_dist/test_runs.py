@@ -1,0 +1,123 @@
+"""What a run folder says of itself, and which run or checkpoint a name means."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist import runs, storage
+from nanogpt_dist.config import read_toml
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.presets import load
+from tests.conftest import Run
+from tests.nanogpt_dist.small import go, tiny, weights_sha256
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps with checkpoints at 4 and 8."""
+    run = tmp_path_factory.mktemp("trained") / "a"
+    go(tiny(corpus, run))
+    return run
+
+
+def test_a_run_that_says_running_without_a_process_was_killed(tmp_path: Path) -> None:
+    assert runs.verdict_of(tmp_path) is None
+    runs.write_status(tmp_path, "running", 0, 4, "", None)
+    assert runs.verdict_of(tmp_path) == "killed"  # no lock at all
+    with storage.RunLock(tmp_path):
+        assert runs.verdict_of(tmp_path) == "running"
+    assert runs.verdict_of(tmp_path) == "killed"
+    for verdict in ("done", "stopped", "failed"):
+        runs.write_status(tmp_path, verdict, 0, 4, "", None)
+        assert runs.verdict_of(tmp_path) == verdict
+    (tmp_path / "status.json").write_text("{")
+    assert runs.verdict_of(tmp_path) is None
+
+
+def test_a_run_folder_is_its_own_out_dir_however_it_is_spelt(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "deep" / "b")
+    run = (tmp_path / "deep" / "b").resolve()
+    old = (run / "config.toml").read_text() + f'out_dir = "{trained}"\n'  # as older versions wrote it
+    for text in ((run / "config.toml").read_text(), old):
+        (run / "config.toml").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        os.path.lexists("link") or Path("link").symlink_to(run)
+        for name in (
+            "deep/b",
+            "deep/b/",
+            str(run),
+            "./deep/../deep/b",
+            "deep/b/config.toml",
+            "link",
+            "link/config.toml",
+        ):
+            out_dir = load(name).out_dir
+            assert out_dir is not None
+            assert Path(out_dir).resolve() == run, name
+        for folder, name in {run: ".", run / "checkpoints": "..", run.parent: "b"}.items():
+            monkeypatch.chdir(folder)
+            out_dir = load(name).out_dir
+            assert out_dir is not None
+            assert Path(out_dir).resolve() == run, name
+            assert Path(out_dir).name == "b"
+    assert load(str(run), {"out_dir": "elsewhere"}).out_dir == "elsewhere"
+
+
+def test_a_config_used_as_a_template_names_no_run(trained: Path, tmp_path: Path) -> None:
+    for file in (trained / "config.toml", runs.checkpoints_of(trained) / "step-00000008" / "config.toml"):
+        assert "out_dir" not in read_toml(file)
+        shutil.copy(file, tmp_path / "mine.toml")
+        assert load(str(tmp_path / "mine.toml")).out_dir == "out/mine"
+    (tmp_path / "mine.toml").write_text('out_dir = "runs/x"\n')  # written by hand
+    assert load(str(tmp_path / "mine.toml")).out_dir == "runs/x"
+
+
+def test_a_folder_that_has_not_begun_and_names_another_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('out_dir = "out/a"\n')
+    with pytest.raises(ConfigError, match=r"has out_dir = 'out/a'; type --out-dir"):
+        load(str(tmp_path))
+    assert load(str(tmp_path), {"out_dir": "out/b"}).out_dir == "out/b"
+
+
+def test_folders_that_are_no_runs_say_what_to_type(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"type nanogpt train {trained}"):
+        load(str(trained / "checkpoints"))
+    with pytest.raises(ConfigError, match=r"has no config\.toml, so it is no run"):
+        load(str(tmp_path))
+    shutil.copytree(trained, tmp_path / "b")
+    (tmp_path / "b" / "config.toml").unlink()
+    with pytest.raises(ConfigError, match=r"has lost its config.toml: cp .*step-00000008/config.toml"):
+        load(str(tmp_path / "b"))
+
+
+def test_a_copied_run_is_its_own_run(nanogpt: Run, trained: Path, tmp_path: Path) -> None:
+    before = all_hashes(trained)
+    shutil.copytree(trained, tmp_path / "out" / "b")
+    done = nanogpt("train", "out/b/", "--max-iters", 12, "--learning-rate", "5e-3")
+    assert "out/b: going on from step-00000008" in done.stderr
+    assert weights_sha256(tmp_path / "out" / "b", 12)
+    assert all_hashes(trained) == before
+
+
+def test_a_checkpoint_is_refused_or_branches_exactly(nanogpt: Run, trained: Path, corpus: Path, tmp_path: Path) -> None:
+    before, step = all_hashes(trained), runs.checkpoints_of(trained) / "step-00000004"
+    for name in (step, step / "config.toml"):
+        refused = nanogpt("train", name, code=2)
+        assert "is a checkpoint" in refused.stderr
+        assert "--out-dir DIR" in refused.stderr
+    nanogpt("train", step, "--out-dir", trained, code=2)
+    config = load(str(step), {"out_dir": str(tmp_path / "branch")})
+    go(config, branch_from=step)
+    assert weights_sha256(tmp_path / "branch", 8) == weights_sha256(trained, 8)
+    assert not storage.verify(tmp_path / "branch" / "checkpoints" / "step-00000004")
+    go(config.model_copy(update={"max_iters": 12}), branch_from=step)  # the same again resumes
+    assert storage.read_latest(tmp_path / "branch" / "checkpoints") == "step-00000012"
+    assert all_hashes(trained) == before
+
+
+def all_hashes(folder: Path) -> dict[str, str]:
+    return {str(path): storage.sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
