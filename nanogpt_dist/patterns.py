@@ -41,8 +41,9 @@ _BORDERS = (
 )
 _GPT2_BORDERS = (f"[^{SPACE}](?=[{SPACE}])", "[A-Za-z0-9](?=')", *_BORDERS)
 # The younger patterns have line ends in one pre-token with the mark before them, and a mark with the word behind it;
-# what follows the last line end begins a pre-token, but o200k's has slashes too behind a mark and its line ends.
-_LINE_BORDERS = (f"[^{SPACE}](?=[{SPACE}])(?![\r\n])", f"[\r\n](?=[^{SPACE}/])", *_BORDERS)
+# what follows the last line end of white space begins one, but o200k's has slashes too behind a mark and its line ends.
+_IN_LINE = SPACE.replace("\t-\r", "\t\x0b\x0c")
+_LINE_BORDERS = (f"[^{SPACE}](?=[{_IN_LINE}])", f"[\r\n](?=[^{SPACE}/]|[{_IN_LINE}]+[^{SPACE}])", *_BORDERS)
 _LINE_BORDER = re.compile("|".join(_LINE_BORDERS))
 
 GPT2 = Pattern(

@@ -86,7 +86,9 @@ class _Reader:
             if whole or reason == "too deep":
                 raise ValueError(f"{self.line}: not JSON ({reason} in the value that begins here)")
             if len(self.text) - self.at > self.at_most:
-                raise ValueError(f"{self.line}: not JSON, or longer than {self.at_most:,} characters")
+                raise ValueError(
+                    f"{self.line}: not JSON ({reason or 'a number'}), or longer than {self.at_most:,} characters"
+                )
             self.read_on()
         found = self.line, self.text[self.at : end].encode(errors="surrogateescape")
         self.pass_by(end)

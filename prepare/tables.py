@@ -150,7 +150,7 @@ def _told(path: Path, kind: Kind) -> Iterator[None]:
 
     try:
         yield
-    except (ArrowException, OSError) as error:
+    except (ArrowException, UnicodeDecodeError, OSError) as error:  # names of columns are to be UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's: damaged pages are OSErrors without a number
         raise BadDataError(f"{shown(path)} is no {kind} file, or damaged ({str(error)[:60]}); get it again") from None

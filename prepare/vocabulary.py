@@ -22,7 +22,10 @@ def make_tokenizer(recipe: Recipe, units: Sequence[Unit], shelves: Sequence[Shel
     if recipe.known:
         return recipe.known
     if recipe.spec == "char":
-        return char(chunk for _, chunk in _texts(recipe, units, shelves, report))
+        characters = {char for _, chunk in _texts(recipe, units, shelves, report) for char in set(chunk)}
+        if not characters:
+            raise BadDataError("there is no text in the sources to take characters from; give others")
+        return char(characters)
     size = bpe_size(recipe.spec)
     assert size is not None
     return train_bpe(_train_texts(recipe, units, shelves, report), size)

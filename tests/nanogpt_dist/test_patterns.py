@@ -162,7 +162,7 @@ def test_where_scripts_without_spaces_are_cut_stand_letters_and_marks() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("end", ["。", "」\n", "\n", "\r\n", "。\n\n", "。\u3000"])
+@pytest.mark.parametrize("end", ["。", "」\n", "\n", "\r\n", "。\n\n", "。\u3000", "\n\n\u3000\u3000"])
 def test_text_without_spaces_is_cut_at_its_marks_and_line_ends(
     name: str, end: str, encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]]
 ) -> None:

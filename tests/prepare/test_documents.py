@@ -223,6 +223,14 @@ def test_a_byte_order_mark_before_any_line_is_no_text(tmp_path: Path, monkeypatc
     assert texts(tmp_path / "a.jsonl") == list("012345678")
 
 
+def test_a_damaged_column_name_is_told(tmp_path: Path) -> None:
+    with pa.ipc.new_stream(tmp_path / "a.arrow", pa.schema([("texts", pa.string())])) as stream:
+        stream.write_table(pa.table({"texts": ["a"]}))
+    (tmp_path / "a.arrow").write_bytes((tmp_path / "a.arrow").read_bytes().replace(b"texts", b"text\xc5"))
+    with pytest.raises(BadDataError, match=r"a.arrow is no arrow file, or damaged"):
+        texts(tmp_path / "a.arrow")
+
+
 @pytest.mark.parametrize("kind", ["list<string>", "struct", "int64", "bool"])
 def test_a_column_that_is_no_text_says_what_it_holds(kind: str, tmp_path: Path) -> None:
     held = {"list<string>": [["a"]], "struct": [{"a": 1}], "int64": [1], "bool": [True]}[kind]

@@ -136,6 +136,12 @@ def test_characters_that_a_vocabulary_has_not_are_left_out(tmp_path: Path) -> No
         build("text", tmp_path / "strict", [tmp_path / "bad.jsonl"], **options)
 
 
+def test_characters_of_nothing_are_no_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n')
+    with pytest.raises(BadDataError, match="no text in the sources to take characters from"):
+        build("text", tmp_path / "out", [tmp_path / "a.jsonl"], tokenizer="char", errors="skip")
+
+
 def test_where_all_is_skipped_that_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines_of(GOOD)))
     with pytest.raises(BadDataError, match="all 60 documents were skipped; --errors strict tells what is in the first"):
