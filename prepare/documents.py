@@ -232,6 +232,10 @@ def _field(part: Part, line: str, where: Document) -> str:
 def _no_text(row: Any, column: str) -> str:
     """Why a value of JSON has no text in field `column`, and what to do about it."""
     column = column[:40]
+    if isinstance(row, str):
+        return (
+            f"a string, not an object with a field {column}; type: jq -c '.. | strings | {{text: .}}' FILE > NEW.jsonl"
+        )
     if not isinstance(row, dict):
         return f"{_KINDS[type(row)]}, not an object with a field {column}; mend it, or give --errors skip"
     if column in row:

@@ -96,7 +96,7 @@ def refuse_empty_split(recipe: Recipe, assembler: Assembler) -> None:
             raise BadDataError("a part of the mix has no text, so nothing can be taken of the others; leave it out")
         if tally.skipped:
             raise BadDataError(
-                f"all {tally.skipped:,} documents were skipped; --errors strict tells what is in the first"
+                f"every document was skipped ({tally.skipped:,}); --errors strict tells what is in the first"
             )
         raise BadDataError(f"there is no text in the sources ({tally.empty} empty documents); give others")
     rule = recipe.ingredients[0].split

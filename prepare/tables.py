@@ -125,8 +125,9 @@ def _check_column(schema: Any, column: str, name: str) -> None:
         raise BadDataError(f"{name}: no text column {column}, but {count} columns of that name; rename them")
     kind = schema.field(column).type
     if not (_is_text(kind) or _is_bytes(kind) or str(kind) == "null"):
-        what = f"column {column} holds {str(kind)[:40]}, not text"
-        raise BadDataError(f"{name}: {what}; write one text into each row, or choose of {names} with --column")
+        others = ", ".join(field.name for field in schema if _is_text(field.type))[:60]
+        advice = f"choose with --column of: {others}" if others else "no column does; write a text into each row"
+        raise BadDataError(f"{name}: column {column} holds {str(kind)[:40]}, not text; {advice}")
 
 
 def _is_text(kind: Any) -> bool:

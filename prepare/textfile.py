@@ -118,8 +118,11 @@ def utf16(head: bytes) -> str | None:
     """The name of the encoding of a file that begins with `head`, where that is UTF-16."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16"
-    if len(head) >= HEAD_BYTES and not any(head[1::2]) and all(head[::2]):
-        return "UTF-16LE"
+    if len(head) >= HEAD_BYTES:  # of ASCII, without a mark
+        low, high = head[::2], head[1::2]
+        for kind, letters, zeros in (("UTF-16LE", low, high), ("UTF-16BE", high, low)):
+            if all(letters) and not any(zeros):
+                return kind
     return None
 
 

@@ -85,7 +85,7 @@ def test_rows_of_parquet(documents: list[str], tmp_path: Path) -> None:
     assert texts(path, "body") == documents
     with pytest.raises(BadDataError, match="no text column text; it has: id, body"):
         texts(path)
-    with pytest.raises(BadDataError, match=r"column id holds int64, not text; .* choose of id, body with --column"):
+    with pytest.raises(BadDataError, match=r"column id holds int64, not text; choose with --column of: body"):
         texts(path, "id")
     parquet.write_table(pa.table({"text": ["a", None]}), path)
     with pytest.raises(BadDataError, match=r"a.parquet: row 2: null in column text"):
@@ -190,7 +190,7 @@ def test_json_is_read_over_however_many_lines_it_is_written(
         (b'[{"text": "a"},\n {"text": "b"', r"a.json:2: not JSON \(.* in the value that begins here\); mend the file"),
         (b'[{"text": "a"},\n {"text": "b"}\n', r"a.json:3: the array has no end: cut off\?"),
         (b'[\n{"text": "a"}]\n]', r"a.json:3: not JSON \(a \] without its \[\)"),
-        (b'["a",\n"b"]', r"a.json:1: value 1: a string, not an object with a field text"),
+        (b'["a",\n"b"]', r"a.json:1: value 1: a string, not an object .* type: jq -c '.. | strings | {text: .}' FILE"),
         (b'[{"text": "a"},\n{"text": null}]', r"a.json:2: value 2: field text holds null, not text"),
         (b'[{"text": "a"},\n{"text": "\xe9"}]', r"a.json:2: value 2:10: byte 0xe9 is not UTF-8"),
         (b'{\n "data": [{"text": "a"}]}', r"a.json:1: value 1: no text .* type: jq -c '.data\[\]' FILE > NEW.jsonl"),
@@ -206,7 +206,7 @@ def test_bad_values_are_named(data: bytes, message: str, tmp_path: Path) -> None
         texts(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("errors", ["strict", "replace"])
 def test_utf_16_is_told_by_name(encoding: str, errors: Errors, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Some text, as PowerShell writes it with >.\r\n".encode(encoding))
@@ -235,7 +235,10 @@ def test_a_damaged_column_name_is_told(tmp_path: Path) -> None:
 def test_a_column_that_is_no_text_says_what_it_holds(kind: str, tmp_path: Path) -> None:
     held = {"list<string>": [["a"]], "struct": [{"a": 1}], "int64": [1], "bool": [True]}[kind]
     parquet.write_table(pa.table({"text": held}), tmp_path / "a.parquet")
-    with pytest.raises(BadDataError, match=rf"column text holds {kind.split('<')[0]}.*, not text; write one text"):
+    with pytest.raises(BadDataError, match=rf"column text holds {kind.split('<')[0]}.*, not text; no column does"):
+        texts(tmp_path / "a.parquet")
+    parquet.write_table(pa.table({"text": held, "id": [1], "body": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(BadDataError, match=r"not text; choose with --column of: body$"):
         texts(tmp_path / "a.parquet")
 
 
