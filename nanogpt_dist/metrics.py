@@ -149,12 +149,15 @@ class Recorder:
         from nanogpt_dist.wandb_board import WandbBoard
 
         try:
-            return WandbBoard(run, config)
+            board = WandbBoard(run, config)
         except ConfigError:
             raise
         except Exception as error:  # of wandb's many kinds
             self._wandb_failed(error)
             return None
+        if board.is_of_a_copy:
+            self._console.line(f"note: {run} is a copy: a new run at Weights & Biases, the other keeps its own")
+        return board
 
     def _to_wandb(self, write: Any) -> None:
         if self._wandb is not None:

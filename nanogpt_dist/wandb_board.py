@@ -10,8 +10,9 @@ from typing import Any
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.storage.durable import printable
 
-ID = "wandb_id"  # file in the run folder: what a resumed run is called at W&B
+ID = "wandb_id"  # file in the run folder: what a resumed run is called at W&B, and which folder that is
 INIT_TIMEOUT_S = 60
 
 
@@ -21,10 +22,11 @@ class WandbBoard:
     def __init__(self, run: Path, config: TrainConfig) -> None:
         wandb = import_wandb()
         name = config.wandb_run_name or run.name
+        identity, self.is_of_a_copy = _identity(run)
         self._run = wandb.init(
             project=config.wandb_project,
             name=name,
-            id=_identity(run),
+            id=identity,
             resume="allow",
             dir=str(run),
             config=config.model_dump(),
@@ -51,8 +53,18 @@ def import_wandb() -> Any:
     return wandb
 
 
-def _identity(run: Path) -> str:
-    path = run / ID
-    if not path.is_file():
-        storage.write_atomic(path, secrets.token_hex(6).encode())
-    return path.read_text().strip()
+def _identity(run: Path) -> tuple[str, bool]:
+    """The run's name at W&B, and whether it is new since this is a copy of another run, which keeps its own.
+
+    A run that was renamed is the same folder (inode) still; one that was moved to another disk looks like a copy.
+    """
+    path, inode, place = run / ID, str(run.stat().st_ino), printable(run.resolve())
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    name, was_inode, was_place = (*lines, "", "", "")[:3]
+    renamed = inode == was_inode and not (Path(was_place) / ID).is_file()
+    copied = bool(name and was_place) and place != was_place and not renamed
+    if copied or not name:
+        name = secrets.token_hex(6)
+    if (inode, place) != (was_inode, was_place):
+        storage.write_atomic(path, f"{name}\n{inode}\n{place}\n".encode())
+    return name, copied

@@ -1,6 +1,7 @@
 """Runs side by side, and what W&B is told."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from nanogpt_dist import comparing
 from nanogpt_dist.errors import ConfigError, MissingInputError
+from nanogpt_dist.wandb_board import _identity
 from tests.conftest import Run
 from tests.nanogpt_dist.small import go, records, tiny
 
@@ -99,6 +101,22 @@ def test_wandb_is_told_what_the_record_tells(corpus: Path, tmp_path: Path, monke
         name = "train/loss" if "loss" in one else "val/val_loss"
         assert told[int(one["step"])][name] == pytest.approx(one[name.partition("/")[2]])
     assert set(told) == set(range(1, 9))
+
+
+def test_a_copied_run_is_another_at_wandb_and_a_renamed_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    first = _identity(tmp_path / "a")
+    assert not first[1]
+    assert _identity(tmp_path / "a") == first
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    second = _identity(tmp_path / "b")
+    assert second[1]
+    assert second[0] != first[0]
+    assert _identity(tmp_path / "b") == (second[0], False)
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert _identity(tmp_path / "c") == first
+    (tmp_path / "b" / "wandb_id").write_text("0123456789ab")  # of an older version
+    assert _identity(tmp_path / "b") == ("0123456789ab", False)
 
 
 def test_without_wandb_the_line_to_type_is_told(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
