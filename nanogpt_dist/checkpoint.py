@@ -33,7 +33,7 @@ class TrainState:
     step: int = 0  # updates made
     tokens: int = 0  # tokens trained on
     skipped: int = 0  # updates left out since a gradient was not finite
-    val_loss: float | None = None  # of the last evaluation, in nats/token
+    val_loss: float | None = None  # of this step, in nats/token; None where it was not evaluated
     best_val_loss: float | None = None  # the lowest of all checkpoints
     best_step: int | None = None  # the checkpoint that has it
 

@@ -109,7 +109,7 @@ def loop(
 
         last = state.step == config.max_iters
         evaluated = last or state.step % config.eval_interval == 0
-        improved = False
+        improved, state.val_loss = False, None  # a checkpoint between evaluations has no val loss
         if evaluated:
             found = updater.evaluate(evaluator)
             state.val_loss = found.val_loss

@@ -11,6 +11,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.runs import find_checkpoint
+from nanogpt_dist.stopping import StopRequest
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import go, records, tiny
 
@@ -27,6 +28,25 @@ def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_k
     assert evaluations[state.best_step] == state.best_val_loss
     assert {state.best_step, 40} <= kept
     assert len(kept) <= 3
+
+
+def test_a_checkpoint_that_was_not_evaluated_has_no_val_loss(corpus: Path, tmp_path: Path) -> None:
+    """Neither one between evaluations, nor that of a stop, nor those after a resumption."""
+
+    class AtNine(StopRequest):
+        asked = 0
+
+        def __bool__(self) -> bool:
+            self.asked += 1
+            return self.asked > 9
+
+    config = tiny(corpus, tmp_path / "run", max_iters=14, eval_interval=4, save_interval=3, keep_checkpoints=9)
+    assert go(config, stop=AtNine()).val_loss is None
+    go(config)
+    evaluated = {record["step"]: record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record}
+    steps = storage.list_steps(tmp_path / "run" / "checkpoints")
+    told = {storage.step_of(path.name): load_state(path)[0].val_loss for path in steps}
+    assert told == {step: evaluated.get(step) for step in (3, 6, 9, 12, 14)}
 
 
 def test_the_best_is_the_best_of_what_was_saved(corpus: Path, tmp_path: Path) -> None:
