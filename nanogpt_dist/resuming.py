@@ -1,7 +1,7 @@
 """Before the first update: whose run folder this is, and where to go on."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from nanogpt_dist import attempts, checkpoint, runs, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, explain, one_line
+from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, StorageError, explain, one_line
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 
@@ -25,26 +25,28 @@ TRAINING = (
 
 
 @contextlib.contextmanager
-def run_folder(config: TrainConfig, world: World) -> Iterator[Path]:
-    """The run's folder, locked by rank 0 against a second run."""
+def run_folder(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """The run's folder, locked by rank 0 against a second run; and what raises StorageError once it was moved away."""
     assert config.out_dir is not None
-    run = Path(config.out_dir)
+    run, lock = Path(config.out_dir), storage.RunLock(Path(config.out_dir))
     with contextlib.ExitStack() as stack:
         with world.together():
             if world.leads:
                 storage.probe_writable(run)
-                stack.enter_context(storage.RunLock(run))
-        yield run
+                stack.enter_context(lock)
+        yield run, lock.refuse_moved if world.leads else lambda: None
 
 
 @contextlib.contextmanager
-def noting_failure(run: Path, world: World) -> Iterator[None]:
-    """An error that ends the block stands in the run's status.json, too."""
+def noting_failure(run: Path, world: World, refuse_moved: Callable[[], None]) -> Iterator[None]:
+    """An error that ends the block stands in the run's status.json, too, as long as the folder is there."""
     try:
         yield
     except BaseException as error:
         named = world.watch.leave(error)
-        _note(run, world, named)
+        with contextlib.suppress(StorageError):  # another run may have begun under this name
+            refuse_moved()
+            _note(run, world, named)
         raise named from error.__cause__
 
 

@@ -44,11 +44,13 @@ class Saver:
     """
 
     def __init__(
-        self, run: Path, config: TrainConfig, world: World, data: DataFolder, console: Console, newest: Path | None
-    ) -> None:
+        self, run: Path, config: TrainConfig, world: World, data: DataFolder, console: Console, newest: Path | None,
+        refuse_moved: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.folder, self.run, self.config = runs.checkpoints_of(run), run, config
         self.world, self.data, self.console = world, data, console
         self.newest = newest
+        self.refuse_moved = refuse_moved  # raises StorageError where the run folder is elsewhere now
         self.resumed_from = {newest.name} if newest is not None else set()
         self.failures = 0
         self.writing: Writing | None = None
@@ -70,6 +72,8 @@ class Saver:
         self.finish(state)
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
+        with self.world.together():
+            self.refuse_moved()
         best = evaluated and self.improves(state)  # now that it is known what became of the one before
         saved = replace(state, best_val_loss=state.val_loss, best_step=state.step) if best else state
         if self._beside is None:

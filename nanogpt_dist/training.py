@@ -58,7 +58,7 @@ def train(
         joined = cpu_fast.chosen(config, world.device, dtype)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
     world.refuse_differences(version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config))
-    with run_folder(config, world) as run:
+    with run_folder(config, world) as (run, refuse_moved):
         start = resume_point(run, config, data, fresh, world, console, branch_from)
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
         forget_lost_best(run, state, world)
@@ -71,10 +71,10 @@ def train(
                 updater.load(start, facts)
         elif config.init_from is not None:
             begin_from(config.init_from, updater, data, world, console)
-        saver = Saver(run, config, world, data, console, newest=start)
+        saver = Saver(run, config, world, data, console, newest=start, refuse_moved=refuse_moved)
         with contextlib.ExitStack() as stack:
             stack.enter_context(world.watch.over(run, config.timeout_s, stop.ask))
-            stack.enter_context(noting_failure(run, world))
+            stack.enter_context(noting_failure(run, world, refuse_moved))
             with world.together():
                 progress = Progress(run, config, world, updater, state, console)
             stack.enter_context(contextlib.closing(progress))
@@ -97,6 +97,7 @@ def loop(
     while state.step < config.max_iters:
         with world.together():  # a damaged shard is found here
             tokens = ahead.of(state.step)
+            saver.refuse_moved()
         world.watch.beat(state.step)
         update = updater.update(state.step, tokens)
         skipped = 0 if update.finite else skipped + 1

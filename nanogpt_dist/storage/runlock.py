@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
 import time
 from contextlib import suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nanogpt_dist.errors import CannotCreateError
+from nanogpt_dist.errors import CannotCreateError, StorageError
 from nanogpt_dist.storage.durable import make_folder, shown
 
 LOCK = "run.lock"
@@ -31,6 +32,7 @@ class RunLock:
     def __init__(self, folder: Path, name: str = LOCK, flag: str = "--out-dir", called: Path | None = None) -> None:
         self.path, self.flag, self.called = folder / name, flag, called or folder
         self._fd: int | None = None
+        self._folder_fd: int | None = None  # of the folder itself: tells whether the name still means it
 
     def __enter__(self) -> Self:
         assert self._fd is None, "held already"
@@ -38,6 +40,7 @@ class RunLock:
             while self._fd is None:
                 make_folder(self.path.parent)
                 self._fd = self._flock()
+            self._folder_fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             os.register_at_fork(after_in_child=self._close)  # else a worker that outlives us would keep the lock
             with suppress(OSError):  # the note is for people: a full disk shows where it matters
                 os.ftruncate(self._fd, 0)
@@ -50,6 +53,35 @@ class RunLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._close()
+
+    def refuse_moved(self) -> None:
+        """Raises StorageError where the folder was renamed or deleted: writing by its name would make another.
+
+        A moment's failure of the disk proves nothing, and passes.
+        """
+        assert self._folder_fd is not None, "not held"
+        mine = os.fstat(self._folder_fd)
+        try:
+            if os.path.samestat(os.stat(self.path.parent), mine):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:
+            return
+        was, now = shown(self.called), self._place()
+        if now is None:
+            raise StorageError(f"{was} was deleted or moved away while it trained; find it, or start again")
+        raise StorageError(
+            f"{was} was renamed while it trained; go on with: {shlex.join(['nanogpt', 'train', str(now)])}"
+        )
+
+    def _place(self) -> Path | None:
+        """Where the folder is now; None where it is gone, or the system does not say."""
+        try:
+            place = Path(os.readlink(f"/proc/self/fd/{self._folder_fd}"))
+        except OSError:
+            return None
+        return place if place.is_dir() else None
 
     def _flock(self) -> int | None:
         """A descriptor with the lock; None where the file, or its folder, was removed in the meantime."""
@@ -71,10 +103,11 @@ class RunLock:
         return None
 
     def _close(self) -> None:
-        """Lets go. In a forked child it closes the child's copy only, and the parent keeps the lock."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        """Lets go. In a forked child it closes the child's copies only, and the parent keeps the lock."""
+        for fd in (self._fd, self._folder_fd):
+            if fd is not None:
+                os.close(fd)
+        self._fd = self._folder_fd = None
 
     def _refusal(self, error: OSError) -> str:
         folder = shown(self.called)

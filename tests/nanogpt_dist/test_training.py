@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanogpt_dist import storage
+from nanogpt_dist import runs, storage
 from nanogpt_dist.config import resolve
-from nanogpt_dist.errors import ConfigError, StoppedError
+from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
+from nanogpt_dist.presets import load
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.stopping import SIGNALS, StopRequest
 from nanogpt_dist.training import fit_to_data
@@ -100,6 +101,48 @@ def test_status_says_running_from_the_first_update_on(corpus: Path, tmp_path: Pa
 
     go(tiny(corpus, tmp_path / "run"), stop=Looking())
     assert set(seen) == {"running"}
+
+
+@pytest.mark.parametrize("after", ["nothing", "another run"])
+def test_a_run_that_is_renamed_while_it_trains_ends_and_leaves_one_folder(
+    corpus: Path, tmp_path: Path, after: str
+) -> None:
+    run = tmp_path / "run"
+
+    class Tidying(StopRequest):
+        asked = 0
+
+        def __bool__(self) -> bool:
+            self.asked += 1
+            if self.asked == 6:
+                run.rename(tmp_path / "moved")
+                if after == "another run":
+                    go(tiny(corpus, run, max_iters=4))
+            return False
+
+    with pytest.raises(StorageError, match=f"was renamed while it trained; go on with: nanogpt train {tmp_path}/moved"):
+        go(tiny(corpus, run, save_interval=2), stop=Tidying())
+    if after == "nothing":
+        assert not run.exists()
+    else:
+        assert runs.verdict_of(run) == "done"
+    assert runs.verdict_of(tmp_path / "moved") == "killed"
+    assert go(load(str(tmp_path / "moved"))).step == 8
+
+
+def test_a_run_that_is_deleted_while_it_trains_ends(corpus: Path, tmp_path: Path) -> None:
+    class Tidying(StopRequest):
+        asked = 0
+
+        def __bool__(self) -> bool:
+            self.asked += 1
+            if self.asked == 6:
+                shutil.rmtree(tmp_path / "run")
+            return False
+
+    with pytest.raises(StorageError, match="was deleted or moved away while it trained"):
+        go(tiny(corpus, tmp_path / "run", save_interval=2), stop=Tidying())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_run(
