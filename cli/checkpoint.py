@@ -86,18 +86,18 @@ def prune(
 @checkpoint_app.command()
 def pin(checkpoint: Checkpoint) -> None:
     """Keep a checkpoint for good: neither training nor prune deletes it."""
+    parent, name = _parent(checkpoint)
     storage.good(checkpoint)
-    parent = _parent(checkpoint)
-    storage.write_pins(parent, storage.read_pins(parent) | {checkpoint.resolve().name})
+    storage.write_pins(parent, storage.read_pins(parent) | {name})
 
 
 @checkpoint_app.command()
 def unpin(checkpoint: Checkpoint) -> None:
     """Let a pinned checkpoint go as the others do."""
-    parent, name = _parent(checkpoint), checkpoint.resolve().name
+    parent, name = _parent(checkpoint)
     pins = storage.read_pins(parent)
     if name not in pins:
-        raise MissingInputError(f"{name} is not pinned; see: nanogpt checkpoint list {parent.parent}")
+        raise MissingInputError(f"{name} is not pinned; see: nanogpt checkpoint list {shlex.quote(str(parent.parent))}")
     storage.write_pins(parent, pins - {name})
 
 
@@ -112,18 +112,22 @@ def consolidate(
     found = runs.find_checkpoint(str(target), warn=warn)
     if not is_sharded(found):
         raise UsageError(f"{found} has whole tensors already: use it as it is")
-    place = out or found.resolve().parents[1] / "consolidated" / found.resolve().name
+    place = out or runs.run_of(found) / "consolidated" / runs.spelt(found).name
     typer.echo(str(consolidate(found, place)))
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return storage.step_of(path.resolve().name) is not None
+    return storage.step_of(runs.spelt(path).name) is not None
 
 
-def _parent(checkpoint: Path) -> Path:
-    if not _is_checkpoint(checkpoint) or not checkpoint.is_dir():
-        raise MissingInputError(f"{checkpoint} is no checkpoint; give one like out/NAME/checkpoints/step-00001000")
-    return checkpoint.resolve().parent
+def _parent(checkpoint: Path) -> tuple[Path, str]:
+    """The folder in which `checkpoint` stands, and its name. Raises MissingInputError for whatever is none."""
+    if _is_checkpoint(checkpoint) and checkpoint.is_dir():
+        return runs.spelt(checkpoint).parent, runs.spelt(checkpoint).name
+    steps = storage.list_steps(runs.checkpoints_of(checkpoint)) if checkpoint.is_dir() else []
+    if steps:
+        raise MissingInputError(f"{checkpoint} is a run; give one checkpoint of it, like {steps[0]}")
+    raise MissingInputError(f"{checkpoint} is no checkpoint; give one like out/NAME/checkpoints/step-00001000")
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -89,9 +89,14 @@ def eval_command(
 def _judged(target: str | None, init_from: str | None, block_size: int | None, best: bool, world: "World") -> "Judged":
     """What is to be judged, on all ranks the same: one chooses, for a run that is still training goes on meanwhile."""
     from nanogpt_dist import judging, runs
+    from nanogpt_dist.errors import UsageError
 
     with world.together():
         foreign = _foreign(target, init_from, block_size)
+        if foreign is None and block_size:
+            raise UsageError("a run is judged at its own context; for a shorter one: --init-from RUN --block-size N")
+        if foreign is not None and best:
+            raise UsageError("--best chooses among a run's checkpoints: leave it out")
         if foreign is not None:
             return judging.of_source(foreign, world.device)
         chosen = str(runs.find_checkpoint(target, best, warn)) if world.leads else ""
@@ -102,13 +107,13 @@ def _judged(target: str | None, init_from: str | None, block_size: int | None, b
 
 def _foreign(target: str | None, init_from: str | None, block_size: int | None) -> "TrainConfig | None":
     """The settings behind --init-from, or behind a preset or file that has it; None for a run."""
-    from nanogpt_dist import presets
+    from nanogpt_dist import presets, runs
     from nanogpt_dist.errors import UsageError
 
     shorter = {"block_size": block_size} if block_size else {}
     if init_from:
         return presets.load("gpt2", {"init_from": init_from, **shorter})
-    if target is None or Path(target).is_dir():
+    if target is None or Path(target).is_dir() or runs.named(target) or runs.checkpoint_named(target):
         return None
     if target in presets.PRESETS or target.endswith((".toml", ".py")):
         config = presets.load(target, shorter)

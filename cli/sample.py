@@ -52,6 +52,8 @@ def sample(
     if stream and json:
         raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
     refuse_both(target, init_from)
+    if init_from and best:
+        raise UsageError("--best chooses among a run's checkpoints: leave it out")
     prompts = [read_prompt(each) for each in prompt or ["\n"]]
 
     from nanogpt_dist import presets, runs

@@ -20,9 +20,11 @@ def checkpoint(
 
     found = runs.find_checkpoint(target, best, warn)
     state, manifest = runs.read_json(found / "state.json"), storage.read_manifest(found)
-    evaluations = runs.read_json(found.with_name(f"{found.name}.eval.json")).get("results", {})
+    named = runs.spelt(found)
+    beside = named.with_name(f"{named.name}.eval.json")
+    evaluations = runs.read_json(beside).get("results", {})
     if as_json:
-        facts: dict[str, Any] = {"checkpoint": str(found), "step": storage.step_of(found.resolve().name), **state}
+        facts: dict[str, Any] = {"checkpoint": str(found), "step": storage.step_of(named.name), **state}
         typer.echo(json.dumps({**facts, "files": manifest["files"], "evaluations": evaluations}))
         return
     typer.echo(f"{found}")

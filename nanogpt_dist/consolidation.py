@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from nanogpt_dist import storage
+from nanogpt_dist import runs, storage
 from nanogpt_dist.errors import CannotCreateError, UsageError
 from nanogpt_dist.tensors import read_whole, whole_parts, write
 
@@ -23,8 +23,8 @@ def consolidate(checkpoint: Path, out: Path) -> Path:
     """
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another --out")
-    if storage.step_of(out.name) != storage.step_of(checkpoint.resolve().name):
-        name = checkpoint.resolve().name
+    name = runs.spelt(checkpoint).name
+    if storage.step_of(out.name) != storage.step_of(name):
         raise UsageError(f"{out} has to be called {name}, as the checkpoint is: type --out {out / name}")
 
     def fill(staging: Path) -> None:

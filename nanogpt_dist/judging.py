@@ -109,7 +109,7 @@ def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict
 
 def keep(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
     """Write `results` into the file beside the checkpoint, over what it has under the same names; returns its path."""
-    checkpoint = checkpoint.resolve()
+    checkpoint = runs.spelt(checkpoint)
     path = checkpoint.with_name(f"{checkpoint.name}.eval.json")
     before = runs.read_json(path).get("results", {})
     runs.write_json(path, {"checkpoint": checkpoint.name, "results": {**before, **results}})

@@ -33,6 +33,8 @@ def run_folder(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callab
         with world.together():
             if world.leads:
                 storage.probe_writable(run)
+                if (checkpoints := runs.checkpoints_of(run)).is_symlink():  # to another disk
+                    storage.probe_writable(checkpoints)
                 stack.enter_context(lock)
         yield run, lock.refuse_moved if world.leads else lambda: None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist import __version__, storage
-from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError
+from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
 
 CONFIG = "config.toml"
 OUT = Path("out")  # where runs lie by default
@@ -26,17 +26,25 @@ def checkpoints_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def run_of(checkpoint: Path) -> Path:
-    """The run folder in which `checkpoint` is named, also where its folder of checkpoints is a link to another disk."""
+def spelt(checkpoint: Path) -> Path:
+    """`checkpoint` by a path that ends in its step's name and says in which run it stands.
+
+    Links are followed only where they must be: a run's folder of checkpoints may be one, to another disk.
+    """
     direct = storage.step_of(checkpoint.name) is not None and ".." not in checkpoint.parts
-    return (checkpoint if direct and len(checkpoint.parents) > 2 else checkpoint.resolve()).parents[1]
+    return checkpoint if direct and len(checkpoint.parents) > 2 else checkpoint.resolve()
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder in which `checkpoint` stands."""
+    return spelt(checkpoint).parents[1]
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether `folder` is one checkpoint, by its name or, where it was renamed, by what is in it."""
     if not folder.is_dir():
         return False
-    named = storage.step_of(folder.resolve().name) is not None
+    named = any(storage.step_of(path.name) is not None for path in (folder, folder.resolve()))
     return named or ((folder / "state.json").is_file() and (folder / "manifest.json").is_file())
 
 
@@ -174,23 +182,27 @@ def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str]
     """The checkpoint that RUN, CHECKPOINT or nothing (the newest run under out/) means, verified.
 
     A run stands for its newest good checkpoint, or with `best` for the one of the lowest val loss.
-    Raises MissingInputError, BadDataError.
+    Raises MissingInputError, BadDataError, UsageError.
     """
     path = Path(target) if target else newest_run(OUT)
+    path = path.parent if path.name == CONFIG and path.is_file() else path
     if not path.is_dir():
         raise MissingInputError(f"{path} does not exist or is no folder; give a run (out/NAME) or a checkpoint in it")
-    if storage.step_of(path.resolve().name) is not None:
+    if is_checkpoint(path):
+        if best:
+            raise UsageError(f"--best chooses among a run's checkpoints, and {path} is one: leave it out")
         storage.good(path)
         return path
-    newest = storage.newest_good(checkpoints_of(path), warn, rename_bad=False)  # we do not hold the run's lock
+    folder = path if storage.list_steps(path) else checkpoints_of(path)  # RUN/checkpoints stands for RUN
+    newest = storage.newest_good(folder, warn, rename_bad=False)  # we do not hold the run's lock
     if newest is None:
-        raise MissingInputError(f"{path} holds no checkpoint; type: nanogpt train --out-dir {path}")
+        raise MissingInputError(f"{path} holds no checkpoint; give a run (out/NAME) that has one, or a checkpoint")
     if not best:
         return newest
     step = read_json(newest / "state.json").get("best_step")
     if not isinstance(step, int):
         raise MissingInputError(f"no evaluation of {path} was saved with a checkpoint: leave --best out")
-    chosen = checkpoints_of(path) / storage.step_name(step)
+    chosen = folder / storage.step_name(step)
     storage.good(chosen)
     return chosen
 

@@ -113,6 +113,10 @@ def make_folder(path: Path) -> None:
     """Creates a folder and its missing parents, durably; fine if it exists. Raises: OSError."""
     if path.is_dir():
         return
+    if path.is_symlink():  # a disk that is not mounted: its place must not be filled
+        raise FileNotFoundError(
+            errno.ENOENT, f"it links to {shown(path.readlink())}, which is no folder here", str(path)
+        )
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     fsync_folder(path.parent)

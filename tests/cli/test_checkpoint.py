@@ -37,6 +37,7 @@ def test_list_pin_prune_and_verify(nanogpt: Run, run: str, tmp_path: Path) -> No
     assert "pinned" in left[6]
     assert "latest" in left[12]
     assert len(left) + len(pruned["deleted"]) == 5
+    assert f"give one checkpoint of it, like {place}12" in nanogpt("checkpoint", "pin", run, code=66).stderr
     nanogpt("checkpoint", "unpin", f"{place}06")
     nanogpt("checkpoint", "unpin", f"{place}06", code=66)
     assert json.loads(nanogpt("checkpoint", "verify", run, "--json").stdout)["ok"]

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from cli.eval import _judged
 from nanogpt_dist import runs, storage
 from nanogpt_dist.config import read_toml
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.errors import CannotCreateError, ConfigError, UsageError
+from nanogpt_dist.judging import keep
 from nanogpt_dist.presets import load
 from tests.conftest import Run
-from tests.nanogpt_dist.small import go, tiny, weights_sha256
+from tests.nanogpt_dist.small import ONE, go, tiny, weights_sha256
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +123,43 @@ def test_a_checkpoint_is_refused_or_branches_exactly(nanogpt: Run, trained: Path
 
 def all_hashes(folder: Path) -> dict[str, str]:
     return {str(path): storage.sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_checkpoint_stands_for_a_run_by_its_folder_its_config_and_after_a_move(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(trained, run)
+    newest = run / "checkpoints" / "step-00000008"
+    for name in (run, run / "config.toml", run / "checkpoints", newest, newest / "config.toml"):
+        assert runs.find_checkpoint(str(name)).resolve() == newest, name
+    assert runs.find_checkpoint(str(run / "checkpoints"), best=True).parent == run / "checkpoints"
+    shutil.copytree(newest, tmp_path / "mine")
+    assert runs.find_checkpoint(str(tmp_path / "mine")) == tmp_path / "mine"
+    with pytest.raises(UsageError, match="--best chooses among a run's checkpoints"):
+        runs.find_checkpoint(str(newest), best=True)
+    monkeypatch.chdir(newest)
+    assert runs.run_of(Path(".")) == run
+    monkeypatch.chdir(run.parent)
+    assert runs.run_of(Path("moved/checkpoints/step-00000008")) == Path("moved")
+
+
+def test_a_flag_that_a_run_does_not_take_is_refused(trained: Path) -> None:
+    with pytest.raises(UsageError, match="a run is judged at its own context"):
+        _judged(str(trained), None, 4, False, ONE)
+    with pytest.raises(UsageError, match="--best chooses among a run's checkpoints"):
+        _judged(None, str(trained), None, True, ONE)
+    assert _judged(None, str(trained), 4, False, ONE).config.block_size == 4
+
+
+def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(corpus: Path, tmp_path: Path) -> None:
+    run, disk = tmp_path / "run", tmp_path / "disk" / "ck"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(disk)
+    with pytest.raises(CannotCreateError, match=r"run/checkpoints: it links to .*disk/ck, which is no folder here"):
+        go(tiny(corpus, run))
+    disk.mkdir(parents=True)
+    go(tiny(corpus, run))
+    assert [path.name for path in storage.list_steps(disk)] == ["step-00000008", "step-00000004"]
+    assert runs.run_of(runs.find_checkpoint(str(run))) == run
+    assert keep(runs.find_checkpoint(str(run)), {}) == run / "checkpoints" / "step-00000008.eval.json"
