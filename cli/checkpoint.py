@@ -9,7 +9,7 @@ import typer
 
 from cli.options import CONTEXT, Json, warn
 from nanogpt_dist import runs, storage
-from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. out/gpt2-124m.")]
 Target = Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint in it.")]
@@ -65,16 +65,19 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete old checkpoints: all but the newest, the best, and the pinned. Refuses while the run is training."""
+    """Delete old checkpoints: all but the newest, the best, the pinned, and those that --keep-every promised to keep.
+
+    Refuses while the run is training.
+    """
     folder = runs.checkpoints_of(run)
     _checkpoints(run)
     with storage.RunLock(run):
-        best = {name for name, marks in _marks(run).items() if "best" in marks}
-        going = storage.doomed(folder, keep, best, keep_every)
+        also = {name for name, marks in _marks(run).items() if {"best", "kept"} & set(marks)}
+        going = storage.doomed(folder, keep, also, keep_every)
         freed = sum(_size(path) for path in going)
         names = [path.name for path in going]
         if not dry_run:
-            storage.prune(folder, keep, best, keep_every)
+            storage.prune(folder, keep, also, keep_every)
     if as_json:
         typer.echo(json.dumps({"deleted": names, "bytes": freed, "dry_run": dry_run}))
     else:
@@ -144,18 +147,20 @@ def _size(folder: Path) -> int:
 def _state(folder: Path) -> dict[str, Any]:
     try:
         return runs.read_json(folder / "state.json")
-    except BadDataError:
+    except (BadDataError, StorageError):
         return {}
 
 
 def _marks(run: Path) -> dict[str, list[str]]:
-    """{checkpoint name: best, pinned, latest}, by what stands in the newest that can be read."""
+    """{checkpoint name: best, kept, pinned, latest}, by what stands in the newest that can be read."""
     folder = runs.checkpoints_of(run)
     marks: dict[str, list[str]] = {}
     steps = [_state(path).get("best_step") for path in storage.list_steps(folder)]
     best = next((step for step in steps if type(step) is int and step >= 0), None)
     if best is not None:
         marks.setdefault(storage.step_name(best), []).append("best")
+    for name in sorted(runs.kept_for_good(folder)):
+        marks.setdefault(name, []).append("kept")
     for name in sorted(storage.read_pins(folder)):
         marks.setdefault(name, []).append("pinned")
     if latest := storage.read_latest(folder):
@@ -164,7 +169,11 @@ def _marks(run: Path) -> dict[str, list[str]]:
 
 
 def _describe(folder: Path, marks: dict[str, list[str]]) -> dict[str, Any]:
-    state, problems = _state(folder), storage.verify(folder, hashes=False)
+    state = _state(folder)
+    try:
+        damage = " ".join(next(iter(storage.verify(folder, hashes=False)), ()))
+    except StorageError as error:
+        damage = str(error)
     return {
         "name": folder.name,
         "step": storage.step_of(folder.name),
@@ -173,5 +182,5 @@ def _describe(folder: Path, marks: dict[str, list[str]]) -> dict[str, Any]:
         "layout": str(state["layout"]) if "layout" in state else None,
         "world_size": state.get("world_size"),
         "marks": marks.get(folder.name, []),
-        "damage": " ".join(problems[0]) if problems else None,
+        "damage": damage or None,
     }

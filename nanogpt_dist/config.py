@@ -155,7 +155,11 @@ class TrainConfig(ModelConfig):
         2, "Output", "Newest checkpoints to keep, at least 2, beside the best one.", ge=2, le=2**20
     )
     keep_every: int | None = setting(
-        None, "Output", "Keep for good each checkpoint at a multiple of this many updates; unset: none.", ge=1, le=2**40
+        None,
+        "Output",
+        "Keep for good each checkpoint at a multiple of this many updates, also when resumed without it; unset: none.",
+        ge=1,
+        le=2**40,
     )
     async_save: bool | None = setting(
         None,

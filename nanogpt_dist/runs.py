@@ -3,12 +3,14 @@
 config.toml · run.json · status.json · metrics.jsonl · tensorboard/ · run.lock · checkpoints/step-00001000/
 """
 
+import contextlib
 import json
 import math
 import os
 import platform
 import shutil
 import socket
+import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 from nanogpt_dist import __version__, storage
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
+from nanogpt_dist.storage.durable import told
 
 CONFIG = "config.toml"
 OUT = Path("out")  # where runs lie by default
@@ -72,6 +75,17 @@ def checkpoint_named(name: str) -> Path | None:
     return folder if is_checkpoint(folder) else None
 
 
+def kept_for_good(checkpoints: Path) -> set[str]:
+    """The names of checkpoints that --keep-every promised to keep when they were saved, as their own settings say."""
+    kept = set()
+    for folder in storage.list_steps(checkpoints):
+        with contextlib.suppress(OSError, ValueError):  # unreadable ones are judged elsewhere
+            every = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")).get("keep_every")
+            if isinstance(every, int) and every > 0 and (storage.step_of(folder.name) or 0) % every == 0:
+                kept.add(folder.name)
+    return kept
+
+
 def to_json(content: dict[str, Any], indent: int | None = None) -> str:
     """`content` as strict JSON: a number at its top level that JSON does not have (NaN, infinity) becomes null."""
     finite = {
@@ -89,10 +103,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`, {} where there is none. Raises BadDataError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
+        with told(path):
+            text = path.read_bytes() if path.exists() else b"{}"
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise BadDataError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise BadDataError(f"{path} holds no JSON object")

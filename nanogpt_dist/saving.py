@@ -152,7 +152,7 @@ class Saver:
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
-        also = best | self.resumed_from
+        also = best | self.resumed_from | runs.kept_for_good(self.folder)
         storage.prune(self.folder, self.config.keep_checkpoints, also, self.config.keep_every)
         storage.write_latest(self.folder, name)
         runs.write_status(self.run, "running", 0, state.step, "", name)

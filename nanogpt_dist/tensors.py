@@ -10,18 +10,20 @@ Source: torch.distributed.checkpoint (DCP) goes about it in the same way; its st
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanogpt_dist.errors import BadDataError, StorageError
+from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError
 from nanogpt_dist.storage import free_bytes
+from nanogpt_dist.storage.durable import told, usual_mode
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -138,11 +140,13 @@ def write(path: Path, parts: Mapping[str, Part], about: Mapping[str, str] | None
     """Write `parts` as one file; about: more for its header. Raises StorageError."""
     notes = {name: {"shape": part.shape, "offsets": part.offsets} for name, part in parts.items() if not part.is_whole}
     try:
+        mode = usual_mode(path)
         save_file(
             {name: part.data.contiguous() for name, part in parts.items()},
             path,
             metadata={**(about or {}), **({PARTS: json.dumps(notes)} if notes else {})} or None,
         )
+        path.chmod(mode)
     except (SafetensorError, OSError) as error:
         needed = sum(part.data.numel() * part.data.element_size() for part in parts.values())
         free = free_bytes(path.parent)
@@ -172,7 +176,7 @@ def index(files: Iterable[Path]) -> dict[str, Stored]:
 def _entries(path: Path) -> list[tuple[str, torch.dtype, Shape, Shape, Shape]]:
     """Name, dtype, offsets, sizes of the part and shape of the whole, for each entry of a file."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with _open(path) as file:
             notes = json.loads((file.metadata() or {}).get(PARTS, "{}"))
             found = []
             for name in file.keys():  # noqa: SIM118
@@ -186,8 +190,17 @@ def _entries(path: Path) -> list[tuple[str, torch.dtype, Shape, Shape, Shape]]:
                     raise BadDataError(f"{path}: the part {list(offsets)} + {list(sizes)} of {name} is not within it")
                 found.append((name, DTYPES[entry.get_dtype()], offsets, sizes, shape))
             return found
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadDataError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading. Raises SafetensorError, MissingInputError, StorageError."""
+    if not path.exists():
+        raise MissingInputError(f"{path} is missing; restore it, or use another checkpoint")
+    with told(path), safe_open(path, framework="pt") as file:
+        yield file
 
 
 def read_into(targets: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
@@ -208,8 +221,8 @@ def read_into(targets: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> No
                 wanted[part.path].append((name, theirs, held[ours]))
     for path, boxes in wanted.items():
         try:
-            with safe_open(path, framework="pt") as file:
+            with _open(path) as file:
                 for name, box, place in boxes:
                     place.copy_(file.get_slice(name)[box] if box else file.get_tensor(name))
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise BadDataError(f"{path} cannot be read: {error}") from None

@@ -137,6 +137,18 @@ def write_new(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
+def usual_mode(path: Path) -> int:
+    """The mode that a new file `path` gets here by the umask and the folder's rules. Raises: OSError.
+
+    For files that a library writes through a temporary one, which only its owner may read.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Puts `data` in the place of `path`: after a crash at any point the old content is there or the new one, whole.
 

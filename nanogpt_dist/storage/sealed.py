@@ -39,6 +39,18 @@ FORMAT = 1
 MAX_MANIFEST = 4 << 20  # bytes: 150 a file, so about 28,000 files
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # no slash and no leading dot: never `..`, never a hidden file
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# What file managers, editors, rsync and NFS leave in any folder: no file of ours, and nothing ever opens it. Torch's
+# .metadata is none of them: it is a pickle.
+DEBRIS = re.compile(
+    r"\.(?!metadata$).*|.*~|~.*|#.*#|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r|@eaDir|lost\+found",
+    re.IGNORECASE | re.DOTALL,
+)
+DAMAGE = {
+    errno.ENOENT: "is missing",
+    errno.ENOTDIR: "is missing",
+    errno.ELOOP: "is a symbolic link",
+    errno.EINVAL: "is not a regular file",
+}
 
 
 class NewerFormatError(BadDataError):
@@ -137,13 +149,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
     """What is wrong with a sealed folder as (file name, reason), empty when every byte is as sealed.
 
-    hashes=False looks at the manifest, the names and the sizes only. Raises: NewerFormatError.
+    hashes=False looks at the manifest, the names and the sizes only. Names that fit DEBRIS do not count.
+    Raises: NewerFormatError; StorageError where a file cannot be read: that says nothing of its bytes.
     """
     try:
         files = {entry["name"]: entry for entry in _manifest(folder)["files"]}
-        present = set(os.listdir(folder))
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return [(MANIFEST, str(error))]
+    with told(folder):
+        present = {name for name in os.listdir(folder) if not DEBRIS.fullmatch(name)}
     checked = ((name, _problem(folder / name, entry, hashes)) for name, entry in files.items())
     bad = [(name, reason) for name, reason in checked if reason]
     return bad + [(name, "is not in the manifest") for name in sorted(present - files.keys() - {MANIFEST})]
@@ -202,12 +216,12 @@ def _last_line(head: bytes) -> bytes:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Raises: ValueError that completes the sentence "manifest.json …"; NewerFormatError."""
+    """Raises: ValueError that completes the sentence "manifest.json …"; NewerFormatError; StorageError."""
     try:
         with open_plain(folder / MANIFEST) as file:
             raw = file.read(MAX_MANIFEST + 1)
     except OSError as error:
-        raise ValueError(_unreadable(error)) from error
+        raise ValueError(_damage(error, folder / MANIFEST)) from error
     if len(raw) > MAX_MANIFEST:
         raise ValueError(f"is larger than {MAX_MANIFEST:,} bytes")
     head = raw[: -len(_last_line(b""))]
@@ -260,10 +274,13 @@ def _problem(path: Path, entry: dict[str, Any], hashes: bool) -> str | None:
             if hashes and hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 return "does not match its sha256"
     except OSError as error:
-        return _unreadable(error)
+        return _damage(error, path)
     return None
 
 
-def _unreadable(error: OSError) -> str:
-    reasons = {errno.ENOENT: "is missing", errno.ELOOP: "is a symbolic link", errno.EINVAL: "is not a regular file"}
-    return reasons.get(error.errno or 0) or f"cannot be read ({error.strerror})"
+def _damage(error: OSError, path: Path) -> str:
+    """What is wrong with a file that cannot be opened. Raises: StorageError where that is not the file's fault."""
+    with told(path):
+        if error.errno not in DAMAGE:
+            raise error
+    return DAMAGE[error.errno]

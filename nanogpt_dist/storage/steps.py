@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.errors import BadDataError, StorageError
 from nanogpt_dist.storage.durable import fsync_folder, open_plain, remove, shown, staging_name, told, write_atomic
 from nanogpt_dist.storage.sealed import NewerFormatError, set_aside, verify
 
@@ -48,7 +48,8 @@ def newest_good(checkpoints: Path, warn: Callable[[str], None], rename_bad: bool
     """The newest checkpoint of which every byte is as sealed; None only if there is none at all, good or bad.
 
     Newer bad ones get one line to `warn` each and are set aside; not with rename_bad=False, for whoever reads without
-    the run lock. Raises: BadDataError if all are bad, or one is of a later format; then nothing was changed.
+    the run lock. Raises: BadDataError if all are bad, or one is of a later format; StorageError if one cannot be read,
+    which is no damage; then nothing was changed.
     """
     bad: list[tuple[Path, str]] = []
     for folder in list_steps(checkpoints):
@@ -126,7 +127,7 @@ def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None
 def _looks_whole(folder: Path) -> bool:
     try:
         return not verify(folder, hashes=False)
-    except NewerFormatError:
+    except (NewerFormatError, StorageError):
         return False
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,21 @@ def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
     latest.mkdir(parents=True)  # in the way
     assert go(tiny(corpus, tmp_path / "run")).step == 8
     assert "step-00000004 is saved, but" in capsys.readouterr().err
+
+
+def test_what_keep_every_promised_is_kept_also_when_resumed_without_it(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path, max_iters=8, eval_interval=2, keep_every=4))
+    go(tiny(corpus, tmp_path, max_iters=20, eval_interval=2))
+    kept = [storage.step_of(path.name) for path in storage.list_steps(tmp_path / "checkpoints")]
+    assert kept == [20, 18, 8, 4]  # the newest two, and the promised
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_modes_that_the_umask_allows(mask: int, corpus: Path, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        last = go(tiny(corpus, tmp_path, max_iters=1, warmup_iters=0)).checkpoint
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path(last).iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes

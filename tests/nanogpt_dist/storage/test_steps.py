@@ -1,8 +1,10 @@
 """The checkpoints of a run: order, the newest good one, pruning, and hands off what is not ours."""
 
+import errno
 import os
 import random
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist import storage
-from nanogpt_dist.errors import MAX_LINE, BadDataError
+from nanogpt_dist.errors import MAX_LINE, BadDataError, StorageError
+from nanogpt_dist.storage import sealed
+from nanogpt_dist.storage.durable import open_plain
 from nanogpt_dist.storage.steps import step_name, step_of
 from tests.nanogpt_dist.storage.test_sealed import forge
 
@@ -162,3 +166,34 @@ def test_latest_is_a_hint(tmp_path: Path) -> None:
     for torn in (b"", b"step-0000", b"../../x", b"\xff" * 999):
         (tmp_path / "latest").write_bytes(torn)
         assert storage.read_latest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "left", [".DS_Store", "._w", "Thumbs.db", "desktop.ini", ".nfs0001", "w~", ".w.swp", ".~lock.w#"]
+)
+def test_what_file_managers_leave_is_no_damage(left: str, tmp_path: Path) -> None:
+    make(tmp_path, [1])
+    (tmp_path / step_name(1) / left).write_bytes(b"")
+    assert storage.newest_good(tmp_path, pytest.fail) == tmp_path / step_name(1)
+    (tmp_path / step_name(1) / "model-00002.safetensors").write_bytes(b"")  # that would be read
+    assert storage.verify(tmp_path / step_name(1)) == [("model-00002.safetensors", "is not in the manifest")]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("name", ["w", "manifest.json"])
+def test_what_cannot_be_read_is_not_called_damaged(
+    name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, [1, 2])
+
+    def refuse(path: Path) -> BufferedReader:
+        if path.parent.name == step_name(2) and path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return open_plain(path)
+
+    monkeypatch.setattr(sealed, "open_plain", refuse)
+    before = names(tmp_path)
+    with pytest.raises(StorageError, match=f"{step_name(2)}/{name}: {os.strerror(number)}"):
+        storage.newest_good(tmp_path, pytest.fail)
+    assert names(tmp_path) == before
+    assert storage.prune(tmp_path, 1, set()) == []  # it neither counts nor goes
