@@ -166,7 +166,7 @@ def _long_line(part: Part, start: int, stop: int, number: int) -> Document:
 
 def _refused_long_line(part: Part, number: int) -> Document:
     where = part.where(Document("", number))
-    raise BadDataError(f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file to have it read")
+    raise BadDataError(f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file, or give --errors skip")
 
 
 def _line_start(file: BinaryIO, position: int) -> int:

@@ -12,6 +12,7 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import shown
 
 MAX_WINDOW = 1 << 31  # of zstandard, as `zstd --long=31` writes it: so much memory may the reading of a file take
+READ_BYTES = 1 << 12  # of a frame at a time: they may hold 32,768 times as much, all of which is then in memory
 _SKIPPED = b"\x2a\x4d\x18"  # behind the first byte of a frame of zstandard with no data in it
 _MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
@@ -56,19 +57,19 @@ class _ZstandardReader(io.RawIOBase):
 
     def __init__(self, raw: BinaryIO) -> None:
         self.raw, self.frame = raw, None
-        self.compressed = self.plain = b""
+        self.compressed, self.plain = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self.plain:
-            self.compressed = self.compressed or self.raw.read(1 << 17)
+            self.compressed = self.compressed or self.raw.read(READ_BYTES)
             if not self.compressed:
                 if self.frame is not None:
                     raise EOFError("the last frame has no end")
                 return 0
-            self.plain = self._advance()
+            self.plain = memoryview(self._advance())  # whose rest is no copy
         size = min(len(buffer), len(self.plain))
         buffer[:size], self.plain = self.plain[:size], self.plain[size:]
         return size

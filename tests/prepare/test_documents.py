@@ -14,6 +14,7 @@ from nanogpt_dist.shards.manifest import Errors
 from prepare import documents, jsonvalues
 from prepare.documents import Part
 from prepare.formats import format_of
+from prepare.plain import READ_BYTES, open_plain_bytes
 from prepare.tables import row_groups
 from tests.conftest import build, write_jsonl
 
@@ -53,6 +54,14 @@ def test_what_zstd_long_31_has_compressed_is_read(tmp_path: Path) -> None:
     assert zstandard.get_frame_parameters(data).window_size == 1 << 31
     (tmp_path / "RC.jsonl.zst").write_bytes(data)
     assert texts(tmp_path / "RC.jsonl.zst") == ["one", "two"]
+
+
+def test_what_is_packed_very_tightly_is_unpacked_in_little_memory_and_time(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(bytes(200 << 20)))
+    with open_plain_bytes(tmp_path / "a.txt.zst", ".zst") as file:
+        sizes = [len(data) for data in iter(lambda: file.read1(1 << 30), b"")]  # as they were unpacked
+    assert sum(sizes) == 200 << 20
+    assert max(sizes) <= READ_BYTES << 15
 
 
 @pytest.mark.parametrize(
