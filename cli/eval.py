@@ -69,7 +69,7 @@ def eval_command(
             results: Results = {}
             if not (tasks or text) or dataset:
                 with world.together():
-                    data = DataFolder.open(Path(dataset or judged.config.dataset))
+                    data = DataFolder.open(Path(dataset or _dataset_of(judged)))
                 if world.leads:
                     typer.echo(f"{judged.name} on the {split} split of {data.path}", err=True)
                 figures = judging.loss(judged, data, split, world, batch_size, dtype)
@@ -103,6 +103,13 @@ def _judged(target: str | None, init_from: str | None, block_size: int | None, b
     found = Path(world.text_from_lead(chosen))
     with world.together():
         return judging.of_checkpoint(found, world.device)
+
+
+def _dataset_of(judged: "Judged") -> str:
+    from nanogpt_dist import runs
+
+    own = judged.config.dataset
+    return runs.dataset_of(judged.checkpoint, own) if judged.checkpoint else own
 
 
 def _foreign(target: str | None, init_from: str | None, block_size: int | None) -> "TrainConfig | None":

@@ -101,7 +101,11 @@ def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
         return None
     run = runs.run_of(checkpoint)
     if out_dir is None or Path(out_dir).resolve() == run.resolve():
-        resume = f"its run goes on with: nanogpt train {run}" if runs.named(str(run)) else "its run is not here"
+        resume = (
+            f"its run goes on with: {shlex.join(['nanogpt', 'train', str(run)])}"
+            if runs.named(str(run))
+            else "its run is not here"
+        )
         raise UsageError(f"{checkpoint.name} is a checkpoint; {resume}; a branch of it needs a new --out-dir DIR")
     if fresh:
         raise UsageError(f"{checkpoint.name} is a checkpoint to go on from: leave --fresh out")

@@ -5,6 +5,7 @@ Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsu
 
 import difflib
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -129,7 +130,9 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
             given["init_from"] = None
     try:
         source = overrides.get("init_from", values.get("init_from"))
-        ours = run is not None or runs.checkpoint_named(name) is not None
+        ours = run or runs.checkpoint_named(name)
+        if ours and isinstance(dataset := values.get("dataset"), str):
+            values["dataset"] = runs.dataset_of(ours, dataset)
         if source and ("init_from" in overrides or not ours):  # a run's settings have the architecture already
             values = with_architecture_of(str(source), Path(str(out_dir)), values, overrides)
         return resolve(values, {**overrides, "out_dir": out_dir})
@@ -141,9 +144,7 @@ def _own_out_dir(run: Path, values: dict[str, Any]) -> str:
     """`run` itself. Raises ConfigError where it has not begun, and its config.toml names another folder."""
     other = values.get("out_dir")
     if other and not runs.has_begun(run) and Path(str(other)).resolve() != run.resolve():
-        raise ConfigError(
-            f"{run / runs.CONFIG} has out_dir = {str(other)!r}; type --out-dir {run} or --out-dir {other}"
-        )
+        raise ConfigError(f"{run / runs.CONFIG} has out_dir = {str(other)!r}; type --out-dir with the one you mean")
     return str(run)
 
 
@@ -169,10 +170,10 @@ def read(name: str) -> dict[str, Any]:
 
 def _why_no_run(folder: Path) -> str:
     if (folder.resolve().parent / runs.CONFIG).is_file():
-        return f"is a folder of a run: type nanogpt train {folder.parent}"
+        return f"is a folder of a run: type {shlex.join(['nanogpt', 'train', str(folder.parent)])}"
     kept = next((step / runs.CONFIG for step in storage.list_steps(runs.checkpoints_of(folder))), None)
     if kept is not None:
-        return f"has lost its {runs.CONFIG}: cp {kept} {folder}"
+        return f"has lost its {runs.CONFIG}: {shlex.join(['cp', str(kept), str(folder)])}"
     return f"has no {runs.CONFIG}, so it is no run; give a run, a preset or a .toml file"
 
 

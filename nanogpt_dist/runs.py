@@ -68,6 +68,16 @@ def named(name: str) -> Path | None:
     return folder if folder.name not in ("", "..") else folder.resolve()
 
 
+def dataset_of(run: Path, dataset: str) -> str:
+    """`dataset` of a run's settings as it is found from here.
+
+    A relative path starts where the run was started, mostly a folder above the run: `nanogpt train ../project/out/a`.
+    """
+    if os.path.exists(dataset):
+        return dataset
+    return next((str(above / dataset) for above in run.resolve().parents if (above / dataset).is_dir()), dataset)
+
+
 def checkpoint_named(name: str) -> Path | None:
     """The checkpoint that `name` means: its folder, or the config.toml in it; else None."""
     path = Path(name)

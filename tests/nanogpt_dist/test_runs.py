@@ -8,7 +8,7 @@ import pytest
 
 from cli.eval import _judged
 from nanogpt_dist import runs, storage
-from nanogpt_dist.config import read_toml
+from nanogpt_dist.config import read_toml, to_toml
 from nanogpt_dist.errors import CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.judging import keep
 from nanogpt_dist.presets import load
@@ -69,6 +69,22 @@ def test_a_run_folder_is_its_own_out_dir_however_it_is_spelt(
     assert load(str(run), {"out_dir": "elsewhere"}).out_dir == "elsewhere"
 
 
+def test_the_data_of_a_run_is_found_from_another_folder(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, run = tmp_path / "project", tmp_path / "project" / "out" / "a"
+    shutil.copytree(trained, run)
+    settings = load(str(run)).model_copy(update={"dataset": "data/mine", "out_dir": None})
+    (run / "config.toml").write_text(to_toml(settings))
+    monkeypatch.chdir(tmp_path)
+    assert load("project/out/a").dataset == "data/mine"  # nowhere: told as it is written
+    shutil.copytree(corpus, project / "data" / "mine")
+    assert load("project/out/a").dataset == str(project / "data" / "mine")
+    assert load("project/out/a", {"dataset": "other"}).dataset == "other"
+    monkeypatch.chdir(project)
+    assert load("out/a").dataset == "data/mine"
+
+
 def test_a_config_used_as_a_template_names_no_run(trained: Path, tmp_path: Path) -> None:
     for file in (trained / "config.toml", runs.checkpoints_of(trained) / "step-00000008" / "config.toml"):
         assert "out_dir" not in read_toml(file)
@@ -80,7 +96,7 @@ def test_a_config_used_as_a_template_names_no_run(trained: Path, tmp_path: Path)
 
 def test_a_folder_that_has_not_begun_and_names_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('out_dir = "out/a"\n')
-    with pytest.raises(ConfigError, match=r"has out_dir = 'out/a'; type --out-dir"):
+    with pytest.raises(ConfigError, match=r"has out_dir = 'out/a'; type --out-dir with"):
         load(str(tmp_path))
     assert load(str(tmp_path), {"out_dir": "out/b"}).out_dir == "out/b"
 
