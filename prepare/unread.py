@@ -75,8 +75,9 @@ def beside_records(paths: Sequence[str]) -> set[str]:
     """
     tables = {path for path in paths if (form := format_of(path)) and form.kind in ("parquet", "arrow")}
     names = {path: path.rpartition("/")[2] for path in paths}
-    found = {path for path in paths if tables and names[path] in _OF_DATASETS}
-    if any((form := format_of(path)) and form.has_fields for path in paths if path not in found):
-        found |= {path for path in paths if is_about(path) and format_of(path) in _TEXTS}
+    found = {path for path in paths if names[path] in _OF_DATASETS and (tables or names[path] != "state.json")}
+    if not any((form := format_of(path)) and form.has_fields for path in paths if path not in found):
+        return set()
+    found |= {path for path in paths if is_about(path) and format_of(path) in _TEXTS}
     folders = {path.rpartition("/")[0] for path in found if names[path] == "dataset_info.json"}
     return found | {path for path in tables if path.rpartition("/")[0] in folders and _CACHED.fullmatch(names[path])}

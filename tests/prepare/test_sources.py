@@ -112,8 +112,12 @@ def test_a_readme_among_texts_is_read_and_told(tmp_path: Path) -> None:
     )
     (tmp_path / "licence fees.md").unlink()
     (tmp_path / "a.md").rename(tmp_path / "a.ndjson")
+    (tmp_path / "dataset_infos.json").write_text("{}")
     sources = find_sources(find("text"), [tmp_path])
     assert [file.name for file in sources.files] == ["a.ndjson"]
+    (tmp_path / "a.ndjson").unlink()
+    sources = find_sources(find("text"), [tmp_path])
+    assert [file.name for file in sources.files] == ["README.md", "dataset_infos.json"]
 
 
 def test_a_pointer_of_git_lfs_is_no_text(tmp_path: Path) -> None:
