@@ -32,7 +32,7 @@ from nanogpt_dist.hub import fetch as fetch_file
 from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write_atomic
 from prepare.tables import RowGroup, groups_of_metadata
 
-PACKABLE = (".jsonl", ".json", ".txt", ".md")  # these also with .gz or .zst behind
+PACKABLE = (".jsonl", ".ndjson", ".json", ".txt", ".md")  # these also with .gz or .zst behind
 ENDINGS = (".parquet", ".arrow", *PACKABLE, *(ending + pack for ending in PACKABLE for pack in (".gz", ".zst")))
 EXPORT = "refs/convert/parquet"  # where the hub keeps its own parquet of what a loading script yields
 NAMES_AT_ONCE = 100  # in one question for sizes and hashes
@@ -89,7 +89,7 @@ def list_files(
 
 
 def _what_we_read() -> str:
-    return f"files are to end in {' '.join(ENDINGS[:6])}, the last four also with .gz .zst"
+    return f"files are to end in {' '.join(ENDINGS[:7])}, the last five also with .gz .zst"
 
 
 class _NotThereError(Exception):
