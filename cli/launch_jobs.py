@@ -9,7 +9,8 @@ import typer
 
 from launch import job_options
 from launch.job_options import Job, JobOptions
-from nanogpt_dist.errors import UsageError
+from nanogpt_dist.errors import CannotCreateError, StorageError, UsageError
+from nanogpt_dist.storage import write_user_file
 
 Slurm = Annotated[
     bool, typer.Option("--slurm", help="Submit a job to Slurm that saves when its time is up, and goes on.")
@@ -68,7 +69,10 @@ def _manifest(job: Job, dry_run: bool) -> None:
     if output is None or dry_run:
         typer.echo(text, nl=False)
         return
-    kubernetes.write(Path(output), text)
+    try:
+        write_user_file(Path(output), text.encode())
+    except StorageError as error:
+        raise CannotCreateError(f"{error}, or give another --output") from error
     typer.echo(f"Next: {shlex.join(['kubectl', 'create', '-f', output])}")
 
 

@@ -14,7 +14,10 @@ from nanogpt_dist.config import ADDRESS, TrainConfig
 from nanogpt_dist.errors import UsageError
 
 # `--learning_rate` is `--learning-rate`, as in nanoGPT.
-CONTEXT = {"token_normalize_func": lambda name: name.replace("_", "-")}
+CONTEXT: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
 
 Preset = Annotated[
     str,

@@ -12,7 +12,7 @@ from cli.show_attention import attention
 from cli.show_checkpoint import checkpoint
 from cli.show_data import data
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.errors import ConfigError, UsageError
 from nanogpt_dist.presets import DEFAULT_PRESET, load, read, with_vocabulary
 from nanogpt_dist.runs import named
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100  # columns at most; a narrower terminal gets narrower tables
 GB = 10**9
+PIXELS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tiff", ".pdf", ".eps", ".ps")  # what is not SVG
 
 
 show_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
@@ -71,6 +72,8 @@ def full(
     as_json: Json = False,
 ) -> None:
     """A drawing of the whole model, with shapes and parameters."""
+    if svg is not None and svg.suffix.lower() in PIXELS:
+        raise UsageError(f"--svg writes SVG, which is no {svg.suffix[-8:]}: type --svg {svg.stem[-60:]}.svg")
     config = _load_architecture(preset, settings)
     from nanogpt_dist.describe import count_parameters, letter_sizes, trace
     from nanogpt_dist.drawing import draw
@@ -79,9 +82,9 @@ def full(
     sizes = letter_sizes(config, config.batch_size)
     if svg is not None:
         from nanogpt_dist.picture import draw_svg
-        from nanogpt_dist.storage import write_atomic
+        from nanogpt_dist.storage import write_user_file
 
-        write_atomic(svg, draw_svg(config, counted, traced, preset).encode())
+        write_user_file(svg, draw_svg(config, counted, traced, preset).encode())
     if as_json:
         shapes = [asdict(component) for component in traced]
         _print_json({"letters": sizes, "parameters": asdict(counted), "components": shapes})

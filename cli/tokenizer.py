@@ -35,13 +35,13 @@ def train(
 ) -> None:
     """Learn a byte-pair encoding from text, and prove it on text that it was not learnt from."""
     from nanogpt_dist import bpe
-    from nanogpt_dist.storage.durable import shown, write_atomic
+    from nanogpt_dist.storage.durable import shown, write_user_file
     from nanogpt_dist.tokenizer import Tokenizer
     from prepare.texts import read_texts
 
     if out.suffix not in (".tiktoken", ".json"):
         raise UsageError(f"{out.name[-40:]} is neither a .tiktoken nor a .json file; choose one by its ending")
-    if out.exists():
+    if out.is_file() or out.is_dir():  # a device or a pipe takes it
         raise CannotCreateError(f"{shown(out)} exists; choose another --out")
     held_out: list[str] = []
 
@@ -63,7 +63,7 @@ def train(
             raise BadDataError(
                 f"not proven: the ranks encode {text[:20]!r} … in another way than the trainer; report it"
             )
-    write_atomic(out, bpe.ranks_file(tokenizer.tokens) if out.suffix == ".tiktoken" else tokenizer.to_json())
+    write_user_file(out, bpe.ranks_file(tokenizer.tokens) if out.suffix == ".tiktoken" else tokenizer.to_json())
     size = sum(len(text.encode()) for text in proof)
     figures = {
         "out": str(out),

@@ -5,15 +5,13 @@ In a TrainJob (Kubeflow Trainer 2.2 and later, which makes a JobSet of it) that 
 restart mends, a wrong setting or missing data, ends it. A PyTorchJob (Training Operator 1) restarts whatever fails.
 """
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from launch.job_options import Job
-from nanogpt_dist.errors import CannotCreateError, Exit, UsageError
+from nanogpt_dist.errors import Exit, UsageError
 
 GPU = "nvidia.com/gpu"
 MARGIN_S = 30  # between the end of the ranks' time for saving and the pod's SIGKILL
@@ -39,16 +37,6 @@ def to_yaml(documents: list[Manifest]) -> str:
         documents, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=10**6, explicit_start=True
     )
     return str(text)
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a manifest, over an earlier one. Raises: CannotCreateError."""
-    try:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CannotCreateError(f"cannot write {path}: {error.strerror}; give another --output") from error
 
 
 def _train_job(job: Job) -> Manifest:

@@ -105,11 +105,12 @@ def write(path: Path, text: str) -> None:
     Raises: CannotCreateError if another file is in the way, or the folder takes none.
     """
     try:
-        if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        if path.exists() and (not path.is_file() or MARK not in path.read_text(encoding="utf-8", errors="replace")):
             raise CannotCreateError(f"{path} is not a file that launch wrote; rename it, or give another --job-name")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        target = Path(os.path.realpath(path))  # a link stays one
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         temporary.write_bytes(os.fsencode(text))  # arguments need not be UTF-8
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise CannotCreateError(f"cannot write {path}: {error.strerror}; go to a folder that takes it") from error
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nanogpt_dist import attempts, runs
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
 from nanogpt_dist.metrics import RECORD
-from nanogpt_dist.storage.durable import shown, told
+from nanogpt_dist.storage.durable import shown, told, write_user_file
 
 POINTS = 8  # of a table, evenly spaced in tokens
 Floats = NDArray[np.float64]
@@ -113,7 +114,10 @@ def _between(curve: Curve, tokens: float) -> float | None:
 
 
 def plot(curves: Sequence[Curve], out: Path) -> None:
-    """Write the losses over tokens as a PNG. Needs the extra `plot`. Raises ConfigError without it, StorageError."""
+    """Write the losses over tokens as the ending of `out` says, else as a PNG. Needs the extra `plot`.
+
+    Raises: ConfigError without it; StorageError.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -130,7 +134,10 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
     axes.legend()
     with told(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, format="png")
+        ending = out.suffix[1:].lower()
+        known = ending in figure.canvas.get_supported_filetypes()
+        figure.savefig(drawn := BytesIO(), format=ending if known else "png")
+        write_user_file(out, drawn.getvalue())
 
 
 def summary(curve: Curve) -> dict[str, Any]:

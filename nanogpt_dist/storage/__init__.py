@@ -16,6 +16,7 @@ from nanogpt_dist.storage.durable import (
     probe_writable,
     sha256_file,
     write_atomic,
+    write_user_file,
 )
 from nanogpt_dist.storage.runlock import LOCK, RunLock, is_held
 from nanogpt_dist.storage.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
@@ -67,4 +68,5 @@ __all__ = [
     "write_atomic",
     "write_latest",
     "write_pins",
+    "write_user_file",
 ]

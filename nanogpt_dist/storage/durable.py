@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -129,9 +130,7 @@ def write_new(path: Path, data: bytes) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        rest = memoryview(data)
-        while rest:  # write() may take less than it is given
-            rest = rest[os.write(fd, rest) :]
+        _write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -149,8 +148,10 @@ def usual_mode(path: Path) -> int:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
     """Puts `data` in the place of `path`: after a crash at any point the old content is there or the new one, whole.
+
+    mode: the permissions of the new file; None: what the umask gives.
 
     Raises: StorageError, with nothing left behind. If only the last step failed, the folder's fsync, the new content
     stands but may not outlive a power cut.
@@ -159,12 +160,56 @@ def write_atomic(path: Path, data: bytes) -> None:
     with told(path, len(data)):
         try:
             write_new(tmp, data)
+            if mode is not None:
+                tmp.chmod(mode)
             os.replace(tmp, path)
         except BaseException:
             with suppress(OSError):
                 tmp.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def write_user_file(path: Path, data: bytes) -> None:
+    """Writes `data` where a user has said, and leaves there what kind of thing it was.
+
+    A regular file is replaced whole and keeps its mode; so is the one that a link leads to, and the link stays.
+    A device, a pipe, or what standard output already goes to, gets the bytes.
+    Raises: CannotCreateError where `path` is a folder; StorageError.
+    """
+    with told(path):
+        try:
+            there = os.stat(path)
+        except FileNotFoundError:
+            there = None  # or a link to what is not there yet
+    if there is None:
+        write_atomic(Path(os.path.realpath(path)), data)
+    elif stat.S_ISDIR(there.st_mode):
+        raise CannotCreateError(f"{shown(path)} is a folder; name a file in it")
+    elif (stream := _standard_stream(there)) is not None:
+        with told(path):
+            _write_all(stream, data)
+    elif stat.S_ISREG(there.st_mode):
+        write_atomic(Path(os.path.realpath(path)), data, stat.S_IMODE(there.st_mode))
+    else:
+        with told(path), open(os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), "wb", buffering=0) as file:
+            _write_all(file.fileno(), data)
+
+
+def _standard_stream(there: os.stat_result) -> int | None:
+    """The descriptor, 1 or 2, that is open at this very file, as /dev/stdout is; None if neither."""
+    sys.stdout.flush()  # what was printed before comes before
+    for fd in (1, 2):
+        with suppress(OSError):  # it may be closed
+            if os.path.samestat(os.fstat(fd), there):
+                return fd
+    return None
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # write() may take less than it is given
+        rest = rest[os.write(fd, rest) :]
 
 
 def remove(path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cli.main import app
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.describe import count_parameters, formulas, letter_sizes
 from nanogpt_dist.errors import UsageError
@@ -85,3 +87,9 @@ def test_the_picture_has_every_box(preset: str, tmp_path: Path) -> None:
     assert f"token ids (B, T) = (2, {config.block_size})" in texts
     height = float(tree.attrib["height"])
     assert all(0 <= float(e.attrib["y"]) <= height for e in tree.iter("{http://www.w3.org/2000/svg}text"))
+
+
+def test_a_picture_under_a_name_of_pixels_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["show", "full", "shakespeare-char-cpu", "--svg", str(tmp_path / "x.png")])
+    assert isinstance(done.exception, UsageError)
+    assert not list(tmp_path.iterdir())
