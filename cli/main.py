@@ -1,5 +1,6 @@
 """The command `nanogpt`: its subcommands, and the one place where an error becomes a line and an exit code."""
 
+import codecs
 import io
 import os
 import sys
@@ -32,6 +33,26 @@ from nanogpt_dist.errors import INTERRUPTED, MAX_LINE, Exit, NanogptError, one_l
 
 DEBUG = "NANOGPT_DEBUG"  # set by --debug, inherited by the ranks that a command starts
 
+PLAIN = "nanogpt-plain"  # the name of the error handler below
+ALIKE = {  # each as wide as what it replaces
+    "-": "─━╴╸╶╺–—",
+    "=": "═",
+    "|": "│┃║╷╵",
+    "+": "┌┐└┘├┤┬┴┼╔╗╚╝╤╞╪╡╭╮╰╯",
+    **{"v": "▼", ">": "►→", "<": "←", "x": "×", ".": "·", "#": "▒", "_": "␣", "$": "⏎", "T": "ᵀ", "~": "≈⇥"},
+}
+ASCII = {ord(char): plain for plain, chars in ALIKE.items() for char in chars} | {ord("…"): "...", ord("√"): "sqrt "}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What a stream prints for characters that its encoding lacks: ASCII that looks alike, else their escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(ASCII)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(PLAIN, _plain)
 app = typer.Typer(
     name="nanogpt",
     no_args_is_help=True,
@@ -118,7 +139,7 @@ def _open_streams() -> None:
         if stream is None:
             setattr(sys, name, io.StringIO())
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=PLAIN)
 
 
 def _flush_or_drop() -> None:

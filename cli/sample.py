@@ -1,6 +1,7 @@
 """`nanogpt sample`: text from a checkpoint."""
 
 import os
+import sys
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
@@ -17,7 +18,9 @@ def sample(
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What to go on from: text, or FILE:path; may be given again. Unset: a line break."),
+        typer.Option(
+            help="Text to go on from; FILE:path, or FILE:- for standard input; repeatable. Unset: a line break."
+        ),
     ] = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw, after each prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample, in tokens.")] = 500,
@@ -104,6 +107,8 @@ def read_prompt(prompt: str) -> str:
         return prompt
     path = Path(prompt.removeprefix("FILE:"))
     try:
+        if prompt == "FILE:-":
+            return sys.stdin.buffer.read().decode("utf-8-sig")
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(f"the prompt's file {path} does not exist or is not a file; check the path") from None

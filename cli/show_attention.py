@@ -89,23 +89,30 @@ def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
     return model, [alphabet.index(character) for character in text], list(text)
 
 
-def _name(token: str) -> str:
-    return {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(token, token.strip() or "␣")[:6]
+def _name(token: str, width: int = 6) -> str:
+    """A token at the right of `width` columns of a terminal, which a wide character takes two of; no control codes."""
+    from rich.cells import cell_len, set_cell_size
+
+    text = {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(token, token.strip() or "␣")
+    text = "".join(char if char.isprintable() else "\ufffd" for char in text)
+    if cell_len(text) > 6:
+        text = set_cell_size(text, 6)
+    return " " * (width - cell_len(text)) + text
 
 
 def _vectors(title: str, tokens: list[str], rows: "Tensor") -> None:
     typer.echo(title)
     more = " …" if rows.size(1) > SHOWN else ""
     for token, row in zip(tokens, rows.tolist(), strict=True):
-        typer.echo(f"  {_name(token):>6} │" + "".join(f"{value:8.3f}" for value in row[:SHOWN]) + more)
+        typer.echo(f"  {_name(token)} │" + "".join(f"{value:8.3f}" for value in row[:SHOWN]) + more)
     typer.echo("")
 
 
 def _matrix(title: str, tokens: list[str], values: "Tensor", seen: "Tensor") -> None:
     typer.echo(title)
-    typer.echo("         " + "".join(f"{_name(token):>8}" for token in tokens))
+    typer.echo("         " + "".join(_name(token, 8) for token in tokens))
     rows: list[Any] = values.tolist()
     for token, row, allowed in zip(tokens, rows, seen.tolist(), strict=True):
         cells = (f"{value:8.3f}" if ok else "       ▒" for value, ok in zip(row, allowed, strict=True))
-        typer.echo(f"  {_name(token):>6} │" + "".join(cells))
+        typer.echo(f"  {_name(token)} │" + "".join(cells))
     typer.echo("")

@@ -7,6 +7,7 @@ import errno
 from enum import IntEnum
 
 MAX_LINE = 200  # characters of an error line
+WORD = 20  # characters of a word that goes whole where a line is cut
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ends with nothing to save, as shells have it
 
 
@@ -143,4 +144,9 @@ def one_line(text: str, at_most: int = MAX_LINE) -> str:
     if len(line) <= at_most:
         return line
     head, tail = at_most // 2, at_most - at_most // 2 - 3
-    return f"{line[:head]} … {line[-tail:]}"
+    before, after = line[:head], line[-tail:]
+    if " " in before[-WORD:]:  # a word that is cut through tells nothing
+        before = before[: before.rindex(" ")]
+    if " " in after[:WORD]:
+        after = after[after.index(" ") + 1 :]
+    return f"{before} … {after}"

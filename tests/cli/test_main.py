@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import app, explain
+from cli.main import PLAIN, app, explain
 from cli.options import nanogpt_style, refuse_empty
 from nanogpt_dist import __version__
 from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit, UsageError
@@ -275,3 +275,10 @@ def test_debug_shows_the_traceback(nanogpt: Run) -> None:
     done = nanogpt("train", "--debug", "--dataset", "nowhere", code=66)
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("nanogpt: error: nowhere does not exist")
+
+
+def test_a_stream_without_box_characters_gets_ascii_of_the_same_width() -> None:
+    drawn = "┌──┐ ▼ │ x → y …"
+    for encoding in ("ascii", "latin-1", "cp1252"):
+        assert drawn[:-1].encode(encoding, PLAIN).decode(encoding) == "+--+ v | x > y "
+    assert "日 …".encode("ascii", PLAIN) == b"\\u65e5 ..."

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cli import show_attention
 from cli.main import app
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.describe import count_parameters, formulas, letter_sizes
@@ -93,3 +94,12 @@ def test_a_picture_under_a_name_of_pixels_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["show", "full", "shakespeare-char-cpu", "--svg", str(tmp_path / "x.png")])
     assert isinstance(done.exception, UsageError)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokens_name_is_as_wide_as_its_column_and_holds_no_control_codes() -> None:
+    from rich.cells import cell_len
+
+    for token in ("a", "日本語です", "\x1b[31m", " ", "👍"):
+        shown = show_attention._name(token, 8)
+        assert cell_len(shown) == 8
+        assert shown.isprintable()
