@@ -1,6 +1,7 @@
 """`nanogpt tokenizer train|compare`: a vocabulary learnt from text, and what two of them make of the same text."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import CONTEXT, Json
-from nanogpt_dist.errors import BadDataError, CannotCreateError, UsageError
+from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
 
 if TYPE_CHECKING:
     from nanogpt_dist.tokenizer import Tokenizer
@@ -36,13 +37,15 @@ def train(
     """Learn a byte-pair encoding from text, and prove it on text that it was not learnt from."""
     from nanogpt_dist import bpe
     from nanogpt_dist.storage.durable import shown, write_user_file
-    from nanogpt_dist.tokenizer import Tokenizer
+    from nanogpt_dist.tokenizer import Tokenizer, named
     from prepare.texts import read_texts
 
     if out.suffix not in (".tiktoken", ".json"):
         raise UsageError(f"{out.name[-40:]} is neither a .tiktoken nor a .json file; choose one by its ending")
     if out.is_file() or out.is_dir():  # a device or a pipe takes it
         raise CannotCreateError(f"{shown(out)} exists; choose another --out")
+    if not out.parent.is_dir():  # told before the learning, which may take hours
+        raise CannotCreateError(f"{shown(out.parent)} is no folder; make it, or choose another --out")
     held_out: list[str] = []
 
     def learnt_from() -> Iterator[str]:
@@ -52,8 +55,11 @@ def train(
             else:
                 yield text
 
-    model = bpe.train_model(learnt_from(), vocab_size - 1)
-    tokenizer = Tokenizer(out.stem, "bpe", bpe.vocabulary_of(model.get_vocab()))
+    try:
+        model = bpe.train_model(learnt_from(), vocab_size - 1)
+    except (BadDataError, MissingInputError) as error:
+        raise type(error)(_in_own_flags(str(error))) from None
+    tokenizer = Tokenizer(named(out.stem), "bpe", bpe.vocabulary_of(model.get_vocab()))
     proof = held_out or [text for text, _ in zip(read_texts(source, column), range(100), strict=False)]
     tokens = 0
     for text in proof:
@@ -77,9 +83,16 @@ def train(
         return
     what = "held-out text" if held_out else "the text (too few documents to hold some out)"
     print(f"{out}: {tokenizer.n_vocab:,} ids; {figures['bytes_per_token']:.2f} bytes per token on {what},")
-    print(
-        f"the same {tokens:,} ids there as the trainer's own. Next: nanogpt prepare text --source … --tokenizer {out}"
-    )
+    following = f"nanogpt prepare text --source … --tokenizer {shlex.quote(str(out))}"
+    print(f"the same {tokens:,} ids there as the trainer's own. Next: {following}")
+
+
+def _in_own_flags(message: str) -> str:
+    """What reading and learning say to prepare's users, in the flags of this command."""
+    own = {"--tokenizer bpe:": "--vocab-size ", ", or give --errors replace or skip": "", "--source ": ""}
+    for theirs, ours in own.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 @tokenizer_app.command()

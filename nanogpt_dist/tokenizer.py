@@ -36,6 +36,11 @@ PIECE_CHARS = 1 << 20  # longer text is cut, where that does not change its ids
 PROBE = "Hello, world! It's 1984: naïve café, 東京 🙂.\n\n\tdef f(x):    return x ** 2  # <|endoftext|>\r\n"
 
 
+def named(text: str) -> str:
+    """A file's or folder's name as the name of a tokenizer, which `load` reads back."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:80]
+
+
 def id_type(n_vocab: int) -> np.dtype:
     """How an id is stored: uint16, or uint32 for vocabularies above 65,536; little-endian."""
     return np.dtype("<u2" if n_vocab <= 65_536 else "<u4")

@@ -10,8 +10,8 @@ from typing import Any
 from nanogpt_dist import bpe, patterns, runs, storage
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.lineage.source import OPENAI, OURS, Source
-from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer, gpt2, load
-from nanogpt_dist.vocabularies import of_hugging_face, open_tokenizer
+from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer, gpt2, load, named
+from nanogpt_dist.vocabularies import end_in_configuration, of_hugging_face, open_tokenizer
 
 ONE_CHARACTER = r"[\s\S]"
 
@@ -47,7 +47,7 @@ def _of_two_files(folder: Path) -> Tokenizer:
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "added_tokens": [] if end is None else [_special(END_OF_TEXT, end)],
     }
-    return of_hugging_face(content, folder.name[:80] or "gpt2", str(folder))
+    return of_hugging_face(content, named(folder.name) or "gpt2", str(folder), end_in_configuration(folder, content))
 
 
 def write(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:

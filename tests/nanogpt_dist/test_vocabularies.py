@@ -144,7 +144,7 @@ def test_what_only_looks_alike_is_refused(model: Any, tmp_path: Path) -> None:
     content = json.loads(model.to_str())
     content["model"]["merges"].reverse()
     (tmp_path / "t.json").write_text(json.dumps(content))
-    with pytest.raises(BadDataError, match="in another way than tiktoken"):
+    with pytest.raises(BadDataError, match="merges do not come in the order"):
         open_tokenizer(str(tmp_path / "t.json"))
 
 
@@ -152,3 +152,45 @@ def test_ranks_are_written_as_they_are_read() -> None:
     tokens = [bytes([i]) for i in range(256)] + [b"th"]
     assert bpe.parse_ranks(bpe.ranks_file(tokens), "x") == tokens
     assert bpe.ranks_file(tokens).splitlines()[256] == base64.b64encode(b"th") + b" 256"
+
+
+def test_added_tokens_that_are_not_special_are_refused_by_name(model: Any, tmp_path: Path) -> None:
+    copied = oracle.Tokenizer.from_str(model.to_str())
+    copied.add_tokens(["[MOL]"])
+    with pytest.raises(BadDataError, match=r"added token '\[MOL\]' is not special"):
+        open_tokenizer(str(save(copied, tmp_path / "t.json")))
+
+
+def test_a_word_without_a_merge_is_refused(model: Any, tmp_path: Path) -> None:
+    content = json.loads(model.to_str())["model"]
+    last = content["merges"].pop()
+    with pytest.raises(BadDataError, match="has no merge for") as error:
+        open_tokenizer(str(save(model, tmp_path / "t.json", model=content)))
+    assert ascii("".join(last))[:30] in str(error.value)
+
+
+def test_the_configuration_beside_it_names_the_end_of_text(model: Any, tmp_path: Path) -> None:
+    copied = oracle.Tokenizer.from_str(model.to_str())
+    copied.add_special_tokens(["<|endoftext|>", "<stop>", "<other>"])
+    path = save(copied, tmp_path / "t.json")
+    assert open_tokenizer(str(path)).end_of_text == "<|endoftext|>"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<stop>"}}))
+    assert open_tokenizer(str(path)).end_of_text == "<stop>"
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1001, 1000]}))
+    assert open_tokenizer(str(path)).end_of_text == "<stop>"
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1001}))
+    assert open_tokenizer(str(path)).end_of_text == "<other>"
+
+
+@pytest.mark.parametrize(("name", "more"), [("cl100k_base", b"12"), ("mine", b"a1"), ("mine", b".get")])
+def test_ranks_under_another_pattern_than_gpt2s_are_refused(name: str, more: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.tiktoken"
+    path.write_bytes(bpe.ranks_file([*(bytes([i]) for i in range(256)), more]))
+    with pytest.raises(BadDataError, match="not learnt under GPT-2's pattern"):
+        open_tokenizer(str(path))
+
+
+def test_a_sentencepiece_model_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    with pytest.raises(BadDataError, match="a SentencePiece model"):
+        open_tokenizer(str(tmp_path / "tokenizer.model"))
