@@ -8,27 +8,41 @@ import resource
 import sys
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
 from nanogpt_dist.errors import ConfigError
 
-# Dense bf16 matmul peaks in TFLOP/s, from the vendors' data sheets; the first name found in the device's name counts.
-PEAK_TFLOPS = {
+# Dense bf16 matmul peaks in TFLOP/s (fp16 where a GPU has no bf16), from NVIDIA's data sheets. The first key that is
+# found in the device's name counts, so a longer name stands before one that it contains. None: not known, is measured.
+PEAK_TFLOPS: dict[str, float | None] = {
+    "Laptop": None,  # the same names, other clocks
+    "GB200": 2500.0,
     "B200": 2250.0,
+    "GH200": 989.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
-    "GH200": 989.0,
-    "A100": 312.0,
+    "H800": 989.0,
+    "H20": 148.0,
+    "A100-": 312.0,
+    "A100 ": 312.0,
+    "A800": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
+    "L20": 119.0,
     "L4": 121.0,
     "A10G": 70.0,
-    "A6000": 155.0,
-    "4090": 165.0,
-    "3090": 71.0,
+    "NVIDIA A10": 125.0,
+    "RTX A6000": 155.0,
+    "RTX 6000 Ada": 364.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
     "V100": 125.0,
-    "T4": 65.0,
+    "T4G": 65.0,
+    "Tesla T4": 65.0,
 }
 
 
@@ -102,9 +116,9 @@ def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3
     """Peak of one device in TFLOP/s: from the table for a known GPU, else of a matmul of 1024² in `measure_s`, once."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for key, peak in PEAK_TFLOPS.items():
-            if key in name:
-                return peak if dtype != torch.float32 else peak / 2  # TF32 runs at half the rate of bf16
+        peak = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+        if peak is not None:
+            return peak if dtype != torch.float32 else peak / 2  # TF32 runs at half the rate of bf16
     n = 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype, generator=_generator(device)) for _ in range(2))
     a @ b
@@ -130,10 +144,45 @@ def synchronize(device: torch.device) -> None:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Memory of the device; on a CPU the machine's."""
+    """Memory of the device; on a CPU the machine's, or what a container or a job may use of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit_bytes() or 2**63)
+
+
+def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """The least memory that a cgroup of this process may use, as containers and Slurm set it; None: as much as it is.
+
+    Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst.
+    """
+    try:
+        entries = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return None
+    limits = []
+    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        base, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        place = base / path.lstrip("/")
+        for folder in [place, *place.parents]:
+            if folder == root.parent:
+                break
+            try:
+                limits.append(int((folder / name).read_text()))
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+    return min(limits, default=None)
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory of the device that nobody uses, on a CPU with what can be swapped out; None: the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("MemAvailable:", "SwapFree:")))
+    return None
 
 
 def memory_bytes(device: torch.device) -> int:

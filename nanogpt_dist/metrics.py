@@ -1,8 +1,10 @@
 """What a run tells while it runs: metrics.jsonl (the record), TensorBoard and W&B (best effort), the terminal."""
 
 import json
+import re
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,21 @@ def cut_record(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     storage.write_atomic(path, b"".join(kept))
+
+
+def put_before_now(board: Path, now: int) -> None:
+    """Rename TensorBoard's files of a clock that was ahead: it reads them in the order of the time in their names.
+
+    events.out.tfevents.TIME.…: TIME in seconds; what was written from now on is to come last.
+    """
+    named = [
+        (re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", path.name), path) for path in board.glob("events.*")
+    ]
+    for match, path in sorted(((m, p) for m, p in named if m), key=lambda one: one[1].name, reverse=True):
+        at = min(int(match[2]), now - 1)
+        if at != int(match[2]):
+            path.rename(path.with_name(f"{match[1]}{at:010d}{match[3]}"))
+        now = at
 
 
 class Console:
@@ -124,6 +141,7 @@ class Recorder:
         from torch.utils.tensorboard import SummaryWriter
 
         try:
+            put_before_now(folder, int(time.time()))
             return SummaryWriter(str(folder), purge_step=step + 1, flush_secs=10)
         except OSError as error:
             self._board_failed(error)

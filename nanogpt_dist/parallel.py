@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanogpt_dist import cpu_fast
+from nanogpt_dist.advice import STATE_BYTES, on_memory
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.devices import total_memory_bytes
+from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import GPT, init_weight
 from nanogpt_dist.tensors import is_sharded
 
-STATE_BYTES = 16  # a parameter's weight, gradient and AdamW's two moments, in fp32
 DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
 
 # Selective checkpointing keeps what these give: most of the arithmetic, and a good half of the memory, is theirs.
@@ -94,9 +94,24 @@ def _fitting(config: TrainConfig, world: World) -> str:
         return "fsdp"
     if world.size == 1:
         return "single"
-    with torch.device("meta"):
-        needed = STATE_BYTES * GPT(config.architecture()).num_params()
+    needed = STATE_BYTES * _parameters(config)
     return "ddp" if needed <= DDP_SHARE * total_memory_bytes(world.device) / _neighbours(world) else "fsdp"
+
+
+def check_memory(config: TrainConfig, layout: Layout, world: World) -> str | None:
+    """A warning where the training will hardly fit into memory. Raises ConfigError where it cannot.
+
+    The kernel would kill it in the midst of building, without a word.
+    """
+    device = torch.device("cpu") if config.cpu_offload else world.device
+    on_gpu = device.type == "cuda"
+    total, free = total_memory_bytes(device), free_memory_bytes(device)
+    return on_memory(_parameters(config), 1 if on_gpu else world.local_size, layout.shard, total, free, not on_gpu)
+
+
+def _parameters(config: TrainConfig) -> int:
+    with torch.device("meta"):
+        return GPT(config.architecture()).num_params()
 
 
 def _neighbours(world: World) -> int:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nanogpt_dist import attempts, checkpoint, runs, storage
@@ -11,6 +12,7 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, StorageError, explain, one_line
+from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 
@@ -20,7 +22,8 @@ FIXED = (*sorted(ModelConfig.model_fields.keys() - {"dropout"}), "seed", "global
 # With others of these it goes on, otherwise than it began: worth a line.
 TRAINING = (
     *("max_iters", "learning_rate", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "weight_decay"),
-    *("beta1", "beta2", "grad_clip", "dropout"),
+    *("beta1", "beta2", "grad_clip", "dropout", "dtype", "cpu_fast", "deterministic"),
+    *("eval_interval", "eval_iters", "save_interval", "always_save_checkpoint", "keep_checkpoints", "keep_every"),
 )
 
 
@@ -119,6 +122,19 @@ def forget_lost_best(run: Path, state: TrainState, world: World) -> None:
     there = there and (runs.checkpoints_of(run) / storage.step_name(state.best_step or 0)).is_dir()
     if not world.any(there):
         state.best_step = state.best_val_loss = None
+
+
+def forget_other_best(start: Path, state: TrainState, config: TrainConfig, evaluator: Evaluator) -> str | None:
+    """A best val loss over other windows than `evaluator`'s is compared no more. Returns what to tell of that."""
+    saved = checkpoint.load_config(start)
+    before = spread(evaluator.split.tokens, saved.block_size, saved.eval_iters * saved.batch_size)
+    if state.best_val_loss is None or np.array_equal(before.starts, evaluator.windows.starts):
+        return None
+    best, state.best_val_loss, state.best_step = (state.best_val_loss, state.best_step), None, None
+    return (
+        f"the best val loss so far, {best[0]:.4f} at step {best[1]}, was over {len(before.starts):,} windows of the "
+        f"val split, from here on it is over {len(evaluator.windows.starts):,}: they are not compared"
+    )
 
 
 def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:

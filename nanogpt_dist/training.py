@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import __version__, attempts, checkpoint, cpu_fast, runs
+from nanogpt_dist import __version__, advice, attempts, checkpoint, cpu_fast, runs, storage
 from nanogpt_dist.batches import Ahead, Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -16,10 +16,10 @@ from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
-from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.parallel import check_memory, plan_layout
 from nanogpt_dist.presets import rows_for
 from nanogpt_dist.progress import Progress
-from nanogpt_dist.resuming import forget_lost_best, noting_failure, resume_point, run_folder
+from nanogpt_dist.resuming import forget_lost_best, forget_other_best, noting_failure, resume_point, run_folder
 from nanogpt_dist.saving import Saver, due, enough_room
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.stopping import StopRequest
@@ -65,6 +65,10 @@ def train(
         if start and state.step >= config.max_iters:
             console.line(f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by --max-iters")
             return _finish(config, run, state, start, None, world, console)
+        with world.together():
+            hardly = check_memory(config, layout, world)
+        if hardly:
+            console.line(f"warning: {hardly}")
         updater = Updater(config, world, layout, dtype, init=start is None and config.init_from is None)
         if start:
             with world.together():
@@ -72,6 +76,10 @@ def train(
         elif config.init_from is not None:
             begin_from(config.init_from, updater, data, world, console)
         saver = Saver(run, config, world, data, console, newest=start, refuse_moved=refuse_moved)
+        if start and state.best_step is not None:
+            saver.resumed_from.add(storage.step_name(state.best_step))
+            if other := forget_other_best(start, state, config, evaluator):
+                console.line(f"note: {other}")
         with contextlib.ExitStack() as stack:
             stack.enter_context(world.watch.over(run, config.timeout_s, stop.ask))
             stack.enter_context(noting_failure(run, world, refuse_moved))
@@ -116,6 +124,7 @@ def loop(
             state.val_loss = found.val_loss
             improved = saver.improves(state)
             progress.evaluated(state, found)
+            _refuse_not_finite(state, saver)
         owed = owed or due(config, state.step, evaluated, improved)
         if last or (owed and not skipped):
             saver.save(state, updater, evaluated, required=last)
@@ -129,6 +138,20 @@ def loop(
         progress.restart_clock()
     assert saver.newest is not None
     return saver.newest
+
+
+def _refuse_not_finite(state: TrainState, saver: Saver) -> None:
+    """Raises ConfigError, on all ranks, where the val loss is none: a checkpoint of that would bury the good ones."""
+    if state.val_loss is None or math.isfinite(state.val_loss):
+        return
+    saver.finish(state)  # a commit under way may tell it of an earlier step
+    good = f"the last good checkpoint is {saver.newest.name}" if saver.newest else "there is no checkpoint yet"
+    error = ConfigError(
+        f"the val loss is {state.val_loss} at step {state.step}, nothing is saved; {good}: go on with a "
+        f"--learning-rate below {saver.config.learning_rate:g}"
+    )
+    error.agreed = True
+    raise error
 
 
 def begin_from(name: str, updater: Updater, data: DataFolder, world: World, console: Console) -> None:
@@ -228,6 +251,8 @@ def _introduce(
             f"note: {config.vocab_size - n_vocab:,} of {config.vocab_size:,} rows of the token table are unused; "
             f"--vocab-size {math.ceil(n_vocab / 64) * 64} would do"
         )
+    for line in advice.on_schedule(config, epochs):
+        console.line(f"warning: {line}")
     if warning := enough_room(run, updater, config.keep_checkpoints):
         console.line(f"warning: {warning}")
 

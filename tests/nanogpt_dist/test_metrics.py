@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.config import resolve
-from nanogpt_dist.metrics import RECORD, Console, Recorder, cut_record, duration
+from nanogpt_dist.metrics import RECORD, Console, Recorder, cut_record, duration, put_before_now
 
 
 @pytest.fixture
@@ -84,3 +84,16 @@ def test_a_full_disk_ends_tensorboard_with_one_warning(
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3m07s"), (19_200, "5h20m"), (367_200, "4d06h")])
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_clock_that_was_ahead_loses_no_points_of_tensorboard(tmp_path: Path) -> None:
+    for name in ("events.out.tfevents.0000000050.a.1.0", "events.out.tfevents.0000000120.b.1.0", "other"):
+        (tmp_path / name).touch()
+    (tmp_path / "events.out.tfevents.0000000130.c.1.0").touch()
+    put_before_now(tmp_path, 100)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.split(".")[3:5] for name in kept[:-1]] == [
+        ["0000000050", "a"],
+        ["0000000098", "b"],
+        ["0000000099", "c"],
+    ]
