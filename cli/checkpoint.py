@@ -9,7 +9,7 @@ import typer
 
 from cli.options import CONTEXT, Json, warn
 from nanogpt_dist import runs, storage
-from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError
+from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError, clipped
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. out/gpt2-124m.")]
 Target = Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint in it.")]
@@ -54,7 +54,9 @@ def verify(target: Target, as_json: Json = False) -> None:
         )
     if bad:
         name, reason = bad[0]
-        raise BadDataError(f"{len(bad)} bad of {files} files: {name[-50:]}: {reason[:70]}; use another checkpoint")
+        raise BadDataError(
+            f"{len(bad)} bad of {files} files: {name[-50:]}: {clipped(reason, 70)}; use another checkpoint"
+        )
 
 
 @checkpoint_app.command()

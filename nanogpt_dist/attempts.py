@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.config import TrainConfig, to_toml
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.errors import ConfigError, clipped
 from nanogpt_dist.storage.durable import told
 
 ATTEMPTS = "attempts.jsonl"
@@ -97,4 +97,4 @@ def _last_words(run: Path) -> str:
         message = str(json.loads((run / "status.json").read_text(encoding="utf-8")).get("message", ""))
     except (OSError, ValueError, AttributeError):
         return ""
-    return f" (the last: {message[:60]})" if message else ""
+    return f" (the last: {clipped(message, 60)})" if message else ""

@@ -4,10 +4,13 @@ Raise these for the user's mistakes and the machine's faults; `assert` is for ou
 """
 
 import errno
+import re
 from enum import IntEnum
 
 MAX_LINE = 200  # characters of an error line
 WORD = 20  # characters of a word that goes whole where a line is cut
+SHORT = 24  # characters that stay of a path or a quotation, at least
+WORDS = r"""(?<![^\s(=])(?:'[^']*'|"[^"]*")(?![^\s:;,.)])|\S+"""  # a quotation is one
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ends with nothing to save, as shells have it
 
 
@@ -139,14 +142,61 @@ def _explain_system(error: OSError, name: str) -> tuple[int, str]:
 
 
 def one_line(text: str, at_most: int = MAX_LINE) -> str:
-    """`text` on one line of printable characters; where it is too long the middle goes: the end says what to type."""
+    """`text` on one line of printable characters; where it is too long, long paths and the reason are shortened.
+
+    What is wrong stands first and stays, and so does what to type, behind the last semicolon.
+    """
     line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
     if len(line) <= at_most:
         return line
-    head, tail = at_most // 2, at_most - at_most // 2 - 3
-    before, after = line[:head], line[-tail:]
-    if " " in before[-WORD:]:  # a word that is cut through tells nothing
-        before = before[: before.rindex(" ")]
-    if " " in after[:WORD]:
-        after = after[after.index(" ") + 1 :]
-    return f"{before} … {after}"
+    what, semicolon, advice = line.rpartition("; ")
+    if semicolon:
+        what = _with_short_words(what, at_most - len("; " + advice))
+        advice = _with_short_words(advice, at_most - min(len(what), at_most // 3) - len("; "))
+        room = at_most - len("; " + advice)
+        if room >= min(len(what), at_most // 3):
+            return f"{clipped(what, room)}; {advice}"
+    line = _with_short_words(line, at_most)
+    if len(line) <= at_most:
+        return line
+    tail = line[-(at_most // 2) :]
+    tail = tail[tail.index(" ") + 1 :] if " " in tail[:WORD] else tail
+    return f"{clipped(line, at_most - len(tail) - 1)} {tail}"
+
+
+def clipped(text: str, at_most: int) -> str:
+    """The start of `text` in `at_most` characters; it ends between two words, with a mark."""
+    if len(text) <= at_most:
+        return text
+    start = text[: at_most - 2]
+    if " " in start[-WORD:] and text[len(start)] != " ":  # a word that is cut through tells nothing
+        start = start[: start.rindex(" ")]
+    return f"{start.rstrip()} …"
+
+
+def _with_short_words(text: str, at_most: int) -> str:
+    """`text` with its longest paths and quotations cut to their telling ends, until it fits or all are short."""
+    while len(text) > at_most:
+        words = [word for word in re.finditer(WORDS, text) if _is_long(word[0])]
+        if not words:
+            break
+        word = max(words, key=lambda word: len(word[0]))
+        length = max(SHORT, len(word[0]) - (len(text) - at_most))
+        text = text[: word.start()] + _shortened(word[0], length) + text[word.end() :]
+    return text
+
+
+def _is_long(word: str) -> bool:
+    return len(word) > SHORT and ("/" in word or "\\" in word or word[0] in "'\"" or len(word) > 2 * SHORT)
+
+
+def _shortened(word: str, length: int) -> str:
+    """A path keeps its end, mostly from a name on; anything else its start, and the marks behind it."""
+    quote = word[0] if word[0] in "'\"" else ""
+    if "/" in word or "\\" in word:
+        end = word[len(quote) + 1 - length :]
+        name = re.search(r"[/\\]", end)
+        return f"{quote}…{end[name.start() :] if name and name.start() < length // 2 else end}"
+    marks = re.search(r"\W{0,2}$", word)
+    behind = marks[0] if marks else ""
+    return f"{word[: length - len(behind) - 1]}…{behind}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import SystemRandom  # the run's own generator stays as it is
 from typing import Any, Literal
 
-from nanogpt_dist.errors import HubUnavailableError, MissingInputError, NanogptError, StorageError, UsageError
+from nanogpt_dist.errors import HubUnavailableError, MissingInputError, NanogptError, StorageError, UsageError, clipped
 from nanogpt_dist.storage.durable import FULL, told
 
 FAULT_BUDGET_S = 300.0  # of faults in a row; a byte that arrives ends the row
@@ -89,10 +89,10 @@ class Faults:
         self.tries += 1
         if left <= 0:
             raise HubUnavailableError(
-                f"hub unavailable for {_minutes(now - self.since)} ({reason[:40]}, {self.place[:40]}); {AGAIN}"
+                f"hub unavailable for {_minutes(now - self.since)} ({clipped(reason, 40)}, {self.place[:40]}); {AGAIN}"
             )
         if self.tries == NOTE_AT_TRY and self.listener.note:
-            self.listener.note(f"hub: {reason[:60]} from {self.place[:40]}; trying for {_minutes(left)} more")
+            self.listener.note(f"hub: {clipped(reason, 60)} from {self.place[:40]}; trying for {_minutes(left)} more")
         wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self.tries - 1, 10)) * SystemRandom().uniform(0.5, 1.0)
         if self.listener.stop.wait(max(min(wait, left), retry_after_s)):
             raise FetchStoppedError
@@ -217,7 +217,7 @@ def _unbroken(http: Any, first: Any, rest: Callable[[int], Any], faults: Faults)
 
 def _refuse_hopeless(http: Any, error: Exception, place: str) -> None:
     if isinstance(error, (http.UnsupportedProtocol, http.LocalProtocolError)):
-        raise UsageError(f"cannot ask {place[:60]} ({_said(error)[:60]}); check HF_ENDPOINT") from error
+        raise UsageError(f"cannot ask {place[:60]} ({clipped(_said(error), 60)}); check HF_ENDPOINT") from error
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         raise HubUnavailableError(f"the certificate of {place[:60]} is not trusted; set SSL_CERT_FILE") from error
 
@@ -252,7 +252,7 @@ def told_hub(repo: str, revision: str | None = None, kind: Kind = "dataset") -> 
         raise denied(repo, kind) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         if not constants.HF_HUB_OFFLINE:  # an answer that no hub would give
-            raise HubUnavailableError(f"{what}: {_said(error)[:60]}…; check HF_ENDPOINT; {AGAIN}") from error
+            raise HubUnavailableError(f"{what}: {clipped(_said(error), 60)}; check HF_ENDPOINT; {AGAIN}") from error
         raise HubUnavailableError(
             f"{what} is not all in the cache, and HF_HUB_OFFLINE is set; unset it, or check HF_HOME"
         ) from error
@@ -261,12 +261,12 @@ def told_hub(repo: str, revision: str | None = None, kind: Kind = "dataset") -> 
             raise denied(repo, kind) from error
         raise HubUnavailableError(f"HTTP {error.response.status_code} for {what}; {AGAIN}") from error
     except _http().HTTPError as error:
-        raise HubUnavailableError(f"{_said(error)[:60]}: {what}; {AGAIN}") from error
+        raise HubUnavailableError(f"{clipped(_said(error), 60)}: {what}; {AGAIN}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a proxy's page, say
         raise HubUnavailableError(f"no hub's answer for {what}; check HF_ENDPOINT and proxies; {AGAIN}") from error
     except OSError as error:
         if error.errno is None:  # the library's own: sizes that differ
-            raise HubUnavailableError(f"{_said(error)[:60]}: {what}; {AGAIN}") from error
+            raise HubUnavailableError(f"{clipped(_said(error), 60)}: {what}; {AGAIN}") from error
         room = "make room there" if error.errno in FULL else "check HF_HOME and the disk"
         where = str(error.filename or "the cache of the hub")[-60:]
         raise StorageError(f"{where}: {error.strerror}; {room}, then run the same command again") from error

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 
 from nanogpt_dist import bpe, patterns
-from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError, clipped
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import (
     END_OF_TEXT,
@@ -176,7 +176,7 @@ def of_hugging_face(content: Mapping[str, Any], name: str, shown: str, end: str 
     try:
         return _of_hugging_face(content, name, shown, end)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise _other(shown, f"it is not laid out as a tokenizer.json ({str(error)[:40]})") from None
+        raise _other(shown, f"it is not laid out as a tokenizer.json ({clipped(str(error), 40)})") from None
 
 
 def _of_hugging_face(content: Mapping[str, Any], name: str, shown: str, end: str | None) -> Tokenizer:
@@ -254,7 +254,7 @@ def _prove(tokenizer: Tokenizer, content: Mapping[str, Any], shown: str) -> None
     try:
         oracle = Oracle.from_str(json.dumps({**content, **plain}))
     except Exception as error:  # the library has no other
-        raise _other(shown, f"Hugging Face's tokenizers cannot read it ({str(error)[:40]})") from None
+        raise _other(shown, f"Hugging Face's tokenizers cannot read it ({clipped(str(error), 40)})") from None
     for probe in (*PROBES, *_generated(tokenizer.tokens)):
         theirs = oracle.encode(probe, add_special_tokens=False).ids
         if tokenizer.encode(probe).tolist() != theirs:

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import torch.distributed as dist
 
-from nanogpt_dist.errors import NanogptError, StorageError, explain, is_lost_peer, one_line
+from nanogpt_dist.errors import NanogptError, StorageError, clipped, explain, is_lost_peer, one_line
 
 NOTES_S = 2.0  # within which survivors have noticed that a rank is gone, once one has
 STORE_S = 3.0  # for an answer of the store
@@ -167,7 +167,7 @@ class Watch:
             who += f" and {len(missing) - 2} more" if len(missing) > 2 else ""
         elif reasons:
             rank, reason = next(iter(reasons.items()))
-            who = f"rank {rank} failed: {reason[:90]}"
+            who = f"rank {rank} failed: {clipped(reason, 90)}"
         else:
             who = "the ranks lost each other: see whether the network works"
         stacks = f"; stacks in {Path(self._stacks.name).parent}" if self._stacks is not None and missing else ""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.errors import BadDataError, clipped
 from nanogpt_dist.storage.durable import shown
 
 MAX_WINDOW = 1 << 31  # of zstandard, as `zstd --long=31` writes it: so much memory may the reading of a file take
@@ -49,7 +49,7 @@ def _reason(path: Path, compression: str, error: str) -> str:
         return (
             f"{shown(path)} is not compressed: rename it without {compression}; or damaged at its start: get it again"
         )
-    return f"{shown(path)} is damaged or cut off ({error[:60]}); get it again"
+    return f"{shown(path)} is damaged or cut off ({clipped(error, 60)}); get it again"
 
 
 class _ZstandardReader(io.RawIOBase):

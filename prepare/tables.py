@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.errors import BadDataError, clipped
 from nanogpt_dist.storage.durable import shown
 from prepare.formats import Kind
 
@@ -154,4 +154,6 @@ def _told(path: Path, kind: Kind) -> Iterator[None]:
     except (ArrowException, UnicodeDecodeError, OSError) as error:  # names of columns are to be UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's: damaged pages are OSErrors without a number
-        raise BadDataError(f"{shown(path)} is no {kind} file, or damaged ({str(error)[:60]}); get it again") from None
+        raise BadDataError(
+            f"{shown(path)} is no {kind} file, or damaged ({clipped(str(error), 60)}); get it again"
+        ) from None

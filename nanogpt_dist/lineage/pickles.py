@@ -10,7 +10,7 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.errors import BadDataError, MissingInputError
+from nanogpt_dist.errors import BadDataError, MissingInputError, clipped
 from nanogpt_dist.storage.durable import shown, told
 
 MAX_BYTES = 64 << 20
@@ -36,7 +36,7 @@ def read_plain(path: Path) -> Any:
     except _RefusedError as error:
         raise BadDataError(f"{shown(path)} holds more than plain values ({error}); it was not executed") from None
     except Exception as error:  # pickletools has no error of its own
-        raise BadDataError(f"{shown(path)} is no pickle of plain values: {str(error)[:60]}") from None
+        raise BadDataError(f"{shown(path)} is no pickle of plain values: {clipped(str(error), 60)}") from None
 
 
 class _RefusedError(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 
 from nanogpt_dist import hub, runs, storage
 from nanogpt_dist.config import ModelConfig, read_toml
-from nanogpt_dist.errors import BadDataError, ConfigError, HubUnavailableError, MissingInputError
+from nanogpt_dist.errors import BadDataError, ConfigError, HubUnavailableError, MissingInputError, clipped
 from nanogpt_dist.storage.durable import shown
 
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -133,7 +133,7 @@ def _of_hub(name: str, weights: bool) -> Path:
         with hub.heard_by(hub.Listener(note=_note, budget_s=PATIENCE_S)):
             return _fetched(repo, weights)
     except HubUnavailableError as error:
-        why = "HF_HUB_OFFLINE is set" if "HF_HUB_OFFLINE" in str(error) else str(error).split(";")[0][:70]
+        why = "HF_HUB_OFFLINE is set" if "HF_HUB_OFFLINE" in str(error) else clipped(str(error).split(";")[0], 70)
         raise HubUnavailableError(
             f"{name[:40]} is neither in the hub's cache (HF_HOME) nor a folder here: {why}; "
             "fill the cache where there is a network, or name a folder"

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from nanogpt_dist.errors import BadDataError, StorageError
+from nanogpt_dist.errors import BadDataError, StorageError, clipped
 from nanogpt_dist.storage.durable import fsync_folder, open_plain, remove, shown, staging_name, told, write_atomic
 from nanogpt_dist.storage.sealed import NewerFormatError, set_aside, verify
 
@@ -63,7 +63,7 @@ def newest_good(checkpoints: Path, warn: Callable[[str], None], rename_bad: bool
         return None
     (first, reason), where = bad[0], shown(checkpoints)
     raise BadDataError(
-        f"all {len(bad)} checkpoints in {where} are damaged ({first.name}: {reason[:45]}); "
+        f"all {len(bad)} checkpoints in {where} are damaged ({first.name}: {clipped(reason, 45)}); "
         "restore a backup, or use --fresh in another folder"
     )
 
