@@ -18,7 +18,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError
 from nanogpt_dist.lineage import hf_tokenizer
-from nanogpt_dist.lineage.source import CONFIG, GELU, OURS, WEIGHTS, Source, weight_files
+from nanogpt_dist.lineage.source import CONFIG, GELU, HEAD, OURS, TABLE, WEIGHTS, Source, has_other_head, weight_files
 from nanogpt_dist.model import GPT
 from nanogpt_dist.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.tokenizer import Tokenizer
@@ -36,7 +36,10 @@ def load(source: Source, model: GPT) -> GPT:
 
     One tensor at a time is in memory. Raises BadDataError where they are of another architecture.
     """
-    with _opened(source) as weight:
+    tied = model.config.tied_head
+    if tied and not source.ours and has_other_head(source.folder):  # fetched just now, after the model was laid out
+        raise BadDataError(f"{source.name}: {HEAD} is not the token table, as {CONFIG} says; type the same again")
+    with _opened(source, tied) as weight:
         for name, target in model.named_parameters():
             whole = weight(name)
             if name == "transformer.wpe.weight":
@@ -56,7 +59,7 @@ def model_of(source: Source, config: ModelConfig, device: torch.device) -> GPT:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Weights]:
+def _opened(source: Source, tied: bool) -> Iterator[Weights]:
     if source.ours:
         stored = index(sorted(source.folder.glob("model*.safetensors")))
 
@@ -79,6 +82,8 @@ def _opened(source: Source) -> Iterator[Weights]:
 
         def theirs(name: str) -> Tensor:
             short = name.removeprefix("transformer.")
+            if short == TABLE and TABLE not in places and tied:  # a file may hold either name of the two
+                short = HEAD
             if short not in places:
                 raise BadDataError(f"{source.name} has no {short}: it is no GPT-2, or of another architecture")
             file, stored_as = places[short]

@@ -4,8 +4,10 @@ Nothing is asked from a network that is in the hub's cache (HF_HOME). No torch.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +26,12 @@ PUBLISHED = {"gpt2": (3.11, 3.12), "gpt2-medium": (2.85, 2.84), "gpt2-large": (2
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PATIENCE_S = 60.0  # with a hub that does not answer; somebody sits and waits
+HEAD, TABLE = "lm_head.weight", "wte.weight"
 OURS = "nanogpt_tokenizer.json"  # beside Hugging Face's own tokenizer files in what we export
 VOCABULARY = (OURS, "tokenizer.json", "vocab.json", "merges.txt")
 
 SHAPES = {"n_layer": 12, "n_head": 12, "n_embd": 768}  # and what GPT2Config has by default
+OTHER_NAMES = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 # What GPT2Config can say that the architecture here does not do, and the value with which it does not matter.
 FIXED = {
@@ -77,7 +81,31 @@ def architecture(name: str) -> dict[str, Any]:
     if source.ours:
         known = read_toml(source.folder / "config.toml")
         return {field: known[field] for field in ModelConfig.model_fields.keys() - {"dropout"} if field in known}
-    return of_config(source.folder / CONFIG)
+    found = of_config(source.folder / CONFIG)
+    if found["tied_head"] and has_other_head(source.folder):
+        if os.environ.get("RANK", "0") == "0":
+            _note(f"{name}: {CONFIG} ties the head to the token table, but {HEAD} is another one: it is used, untied")
+        return {**found, "tied_head": False}
+    return found
+
+
+def has_other_head(folder: Path) -> bool:
+    """Whether the weights there hold a head that is not the token table: transformers then ties them no more, either.
+
+    False where the weights are not there yet or cannot be read, which who loads them will tell.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in weight_files(folder)]
+            places = {name.removeprefix("transformer."): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+            if not {HEAD, TABLE} <= places.keys():
+                return False
+            head, table = (file.get_tensor(name) for file, name in (places[HEAD], places[TABLE]))
+            return not (head.shape == table.shape and bool((head == table).all()))
+    except (SafetensorError, OSError):
+        return False
 
 
 def of_config(path: Path) -> dict[str, Any]:
@@ -87,9 +115,9 @@ def of_config(path: Path) -> dict[str, Any]:
         if content.get(key, wanted) != wanted:
             raise BadDataError(f"{shown(path)}: {key} is {str(content[key])[:40]!r}; only {wanted!r} can be run here")
     found: dict[str, Any] = {
-        name: content.get(name, default) for name, default in zip(SHAPES, (12, 12, 768), strict=True)
+        name: content.get(name, content.get(OTHER_NAMES[name], default)) for name, default in SHAPES.items()
     }
-    found["block_size"] = content.get("n_positions", content.get("n_ctx", 1024))
+    found["block_size"] = content.get("n_positions", content.get("max_position_embeddings", content.get("n_ctx", 1024)))
     found["vocab_size"] = content.get("vocab_size", 50257)
     if not all(type(value) is int and value > 0 for value in found.values()):
         raise BadDataError(f"{shown(path)} names no sizes: {json.dumps(found)[:100]}; is it GPT-2's?")
@@ -104,8 +132,11 @@ def of_config(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder of Hugging Face's: one, or those in the index. Raises MissingInputError."""
-    if not (folder / INDEX).is_file():
+    """The safetensors files of a folder of Hugging Face's: one, or else those in the index; as transformers chooses.
+
+    Raises BadDataError.
+    """
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
     where = runs.read_json(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
@@ -171,7 +202,7 @@ def _fetched(repo: str, weights: bool) -> Path:
 
     folder = get(CONFIG).parent
     if weights:
-        for name in (INDEX, *VOCABULARY):
+        for name in (WEIGHTS if WEIGHTS in at else INDEX, *VOCABULARY):
             if name in at:
                 get(name)
         for path in weight_files(folder):
