@@ -28,7 +28,7 @@ def gpt2_vocabulary() -> list[bytes]:
         raise BadDataError(f"{GPT2_MERGES.name} is damaged: install nanogpt-dist again")
     # After a version line, each line is a pair of tokens in the printable alphabet; merged, they are the next id.
     pairs = merges.decode().split("\n")[1:-1]
-    return [*_PRINTABLE.values(), *(_from_printable(pair.replace(" ", "")) for pair in pairs)]
+    return [*_PRINTABLE.values(), *(from_printable(pair.replace(" ", "")) for pair in pairs)]
 
 
 def train_model(texts: Iterable[str], size: int) -> Any:
@@ -53,7 +53,7 @@ def train_model(texts: Iterable[str], size: int) -> Any:
 
 def vocabulary_of(ids: dict[str, int]) -> list[bytes]:
     """The tokens of a byte-level vocabulary {printable token: id}, in the order of the ids. Raises KeyError."""
-    return [_from_printable(token) for token in sorted(ids, key=ids.__getitem__)]
+    return [from_printable(token) for token in sorted(ids, key=ids.__getitem__)]
 
 
 def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
@@ -128,7 +128,8 @@ def _printable_bytes() -> dict[str, bytes]:
 _PRINTABLE = _printable_bytes()
 
 
-def _from_printable(token: str) -> bytes:
+def from_printable(token: str) -> bytes:
+    """The bytes that a token in that alphabet stands for. Raises KeyError for another character."""
     return b"".join(map(_PRINTABLE.__getitem__, token))
 
 

@@ -98,7 +98,7 @@ def sample(
     for new in generate(decoder, [encode_prompt(prompt, tokenizer) for prompt in each], settings):
         for row, chosen in enumerate(new.tolist()):
             if not done[row]:
-                done[row] = chosen == tokenizer.eot_id
+                done[row] = chosen in tokenizer.stop_ids
                 if not done[row]:
                     rows[row].append(chosen)
                     done[row] = _find_stop(_tail(rows[row], tokenizer, settings.stop), settings.stop) is not None
@@ -114,7 +114,7 @@ def stream(decoder: Decoder, tokenizer: Tokenizer, prompt: str, settings: Settin
     longest = max((len(stop) for stop in settings.stop), default=0)
     for new in generate(decoder, [encode_prompt(prompt, tokenizer)], settings):
         chosen = int(new.item())
-        if chosen == tokenizer.eot_id:
+        if chosen in tokenizer.stop_ids:
             break
         held += decode(tokenizer.decode_bytes([chosen]))
         if (found := _find_stop(held, settings.stop)) is not None:

@@ -23,7 +23,7 @@ from nanogpt_dist.storage.durable import shown, told, write_atomic
 if TYPE_CHECKING:
     import tiktoken
 
-Kind = Literal["byte", "char", "bpe"]
+Kind = Literal["byte", "char", "bpe", "library"]
 
 END_OF_TEXT = "<|endoftext|>"
 FORMAT, VERSION = "nanogpt-tokenizer", 2
@@ -50,6 +50,7 @@ class Tokenizer:
     """Ids 0 … len(tokens)-1 are `tokens`, byte strings; `specials` have ids behind them, maybe with gaps.
 
     eot_id: of end of text, the special token called `end_of_text`; None: there is none. n_vocab: the largest id + 1.
+    stops: other special tokens that end a sample, as a chat's turn does.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Tokenizer:
         pattern: str | None = None,
         specials: Mapping[str, int] | None = None,
         end_of_text: str | None = END_OF_TEXT,
+        stops: Sequence[str] = (),
     ) -> None:
         """pattern: of a bpe, by default GPT-2's; specials: by default end of text alone, with the next id.
 
@@ -70,9 +72,11 @@ class Tokenizer:
         usual = {} if kind == "char" else {END_OF_TEXT: len(self.tokens)}
         self.specials = dict(usual if specials is None else specials)
         self.end_of_text = end_of_text if end_of_text in self.specials else None
+        self.stops = [name for name in stops if name in self.specials and name != self.end_of_text]
         _check_tokens(self)
         self.eot_id = self.specials[self.end_of_text] if self.end_of_text else None
         self.n_vocab = max([len(self.tokens) - 1, *self.specials.values()]) + 1
+        self.stop_ids = {self.specials[name] for name in [*filter(None, [self.end_of_text]), *self.stops]}
         self.dtype = id_type(self.n_vocab)
 
     @cached_property
@@ -151,6 +155,7 @@ class Tokenizer:
             "pattern": self.pattern.text if self.pattern else None,
             "specials": self.specials,
             "end_of_text": self.end_of_text,
+            **({"stops": self.stops} if self.stops else {}),
             "fingerprint": self.fingerprint,
             "tokens": [binascii.b2a_base64(token, newline=False).decode() for token in self.tokens],
         }
@@ -162,21 +167,25 @@ class Tokenizer:
 
     @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
-        return {**dict(enumerate(self.tokens)), **{number: name.encode() for name, number in self.specials.items()}}
+        tokens = {number: token for number, token in enumerate(self.tokens) if token}
+        return tokens | {number: name.encode() for name, number in self.specials.items()}
 
     def _encode_piece(self, text: str) -> np.ndarray:
         try:
-            if self.kind == "char":
-                return self._encode_chars(text)
-            if self.kind == "byte":
-                return np.frombuffer(text.encode(), np.uint8).astype(self.dtype)
-            return self._encode_pairs(text).astype(self.dtype)  # cannot wrap: every id is below n_vocab
+            return self._ids(text)
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
             raise TextError(f"the text holds {code}, half of a surrogate pair, which UTF-8 cannot write") from None
         except ValueError:
             reason = f"{len(text):,} characters, with a very long run of white space, are too much for {self.name}"
             raise TextError(f"{reason}; cut the document or leave it out") from None
+
+    def _ids(self, text: str) -> np.ndarray:
+        if self.kind == "char":
+            return self._encode_chars(text)
+        if self.kind == "byte":
+            return np.frombuffer(text.encode(), np.uint8).astype(self.dtype)
+        return self._encode_pairs(text).astype(self.dtype)  # cannot wrap: every id is below n_vocab
 
     @cached_property
     def _encode_pairs(self) -> faster.Faster:
@@ -219,6 +228,8 @@ class Tokenizer:
 
 def _check_tokens(tokenizer: Tokenizer) -> None:
     tokens, kind, name = tokenizer.tokens, tokenizer.kind, tokenizer.name
+    if kind == "library":  # checked where it is read
+        return
     singles = {bytes([i]) for i in range(256)}
     if not tokens or b"" in tokens or len(set(tokens)) != len(tokens):
         raise BadDataError(f"tokenizer {name}: tokens must be there, not empty, and different from each other")
@@ -290,6 +301,8 @@ def load(path: Path) -> Tokenizer:
         raise BadDataError(
             f"{shown(path)} has version {str(content.get('version'))[:20]}, this nanogpt reads {VERSION}; make it again"
         )
+    if content.get("kind") == "library":
+        return _load_library(path, content)
     name, tokens, specials = content.get("name"), content.get("tokens"), content.get("specials")
     kind: Any = content.get("kind")
     pattern, end_of_text = content.get("pattern"), content.get("end_of_text")
@@ -301,6 +314,7 @@ def load(path: Path) -> Tokenizer:
         or not (isinstance(specials, dict) and all(type(number) is int for number in specials.values()))
         or not isinstance(pattern, str if kind == "bpe" else NoneType)
         or not (end_of_text is None or (isinstance(end_of_text, str) and end_of_text in specials))
+        or not _are_texts(content.get("stops", []))
     ):
         raise BadDataError(f"{shown(path)}: name, kind, pattern or tokens are missing or wrong; make it again")
     try:
@@ -308,12 +322,37 @@ def load(path: Path) -> Tokenizer:
     except (binascii.Error, TypeError, ValueError):
         raise BadDataError(f"{shown(path)}: a token is not base64; make it again") from None
     try:
-        tokenizer = Tokenizer(name, kind, decoded, pattern, specials, end_of_text)
+        tokenizer = Tokenizer(name, kind, decoded, pattern, specials, end_of_text, content.get("stops", []))
     except BadDataError as error:
         raise BadDataError(f"{shown(path)}: {error}") from None
+    return _with_its_fingerprint(path, content, tokenizer)
+
+
+def _load_library(path: Path, content: dict[str, Any]) -> Tokenizer:
+    """A tokenizer that Hugging Face's library is to encode. Raises BadDataError."""
+    from nanogpt_dist.library_tokenizer import of_library
+
+    name, end_of_text, stops = content.get("name"), content.get("end_of_text"), content.get("stops", [])
+    named = isinstance(name, str) and NAME.fullmatch(name)
+    if not named or not isinstance(end_of_text, str | None) or not _are_texts(stops):
+        raise BadDataError(f"{shown(path)}: name, end of text or stops are missing or wrong; make it again")
+    try:
+        tokenizer = of_library(str(name), content["library"], end_of_text, stops, ())
+    except BadDataError as error:
+        raise BadDataError(f"{shown(path)}: {error}; make it again") from None
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise BadDataError(f"{shown(path)}: its library's content is missing or wrong; make it again") from None
+    return _with_its_fingerprint(path, content, tokenizer)
+
+
+def _with_its_fingerprint(path: Path, content: dict[str, Any], tokenizer: Tokenizer) -> Tokenizer:
     if content.get("fingerprint") != tokenizer.fingerprint:
         raise BadDataError(f"{shown(path)}: its tokens do not match its fingerprint: edited or damaged; make it again")
     return tokenizer
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(one, str) for one in given)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

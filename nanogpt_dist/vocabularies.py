@@ -1,10 +1,9 @@
 """Tokenizers by name or out of a file: ours, tiktoken's encodings, byte-level BPEs of Hugging Face's tokenizer.json."""
 
 import hashlib
-import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
@@ -12,6 +11,7 @@ from typing import Any
 
 from nanogpt_dist import bpe, patterns
 from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError, clipped
+from nanogpt_dist.library_tokenizer import of_library, read_by_library
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import (
     END_OF_TEXT,
@@ -26,6 +26,7 @@ from nanogpt_dist.tokenizer import (
     parse_object,
     read_file,
 )
+from nanogpt_dist.tokenizer_config import ends_of_text, of_two_files, with_more_tokens
 
 TIKTOKEN = ("r50k_base", "cl100k_base", "o200k_base")
 # What it is called where no configuration says so, the likeliest first.
@@ -91,8 +92,16 @@ def open_tokenizer(spec: str) -> Tokenizer:
         raise BadDataError(f"{shown(path)}: {wrong}; give the model's tokenizer.json")
     content = parse_object(read_file(path))
     if content.get("format") != FORMAT and isinstance(content.get("model"), dict):
-        return of_hugging_face(content, name, shown(path), end_in_configuration(path.parent, content))
+        return of_hugging_face(content, name, path.parent, shown(path))
+    if path.name == "vocab.json" and (path.parent / "merges.txt").is_file():
+        return of_gpt2_files(path.parent)
     return load(path)
+
+
+def of_gpt2_files(folder: Path) -> Tokenizer:
+    """The tokenizer in vocab.json and merges.txt. Raises BadDataError."""
+    name = named(folder.resolve().name) or "gpt2"
+    return of_hugging_face(of_two_files(folder), name, folder, shown(folder / "vocab.json"))
 
 
 def _of_ranks(path: Path, name: str) -> Tokenizer:
@@ -107,25 +116,6 @@ def _of_ranks(path: Path, name: str) -> Tokenizer:
             why = f"it is called {named[0]}, whose ranks it has not" if named else f"it has {ascii(odd)[:30]}"
             raise BadDataError(f"{shown(path)}: not learnt under GPT-2's pattern ({why}); give a tokenizer.json")
     return Tokenizer(name, "bpe", tokens, pattern, specials)
-
-
-def end_in_configuration(folder: Path, content: Mapping[str, Any]) -> str | None:
-    """The end of text that the files beside a tokenizer.json name: generation_config, config, tokenizer_config."""
-
-    def beside(name: str) -> Any:
-        return parse_object(read_file(folder / name)) if (folder / name).is_file() else {}
-
-    added = content.get("added_tokens")
-    specials = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    names = {token.get("id"): token.get("content") for token in specials if type(token.get("id")) is int}
-    eos = beside("tokenizer_config.json").get("eos_token")
-    end = eos.get("content") if isinstance(eos, dict) else eos
-    for file in ("generation_config.json", "config.json"):
-        given = beside(file).get("eos_token_id")
-        ends = [names[i] for i in (given if isinstance(given, list) else [given]) if type(i) is int and i in names]
-        if ends:
-            return str(end if end in ends else ends[0])
-    return end if isinstance(end, str) and end in names.values() else None
 
 
 def of_nanogpt_meta(path: Path) -> Tokenizer:
@@ -166,60 +156,71 @@ def of_tiktoken(name: str) -> Tokenizer:
     return Tokenizer(name, "bpe", tokens, encoding._pat_str, encoding._special_tokens)
 
 
-def of_hugging_face(content: Mapping[str, Any], name: str, shown: str, end: str | None = None) -> Tokenizer:
-    """The byte-level BPE in a tokenizer.json; proven equal on probing texts. shown: the file, for messages.
+def of_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: str) -> Tokenizer:
+    """The byte-level BPE in a tokenizer.json: as ranks where they say the same, else as the library has it.
 
-    end: what its configuration calls the end of text; None: one of the usual names.
+    folder: where its configuration lies, which may name the end of text and more tokens. shown: the file, for messages.
 
     Raises BadDataError for any other kind of tokenizer.
     """
     try:
-        return _of_hugging_face(content, name, shown, end)
+        content = with_more_tokens(folder, content)
+        ends = ends_of_text(folder, content)
+        names = {token["content"] for token in content["added_tokens"] if token.get("special")}
+        ends = ends or [usual for usual in ENDS_OF_TEXT if usual in names][:1]
+        end, stops = (ends[0], ends[1:]) if ends else (None, [])
+        try:
+            return _of_ranks_within(content, name, end, stops)
+        except BadDataError:  # ranks cannot say it
+            return of_library(name, content, end, stops, PROBES)
+    except BadDataError as error:
+        raise BadDataError(f"{shown}: {error}; give another tokenizer") from None
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise _other(shown, f"it is not laid out as a tokenizer.json ({clipped(str(error), 40)})") from None
+        wrong = f"it is not laid out as a tokenizer.json ({clipped(str(error), 40)})"
+        raise BadDataError(f"{shown}: {wrong}; give another tokenizer") from None
 
 
-def _of_hugging_face(content: Mapping[str, Any], name: str, shown: str, end: str | None) -> Tokenizer:
+def _of_ranks_within(content: Mapping[str, Any], name: str, end: str | None, stops: Sequence[str]) -> Tokenizer:
+    """A tokenizer.json that is no more than ranks, a pattern and special tokens; proven equal on probing texts.
+
+    Raises BadDataError with what ranks cannot say.
+    """
     model = content["model"]
     if model.get("type") != "BPE" or content.get("normalizer") or not isinstance(model.get("vocab"), dict):
-        raise _other(shown, "a byte-level BPE without normalizer is needed")
+        raise BadDataError("a byte-level BPE without normalizer is needed")
     odd = [setting for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(setting)]
     if odd:
-        raise _other(shown, f"its model has {odd[0]}")
-    for token in content.get("added_tokens") or []:
+        raise BadDataError(f"its model has {odd[0]}")
+    for token in content["added_tokens"]:
         if not token.get("special"):
-            raise _other(
-                shown, f"its added token {ascii(token['content'])[:30]} is not special, so it is found in text"
-            )
-    specials = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+            raise BadDataError(f"its added token {ascii(token['content'])[:30]} is not special: it is found in text")
+    specials = {token["content"]: token["id"] for token in content["added_tokens"]}
     ids = {token: number for token, number in model["vocab"].items() if token not in specials}
     if sorted(ids.values()) != list(range(len(ids))):
-        raise _other(shown, "its ids are not 0, 1, 2 … with special tokens behind")
+        raise BadDataError("its ids are not 0, 1, 2 … with special tokens behind")
     try:
         tokens = bpe.vocabulary_of(ids)
     except KeyError:
-        raise _other(shown, "its tokens are not bytes") from None
-    _check_merges(tokens, ids, model, shown)
-    end_of_text = end if end in specials else next((usual for usual in ENDS_OF_TEXT if usual in specials), None)
-    pattern = _pattern(content.get("pre_tokenizer"), shown)
-    tokenizer = Tokenizer(name, "bpe", tokens, pattern, specials, end_of_text)
-    _prove(tokenizer, content, shown)
+        raise BadDataError("its tokens are not bytes") from None
+    _check_merges(tokens, ids, model)
+    tokenizer = Tokenizer(name, "bpe", tokens, _pattern(content.get("pre_tokenizer")), specials, end, stops)
+    _prove(tokenizer, content)
     return tokenizer
 
 
-def _check_merges(tokens: list[bytes], ids: Mapping[str, int], model: Mapping[str, Any], shown: str) -> None:
+def _check_merges(tokens: list[bytes], ids: Mapping[str, int], model: Mapping[str, Any]) -> None:
     """Its merges come in the order of the ids and make every token, as if each pair's rank were its token's id."""
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     made = [ids.get("".join(pair), -1) for pair in pairs]
     if made != sorted(made) or -1 in made:
-        raise _other(shown, "its merges do not come in the order of its ids")
+        raise BadDataError("its merges do not come in the order of its ids")
     given = set(pairs)
     usual = [(bpe.to_printable(a), bpe.to_printable(b)) for a, b in bpe.merges_of(tokens)]
     lacking = next((pair for pair in usual if pair not in given), None)
     alone = len(usual) < sum(len(token) > 1 for token in tokens) and not model.get("ignore_merges")
     if lacking or alone:
         word = f" for {ascii(''.join(lacking))[:30]}" if lacking else ""
-        raise _other(shown, f"a word of its vocabulary has no merge{word}")
+        raise BadDataError(f"a word of its vocabulary has no merge{word}")
 
 
 def _generated(tokens: list[bytes]) -> list[str]:
@@ -228,11 +229,11 @@ def _generated(tokens: list[bytes]) -> list[str]:
     return [b"".join(chance.choices(tokens, k=200)).decode(errors="replace") for _ in range(50)]
 
 
-def _pattern(given: Any, shown: str) -> str:
+def _pattern(given: Any) -> str:
     """The pattern of a pre-tokenizer: GPT-2's, built in, or one that a Split names."""
     steps = given.get("pretokenizers", [given]) if isinstance(given, dict) else []
     if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space", True):
-        raise _other(shown, "its pre-tokenizer is not ByteLevel without a space in front")
+        raise BadDataError("its pre-tokenizer is not ByteLevel without a space in front")
     if steps[-1].get("use_regex", True):
         if len(steps) == 1:
             return patterns.GPT2.text
@@ -241,25 +242,16 @@ def _pattern(given: Any, shown: str) -> str:
         regex = pattern.get("Regex")
         if steps[0].get("behavior") == "Isolated" and isinstance(regex, str):
             if re.search(r"(?:[+*?]|\{[\d,]+\})\+", regex):
-                raise _other(shown, "its pattern has possessive quantifiers, which the two libraries read in two ways")
+                raise BadDataError("its pattern has possessive quantifiers, which the two libraries read in two ways")
             return regex
-    raise _other(shown, "its pre-tokenizer is more than one pattern")
+    raise BadDataError("its pre-tokenizer is more than one pattern")
 
 
-def _prove(tokenizer: Tokenizer, content: Mapping[str, Any], shown: str) -> None:
+def _prove(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
     """Both encode the probes equally, each special token's name aside, which is ordinary text here."""
-    from tokenizers import Tokenizer as Oracle
-
     plain: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    try:
-        oracle = Oracle.from_str(json.dumps({**content, **plain}))
-    except Exception as error:  # the library has no other
-        raise _other(shown, f"Hugging Face's tokenizers cannot read it ({clipped(str(error), 40)})") from None
+    oracle = read_by_library({**content, **plain})
     for probe in (*PROBES, *_generated(tokenizer.tokens)):
         theirs = oracle.encode(probe, add_special_tokens=False).ids
         if tokenizer.encode(probe).tolist() != theirs:
-            raise _other(shown, f"it encodes {re.sub(r'[^ -~]', '?', probe[:20])!r} … in another way than tiktoken")
-
-
-def _other(shown: str, reason: str) -> BadDataError:
-    return BadDataError(f"{shown}: {reason}; give another tokenizer, or ranks as a .tiktoken file")
+            raise BadDataError(f"it encodes {re.sub(r'[^ -~]', '?', probe[:20])!r} … in another way than tiktoken")

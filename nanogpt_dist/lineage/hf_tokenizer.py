@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist import bpe, patterns, runs, storage
+from nanogpt_dist import bpe, patterns, storage
 from nanogpt_dist.errors import BadDataError, MissingInputError
+from nanogpt_dist.library_tokenizer import LibraryTokenizer
 from nanogpt_dist.lineage.source import OPENAI, OURS, Source
-from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer, gpt2, load, named
-from nanogpt_dist.vocabularies import end_in_configuration, of_hugging_face, open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, gpt2, load
+from nanogpt_dist.tokenizer_config import special
+from nanogpt_dist.vocabularies import of_gpt2_files, open_tokenizer
 
 ONE_CHARACTER = r"[\s\S]"
 
@@ -32,22 +34,8 @@ def of_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return open_tokenizer(str(folder / "tokenizer.json"))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _of_two_files(folder)
+        return of_gpt2_files(folder)
     raise MissingInputError(f"{folder} has no tokenizer.json; copy the one that belongs to the model into it")
-
-
-def _of_two_files(folder: Path) -> Tokenizer:
-    """GPT-2's own way: ids in vocab.json, pairs in merges.txt, the pattern in the program."""
-    vocabulary = runs.read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [line for line in lines if line and not line.startswith("#version")]
-    end = vocabulary.pop(END_OF_TEXT, None)
-    content = {
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "added_tokens": [] if end is None else [_special(END_OF_TEXT, end)],
-    }
-    return of_hugging_face(content, named(folder.name) or "gpt2", str(folder), end_in_configuration(folder, content))
 
 
 def write(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
@@ -71,6 +59,8 @@ def write(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
 
 def to_hugging_face(tokenizer: Tokenizer) -> dict[str, Any]:
     """tokenizer.json of Hugging Face's tokenizers: it gives the same ids. Raises BadDataError."""
+    if isinstance(tokenizer, LibraryTokenizer):
+        return tokenizer.content
     if tokenizer.kind == "char":
         model: dict[str, Any] = {
             "type": "WordLevel",
@@ -90,7 +80,7 @@ def to_hugging_face(tokenizer: Tokenizer) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_special(name, number) for name, number in tokenizer.specials.items()],
+        "added_tokens": [special(name, number) for name, number in tokenizer.specials.items()],
         "normalizer": None,
         "pre_tokenizer": before,
         "post_processor": None,
@@ -117,11 +107,6 @@ def _pairs(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _split(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-def _special(name: str, number: int) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": number, "content": name, **flags}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

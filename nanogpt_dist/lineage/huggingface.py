@@ -122,7 +122,9 @@ def export(
         parts = whole_parts(theirs(weights, config, tokenizer.n_vocab))
         write(staging / WEIGHTS, parts, {"format": "pt"})
         _write_json(staging / CONFIG, config_json(config, tokenizer))
-        eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
+        stops = [tokenizer.specials[name] for name in tokenizer.stops]
+        ends = [tokenizer.eot_id, *stops] if stops else tokenizer.eot_id
+        eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": ends}
         _write_json(staging / "generation_config.json", {**eot, "_from_model_config": False})
         hf_tokenizer.write(staging, tokenizer, config.block_size)
         tokenizer.save(staging / OURS)
