@@ -19,7 +19,7 @@ from cli.import_model import import_app
 from cli.import_shards import import_shards
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
-from cli.options import CONTEXT, nanogpt_style, refuse_empty, refuse_nanogpts, with_paths
+from cli.options import CONTEXT, flush_or_drop, nanogpt_style, refuse_empty, refuse_nanogpts, with_paths
 from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
@@ -124,7 +124,7 @@ def main() -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else Exit.DONE
     except BaseException as error:
-        _flush_or_drop()
+        flush_or_drop()
         if _is_broken_pipe(error):  # `nanogpt … | head`
             return Exit.DONE
         if os.environ.get(DEBUG):
@@ -140,14 +140,6 @@ def _open_streams() -> None:
             setattr(sys, name, io.StringIO())
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN)
-
-
-def _flush_or_drop() -> None:
-    """What standard output cannot take is dropped, or the interpreter would fail at its last flush."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _is_broken_pipe(error: BaseException) -> bool:

@@ -1,9 +1,11 @@
 """Flags made from the settings in config.py, so that a setting is declared once."""
 
+import contextlib
 import functools
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -133,7 +135,18 @@ def refuse_both(run: object, init_from: str | None) -> None:
 
 def warn(text: str) -> None:
     """A line on stderr, beside what a command prints."""
-    typer.echo(f"warning: {text}", err=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        typer.echo(f"warning: {text}", err=True)
+
+
+def flush_or_drop() -> OSError | None:
+    """Write out standard output. What it cannot take is dropped, or the interpreter would fail at its last flush."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return error
+    return None
 
 
 def refuse_empty(arguments: list[str]) -> None:

@@ -1,6 +1,5 @@
 """`nanogpt train`: from shards to checkpoints."""
 
-import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Json, takes_settings
+from cli.options import Json, flush_or_drop, takes_settings, warn
 from launch import verdict
 from nanogpt_dist import presets, runs
 from nanogpt_dist.config import TrainConfig
@@ -79,8 +78,7 @@ def train(
     if not stopped:  # also where the ranks of an elastic run were stopped before
         verdict.write(verdict.Verdict(0, "", world.rank, agreed=True))
     if world.leads and (json or not stopped):
-        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to call the run failed
-            _report(result, json)
+        _report(result, json)
     if stopped:
         raise StoppedError(f"stopped and saved at step {result.step}; the same command again goes on from there")
 
@@ -156,6 +154,19 @@ def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> T
 
 
 def _report(result: Any, as_json: bool) -> None:
+    """Print the end of a run, which is what counts: only a script that wants its JSON has failed without it."""
+    try:
+        _print(result, as_json)
+    except BrokenPipeError:  # nobody listens any more
+        flush_or_drop()
+    except OSError as error:
+        flush_or_drop()
+        if as_json:
+            raise
+        warn(f"standard output cannot be written ({error.strerror}); the run is {result.verdict} and saved")
+
+
+def _print(result: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
     from nanogpt_dist.runs import to_json

@@ -5,6 +5,7 @@ Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsu
 
 import difflib
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -217,8 +218,8 @@ def fit_vocabulary(name: str, config: TrainConfig, tokenizer: "Tokenizer") -> Tr
     rows = config.vocab_size if name in PRESETS else None
     if config.init_from or (config.vocab_size is not None and rows is None):
         return config  # the weights have them, or a file says so
-    begun = Path(config.out_dir or "") / "config.toml"
-    known = read_toml(begun).get("vocab_size") if config.out_dir and begun.is_file() else None
+    begun = os.path.join(config.out_dir or "", "config.toml")
+    known = read_toml(Path(begun)).get("vocab_size") if config.out_dir and os.path.isfile(begun) else None
     fits = [size for size in (known, rows) if isinstance(size, int) and size >= tokenizer.n_vocab]
     return config.model_copy(update={"vocab_size": fits[0] if fits else rows_for(tokenizer)})
 

@@ -1,6 +1,7 @@
 """The command as its users meet it: help, versions, errors of one line with their exit codes, JSON that is JSON."""
 
 import json
+import shlex
 import shutil
 import socket
 import sys
@@ -12,7 +13,7 @@ from cli.main import PLAIN, app, explain
 from cli.options import nanogpt_style, refuse_empty
 from nanogpt_dist import __version__
 from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit, UsageError
-from tests.conftest import CLONE, TINY, Run
+from tests.conftest import CLONE, TINY, Run, command
 
 COMMANDS = [
     "prepare",
@@ -114,6 +115,17 @@ def test_streams_that_are_closed(nanogpt: Run, tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60)
         assert done.returncode == code, (redirection, done.stderr)
         assert len(done.stderr.splitlines()) == (code != 0)
+
+
+def test_a_finished_run_is_finished_also_where_standard_output_is_full(corpus: Path, tmp_path: Path) -> None:
+    import subprocess
+
+    line = f"{shlex.join(command('train', '--dataset', corpus, *TINY, '--max-iters', 1, '--out-dir', 'a'))} >/dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "the run is done and saved" in done.stderr
+    done = subprocess.run(["bash", "-c", f"{line} --json"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 74
 
 
 @pytest.mark.thorough
