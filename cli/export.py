@@ -1,5 +1,6 @@
 """`nanogpt export hf|nanogpt|llmc`: a checkpoint for other programs."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +29,8 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     card = model_card(out.name, config, state, tokenizer, sum(each.numel() for each in weights.values()))
     huggingface.export(out, config, weights, tokenizer, card, state.step)
     typer.echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
-    typer.echo(
-        f'Next: python -c \'from transformers import pipeline; print(pipeline("text-generation", "{out}")("A"))\''
-    )
+    program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})("A"))'
+    typer.echo(f"Next: {shlex.join(['python', '-c', program])}")
 
 
 @export_app.command("nanogpt")
@@ -46,17 +46,21 @@ def export_nanogpt(
 
     found = _find(target, best)
     config, weights, state = weights_of(found)
-    nanogpt.write(out, config, weights, moments_of(found), state)
+    tokenizer = load_checkpoint_tokenizer(found)
+    nanogpt.write(out, config, weights, moments_of(found), state, tokenizer)
     if config.gelu == "tanh":
         warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
-    tokenizer, meta = load_checkpoint_tokenizer(found), out.with_name("meta.pkl")
     typer.echo(f"{out}: step {state.step:,}")
     if tokenizer.kind == "char":
-        nanogpt.write_meta(meta, tokenizer)
+        meta = out.with_name("meta.pkl")
         typer.echo(f"{meta}: its characters; its sample.py looks for them in data/{Path(config.dataset).name}/meta.pkl")
     elif tokenizer.name != "gpt2":
         warn(f"its sample.py decodes with GPT-2's ids, this model has those of {tokenizer.name}")
-    typer.echo(f"Next, in nanoGPT: python sample.py --out_dir={out.parent}")
+    if out.name == "ckpt.pt":
+        folder = out.parent.resolve()  # it is typed in another folder
+        typer.echo(f"Next, in nanoGPT: {shlex.join(['python', 'sample.py', f'--out_dir={folder}'])}")
+    else:
+        typer.echo("nanoGPT opens no other name than ckpt.pt: call it so there, in a folder of its own")
 
 
 @export_app.command("llmc")

@@ -1,6 +1,7 @@
 """`nanogpt import nanogpt|hf`: what others trained, as a run of ours."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,4 +72,4 @@ def _adopt(foreign: "Foreign", run: Path, as_json: bool) -> None:
         return
     with_state = "with AdamW's state" if foreign.moments else "weights only"
     typer.echo(f"{written}: {parameters:,} parameters, {with_state}, tokenizer {foreign.tokenizer.name}")
-    typer.echo(f"Next: nanogpt sample {run}")
+    typer.echo(f"Next: {shlex.join(['nanogpt', 'sample', str(run)])}")

@@ -26,6 +26,7 @@ from nanogpt_dist.vocabularies import of_nanogpt_meta
 
 ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")  # of its GPTConfig
 PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DDP put in front of a name
+FINGERPRINT = "tokenizer_fingerprint"  # a key of ours beside nanoGPT's own, which it leaves alone
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -54,7 +55,10 @@ def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = 
     step, loss = _whole(content.get("iter_num", 0), path), _loss(content.get("best_val_loss"))
     state = TrainState(step=step, tokens=step * config.global_batch_size * config.block_size, val_loss=loss)
     moments = _moments(content.get("optimizer"), config.architecture(), path) if with_optimizer else {}
-    found = tokenizer or _tokenizer(path, config, recipe)
+    known = content[FINGERPRINT] if isinstance(content.get(FINGERPRINT), str) else None
+    if tokenizer and known and tokenizer.fingerprint != known:
+        raise BadDataError(f"{shown(path)} was trained with another tokenizer than that {tokenizer.name}; give its own")
+    found = tokenizer or _tokenizer(path, config, recipe, known)
     return Foreign(config, weights, found, f"nanoGPT: {path.name}", moments, state)
 
 
@@ -131,25 +135,39 @@ def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tenso
     return found
 
 
-def _tokenizer(path: Path, config: TrainConfig, recipe: dict[str, Any]) -> Tokenizer:
-    """GPT-2's where the sizes are its own; else the characters in the meta.pkl of the data set."""
-    name = str(recipe.get("dataset", ""))
+def _tokenizer(path: Path, config: TrainConfig, recipe: dict[str, Any], known: str | None) -> Tokenizer:
+    """The characters in the meta.pkl of the data set, or else GPT-2's where the sizes are its own.
+
+    A meta.pkl lies beside other checkpoints, too: it counts where it has the fingerprint `known`, or without that as
+    many ids as the model has rows, as train.py makes them.
+    """
+    name, rows = str(recipe.get("dataset", "")), config.vocab_size
     folders = [path.parent, *(parent / "data" / name for parent in list(path.resolve().parents)[:3] if name)]
-    for folder in folders:
-        if (folder / "meta.pkl").is_file():
-            return of_nanogpt_meta(folder / "meta.pkl")
-    if config.vocab_size in (50257, 50304):
+    metas = [folder / "meta.pkl" for folder in folders if (folder / "meta.pkl").is_file()]
+    for meta in metas:
+        found = of_nanogpt_meta(meta)
+        if found.fingerprint == known or (known is None and found.n_vocab == rows):
+            return found
+    if rows in (50257, 50304) and known in (None, gpt2().fingerprint):
         return gpt2()
-    raise MissingInputError(f"{path.name} has {config.vocab_size} ids and no meta.pkl: type --tokenizer PATH/meta.pkl")
+    if metas:
+        raise BadDataError(f"{shown(metas[0])} is not of {path.name}, with {rows} ids: type --tokenizer PATH/meta.pkl")
+    wanted = "a tokenizer.json or meta.pkl of its own" if known else "PATH/meta.pkl"
+    raise MissingInputError(f"{path.name} has {rows} ids and no meta.pkl: type --tokenizer {wanted}")
 
 
 # ---- out
 
 
 def write(
-    out: Path, config: TrainConfig, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainState
+    out: Path,
+    config: TrainConfig,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    state: TrainState,
+    tokenizer: Tokenizer,
 ) -> None:
-    """Write a ckpt.pt that nanoGPT's sample.py and train.py load.
+    """Write a ckpt.pt that nanoGPT's sample.py and train.py load; of a `char` tokenizer also meta.pkl beside it.
 
     Raises ConfigError for an architecture that nanoGPT has not, CannotCreateError, StorageError.
     """
@@ -157,6 +175,7 @@ def write(
         raise ConfigError(f"nanoGPT has no {', '.join(options)}: such a model cannot be exported to it")
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another file")
+    meta = _meta_beside(out, tokenizer)
     names = ordered_names(config.architecture())
     matrices = sum(1 for name in names if weights[name].ndim >= 2)
     groups = [(list(range(matrices)), config.weight_decay), (list(range(matrices, len(names))), 0.0)]
@@ -173,21 +192,40 @@ def write(
         "iter_num": state.step,
         "best_val_loss": 1e9 if state.best_val_loss is None else state.best_val_loss,
         "config": {**config.model_dump(include=set(TrainConfig.model_fields), exclude_none=True), "dataset": dataset},
+        FINGERPRINT: tokenizer.fingerprint,
     }
     staging = out.with_name(f".tmp-{out.name}")
     try:
         with told(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, staging)
+            with staging.open("wb") as file:  # by a path torch refuses some names
+                torch.save(content, file)
             storage.fsync_and_hash(staging)
+            if meta is not None:
+                storage.write_atomic(out.with_name("meta.pkl"), meta)
             os.replace(staging, out)
             storage.fsync_folder(out.parent)
     finally:
         staging.unlink(missing_ok=True)
 
 
-def write_meta(path: Path, tokenizer: Tokenizer) -> None:
-    """Write the characters of a `char` tokenizer as nanoGPT's meta.pkl. Raises StorageError."""
+def _meta_beside(out: Path, tokenizer: Tokenizer) -> bytes | None:
+    """The meta.pkl that belongs to `out`: the characters of a `char` tokenizer; None for any other.
+
+    Raises CannotCreateError where the folder has one of other characters: that belongs to another ckpt.pt.
+    """
+    if tokenizer.kind != "char":
+        return None
     names = {number: token.decode() for number, token in enumerate(tokenizer.tokens)}
     numbers = {name: number for number, name in names.items()}
-    storage.write_atomic(path, plain_bytes({"vocab_size": len(names), "itos": names, "stoi": numbers}))
+    beside = out.with_name("meta.pkl")
+    if beside.exists() and _fingerprint(beside) != tokenizer.fingerprint:
+        raise CannotCreateError(f"{shown(beside)} is of another model; give a file in another folder")
+    return plain_bytes({"vocab_size": len(names), "itos": names, "stoi": numbers})
+
+
+def _fingerprint(meta: Path) -> str | None:
+    try:
+        return of_nanogpt_meta(meta).fingerprint
+    except (BadDataError, MissingInputError):
+        return None

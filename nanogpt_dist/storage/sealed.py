@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError
+from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, StorageError
 from nanogpt_dist.storage.durable import (
     fsync_folder,
     make_folder,
@@ -60,9 +60,10 @@ class NewerFormatError(BadDataError):
 def begin(parent: Path, name: str) -> Path:
     """Makes and returns an empty folder in `parent`, where the files of the future folder `name` are written.
 
-    End it with seal() or discard(). Raises: StorageError.
+    End it with seal() or discard(). Raises: StorageError; CannotCreateError for `..`.
     """
-    assert NAME.fullmatch(name), name
+    if name in ("", ".", ".."):
+        raise CannotCreateError(f"{shown(parent / name)} is no name for a new folder; give another one")
     staging = parent / staging_name(name)
     with told(parent / name):
         make_folder(parent)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist import checkpoint
+from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage import nanogpt
@@ -18,6 +19,7 @@ from nanogpt_dist.lineage.adopting import adopt, moments_of, weights_of
 from nanogpt_dist.lineage.pickles import plain_bytes, read_plain
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.runs import find_checkpoint
+from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.update import Updater
 from nanogpt_dist.vocabularies import open_tokenizer
 from tests.nanogpt_dist.lineage.models import ids, make_run, weights
@@ -109,7 +111,9 @@ def test_and_back(tmp_path: Path) -> None:
     adopt(nanogpt.read(original), tmp_path / "run")
     found = find_checkpoint(str(tmp_path / "run"))
     config, tensors, state = weights_of(found)
-    nanogpt.write(tmp_path / "back" / "ckpt.pt", config, tensors, moments_of(found), state)
+    nanogpt.write(
+        tmp_path / "back" / "ckpt.pt", config, tensors, moments_of(found), state, nanogpt.read(original).tokenizer
+    )
     before, after = (torch.load(p, weights_only=True) for p in (original, tmp_path / "back" / "ckpt.pt"))
     for name, tensor in after["model"].items():
         assert torch.equal(tensor, before["model"][name]), name
@@ -123,13 +127,13 @@ def test_and_back(tmp_path: Path) -> None:
     optimizer.load_state_dict(after["optimizer"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     with pytest.raises(CannotCreateError):
-        nanogpt.write(original, config, tensors, {}, state)
+        nanogpt.write(original, config, tensors, {}, state, tokenizers.gpt2())
 
 
 def test_what_nanogpt_has_not_is_not_exported(tmp_path: Path) -> None:
     config = config_of(qk_norm=True, n_kv_head=1)
     with pytest.raises(ConfigError, match="no qk_norm, n_kv_head"):
-        nanogpt.write(tmp_path / "ckpt.pt", config, weights(config), {}, checkpoint.TrainState())
+        nanogpt.write(tmp_path / "ckpt.pt", config, weights(config), {}, checkpoint.TrainState(), tokenizers.gpt2())
 
 
 def test_a_pickle_bomb_executes_nothing(tmp_path: Path) -> None:
@@ -254,3 +258,47 @@ def test_a_run_with_other_ids_is_not_gone_on_with(corpus: Path, tmp_path: Path, 
     run = make_run(tmp_path / "run", open_tokenizer(str(make_meta(tmp_path / "meta.pkl"))), vocab_size=320)
     refused = nanogpt("train", run, "--dataset", corpus, "--device", "cpu", code=65)
     assert "has other ids than" in refused.stderr
+
+
+def exported(out: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
+    run = find_checkpoint(str(make_run(out.parent / f"run of {out.name}", tokenizer, **settings)))
+    nanogpt.write(out, *weights_of(run)[:2], {}, weights_of(run)[2], tokenizer)
+    return out
+
+
+def test_an_export_leaves_the_characters_of_another_model(tmp_path: Path) -> None:
+    first = exported(tmp_path / "first.pt", tokenizers.char(["some text"]))
+    assert exported(tmp_path / "again $(ü).pt", tokenizers.char(["some text"])).is_file()
+    with pytest.raises(CannotCreateError, match=r"meta\.pkl is of another model; give a file in another folder"):
+        exported(tmp_path / "second.pt", tokenizers.char(["ACGT"]))
+    assert not (tmp_path / "second.pt").exists()
+    assert (
+        nanogpt.read(first).tokenizer.encode("text").tolist() == tokenizers.char(["some text"]).encode("text").tolist()
+    )
+
+
+def test_the_characters_of_another_model_are_not_taken(tmp_path: Path) -> None:
+    """By our own exports, which say what they were trained with, and by nanoGPT's, whose rows are the characters."""
+    of_words = exported(tmp_path / "words.pt", tokenizers.gpt2())
+    of_bases = exported(tmp_path / "bases" / "ckpt.pt", tokenizers.char(["ACGT"]))
+    assert nanogpt.read(of_bases).tokenizer.n_vocab == 4  # of 64 rows
+    make_meta(tmp_path / "meta.pkl")
+    assert nanogpt.read(of_words).tokenizer.name == "gpt2"
+    make_meta(of_bases.with_name("meta.pkl"))
+    for named in (None, open_tokenizer(str(tmp_path / "meta.pkl"))):
+        with pytest.raises(BadDataError, match=r"not of ckpt\.pt, with 64 ids: type|with another tokenizer"):
+            nanogpt.read(of_bases, named)
+    original = make_ckpt(tmp_path / "theirs" / "ckpt.pt")
+    content = torch.load(original, weights_only=True)
+    torch.save({**content, "model_args": {**ARGUMENTS, "vocab_size": 50304}}, original)
+    assert nanogpt.read(original, with_optimizer=False).tokenizer.name == "gpt2"
+    torch.save({**content, "model_args": {**ARGUMENTS, "vocab_size": 65}}, original)
+    with pytest.raises(BadDataError, match=r"is not of ckpt\.pt, with 65 ids: type --tokenizer PATH/meta\.pkl"):
+        nanogpt.read(original, with_optimizer=False)
+
+
+def test_another_vocabulary_of_as_many_rows_is_not_called_gpt2s(tmp_path: Path) -> None:
+    path = exported(tmp_path / "ckpt.pt", tokenizers.byte(), vocab_size=50304)
+    with pytest.raises(MissingInputError, match=r"type --tokenizer a tokenizer\.json"):
+        nanogpt.read(path)
+    assert nanogpt.read(path, tokenizers.byte()).tokenizer.name == "byte"
