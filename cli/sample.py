@@ -33,7 +33,9 @@ def sample(
         float | None, typer.Option(min=0, max=1, help="Choose among the likeliest tokens of this total probability.")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End a sample before this text; may be given again.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds draw equal samples.")] = 1337,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds draw equal samples, however many at a time.")
+    ] = 1337,
     init_from: InitFrom = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print each sample while it comes.")] = False,
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
@@ -85,12 +87,14 @@ def sample(
         typer.echo(dumps({"samples": [asdict(each) for each in samples], "checkpoint": str(found)}))
         return
     if stream:
-        jobs = [(text, sampling.reseeded(settings, i)) for text in prompts for i in range(num_samples)]
-        for number, (text, how) in enumerate(jobs, 1):
-            typer.echo(text, nl=False)
-            for piece in sampling.stream(decoder, tokenizer, text, how):
-                typer.echo(piece, nl=False)
-            typer.echo("\n" + "─" * 40 if number < len(jobs) else "")
+        shown = 0
+        typer.echo(prompts[0], nl=False)
+        for number, piece in sampling.stream(decoder, tokenizer, prompts, num_samples, settings):
+            if number != shown:
+                typer.echo("\n" + "─" * 40 + "\n" + prompts[number // num_samples], nl=False)
+                shown = number
+            typer.echo(piece, nl=False)
+        typer.echo("")
         return
     found_samples = sampling.sample(decoder, tokenizer, prompts, num_samples, settings)
     for number, each in enumerate(found_samples, 1):

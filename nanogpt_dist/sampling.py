@@ -1,5 +1,7 @@
 """Text from a model: choose the next token, append, repeat. Never an id that the tokenizer cannot decode.
 
+What is drawn for the i-th sample after a prompt is a function of the seed and i: not of what else is drawn with it.
+
 Shape letters: B samples, V ids that the tokenizer has.
 
 Sources: Fan et al. 2018, "Hierarchical Neural Story Generation", §5.2 (top-k); Holtzman et al. 2020, "The Curious Case
@@ -7,8 +9,9 @@ of Neural Text Degeneration", §3.1 (top-p).
 """
 
 import codecs
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,9 +41,10 @@ class Sample:
     ids: list[int]
 
 
-def reseeded(settings: Settings, index: int) -> Settings:
-    """The settings for the index-th of several samples that are drawn one by one."""
-    return replace(settings, seed=settings.seed + index)
+def generator_of(seed: int, index: int) -> torch.Generator:
+    """What draws for the index-th sample; on the CPU, so that all devices draw the same."""
+    digest = hashlib.sha256(f"sample/{seed}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
@@ -52,8 +56,8 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(out.scatter(-1, index, out), float("-inf"))
 
 
-def choose(logits: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-    """One id per row: (B, V) → (B, 1)."""
+def choose(logits: Tensor, settings: Settings, generators: Sequence[torch.Generator]) -> Tensor:
+    """One id per row, each with its own generator: (B, V) → (B, 1)."""
     if settings.temperature < 1e-5:  # what follows could not tell it from 0 in float32
         return logits.argmax(-1, keepdim=True)
     index = None
@@ -62,19 +66,26 @@ def choose(logits: Tensor, settings: Settings, generator: torch.Generator) -> Te
     logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature  # ≤ 0: nothing overflows
     if settings.top_p is not None:
         logits = keep_top_p(logits, settings.top_p)
-    chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    reached = logits.softmax(-1).cumsum(-1)  # (B, K)
+    drawn = torch.cat([torch.rand(1, 1, generator=each) for each in generators]).to(logits.device)  # (B, 1), in [0, 1)
+    chosen = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)  # the first that goes beyond
+    last = (reached < reached[:, -1:]).sum(-1, keepdim=True)  # the last that has a probability
+    chosen = torch.minimum(chosen, last)
     return chosen if index is None else index.gather(1, chosen)
 
 
-def generate(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: Settings) -> Iterator[Tensor]:
+def generate(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], settings: Settings, indices: Sequence[int] | None = None
+) -> Iterator[Tensor]:
     """The next token of every row, again and again: B prompts, none empty → max_new_tokens × (B,).
 
-    The context is cropped to the model's last block_size tokens. Raises BadDataError for weights that diverged.
+    indices: which sample after its prompt a row is; None: each the first. The context is cropped to the model's last
+    block_size tokens. Raises BadDataError for weights that diverged.
     """
     logits = decoder.start(prompts, settings.max_new_tokens)  # (B, V)
-    generator = torch.Generator(logits.device).manual_seed(settings.seed)
+    generators = [generator_of(settings.seed, index) for index in indices or [0] * len(prompts)]
     for left in range(settings.max_new_tokens - 1, -1, -1):
-        chosen = choose(logits, settings, generator)[:, 0]  # (B,)
+        chosen = choose(logits, settings, generators)[:, 0]  # (B,)
         yield chosen
         if left:
             logits = decoder.next(chosen)
@@ -92,10 +103,22 @@ def sample(
     decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], count: int, settings: Settings
 ) -> list[Sample]:
     """`count` samples after each prompt, all in one batch."""
-    each = [prompt for prompt in prompts for _ in range(count)]
-    rows: list[list[int]] = [[] for _ in each]
-    done = [False] * len(each)
-    for new in generate(decoder, [encode_prompt(prompt, tokenizer) for prompt in each], settings):
+    each, indices = _several(prompts, count)
+    rows = write_on(decoder, tokenizer, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices)
+    return [finish(prompt, row, tokenizer, settings.stop) for prompt, row in zip(each, rows, strict=True)]
+
+
+def write_on(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    contexts: Sequence[Sequence[int]],
+    settings: Settings,
+    indices: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """The ids that follow each context, up to the end of text or the token that completes a stop text."""
+    rows: list[list[int]] = [[] for _ in contexts]
+    done = [False] * len(rows)
+    for new in generate(decoder, contexts, settings, indices):
         for row, chosen in enumerate(new.tolist()):
             if not done[row]:
                 done[row] = chosen in tokenizer.stop_ids
@@ -104,27 +127,66 @@ def sample(
                     done[row] = _find_stop(_tail(rows[row], tokenizer, settings.stop), settings.stop) is not None
         if all(done):
             break
-    return [_finish(prompt, row, tokenizer, settings.stop) for prompt, row in zip(each, rows, strict=True)]
+    return rows
 
 
-def stream(decoder: Decoder, tokenizer: Tokenizer, prompt: str, settings: Settings) -> Iterator[str]:
-    """One sample, piece by piece as it comes; joined, the pieces are sample()'s text for the same seed."""
-    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # holds back a character's first bytes
-    held = ""  # what may be the beginning of a stop text
-    longest = max((len(stop) for stop in settings.stop), default=0)
-    for new in generate(decoder, [encode_prompt(prompt, tokenizer)], settings):
-        chosen = int(new.item())
-        if chosen in tokenizer.stop_ids:
-            break
-        held += decode(tokenizer.decode_bytes([chosen]))
-        if (found := _find_stop(held, settings.stop)) is not None:
-            yield held[:found]
+def stream(
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], count: int, settings: Settings
+) -> Iterator[tuple[int, str]]:
+    """sample()'s texts piece by piece: (number of the sample, piece), one sample after the other, at least one of each.
+
+    They are drawn in one batch, as there: of all but the one that is told the pieces wait.
+    """
+    each, indices = _several(prompts, count)
+    texts = [_Pieces(tokenizer, settings.stop) for _ in each]
+    waiting, now = [""] * len(each), 0
+    for new in generate(decoder, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices):
+        waiting = [had + text.add(chosen) for had, text, chosen in zip(waiting, texts, new.tolist(), strict=True)]
+        while now < len(each) and (texts[now].done or waiting[now]):
+            yield now, waiting[now]
+            waiting[now] = ""
+            if not texts[now].done:
+                break
+            now += 1
+        if now == len(each):
             return
-        safe = len(held) - max(0, longest - 1)
-        if safe > 0:
-            yield held[:safe]
-            held = held[safe:]
-    yield held + decode(b"", final=True)
+    for number in range(now, len(each)):
+        yield number, waiting[number] + texts[number].end()
+
+
+def _several(prompts: Sequence[str], count: int) -> tuple[list[str], list[int]]:
+    """Each prompt `count` times, and which sample after it each is."""
+    return [prompt for prompt in prompts for _ in range(count)], list(range(count)) * len(prompts)
+
+
+class _Pieces:
+    """The text of a sample as it comes. Held back: a character's first bytes, and what may begin a stop text."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+        self.tokenizer, self.stops = tokenizer, stops
+        self.decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self.back = max(0, max((len(stop) for stop in stops), default=0) - 1)
+        self.held, self.done = "", False
+
+    def add(self, chosen: int) -> str:
+        """What is certain of the text now that a token was chosen, and was not before."""
+        if self.done:
+            return ""
+        if chosen in self.tokenizer.stop_ids:
+            return self.end()
+        self.held += self.decode(self.tokenizer.decode_bytes([chosen]))
+        found = _find_stop(self.held, self.stops)
+        self.done = found is not None
+        certain = max(0, len(self.held) - self.back) if found is None else found
+        text, self.held = self.held[:certain], self.held[certain:]
+        return text
+
+    def end(self) -> str:
+        """What was held back, unless it is a stop text."""
+        if self.done:
+            return ""
+        self.done = True
+        return self.held + self.decode(b"", final=True)
 
 
 def _find_stop(text: str, stops: tuple[str, ...]) -> int | None:
@@ -140,7 +202,8 @@ def _tail(ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> str:
     return tokenizer.decode(ids[-bytes_needed - 1 :])  # every token has at least one byte
 
 
-def _finish(prompt: str, ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> Sample:
+def finish(prompt: str, ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> Sample:
+    """The Sample of ids that write_on() found: cut before the first stop text."""
     text = tokenizer.decode(ids)
     found = _find_stop(text, stops)
     if found is not None:

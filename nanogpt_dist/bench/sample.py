@@ -13,7 +13,7 @@ from nanogpt_dist.devices import memory_bytes, peak_tflops, synchronize
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import with_vocabulary
-from nanogpt_dist.sampling import Settings, choose
+from nanogpt_dist.sampling import Settings, choose, generator_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def bench_sample(
     decoder = Decoder(model, architecture.vocab_size, weights)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(architecture.vocab_size, (num_samples, prompt_tokens), generator=generator).tolist()
-    settings, draw = Settings(max_new_tokens=max_new_tokens), torch.Generator(device).manual_seed(0)
+    settings, draw = Settings(max_new_tokens=max_new_tokens), [generator_of(0, i) for i in range(num_samples)]
     prefills: list[float] = []
     passes: list[float] = []
     whole: list[float] = []

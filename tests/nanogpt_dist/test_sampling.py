@@ -14,10 +14,11 @@ from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import load
-from nanogpt_dist.sampling import Settings, choose, encode_prompt, generate, keep_top_p, sample, stream
+from nanogpt_dist.sampling import Settings, choose, encode_prompt, generate, generator_of, keep_top_p, sample, stream
 from tests.nanogpt_dist.test_model import copied_from, hugging_face
 
 BYTES = tokenizers.byte()
+GENERATORS = [generator_of(0, i) for i in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ rows = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=30, unique=Tr
 @given(row=rows, k=st.integers(1, 40))
 def test_top_k_draws_from_the_k_largest(row: list[float], k: int) -> None:
     logits = torch.tensor([row]).repeat(60, 1)
-    drawn = choose(logits, Settings(temperature=30.0, top_k=k), torch.Generator().manual_seed(0))
+    drawn = choose(logits, Settings(temperature=30.0, top_k=k), GENERATORS[:60])
     largest = sorted(range(len(row)), key=lambda i: row[i])[-k:]
     assert set(drawn[:, 0].tolist()) <= set(largest)
     assert k > 3 or len(set(drawn[:, 0].tolist())) == min(k, len(row))
@@ -51,17 +52,18 @@ def test_top_p_keeps_the_smallest_set_of_that_probability(row: list[float], p: f
 
 
 def test_top_p_zero_keeps_the_likeliest() -> None:
-    assert choose(torch.tensor([[0.1, 3.0, 2.9]]), Settings(top_p=0.0), torch.Generator()).tolist() == [[1]]
+    assert choose(torch.tensor([[0.1, 3.0, 2.9]]), Settings(top_p=0.0), GENERATORS[:1]).tolist() == [[1]]
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits = torch.tensor([[0.1, 3.0, 2.9], [5.0, 0.0, 1.0]])
-    assert choose(logits, Settings(temperature=0), torch.Generator()).tolist() == [[1], [0]]
+    assert choose(logits, Settings(temperature=0), GENERATORS[:2]).tolist() == [[1], [0]]
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(20_000, 1)
-    drawn = choose(logits, Settings(temperature=1.0, top_k=None), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    drawn = choose(logits, Settings(temperature=1.0, top_k=None), [generator] * 20_000)
     shares = np.bincount(drawn[:, 0].numpy(), minlength=3) / 20_000
     assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.015)
 
@@ -84,6 +86,23 @@ def test_samples_are_a_function_of_the_seed(model: GPT) -> None:
     assert sample(Decoder(model, 257), BYTES, ["def "], 3, Settings(max_new_tokens=16, seed=6)) != first
 
 
+def test_a_sample_depends_on_nothing_that_is_drawn_with_it(model: GPT) -> None:
+    how = Settings(max_new_tokens=12, temperature=1.5, stop=("e",), seed=7)
+    decoder, prompts = Decoder(model, 257), ["a", "some longer prompt", "a"]
+    many = sample(decoder, BYTES, prompts, 4, how)
+    assert many[:4] == many[8:]
+    assert many[:2] == sample(decoder, BYTES, ["a"], 2, how)
+    assert many[4:5] == sample(decoder, BYTES, prompts[1:2], 1, how)
+    pieces = list(stream(decoder, BYTES, prompts, 4, how))
+    assert [number for number, _ in pieces] == sorted(number for number, _ in pieces)
+    assert ["".join(piece for at, piece in pieces if at == n) for n in range(12)] == [each.text for each in many]
+
+
+def test_no_token_without_probability_is_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(60, 1)
+    assert set(choose(logits, Settings(temperature=1.0), GENERATORS).flatten().tolist()) == {1, 3}
+
+
 def test_greedy_ids_equal_those_of_transformers() -> None:
     config = ModelConfig(block_size=32, vocab_size=257, n_layer=2, n_head=2, n_embd=32, bias=True, gelu="tanh")
     theirs = hugging_face(config)
@@ -100,7 +119,7 @@ def test_a_stream_is_the_sample_in_pieces(model: GPT, seed: int, stop: tuple[str
     how = Settings(max_new_tokens=40, temperature=1.3, stop=stop, seed=seed)
     decoder = Decoder(model, BYTES.n_vocab)
     [whole] = sample(decoder, BYTES, ["a"], 1, how)
-    assert "".join(stream(decoder, BYTES, "a", how)) == whole.text
+    assert "".join(piece for _, piece in stream(decoder, BYTES, ["a"], 1, how)) == whole.text
     assert not any(text in whole.text for text in stop)
     assert whole.text.startswith(BYTES.decode(whole.ids).rstrip("�"))
 
@@ -119,7 +138,7 @@ def test_a_sample_ends_before_end_of_text(model: GPT) -> None:
     ending = Ending(model, 257)
     [found] = sample(ending, BYTES, ["ab"], 1, Settings())
     assert (found.text, found.ids) == ("AAA", [65, 65, 65])
-    assert "".join(stream(ending, BYTES, "ab", Settings())) == "AAA"
+    assert "".join(piece for _, piece in stream(ending, BYTES, ["ab"], 1, Settings())) == "AAA"
 
 
 def test_an_empty_prompt_is_end_of_text_or_a_line_break() -> None:
