@@ -123,9 +123,9 @@ def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
 
 def load_model(checkpoint: Path, device: torch.device) -> tuple[GPT, TrainConfig]:
     """The model of a verified checkpoint, in evaluation mode on `device`, and the settings that it was trained with."""
-    config = load_config(checkpoint)
+    config, n_vocab = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint).n_vocab
     with torch.device("meta"):
-        model = GPT(config.architecture())
+        model = GPT(config.architecture(), n_vocab)
     model = model.to_empty(device=device).tie()
     load_weights(checkpoint, model)
     return model.eval(), config

@@ -71,7 +71,7 @@ def _forward(model: GPT, plain: Any, idx: Tensor, targets: Tensor | None = None)
         return plain(idx)
     assert idx.size(1) <= model.config.block_size, "longer than block_size"
     x = model.transformer(idx)  # (B, T, C)
-    return None, linear_cross_entropy(x.flatten(0, 1), model.lm_head.weight, targets.flatten())
+    return None, linear_cross_entropy(x.flatten(0, 1), model.lm_head.weight, targets.flatten(), model.n_vocab)
 
 
 def _attend(attn: CausalSelfAttention, plain: Any, x: Tensor, _: None = None) -> Tensor:
@@ -145,20 +145,25 @@ class _Attention(torch.autograd.Function):
         return heads.permute(1, 3, 0, 2, 4).reshape(-1, T, 3 * ctx.n_head * D), None, None
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int | None = None, ignore_index: int = -100
+) -> Tensor:
     """Mean cross-entropy in nats of the logits x weightᵀ: (N, C), (V, C), (N,) int64 → a scalar, float32 at least.
 
-    Products are in the autocast type, where there is one. Targets equal to ignore_index do not count.
+    Products are in the autocast type, where there is one. Logits from n_vocab on do not count, nor do targets equal to
+    ignore_index.
     """
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return _LinearCrossEntropy.apply(x, weight, targets, ignore_index, low)
+    return _LinearCrossEntropy.apply(x, weight, targets, n_vocab or len(weight), ignore_index, low)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """The logits of all rows are never there in float32, nor twice: their gradient takes their place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, low: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int, ignore_index: int, low: torch.dtype
+    ) -> Tensor:
         dx_wanted, dw_wanted = ctx.needs_input_grad[:2]
         wide = torch.promote_types(low, torch.float32)
         a, w = x.to(low), weight.to(low)
@@ -169,7 +174,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in torch.arange(len(a)).split(max(1, LOGITS // len(w))):
             some = slice(int(rows[0]), int(rows[-1]) + 1)
             logits = a[some] @ w.t()  # (n, V)
-            total += _losses(logits, targets[some], counts[some], wide)  # and now they are their gradient
+            total += _losses(logits[:, :n_vocab], targets[some], counts[some], wide)  # and now they are their gradient
+            logits[:, n_vocab:] = 0
             if dx is not None:
                 torch.mm(logits, w, out=dx[some])
             if dw_wanted:
@@ -182,12 +188,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, n = ctx.saved_tensors
         scale = dloss / n
         return (
             None if dx is None else dx.to(ctx.types[0]) * scale,
             None if dw is None else dw.to(ctx.types[1]) * scale,
+            None,
             None,
             None,
             None,

@@ -55,8 +55,9 @@ def of_source(config: TrainConfig, device: torch.device) -> Judged:
     model = huggingface.model_of(found, config.architecture(), device)
     try:
         tokenizer = hf_tokenizer.of_source(found)
+        model.n_vocab = tokenizer.n_vocab
     except MissingInputError:
-        tokenizer = None
+        tokenizer = None  # nobody knows which rows have an id
     return Judged(config.init_from, model, config, tokenizer, None)
 
 

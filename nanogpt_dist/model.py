@@ -153,12 +153,17 @@ def _table(rows: int, width: int) -> nn.Embedding:
 
 
 class GPT(nn.Module):
-    """Token ids to the logits of the next token: (B, T) → (B, T, V). In GPT-2 the head's matrix is the token table."""
+    """Token ids to the logits of the next token: (B, T) → (B, T, V). In GPT-2 the head's matrix is the token table.
 
-    def __init__(self, config: ModelConfig) -> None:
+    n_vocab: ids that the tokenizer has; None: as many as rows, V. Rows from there on only fill the table up to a size
+    that devices like: no text has their ids, and their logits are −∞, so that they take no probability from the others.
+    """
+
+    def __init__(self, config: ModelConfig, n_vocab: int | None = None) -> None:
         super().__init__()
         assert config.vocab_size is not None, "fill in vocab_size before building the model"
         self.config = config
+        self.n_vocab = config.vocab_size if n_vocab is None else n_vocab
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
@@ -188,7 +193,16 @@ class GPT(nn.Module):
         T, block_size = idx.size(1), self.config.block_size
         assert block_size >= T, f"{T} tokens do not fit into block_size {block_size}"
         x = self.transformer(idx)  # (B, T, C)
-        return self.lm_head(x[:, -1:] if last_only else x)
+        return self.head(x[:, -1:] if last_only else x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits, (B, T, C) → (B, T, V): the −∞ of rows without an id is the product's bias, which costs no time."""
+        weight = self.lm_head.weight
+        if self.n_vocab >= weight.size(0):
+            return self.lm_head(x)
+        bias = weight.new_zeros(weight.size(0))
+        bias[self.n_vocab :] = float("-inf")
+        return F.linear(x, weight, bias)
 
     def init_weights(self, seed: int) -> "GPT":
         """init_weight() for each weight."""

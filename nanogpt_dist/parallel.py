@@ -120,7 +120,12 @@ def _neighbours(world: World) -> int:
 
 
 def lay_out(
-    config: TrainConfig, layout: Layout, world: World, dtype: torch.dtype, init: bool = True
+    config: TrainConfig,
+    layout: Layout,
+    world: World,
+    dtype: torch.dtype,
+    init: bool = True,
+    n_vocab: int | None = None,
 ) -> tuple[GPT, nn.Module]:
     """The model, and what to call for a training pass: model(idx, targets) → (logits, loss).
 
@@ -129,7 +134,7 @@ def lay_out(
     """
     compile_it = config.compile if config.compile is not None else world.device.type == "cuda"
     with torch.device("meta"):
-        model = GPT(config.architecture())
+        model = GPT(config.architecture(), n_vocab)
     for block in model.transformer.h:
         if config.activation_checkpointing != "none":
             block.forward = _checkpointed(block.forward, config.activation_checkpointing)

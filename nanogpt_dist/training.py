@@ -69,7 +69,8 @@ def train(
             hardly = check_memory(config, layout, world)
         if hardly:
             console.line(f"warning: {hardly}")
-        updater = Updater(config, world, layout, dtype, init=start is None and config.init_from is None)
+        init = start is None and config.init_from is None
+        updater = Updater(config, world, layout, dtype, init, data.tokenizer.n_vocab)
         if start:
             with world.together():
                 updater.load(start, facts)

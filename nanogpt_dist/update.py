@@ -40,14 +40,23 @@ MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
 
 
 class Updater:
-    """A model, its optimizer, and how they are laid over the ranks. init: with initial weights, else to be loaded."""
+    """A model, its optimizer, and how they are laid over the ranks. init: with initial weights, else to be loaded.
+
+    n_vocab: ids of the data; None: as many as the model has rows.
+    """
 
     def __init__(
-        self, config: TrainConfig, world: World, layout: Layout, dtype: torch.dtype, init: bool = True
+        self,
+        config: TrainConfig,
+        world: World,
+        layout: Layout,
+        dtype: torch.dtype,
+        init: bool = True,
+        n_vocab: int | None = None,
     ) -> None:
         set_up(world.device, config.deterministic)
         self.config, self.world, self.layout, self.dtype = config, world, layout, dtype
-        self.model, self.wrapped = lay_out(config, layout, world, dtype, init)
+        self.model, self.wrapped = lay_out(config, layout, world, dtype, init, n_vocab)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
         self.timed: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext  # a benchmark has a clock

@@ -80,7 +80,7 @@ def bench_train(
             storage.probe_writable(trace)
     config = with_vocabulary(config) if data is None else fit_to_data(config, data)
     dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
-    updater = Updater(config, world, layout, dtype)
+    updater = Updater(config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab)
     batches = _batches(config, data, world, dtype)
     with contextlib.closing(Ahead(batches)) as ahead:
         took = _time(updater, ahead, updates, seconds)

@@ -90,6 +90,16 @@ def test_only_what_is_asked_for_is_computed() -> None:
         assert cpu_fast.linear_cross_entropy(x, w, targets) == pytest.approx(F.cross_entropy(x @ w.t(), targets).item())
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_without_an_id_take_no_part() -> None:
+    x, w, targets = normal(7, 5), normal(9, 5, seed=1), torch.tensor([0, 6, -100, 3, 2, -100, 6])
+    loss = cpu_fast.linear_cross_entropy(x, w, targets, n_vocab=7)
+    plain = F.cross_entropy(x @ w[:7].t(), targets)
+    torch.testing.assert_close(loss, plain)
+    for mine, theirs in zip(torch.autograd.grad(loss, (x, w)), torch.autograd.grad(plain, (x, w)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def updater(dtype: torch.dtype, **changes: object) -> Updater:
     config = resolve(
         {

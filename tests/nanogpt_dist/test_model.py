@@ -199,3 +199,25 @@ def test_flops_per_token() -> None:
     # 6 · (parameters without wpe) + 12 · layers · width · context
     model = make(SMALL)
     assert model.flops_per_token() == 6 * (model.num_params() - 256) + 12 * 2 * 16 * 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_without_an_id_change_neither_loss_nor_gradients(tied: bool, dtype: torch.dtype) -> None:
+    wide = SMALL.model_copy(update={"vocab_size": 128, "tied_head": tied})
+    padded = GPT(wide, n_vocab=61).init_weights(3)
+    exact = GPT(wide.model_copy(update={"vocab_size": 61}))
+    with torch.no_grad():
+        for name, weight in exact.named_parameters():
+            weight.copy_(padded.get_parameter(name)[: len(weight)])
+    x, y = ids(exact.config), ids(exact.config, seed=1)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        losses = [model(x, y)[1] for model in (padded, exact)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+    for name, weight in exact.named_parameters():
+        full = padded.get_parameter(name).grad
+        torch.testing.assert_close(full[: len(weight)], weight.grad, rtol=1e-4, atol=1e-6)
+        assert not full[len(weight) :].any()
+    assert padded.logits(x)[..., 61:].eq(-torch.inf).all()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cli.eval import _print as print_figures
+from nanogpt_dist import judging
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.checkpoint import load_model
 from nanogpt_dist.config import resolve
@@ -74,6 +75,19 @@ def test_from_ours_to_theirs_and_back(settings: dict[str, Any], tmp_path: Path) 
     assert (our_logits(tmp_path / "back", x) - ours).abs().max() <= 1e-5
     _, config = load_model(find_checkpoint(str(tmp_path / "back")), CPU)
     assert (config.bias, config.gelu) == (settings.get("bias", False), settings.get("gelu", "exact"))
+
+
+def test_a_run_and_its_export_have_one_loss(corpus: Path, tmp_path: Path) -> None:
+    data = DataFolder.open(corpus)
+    run = make_run(tmp_path / "run", data.tokenizer, vocab_size=512)  # of 257 ids
+    folder = export(run, tmp_path / "hf")
+    config = load("gpt2", {"init_from": str(folder)})
+    both = judging.of_checkpoint(find_checkpoint(str(run)), CPU), judging.of_source(config, CPU)
+    ours, exported = (judging.loss(each, data, "val", ONE, 8, "float32")["val_loss"] for each in both)
+    assert ours == pytest.approx(exported, rel=1e-6)
+    x = ids(257)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()(x, labels=x).loss.item()
+    assert both[0].model(x[:, :-1], x[:, 1:])[1].item() == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
