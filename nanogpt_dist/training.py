@@ -77,10 +77,10 @@ def train(
         elif config.init_from is not None:
             begin_from(config.init_from, updater, data, world, console)
         saver = Saver(run, config, world, data, console, newest=start, refuse_moved=refuse_moved)
-        if start and state.best_step is not None:
-            saver.resumed_from.add(storage.step_name(state.best_step))
-            if other := forget_other_best(start, state, config, evaluator):
-                console.line(f"note: {other}")
+        before = state.best_step
+        if start and before is not None and (other := forget_other_best(start, state, config, evaluator)):
+            console.line(f"note: {other}")
+            saver.resumed_from.add(storage.step_name(before))  # not lost for that
         with contextlib.ExitStack() as stack:
             stack.enter_context(world.watch.over(run, config.timeout_s, stop.ask))
             stack.enter_context(noting_failure(run, world, refuse_moved))
