@@ -108,6 +108,9 @@ def _of_ranks(path: Path, name: str) -> Tokenizer:
     """The ranks in a .tiktoken file, which does not name its pattern: known by its sha256, else GPT-2's."""
     data = read_file(path)
     pattern, specials = RANKS.get(hashlib.sha256(data).hexdigest(), (None, None))
+    if re.search(rb" 50255\n\S+ 50257\n", data):
+        wrong = "p50k_base has end of text within its ranks, which is not read"
+        raise BadDataError(f"{shown(path)}: {wrong}; give gpt2, which has all but its runs of spaces")
     tokens = bpe.parse_ranks(data, shown(path))
     if pattern is None:
         odd = next((token for token in tokens if NOT_GPT2S.search(token.decode("latin-1"))), None)

@@ -176,3 +176,36 @@ def test_a_sentencepiece_model_is_told_as_one(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(BadDataError, match="a SentencePiece model"):
         open_tokenizer(str(tmp_path / "tokenizer.model"))
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+def test_ranks_are_known_by_tiktokens_own_sha256(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiktoken_ext import openai_public
+
+    sums = []
+
+    def note(address: str, expected_hash: str) -> dict[bytes, int]:
+        sums.append(expected_hash)
+        return {}
+
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", note)
+    theirs = openai_public.ENCODING_CONSTRUCTORS[name]()
+    assert vocabularies.RANKS[sums[0]] == (theirs["pat_str"], theirs["special_tokens"])
+
+
+def test_ranks_that_are_known_have_their_pattern_and_special_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bpe.ranks_file([*(bytes([i]) for i in range(256)), b"12", b"123", b".get"])
+    (tmp_path / "mine.tiktoken").write_bytes(data)
+    known = {hashlib.sha256(data).hexdigest(): (patterns.CL100K.text, {"<|endoftext|>": 300})}
+    monkeypatch.setattr(vocabularies, "RANKS", known)
+    opened = open_tokenizer(str(tmp_path / "mine.tiktoken"))
+    assert (opened.eot_id, opened.pattern) == (300, patterns.CL100K)
+
+
+def test_ranks_with_a_gap_are_told_as_p50ks(tmp_path: Path) -> None:
+    lines = bpe.ranks_file(tokenizers.gpt2().tokens) + base64.b64encode(b"        ") + b" 50257\n"
+    (tmp_path / "p50k_base.tiktoken").write_bytes(lines)
+    with pytest.raises(BadDataError, match="p50k_base has end of text within its ranks"):
+        open_tokenizer(str(tmp_path / "p50k_base.tiktoken"))
