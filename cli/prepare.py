@@ -169,6 +169,7 @@ def prepare(
         )
     if manifest is not None:  # else another rank tells
         _compare(manifest)
+        _tell_borders(manifest)
         figures = _figures(manifest, out, time.monotonic() - started, reused)
         print(json.dumps(figures) if as_json else _summary(manifest, figures))
 
@@ -220,6 +221,15 @@ def _compare(manifest: "Manifest") -> None:
         typer.echo(f"note: {corpus.name} is known to have {corpus.documents:,} documents, not {documents:,}", err=True)
     elif corpus.tokens not in (None, tokens) and usual:
         typer.echo(f"note: {corpus.name} is known to give {corpus.tokens[0]:,} + {corpus.tokens[1]:,} tokens", err=True)
+
+
+def _tell_borders(manifest: "Manifest") -> None:
+    """A note where documents follow each other without a border, as the tokenizer has none."""
+    documents = sum(split.documents for split in manifest.splits.values())
+    rules = {source.split.rule for source in manifest.sources if source.split}
+    if manifest.tokenizer.eot_id is None and documents > 1 and rules != {"characters"}:
+        name = manifest.tokenizer.name
+        typer.echo(f"note: {name} has no end of text: nothing stands between the {documents:,} documents", err=True)
 
 
 def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> dict[str, Any]:

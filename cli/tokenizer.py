@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import CONTEXT, Json
-from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, CannotCreateError, UsageError
 
 if TYPE_CHECKING:
     from nanogpt_dist.tokenizer import Tokenizer
@@ -55,10 +55,7 @@ def train(
             else:
                 yield text
 
-    try:
-        model = bpe.train_model(learnt_from(), vocab_size - 1)
-    except (BadDataError, MissingInputError) as error:
-        raise type(error)(_in_own_flags(str(error))) from None
+    model = bpe.train_model(learnt_from(), vocab_size - 1, "--vocab-size ")
     tokenizer = Tokenizer(named(out.stem), "bpe", bpe.vocabulary_of(model.get_vocab()))
     proof = held_out or [text for text, _ in zip(read_texts(source, column), range(100), strict=False)]
     tokens = 0
@@ -85,14 +82,6 @@ def train(
     print(f"{out}: {tokenizer.n_vocab:,} ids; {figures['bytes_per_token']:.2f} bytes per token on {what},")
     following = f"nanogpt prepare text --source … --tokenizer {shlex.quote(str(out))}"
     print(f"the same {tokens:,} ids there as the trainer's own. Next: {following}")
-
-
-def _in_own_flags(message: str) -> str:
-    """What reading and learning say to prepare's users, in the flags of this command."""
-    own = {"--tokenizer bpe:": "--vocab-size ", ", or give --errors replace or skip": "", "--source ": ""}
-    for theirs, ours in own.items():
-        message = message.replace(theirs, ours)
-    return message
 
 
 @tokenizer_app.command()

@@ -31,8 +31,10 @@ def gpt2_vocabulary() -> list[bytes]:
     return [*_PRINTABLE.values(), *(from_printable(pair.replace(" ", "")) for pair in pairs)]
 
 
-def train_model(texts: Iterable[str], size: int) -> Any:
+def train_model(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:") -> Any:
     """A `tokenizers.Tokenizer` under GPT-2's pattern with `size` ≥ 256 tokens learnt from `texts`, in that order.
+
+    flag: what a number of ids, end of text included, is typed behind.
 
     Raises BadDataError where the texts are too few for that many merges.
     """
@@ -47,7 +49,7 @@ def train_model(texts: Iterable[str], size: int) -> Any:
     model.train_from_iterator(_without_long_runs(texts), trainer)
     ids = model.get_vocab()
     if len(ids) != size:
-        raise BadDataError(f"the text gives only {len(ids) + 1} of {size + 1} ids; type --tokenizer bpe:{len(ids) + 1}")
+        raise BadDataError(f"the text gives only {len(ids) + 1} of {size + 1} ids; type {flag}{len(ids) + 1}")
     return model
 
 

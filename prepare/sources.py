@@ -220,7 +220,7 @@ def _expanded(given: Sequence[Path]) -> Iterator[Path]:
         if not path.exists() and glob.has_magic(str(path)):
             found = sorted(glob.glob(str(path), recursive=True))
             if not found:
-                raise MissingInputError(f"nothing matches {shown(path)}; give --source another pattern")
+                raise MissingInputError(f"nothing matches {shown(path)}; give another pattern")
             yield from map(Path, found)
         else:
             yield path
@@ -261,7 +261,7 @@ def _known_file(corpus: Corpus, path: Path) -> Source:
 
 def _source(name: str, path: Path) -> Source:
     if not path.is_file():  # a pipe would block whoever reads it
-        raise MissingInputError(f"{shown(path)} does not exist or is not a file; give --source another path")
+        raise MissingInputError(f"{shown(path)} does not exist or is not a file; give another path")
     source = Source(name, path, _stamp(path))
     if source.stamp and source.stamp[0] < LFS_BYTES and _begins_with(path, LFS_POINTER):
         raise BadDataError(

@@ -38,7 +38,7 @@ def how_to_read(name: str) -> str:
     inner = name[: len(name) - len(ending)].lower()
     for archive, unpack in _ARCHIVES.items():
         if inner.endswith(archive):
-            return f"an archive; type: {unpack} and give --source FOLDER"
+            return f"an archive; type: {unpack} and give FOLDER"
     if ending:
         form = format_of(inner)
         if (form is None and "." in inner[1:]) or (form and form.kind in ("parquet", "arrow")):

@@ -51,7 +51,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     [
         ("a.csv", "a table; type: python -c \"import pandas; pandas.read_csv('FILE').to_parquet('FILE.parquet')\""),
         ("a.tsv", "pandas.read_table('FILE')"),
-        ("a.zip", "an archive; type: unzip FILE -d FOLDER and give --source FOLDER"),
+        ("a.zip", "an archive; type: unzip FILE -d FOLDER and give FOLDER"),
         ("a.TAR", "type: tar -xf FILE -C FOLDER"),
         ("a.tar.xz", "type: tar -xf FILE -C FOLDER"),
         ("a.tgz", "type: tar -xf FILE -C FOLDER"),
