@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.options import CONTEXT, Device, Json, Preset, Settings, takes_settings
+from cli.terminal import echo
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.presets import DEFAULT_PRESET, load
 
@@ -132,7 +133,7 @@ def io(
 def _print(found: "TrainSpeed | SampleSpeed | DataSpeed | IoSpeed", lines: list[str], as_json: bool) -> None:
     from nanogpt_dist.runs import to_json
 
-    typer.echo(to_json(asdict(found)) if as_json else "\n".join(lines))
+    echo(to_json(asdict(found)) if as_json else "\n".join(lines))
 
 
 def _train_lines(found: "TrainSpeed") -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import CONTEXT, Json, warn
+from cli.terminal import echo
 from nanogpt_dist import runs, storage
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError, clipped
 
@@ -24,16 +25,16 @@ def list_checkpoints(run: Run, as_json: Json = False) -> None:
     found = [_describe(folder, _marks(run)) for folder in _checkpoints(run)]
     verdict = runs.verdict_of(run)
     if as_json:
-        typer.echo(json.dumps({"run": str(run), "verdict": verdict, "checkpoints": found}))
+        echo(json.dumps({"run": str(run), "verdict": verdict, "checkpoints": found}))
         return
     for one in found:
         loss = "–" if one["val_loss"] is None else f"{one['val_loss']:.4f}"
         state = ", ".join([*one["marks"], *([f"damaged: {one['damage']}"] if one["damage"] else [])])
         how = f"{one['layout'] or 'unknown layout'} on {one['world_size'] or '?'}"
-        typer.echo(f"{one['name']}  {one['bytes'] / 1e6:10,.1f} MB  val loss {loss:>7}  {how}  {state}".rstrip())
+        echo(f"{one['name']}  {one['bytes'] / 1e6:10,.1f} MB  val loss {loss:>7}  {how}  {state}".rstrip())
     if verdict in ("running", "killed"):
         resume = f"; resume: {shlex.join(['nanogpt', 'train', str(run)])}" if verdict == "killed" else ""
-        typer.echo(f"{run}: {verdict}{resume}", err=True)
+        echo(f"{run}: {verdict}{resume}", err=True)
 
 
 @checkpoint_app.command()
@@ -47,11 +48,9 @@ def verify(target: Target, as_json: Json = False) -> None:
         files += len(list(folder.iterdir()))
     if as_json:
         listed = [{"file": name, "reason": reason} for name, reason in bad]
-        typer.echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))
+        echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))
     else:
-        typer.echo(
-            "\n".join(f"bad  {name}: {reason}" for name, reason in bad) or f"{target}: all {files} files are good"
-        )
+        echo("\n".join(f"bad  {name}: {reason}" for name, reason in bad) or f"{target}: all {files} files are good")
     if bad:
         name, reason = bad[0]
         raise BadDataError(
@@ -81,11 +80,9 @@ def prune(
         if not dry_run:
             storage.prune(folder, keep, also, keep_every)
     if as_json:
-        typer.echo(json.dumps({"deleted": names, "bytes": freed, "dry_run": dry_run}))
+        echo(json.dumps({"deleted": names, "bytes": freed, "dry_run": dry_run}))
     else:
-        typer.echo(
-            f"{'would delete' if dry_run else 'deleted'} {len(names)}, {freed / 1e6:,.1f} MB: {', '.join(names)}"
-        )
+        echo(f"{'would delete' if dry_run else 'deleted'} {len(names)}, {freed / 1e6:,.1f} MB: {', '.join(names)}")
 
 
 @checkpoint_app.command()
@@ -118,7 +115,7 @@ def consolidate(
     if not is_sharded(found):
         raise UsageError(f"{found} has whole tensors already: use it as it is")
     place = out or runs.run_of(found) / "consolidated" / runs.spelt(found).name
-    typer.echo(str(consolidate(found, place)))
+    echo(str(consolidate(found, place)))
 
 
 def _is_checkpoint(path: Path) -> bool:

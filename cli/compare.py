@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import Json
+from cli.terminal import FILE, columns, echo, echo_table
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+FIRST, A_RUN = 18, 22  # columns of a table: of what stands in front, of a run's two losses
 
 
 def compare(
@@ -32,24 +35,36 @@ def compare(
     if json:
         from nanogpt_dist.runs import to_json
 
-        typer.echo(to_json({"runs": figures, "differences": differences, "at_equal_tokens": rows}))
+        echo(to_json({"runs": figures, "differences": differences, "at_equal_tokens": rows}))
         return
-    names = [str(run) for run in targets]
+    if not differences:
+        echo("all settings are the same")
+    at_once = max(1, ((columns() or FILE) - FIRST) // A_RUN)  # runs that fit side by side
+    for start in range(0, len(targets), at_once):
+        _print(slice(start, start + at_once), [str(run) for run in targets], differences, rows, figures)
+    if plot is not None:
+        echo(f"{plot} is drawn")
+
+
+def _print(
+    these: slice, runs: list[str], differences: dict[str, list[Any]], rows: list[dict[str, Any]], figures: list[Any]
+) -> None:
+    """The tables of some of the runs: their settings, their losses at equal tokens, and where they stand."""
+    names = runs[these]
     table = _table("setting", names)
     for name, values in differences.items():
-        table.add_row(name, *("–" if value is None else str(value) for value in values))
-    _print(table if differences else "all settings are the same")
+        table.add_row(name, *("–" if value is None else str(value) for value in values[these]))
+    if differences:
+        echo_table(table)
     table = _table("loss at tokens", [f"{name}\n{kind}" for name in names for kind in ("train", "val")])
     for row in rows:
-        pairs = zip(row["train_loss"], row["val_loss"], strict=True)
+        pairs = zip(row["train_loss"][these], row["val_loss"][these], strict=True)
         table.add_row(f"{row['tokens']:,}", *(_loss(value) for pair in pairs for value in pair))
-    _print(table)
+    echo_table(table)
     table = _table("in all", names)
     for key in ("step", "tokens", "val_loss", "best_val_loss", "tokens_per_second", "verdict"):
-        table.add_row(key, *(_shown(one[key]) for one in figures))
-    _print(table)
-    if plot is not None:
-        typer.echo(f"{plot} is drawn")
+        table.add_row(key, *(_shown(one[key]) for one in figures[these]))
+    echo_table(table)
 
 
 def _table(first: str, others: list[str]) -> "Table":
@@ -58,16 +73,8 @@ def _table(first: str, others: list[str]) -> "Table":
 
     table = Table(first, box=box.SIMPLE_HEAD)
     for name in others:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", min_width=8)
     return table
-
-
-def _print(what: "str | Table") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    console.width = console.width if console.is_terminal else 200
-    console.print(what)
 
 
 def _loss(value: float | None) -> str:

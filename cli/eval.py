@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli.options import Device, InitFrom, Json, refuse_both, warn
+from cli.terminal import echo, echo_table, fits
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from nanogpt_dist.config import TrainConfig
     from nanogpt_dist.distributed import World
     from nanogpt_dist.judging import Judged
 
+NAMED = 16  # columns of a checkpoint's name, at least, beside its figures
 PATIENCE_S = 3600  # of the ranks, while one of them fetches the data of tasks
 
 Results = dict[str, dict[str, Any]]  # what was judged → figures
@@ -71,7 +75,7 @@ def eval_command(
                 with world.together():
                     data = DataFolder.open(Path(dataset or _dataset_of(judged)))
                 if world.leads:
-                    typer.echo(f"{judged.name} on the {split} split of {data.path}", err=True)
+                    echo(f"{judged.name} on the {split} split of {data.path}", err=True)
                 figures = judging.loss(judged, data, split, world, batch_size, dtype)
                 results[f"{split} of {data.path}"] = {**figures, "dataset": str(data.path), "split": split}
             if tasks or text:
@@ -149,7 +153,7 @@ def _print_json(rows: list[tuple[str, Results]]) -> None:
         loss = next((figures for figures in results.values() if "dataset" in figures), {})
         more = {what: figures for what, figures in results.items() if "dataset" not in figures}
         found.append({**loss, "checkpoint": name, **({"results": more} if more else {})})
-    typer.echo(to_json(found[0]) if len(found) == 1 else to_json({"checkpoints": found}))
+    echo(to_json(found[0]) if len(found) == 1 else to_json({"checkpoints": found}))
 
 
 def _print(rows: list[tuple[str, Results]]) -> None:
@@ -160,15 +164,15 @@ def _print(rows: list[tuple[str, Results]]) -> None:
     for what, figures in results.items():
         if "dataset" not in figures:
             values = " · ".join(f"{key} {_number(value)}" for key, value in figures.items())
-            typer.echo(f"{what}: {values}")
+            echo(f"{what}: {values}")
             continue
         loss = figures.get("val_loss", figures.get("train_loss"))
-        typer.echo(f"loss        {loss:.4f} ± {figures['standard_error']:.4f} nats/token")
-        typer.echo(f"perplexity  {figures['perplexity']:.2f}")
-        typer.echo(f"bits/byte   {figures['bits_per_byte']:.4f}")
-        typer.echo(f"tokens      {figures['tokens']:,}")
+        echo(f"loss        {loss:.4f} ± {figures['standard_error']:.4f} nats/token")
+        echo(f"perplexity  {figures['perplexity']:.2f}")
+        echo(f"bits/byte   {figures['bits_per_byte']:.4f}")
+        echo(f"tokens      {figures['tokens']:,}")
         if published := _published(name, figures["split"]):
-            typer.echo(f"published   {published:.2f} on OpenWebText, with the exact form of GELU")
+            echo(f"published   {published:.2f} on OpenWebText, with the exact form of GELU")
 
 
 def _published(name: str, split: str) -> float | None:
@@ -181,26 +185,43 @@ SHOWN = ("val_loss", "train_loss", "loss", "perplexity", "bits_per_byte", "acc",
 
 
 def _print_table(rows: list[tuple[str, Results]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """One table; on a terminal that is too narrow for it one for each thing that was judged, or a list."""
     columns = list(
         dict.fromkeys(
             (w, key) for _, results in rows for w, figures in results.items() for key in figures if key in SHOWN
         )
     )
+    table = _table(rows, columns)
+    if fits(table):
+        echo_table(table)
+        return
+    for what in dict.fromkeys(what for what, _ in columns):
+        own = [column for column in columns if column[0] == what]
+        table = _table([(name[-NAMED:], results) for name, results in rows], own, titled=False)
+        echo(what)
+        if fits(table):
+            echo_table(_table(rows, own, titled=False))
+            continue
+        for name, results in rows:
+            echo(f"  {name}")
+            for _, key in own:
+                echo(f"    {key:<14} {_number(results.get(what, {}).get(key))}")
+
+
+def _table(rows: list[tuple[str, Results]], columns: list[tuple[str, str]], titled: bool = True) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("checkpoint")
     before = None
     for what, key in columns:
-        table.add_column(f"{what if what != before else ''}\n{key}", justify="right", no_wrap=True)
+        header = f"{what if what != before else ''}\n{key}" if titled else key
+        table.add_column(header, justify="right", min_width=max(len(key), 9))
         before = what
     for name, results in rows:
         table.add_row(name, *(_number(results.get(what, {}).get(key)) for what, key in columns))
-    console = Console(highlight=False, markup=False)
-    console.width = max(console.width if console.is_terminal else 0, 1000)  # a file takes lines of any length
-    console.print(table)
+    return table
 
 
 def _number(value: Any) -> str:

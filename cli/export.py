@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import CONTEXT, warn
+from cli.terminal import echo
 
 export_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
@@ -28,9 +29,9 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     tokenizer = load_checkpoint_tokenizer(found)
     card = model_card(out.name, config, state, tokenizer, sum(each.numel() for each in weights.values()))
     huggingface.export(out, config, weights, tokenizer, card, state.step)
-    typer.echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
+    echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
     program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})("A"))'
-    typer.echo(f"Next: {shlex.join(['python', '-c', program])}")
+    echo(f"Next: {shlex.join(['python', '-c', program])}")
 
 
 @export_app.command("nanogpt")
@@ -50,17 +51,17 @@ def export_nanogpt(
     nanogpt.write(out, config, weights, moments_of(found), state, tokenizer)
     if config.gelu == "tanh":
         warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
-    typer.echo(f"{out}: step {state.step:,}")
+    echo(f"{out}: step {state.step:,}")
     if tokenizer.kind == "char":
         meta = out.with_name("meta.pkl")
-        typer.echo(f"{meta}: its characters; its sample.py looks for them in data/{Path(config.dataset).name}/meta.pkl")
+        echo(f"{meta}: its characters; its sample.py looks for them in data/{Path(config.dataset).name}/meta.pkl")
     elif tokenizer.name != "gpt2":
         warn(f"its sample.py decodes with GPT-2's ids, this model has those of {tokenizer.name}")
     if out.name == "ckpt.pt":
         folder = out.parent.resolve()  # it is typed in another folder
-        typer.echo(f"Next, in nanoGPT: {shlex.join(['python', 'sample.py', f'--out_dir={folder}'])}")
+        echo(f"Next, in nanoGPT: {shlex.join(['python', 'sample.py', f'--out_dir={folder}'])}")
     else:
-        typer.echo("nanoGPT opens no other name than ckpt.pt: call it so there, in a folder of its own")
+        echo("nanoGPT opens no other name than ckpt.pt: call it so there, in a folder of its own")
 
 
 @export_app.command("llmc")
@@ -73,7 +74,7 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     found = _find(target, best)
     config, weights, state = weights_of(found)
     llmc.write(out, config, weights, load_checkpoint_tokenizer(found), state.step)
-    typer.echo(f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where train_gpt2 runs")
+    echo(f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where train_gpt2 runs")
 
 
 def _find(target: str, best: bool) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import CONTEXT, Json
+from cli.terminal import echo
 
 if TYPE_CHECKING:
     from nanogpt_dist.lineage.adopting import Foreign
@@ -68,8 +69,8 @@ def _adopt(foreign: "Foreign", run: Path, as_json: bool) -> None:
             "optimizer": bool(foreign.moments),
             "origin": foreign.origin,
         }
-        typer.echo(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     with_state = "with AdamW's state" if foreign.moments else "weights only"
-    typer.echo(f"{written}: {parameters:,} parameters, {with_state}, tokenizer {foreign.tokenizer.name}")
-    typer.echo(f"Next: {shlex.join(['nanogpt', 'sample', str(run)])}")
+    echo(f"{written}: {parameters:,} parameters, {with_state}, tokenizer {foreign.tokenizer.name}")
+    echo(f"Next: {shlex.join(['nanogpt', 'sample', str(run)])}")

@@ -10,6 +10,7 @@ import typer
 from cli.bar import byte_bar
 from cli.next_step import to_train
 from cli.options import Json
+from cli.terminal import echo
 from nanogpt_dist.stopping import StopRequest
 
 
@@ -49,7 +50,7 @@ def import_shards(
     started = time.monotonic()
     with byte_bar("import") as progress:
         folder, manifest = run(
-            files, tokenizer, val or [], out, eot, uint32, progress, lambda text: typer.echo(f"note: {text}", err=True)
+            files, tokenizer, val or [], out, eot, uint32, progress, lambda text: echo(f"note: {text}", err=True)
         )
     train, kept = manifest.splits["train"], manifest.splits["val"]
     seconds = time.monotonic() - started
@@ -70,9 +71,9 @@ def import_shards(
             "shards": len(train.shards) + len(kept.shards),
             "seconds": round(seconds, 3),
         }
-        typer.echo(json.dumps(figures))
+        echo(json.dumps(figures))
         return
     for name, split in manifest.splits.items():
-        typer.echo(f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {len(split.shards)} shards")
-    typer.echo(f"tokenizer {manifest.tokenizer.name}, end of text: {manifest.eot or 'none'}; {seconds:.1f} s")
-    typer.echo(f"\n{to_train(manifest, str(folder))}")
+        echo(f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {len(split.shards)} shards")
+    echo(f"tokenizer {manifest.tokenizer.name}, end of text: {manifest.eot or 'none'}; {seconds:.1f} s")
+    echo(f"\n{to_train(manifest, str(folder))}")

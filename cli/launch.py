@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import launch_jobs, options
+from cli.terminal import echo
 from launch import job_options, several, supervisor, torchrun
 from nanogpt_dist.errors import NanogptError, UsageError
 
@@ -86,7 +87,7 @@ def launch(
     added = torchrun.environment(ranks, shutdown_timeout, os.environ)
     added |= torchrun.environment_of_nodes(nodes, os.environ)
     if dry_run:
-        typer.echo(torchrun.pasteable(line, added))
+        echo(torchrun.pasteable(line, added))
         return
     run = supervisor.Run(line, {**torchrun.inherited(os.environ), **added}, shutdown_timeout, max_restarts)
     if nodes.several:

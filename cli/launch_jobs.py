@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.terminal import echo
 from launch import job_options
 from launch.job_options import Job, JobOptions
 from nanogpt_dist.errors import CannotCreateError, StorageError, UsageError
@@ -51,12 +52,12 @@ def _submit(job: Job, dry_run: bool) -> None:
 
     text = slurm.script(job, os.environ)
     if dry_run:
-        typer.echo(text, nl=False)
+        echo(text, nl=False)
         return
     path = Path(slurm.file_name(job))
     slurm.write(path, text)
     number = slurm.submit(path)
-    typer.echo(f"job {number} of {path}; see: tail -F {job.name}-{number}.out; end it: scancel {number}")
+    echo(f"job {number} of {path}; see: tail -F {job.name}-{number}.out; end it: scancel {number}")
 
 
 def _manifest(job: Job, dry_run: bool) -> None:
@@ -65,15 +66,15 @@ def _manifest(job: Job, dry_run: bool) -> None:
     text = kubernetes.to_yaml(kubernetes.manifests(job))
     output = job.options.output
     if not job.options.pvc:
-        typer.echo("nanogpt: without --pvc CLAIM:/mount the checkpoints end with their pod", err=True)
+        echo("nanogpt: without --pvc CLAIM:/mount the checkpoints end with their pod", err=True)
     if output is None or dry_run:
-        typer.echo(text, nl=False)
+        echo(text, nl=False)
         return
     try:
         write_user_file(Path(output), text.encode())
     except StorageError as error:
         raise CannotCreateError(f"{error}, or give another --output") from error
-    typer.echo(f"Next: {shlex.join(['kubectl', 'create', '-f', output])}")
+    echo(f"Next: {shlex.join(['kubectl', 'create', '-f', output])}")
 
 
 def _group(name: str) -> str:

@@ -1,7 +1,5 @@
 """The command `nanogpt`: its subcommands, and the one place where an error becomes a line and an exit code."""
 
-import codecs
-import io
 import os
 import sys
 import traceback
@@ -24,6 +22,7 @@ from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
 from cli.show import show_app
+from cli.terminal import echo, open_streams
 from cli.tokenizer import tokenizer_app
 from cli.train import train
 from cli.verify import verify
@@ -33,26 +32,6 @@ from nanogpt_dist.errors import INTERRUPTED, MAX_LINE, Exit, NanogptError, one_l
 
 DEBUG = "NANOGPT_DEBUG"  # set by --debug, inherited by the ranks that a command starts
 
-PLAIN = "nanogpt-plain"  # the name of the error handler below
-ALIKE = {  # each as wide as what it replaces
-    "-": "─━╴╸╶╺–—",
-    "=": "═",
-    "|": "│┃║╷╵",
-    "+": "┌┐└┘├┤┬┴┼╔╗╚╝╤╞╪╡╭╮╰╯",
-    **{"v": "▼", ">": "►→", "<": "←", "x": "×", ".": "·", "#": "▒", "_": "␣", "$": "⏎", "T": "ᵀ", "~": "≈⇥"},
-}
-ASCII = {ord(char): plain for plain, chars in ALIKE.items() for char in chars} | {ord("…"): "...", ord("√"): "sqrt "}
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What a stream prints for characters that its encoding lacks: ASCII that looks alike, else their escapes."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end].translate(ASCII)
-    return text.encode("ascii", "backslashreplace").decode(), error.end
-
-
-codecs.register_error(PLAIN, _plain)
 app = typer.Typer(
     name="nanogpt",
     no_args_is_help=True,
@@ -94,7 +73,7 @@ app.command(rich_help_panel="Around it")(quickstart)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"nanogpt {__version__}")
+        echo(f"nanogpt {__version__}")
         raise typer.Exit
 
 
@@ -114,7 +93,7 @@ def main() -> int:
     if "--debug" in arguments:
         arguments = [argument for argument in arguments if argument != "--debug"]
         os.environ[DEBUG] = "1"
-    _open_streams()
+    open_streams()
     try:
         refuse_empty(arguments)
         refuse_nanogpts(arguments)
@@ -130,16 +109,6 @@ def main() -> int:
         if os.environ.get(DEBUG):
             traceback.print_exc()
         return _leave(*explain(error), quiet=isinstance(error, NanogptError) and error.quiet)
-
-
-def _open_streams() -> None:
-    """Standard streams that take any text, and are there: a closed one swallows what is written."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, io.StringIO())
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=PLAIN)
 
 
 def _is_broken_pipe(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 from pydantic import BaseModel
 
+from cli.terminal import echo
 from nanogpt_dist.config import ADDRESS, TrainConfig
 from nanogpt_dist.errors import UsageError
 
@@ -136,7 +137,7 @@ def refuse_both(run: object, init_from: str | None) -> None:
 def warn(text: str) -> None:
     """A line on stderr, beside what a command prints."""
     with contextlib.suppress(OSError):  # the terminal may be gone
-        typer.echo(f"warning: {text}", err=True)
+        echo(f"warning: {text}", err=True)
 
 
 def flush_or_drop() -> OSError | None:

@@ -12,6 +12,7 @@ import typer
 
 from cli.bar import progress_bar
 from cli.next_step import to_train
+from cli.terminal import echo
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.stopping import StopRequest
 
@@ -163,7 +164,7 @@ def prepare(
                 fresh=fresh,
                 ranks=ranks,
                 progress=report or (lambda what, done, total, tokens: None),
-                note=lambda text: typer.echo(f"note: {text}", err=True) if ranks.leads else None,
+                note=lambda text: echo(f"note: {text}", err=True) if ranks.leads else None,
             ),
             weights,
         )
@@ -218,9 +219,9 @@ def _compare(manifest: "Manifest") -> None:
     tokens = manifest.splits["train"].tokens, manifest.splits["val"].tokens
     usual = manifest.tokenizer.spec == corpus.tokenizer and manifest.sources[0].split is not None
     if corpus.documents not in (None, documents):
-        typer.echo(f"note: {corpus.name} is known to have {corpus.documents:,} documents, not {documents:,}", err=True)
+        echo(f"note: {corpus.name} is known to have {corpus.documents:,} documents, not {documents:,}", err=True)
     elif corpus.tokens not in (None, tokens) and usual:
-        typer.echo(f"note: {corpus.name} is known to give {corpus.tokens[0]:,} + {corpus.tokens[1]:,} tokens", err=True)
+        echo(f"note: {corpus.name} is known to give {corpus.tokens[0]:,} + {corpus.tokens[1]:,} tokens", err=True)
 
 
 def _tell_borders(manifest: "Manifest") -> None:
@@ -229,7 +230,7 @@ def _tell_borders(manifest: "Manifest") -> None:
     rules = {source.split.rule for source in manifest.sources if source.split}
     if manifest.tokenizer.eot_id is None and documents > 1 and rules != {"characters"}:
         name = manifest.tokenizer.name
-        typer.echo(f"note: {name} has no end of text: nothing stands between the {documents:,} documents", err=True)
+        echo(f"note: {name} has no end of text: nothing stands between the {documents:,} documents", err=True)
 
 
 def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> dict[str, Any]:

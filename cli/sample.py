@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.options import Device, InitFrom, Json, refuse_both, warn
+from cli.terminal import echo, echo_text
 
 
 def sample(
@@ -81,26 +82,26 @@ def sample(
     settings = sampling.Settings(max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed)
     weights = pick_weights(dtype, model.lm_head.weight.device, greedy=temperature == 0)
     decoder = Decoder(model, tokenizer.n_vocab, weights)
-    typer.echo(f"sampling from {found}, weights in {weights}", err=True)
+    echo(f"sampling from {found}, weights in {weights}", err=True)
     if json:
         samples = sampling.sample(decoder, tokenizer, prompts, num_samples, settings)
-        typer.echo(dumps({"samples": [asdict(each) for each in samples], "checkpoint": str(found)}))
+        echo(dumps({"samples": [asdict(each) for each in samples], "checkpoint": str(found)}))
         return
     if stream:
         shown = 0
-        typer.echo(prompts[0], nl=False)
+        echo_text(prompts[0], nl=False)
         for number, piece in sampling.stream(decoder, tokenizer, prompts, num_samples, settings):
             if number != shown:
-                typer.echo("\n" + "─" * 40 + "\n" + prompts[number // num_samples], nl=False)
+                echo_text("\n" + "─" * 40 + "\n" + prompts[number // num_samples], nl=False)
                 shown = number
-            typer.echo(piece, nl=False)
-        typer.echo("")
+            echo_text(piece, nl=False)
+        echo("")
         return
     found_samples = sampling.sample(decoder, tokenizer, prompts, num_samples, settings)
     for number, each in enumerate(found_samples, 1):
-        typer.echo(each.prompt + each.text)
+        echo_text(each.prompt + each.text)
         if number < len(found_samples):
-            typer.echo("─" * 40)
+            echo("─" * 40)
 
 
 def read_prompt(prompt: str) -> str:

@@ -11,6 +11,7 @@ from cli.options import CONTEXT, Json, Preset, Settings, takes_settings
 from cli.show_attention import attention
 from cli.show_checkpoint import checkpoint
 from cli.show_data import data
+from cli.terminal import columns, echo, echo_table, echo_wrapped
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, UsageError
 from nanogpt_dist.presets import DEFAULT_PRESET, load, read, with_vocabulary
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from nanogpt_dist.describe import Component, Parameters
 
 WIDTH = 100  # columns at most; a narrower terminal gets narrower tables
-GB = 10**9
 PIXELS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tiff", ".pdf", ".eps", ".ps")  # what is not SVG
 
 
@@ -41,9 +41,9 @@ def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     if as_json:
         _print_json(asdict(counted))
         return
-    _print(f"{preset}: {counted.total:,} parameters, {counted.non_embedding:,} without the position table\n")
-    _print(_component_table(counted))
-    _print("\n" + "\n".join(_facts(counted)))
+    echo_wrapped(f"{preset}: {counted.total:,} parameters, {counted.non_embedding:,} without the position table\n")
+    echo_table(_component_table(counted), WIDTH, spare=("by hand", "share", "times", "each"))
+    echo_wrapped("\n" + "\n".join(_facts(counted)))
 
 
 @show_app.command()
@@ -57,8 +57,8 @@ def components(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Jso
     if as_json:
         _print_json({"letters": sizes, "components": [asdict(component) for component in traced]})
         return
-    _print(f"{preset}\n{_legend(sizes)}\n")
-    _print(_shape_table(traced))
+    echo_wrapped(f"{preset}\n{_legend(sizes)}\n")
+    echo_table(_shape_table(traced), WIDTH)
 
 
 @show_app.command()
@@ -89,8 +89,8 @@ def full(
         shapes = [asdict(component) for component in traced]
         _print_json({"letters": sizes, "parameters": asdict(counted), "components": shapes})
         return
-    typer.echo(f"{preset}: {counted.total:,} parameters\n{_legend(sizes)}\n")
-    typer.echo(draw(config, counted, traced))
+    echo_wrapped(f"{preset}: {counted.total:,} parameters\n{_legend(sizes)}\n")
+    echo(draw(config, counted, traced, columns()))
 
 
 @show_app.command()
@@ -103,7 +103,7 @@ def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     else:  # the file's own name will say where its run goes
         said = "out_dir" in settings or ("out_dir" in read(preset) and named(preset) is None)
         unset = {} if said else {"out_dir": None}
-        typer.echo(commented_toml(resolved.model_copy(update=unset), preset), nl=False)
+        echo(commented_toml(resolved.model_copy(update=unset), preset), nl=False)
 
 
 show_app.command()(data)
@@ -174,10 +174,16 @@ def _facts(counted: "Parameters") -> list[str]:
         f" ({counted.rule_of_thumb_error:+.3f} %)",
         f"decayed      {counted.decayed:,} in {counted.decayed_tensors} tensors (matrices and tables)",
         f"not decayed  {counted.not_decayed:,} in {counted.not_decayed_tensors} tensors (biases and LayerNorms)",
-        f"weights      {counted.fp32_bytes / GB:,.3f} GB in fp32, {counted.bf16_bytes / GB:,.3f} GB in bf16",
-        f"AdamW        {counted.training_bytes / GB:,.3f} GB for weights, gradients and both moments in fp32;"
+        f"weights      {_size(counted.fp32_bytes)} in fp32, {_size(counted.bf16_bytes)} in bf16",
+        f"AdamW        {_size(counted.training_bytes)} for weights, gradients and both moments in fp32;"
         " activations on top",
     ]
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that shows three digits of them or more."""
+    unit, name = next((each for each in ((10**9, "GB"), (10**6, "MB")) if count >= each[0] // 10), (10**3, "kB"))
+    return f"{count / unit:,.3f} {name}"
 
 
 def _shape_table(traced: "list[Component]") -> "Table":
@@ -209,13 +215,5 @@ def _legend(sizes: dict[str, int]) -> str:
     )
 
 
-def _print(what: "str | Table") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
-    console.print(what)
-
-
 def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value))
+    echo(json.dumps(value))

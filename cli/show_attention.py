@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import Json, warn
+from cli.terminal import columns, echo, echo_wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +43,12 @@ def attention(
     if as_json:
         # The mask is told by itself: what stands above the diagonal is computed, but nobody reads it.
         values = {name: getattr(found, name).tolist() for name in ("q", "k", "v", "scores", "seen", "weights", "y")}
-        typer.echo(json.dumps({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
+        echo(json.dumps({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
         return
     T, D = found.q.shape
-    typer.echo(
-        f"{target}, layer {layer}, head {head}: T = {T} tokens, D = {D} numbers each, of which {SHOWN} are shown\n"
+    echo_wrapped(
+        f"{target}, layer {layer}, head {head}: T = {T} tokens, D = {D} numbers each, "
+        f"of which {min(SHOWN, _beside())} are shown\n"
     )
     for name, about in {
         "q": "what each token looks for",
@@ -101,18 +103,27 @@ def _name(token: str, width: int = 6) -> str:
 
 
 def _vectors(title: str, tokens: list[str], rows: "Tensor") -> None:
-    typer.echo(title)
-    more = " …" if rows.size(1) > SHOWN else ""
+    echo_wrapped(title)
+    shown = min(SHOWN, _beside())
+    more = " …" if rows.size(1) > shown else ""
     for token, row in zip(tokens, rows.tolist(), strict=True):
-        typer.echo(f"  {_name(token)} │" + "".join(f"{value:8.3f}" for value in row[:SHOWN]) + more)
-    typer.echo("")
+        echo(f"  {_name(token)} │" + "".join(f"{value:8.3f}" for value in row[:shown]) + more)
+    echo("")
 
 
 def _matrix(title: str, tokens: list[str], values: "Tensor", seen: "Tensor") -> None:
-    typer.echo(title)
-    typer.echo("         " + "".join(_name(token, 8) for token in tokens))
+    echo_wrapped(title)
     rows: list[Any] = values.tolist()
-    for token, row, allowed in zip(tokens, rows, seen.tolist(), strict=True):
-        cells = (f"{value:8.3f}" if ok else "       ▒" for value, ok in zip(row, allowed, strict=True))
-        typer.echo(f"  {_name(token)} │" + "".join(cells))
-    typer.echo("")
+    for start in range(0, len(tokens), _beside()):
+        these = slice(start, start + _beside())
+        echo("         " + "".join(_name(token, 8) for token in tokens[these]))
+        for token, row, allowed in zip(tokens, rows, seen.tolist(), strict=True):
+            cells = zip(row[these], allowed[these], strict=True)
+            echo(f"  {_name(token)} │" + "".join(f"{value:8.3f}" if ok else "       ▒" for value, ok in cells))
+    echo("")
+
+
+def _beside() -> int:
+    """Numbers that stand side by side on the terminal, beside a token and a mark of more."""
+    width = columns()
+    return MAX_TOKENS if width is None else max(1, (width - 11) // 8)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import Json, warn
+from cli.terminal import echo
 
 
 def checkpoint(
@@ -25,17 +26,17 @@ def checkpoint(
     evaluations = runs.read_json(beside).get("results", {})
     if as_json:
         facts: dict[str, Any] = {"checkpoint": str(found), "step": storage.step_of(named.name), **state}
-        typer.echo(json.dumps({**facts, "files": manifest["files"], "evaluations": evaluations}))
+        echo(json.dumps({**facts, "files": manifest["files"], "evaluations": evaluations}))
         return
-    typer.echo(f"{found}")
+    echo(f"{found}")
     for key, value in state.items():
         shown = json.dumps(value) if isinstance(value, dict) else value
-        typer.echo(f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}")
+        echo(f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}")
     if verdict := runs.verdict_of(runs.run_of(found)):
-        typer.echo(f"  {'run':<24} {verdict}")
-    typer.echo("")
+        echo(f"  {'run':<24} {verdict}")
+    echo("")
     for entry in manifest["files"]:
-        typer.echo(f"  {entry['sha256'][:16]}…  {entry['bytes']:>14,} bytes  {entry['name']}")
+        echo(f"  {entry['sha256'][:16]}…  {entry['bytes']:>14,} bytes  {entry['name']}")
     for number, (what, figures) in enumerate(evaluations.items()):
         values = ", ".join(f"{key} {value:.4f}" for key, value in figures.items() if isinstance(value, float))
-        typer.echo(("" if number else "\n") + f"  {what}: {values}")
+        echo(("" if number else "\n") + f"  {what}: {values}")

@@ -8,6 +8,7 @@ import typer
 from pydantic import BaseModel, create_model
 
 from cli.options import Json, takes_settings
+from cli.terminal import echo, echo_text
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError, one_line
 
@@ -59,13 +60,13 @@ def data(
         found |= _sequences(opened, config, step)
     if as_json:
         figures = opened.manifest.model_dump(mode="json")
-        typer.echo(json.dumps({**figures, "dataset_id": opened.dataset_id, **found}))
+        echo(json.dumps({**figures, "dataset_id": opened.dataset_id, **found}))
     elif document is not None:
-        typer.echo(found["document"]["text"])
+        echo_text(found["document"]["text"])
     elif step is not None:
-        typer.echo("\n".join(_step_lines(found)))
+        echo("\n".join(_step_lines(found)))
     else:
-        typer.echo("\n".join(_summary(opened.manifest, opened.dataset_id)))
+        echo("\n".join(_summary(opened.manifest, opened.dataset_id)))
 
 
 def _refuse_mixed(
@@ -93,7 +94,7 @@ def _config_of(run: Path, opened: "DataFolder") -> TrainConfig:
     steps = [run] if (run / "state.json").exists() else storage.list_steps(runs.checkpoints_of(run))
     trained_on = runs.read_json(steps[0] / "state.json").get("dataset_id") if steps else None
     if trained_on is None:
-        typer.echo(f"note: {run} has no checkpoint, which would tell whether it reads {opened.path}", err=True)
+        echo(f"note: {run} has no checkpoint, which would tell whether it reads {opened.path}", err=True)
     elif trained_on != opened.dataset_id:
         raise BadDataError(
             f"{run} was trained on data set {str(trained_on)[:12]}, {opened.path} is {opened.dataset_id[:12]}; "

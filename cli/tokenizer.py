@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import CONTEXT, Json
+from cli.terminal import echo
 from nanogpt_dist.errors import BadDataError, CannotCreateError, UsageError
 
 if TYPE_CHECKING:
@@ -76,12 +77,12 @@ def train(
         "equal": True,
     }
     if as_json:
-        print(json.dumps(figures))
+        echo(json.dumps(figures))
         return
     what = "held-out text" if held_out else "the text (too few documents to hold some out)"
-    print(f"{out}: {tokenizer.n_vocab:,} ids; {figures['bytes_per_token']:.2f} bytes per token on {what},")
+    echo(f"{out}: {tokenizer.n_vocab:,} ids; {figures['bytes_per_token']:.2f} bytes per token on {what},")
     following = f"nanogpt prepare text --source … --tokenizer {shlex.quote(str(out))}"
-    print(f"the same {tokens:,} ids there as the trainer's own. Next: {following}")
+    echo(f"the same {tokens:,} ids there as the trainer's own. Next: {following}")
 
 
 @tokenizer_app.command()
@@ -100,15 +101,15 @@ def compare(
     size = sum(len(text.encode()) for text in texts)
     rows = [_measure(tokenizer, texts, size) for tokenizer in tokenizers]
     if as_json:
-        print(json.dumps({"bytes": size, "tokenizers": rows}))
+        echo(json.dumps({"bytes": size, "tokenizers": rows}))
         return
-    print(f"{size:,} bytes of text")
+    echo(f"{size:,} bytes of text")
     for row in rows:
-        print(
+        echo(
             f"{row['name']:20} {row['vocab_size']:>9,} ids {row['tokens']:>12,} tokens "
             f"{row['bytes_per_token']:6.3f} bytes per token {row['mb_per_second']:7.1f} MB/s"
         )
-    print(f"{rows[1]['name']} needs {rows[1]['tokens'] / rows[0]['tokens']:.3f} times the tokens of {rows[0]['name']}")
+    echo(f"{rows[1]['name']} needs {rows[1]['tokens'] / rows[0]['tokens']:.3f} times the tokens of {rows[0]['name']}")
 
 
 def _some_texts(sources: list[str], column: str) -> list[str]:

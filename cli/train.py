@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import Json, flush_or_drop, takes_settings, warn
+from cli.terminal import echo
 from launch import verdict
 from nanogpt_dist import presets, runs
 from nanogpt_dist.config import TrainConfig
@@ -120,9 +121,9 @@ def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_jso
     if not world.leads:
         return
     if as_json:
-        typer.echo(to_json({"ok": True, **asdict(proof)}))
+        echo(to_json({"ok": True, **asdict(proof)}))
     else:
-        typer.echo(
+        echo(
             f"resuming is exact here: {proof.updates} updates in one go and in two halves end with the same "
             f"{proof.bytes:,} bytes of weights and moments"
         )
@@ -145,7 +146,7 @@ def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> T
         return config
     fitted = presets.fit_vocabulary(preset, config, tokenizer)
     if config.vocab_size not in (None, fitted.vocab_size) and os.environ.get("RANK", "0") == "0":
-        typer.echo(
+        echo(
             f"note: {config.dataset} has {tokenizer.n_vocab:,} ids: vocab_size is {fitted.vocab_size:,}, not the "
             f"{config.vocab_size:,} of {preset}",
             err=True,
@@ -172,10 +173,10 @@ def _print(result: Any, as_json: bool) -> None:
     from nanogpt_dist.runs import to_json
 
     if as_json:
-        typer.echo(to_json(asdict(result)))
+        echo(to_json(asdict(result)))
         return
     val_loss = "–" if result.val_loss is None else f"{result.val_loss:.4f}"
     best = "–" if result.best_val_loss is None else f"{result.best_val_loss:.4f}"
-    typer.echo(f"{result.checkpoint}: step {result.step:,}, val loss {val_loss} nats/token (best {best})")
+    echo(f"{result.checkpoint}: step {result.step:,}, val loss {val_loss} nats/token (best {best})")
     run = Path(result.checkpoint).parent.parent
-    typer.echo(f"Next: {shlex.join(['nanogpt', 'sample', str(run)])}")
+    echo(f"Next: {shlex.join(['nanogpt', 'sample', str(run)])}")

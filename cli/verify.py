@@ -8,6 +8,7 @@ import typer
 
 from cli.bar import byte_bar
 from cli.options import Json
+from cli.terminal import echo
 from nanogpt_dist.errors import BadDataError, UsageError
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def _refuse_runs(folder: Path) -> None:
 def _report(folder: Path, files: int, bad: list[tuple[str, str]], as_json: bool) -> None:
     if as_json:
         listed = [{"file": name, "reason": reason} for name, reason in bad]
-        typer.echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))
+        echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))
     elif bad:
-        typer.echo("\n".join(f"bad  {name}: {reason}" for name, reason in bad))
+        echo("\n".join(f"bad  {name}: {reason}" for name, reason in bad))
     else:
-        typer.echo(f"{folder}: all {files} files are good")
+        echo(f"{folder}: all {files} files are good")
 
 
 def _note_unlisted(folder: Path, manifest: "Manifest") -> None:
@@ -74,4 +75,4 @@ def _note_unlisted(folder: Path, manifest: "Manifest") -> None:
 
     if names := unlisted_files(folder, manifest):
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        typer.echo(f"note: not in the manifest, so not checked: {', '.join(names[:NAMED])}{more}", err=True)
+        echo(f"note: not in the manifest, so not checked: {', '.join(names[:NAMED])}{more}", err=True)

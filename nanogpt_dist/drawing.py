@@ -1,11 +1,15 @@
 """The model as a drawing in plain Unicode: embeddings → blocks → head, with the shapes at the arrows."""
 
 import math
+import textwrap
+from dataclasses import dataclass
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.describe import Component, Parameters
 
-WIDTH = 90  # columns
+WIDTH = 90  # columns where there is room
+NARROW = 80  # below, boxes take the whole width
+NARROWEST = 40  # columns that a drawing needs
 CENTRE = 40  # column of the arrows
 RAIL = 5  # column on which the residual stream passes a sublayer by
 BOX = 60  # width of a box
@@ -34,38 +38,85 @@ def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str]
     return attention, mlp
 
 
-def draw(config: ModelConfig, parameters: Parameters, components: list[Component]) -> str:
-    """The whole model from token ids to loss; parameters and components describe `config`."""
+def draw(config: ModelConfig, parameters: Parameters, components: list[Component], width: int | None = None) -> str:
+    """The whole model from token ids to loss, in `width` columns; None: as many as its numbers take.
+
+    parameters and components describe `config`.
+    """
     at = {component.name: component for component in components}
     attention, mlp = boxes(config, at)
     head, number = lm_head(config, parameters)
+    labels = [flows_into(name, at) for name in (*attention, *mlp)] + [_flows("h", at)]
+    page = Page.of(max(WIDTH, CENTRE + 4 + max(map(len, labels))), width)
+    tables = [] if config.rotary or page.narrow else _side_by_side(page, parameters, at)
     lines = [
-        *(_tokens(parameters, at) if config.rotary else _embeddings(parameters, at)),
-        *_blocks(parameters, at, attention, mlp),
-        *_box("ln_f", attention["h.ln_1"], count(parameters, "ln_f")),
-        _arrow(shape(at["lm_head"].input_letters, at["lm_head"].input)),
-        *_box("lm_head", head, number),
-        _arrow(f"logits {shape(at['GPT'].output_letters, at['GPT'].output)}"),
-        _put("", CENTRE, f"▼ loss, untrained ≈ ln V = {math.log(at['GPT'].output[-1]):.3f} nats/token"),
+        *(tables or _tables(page, config, parameters, at)),
+        *_blocks(page, parameters, at, attention, mlp),
+        *page.box("ln_f", attention["h.ln_1"], count(parameters, "ln_f")),
+        *page.arrow(_flows("lm_head", at)),
+        *page.box("lm_head", head, number),
+        *page.arrow(f"logits {shape(at['GPT'].output_letters, at['GPT'].output)}"),
+        *page.arrow(f"loss, untrained ≈ ln V = {math.log(at['GPT'].output[-1]):.3f} nats/token", "▼"),
     ]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _tokens(parameters: Parameters, at: dict[str, Component]) -> list[str]:
-    """The token table alone: positions are in the attention."""
-    return [
-        _arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}"),
-        *_box("wte", "token table V × C", count(parameters, "wte")),
-        _arrow(shape(at["h"].input_letters, at["h"].input)),
+@dataclass(frozen=True)
+class Page:
+    """Where things stand on it, in columns."""
+
+    width: int
+    centre: int  # of the arrows
+    rail: int  # on which the residual stream passes a sublayer by
+    start: int  # of a box
+    box_width: int
+
+    @classmethod
+    def of(cls, natural: int, width: int | None) -> "Page":
+        """natural: columns that the drawing takes where there is room; width: those that there are."""
+        width = natural if width is None else max(min(width, natural), NARROWEST)
+        if width < NARROW:
+            return cls(width, centre=9, rail=2, start=4, box_width=width - 7)
+        return cls(width, CENTRE, RAIL, CENTRE - BOX // 2, BOX)
+
+    @property
+    def narrow(self) -> bool:
+        return self.width < NARROW
+
+    def arrow(self, label: str, tip: str = "│") -> list[str]:
+        """An arrow with a label, which is broken where the frame of the block stands."""
+        room = self.width - self.centre - 4
+        parts = [label] if len(label) <= room else label.replace(" = ", "\n= ").split("\n")
+        lines = [line for part in parts for line in textwrap.wrap(part, room)]
+        return [_put("", self.centre, f"{tip if number == 0 else ' ' if tip == '▼' else '│'} {line}")
+                for number, line in enumerate(lines)]  # fmt: skip
+
+    def box(self, name: str, text: str, count: str) -> list[str]:
+        """A box on the centre line, an arrow coming in at the top and one leaving at the bottom."""
+        top, *inside, bottom = (_put("", self.start, line) for line in _frame(name, text, count, self.box_width))
+        return [_put(top, self.centre, "▼"), *inside, _put(bottom, self.centre, "┬")]
+
+
+def _tables(page: Page, config: ModelConfig, parameters: Parameters, at: dict[str, Component]) -> list[str]:
+    """The token table, and below it that of positions, unless these are in the attention."""
+    lines = [
+        *page.arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}"),
+        *page.box("wte", "token table V × C", count(parameters, "wte")),
     ]
+    if not config.rotary:
+        lines += page.arrow("+ a row for each position")
+        lines += page.box("wpe", "positions T × C", count(parameters, "wpe"))
+    return [*lines, *page.arrow(_flows("h", at))]
 
 
-def _embeddings(parameters: Parameters, at: dict[str, Component]) -> list[str]:
-    """The two tables side by side, their sum below."""
+def _side_by_side(page: Page, parameters: Parameters, at: dict[str, Component]) -> list[str]:
+    """The two tables side by side, their sum below; nothing where their counts take too much room."""
     start, gap, width = 1, 3, 38
     tokens, positions = start + width // 2, start + width + gap + width // 2  # columns of their arrows
-    left = _frame("wte  token table V × C", count(parameters, "wte"), width)
-    right = _frame("wpe  positions T × C", count(parameters, "wpe"), width)
+    left = _frame("wte", "token table V × C", count(parameters, "wte"), width, 4)
+    right = _frame("wpe", "positions T × C", count(parameters, "wpe"), width, 4)
+    if len(left) + len(right) > 6:
+        return []
     top, middle, bottom = (" " * start + a + " " * gap + b for a, b in zip(left, right, strict=True))
     joint = "└" + "─" * (positions - tokens - 1) + "┘"
     return [
@@ -73,52 +124,50 @@ def _embeddings(parameters: Parameters, at: dict[str, Component]) -> list[str]:
         _put(top, tokens, "▼"),
         middle,
         _put(_put(bottom, tokens, "┬"), positions, "┬"),
-        _put(_put("", tokens, joint), CENTRE, "+"),
-        _arrow(shape(at["h"].input_letters, at["h"].input)),
+        _put(_put("", tokens, joint), page.centre, "+"),
+        *page.arrow(_flows("h", at)),
     ]
 
 
 def _blocks(
-    parameters: Parameters, at: dict[str, Component], attention: dict[str, str], mlp: dict[str, str]
+    page: Page, parameters: Parameters, at: dict[str, Component], attention: dict[str, str], mlp: dict[str, str]
 ) -> list[str]:
     """The frame of the repeated block with its two sublayers, and the arrow out of it."""
     title = f" block × {parameters.n_layer} "
     count = f" {parameters.blocks // parameters.n_layer:,} each, {parameters.blocks:,} together "
-    top = "╔══" + title + "═" * (WIDTH - 6 - len(title) - len(count)) + count + "══╗"
-    inside = [*_sublayer(attention, parameters, at), *_sublayer(mlp, parameters, at)]
+    left = CENTRE if not page.narrow else len(title) + 3  # the arrow's tip, or the title, is there
+    if page.width - 3 - len(count) <= left:
+        count = f" {parameters.blocks:,} "
+    top = "╔══" + title + "═" * (page.width - 6 - len(title) - len(count)) + count + "══╗"
+    inside = [*_sublayer(page, attention, parameters, at), *_sublayer(page, mlp, parameters, at)]
     return [
-        _put(top, CENTRE, "▼"),
-        *(_put(_put(line, 0, "║"), WIDTH - 1, "║") for line in inside),
-        _put("╚" + "═" * (WIDTH - 2) + "╝", CENTRE, "╤"),
-        _arrow(shape(at["h"].output_letters, at["h"].output)),
+        top if page.narrow else _put(top, page.centre, "▼"),
+        *(_put(_put(line, 0, "║"), page.width - 1, "║") for line in inside),
+        _put("╚" + "═" * (page.width - 2) + "╝", page.centre, "╤"),
+        *page.arrow(shape(at["h"].output_letters, at["h"].output)),
     ]
 
 
-def _sublayer(boxes: dict[str, str], parameters: Parameters, at: dict[str, Component]) -> list[str]:
+def _sublayer(page: Page, boxes: dict[str, str], parameters: Parameters, at: dict[str, Component]) -> list[str]:
     """Boxes in a row, and to their left the residual rail, which carries the input to the sum at the end."""
     lines = []
     for name, text in boxes.items():
-        lines.append(_arrow(flows_into(name, at)))
-        lines += _box(name, text, count(parameters, name))
-    lines = [_put(line, RAIL, "│") for line in lines]
-    lines[0] = _put(lines[0], RAIL, "┌" + "─" * (CENTRE - RAIL - 1) + "┤")
-    total = "└" + "─" * (CENTRE - RAIL - 2) + "►+ " + shape(at["h"].output_letters, at["h"].output)
-    return [*lines, _put("", RAIL, total)]
+        lines += page.arrow(flows_into(name, at))
+        lines += page.box(name, text, count(parameters, name))
+    lines = [_put(line, page.rail, "│") for line in lines]
+    lines[0] = _put(lines[0], page.rail, "┌" + "─" * (page.centre - page.rail - 1) + "┤")
+    first, *more = page.arrow(shape(at["h"].output_letters, at["h"].output), "+")
+    return [*lines, _put(first, page.rail, "└" + "─" * (page.centre - page.rail - 2) + "►"), *more]
 
 
-def _box(name: str, text: str, count: str) -> list[str]:
-    """A box on the centre line, an arrow coming in at the top and one leaving at the bottom."""
-    start = CENTRE - BOX // 2
-    top, middle, bottom = (_put("", start, line) for line in _frame(f"{name:<14} {text}", count, BOX))
-    return [_put(top, CENTRE, "▼"), middle, _put(bottom, CENTRE, "┬")]
-
-
-def _frame(text: str, count: str, width: int) -> list[str]:
-    return [
-        "┌" + "─" * (width - 2) + "┐",
-        f"│ {text}{count:>{width - 4 - len(text)}} │",
-        "└" + "─" * (width - 2) + "┘",
-    ]
+def _frame(name: str, text: str, count: str, width: int, name_width: int = 14) -> list[str]:
+    """A box of one line; of more, where name, text and count do not fit side by side."""
+    room = width - 4
+    line = f"{name:<{name_width}} {text}"
+    inside = [f"{line}{count:>{max(room - len(line), 0)}}"]
+    if len(line) + len(count) + (1 if count else 0) > room:
+        inside = [f"{name}{count:>{room - len(name)}}", *textwrap.wrap(text, room)]
+    return ["┌" + "─" * (width - 2) + "┐", *(f"│ {line:<{room}} │" for line in inside), "└" + "─" * (width - 2) + "┘"]
 
 
 def lm_head(config: ModelConfig, parameters: Parameters) -> tuple[str, str]:
@@ -143,8 +192,8 @@ def count(parameters: Parameters, name: str) -> str:
     return f"{count:,}" if count else ""
 
 
-def _arrow(label: str) -> str:
-    return _put("", CENTRE, f"│ {label}")
+def _flows(name: str, at: dict[str, Component]) -> str:
+    return shape(at[name].input_letters, at[name].input)
 
 
 def shape(letters: tuple[str, ...], sizes: tuple[int, ...]) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import PLAIN, app, explain
+from cli.main import app, explain
 from cli.options import nanogpt_style, refuse_empty
+from cli.terminal import PLAIN
 from nanogpt_dist import __version__
 from nanogpt_dist.errors import MAX_LINE, BadDataError, Exit, UsageError
 from tests.conftest import CLONE, TINY, Run, command
