@@ -58,8 +58,9 @@ def of_source(config: TrainConfig, device: torch.device) -> Judged:
         model.n_vocab = tokenizer.n_vocab
     except MissingInputError:
         tokenizer = None  # nobody knows which rows have an id
-    if tokenizer is not None and tokenizer.n_vocab > model.config.vocab_size:
-        ids = f"{tokenizer.n_vocab} ids in its tokenizer, {model.config.vocab_size} in its model"
+    rows = model.config.vocab_size
+    if tokenizer is not None and rows is not None and tokenizer.n_vocab > rows:
+        ids = f"{tokenizer.n_vocab} ids in its tokenizer, {rows} in its model"
         raise BadDataError(f"{config.init_from}: {ids}; give the tokenizer that belongs to it")
     return Judged(config.init_from, model, config, tokenizer, None)
 

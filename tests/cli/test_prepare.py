@@ -97,3 +97,15 @@ def test_a_stop_says_so_and_the_same_command_goes_on(
     assert stderr == "nanogpt: stopped; the same command goes on where it was\n"
     subprocess.run(line, check=True, capture_output=True)
     assert hashes(tmp_path / "out") == hashes(prepared)
+
+
+def test_documents_without_a_border_between_them_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100)))
+    for tokenizer, note in (
+        ("char", "note: char has no end of text: nothing stands between the 100 documents"),
+        ("byte", ""),
+    ):
+        arguments = ["text", "--source", str(tmp_path / "a.jsonl"), "--tokenizer", tokenizer, "--workers", "1"]
+        done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / tokenizer)], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert (note in done.stderr) if note else "end of text" not in done.stderr

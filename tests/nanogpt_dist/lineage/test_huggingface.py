@@ -361,3 +361,14 @@ def test_loading_needs_no_transformers(repository: Path, tmp_path: Path) -> None
         "'--max-new-tokens', '2']; sys.exit(main())"
     )
     subprocess.run([sys.executable, "-c", code], cwd=CLONE, check=True, capture_output=True, timeout=60)
+
+
+def test_more_ids_than_rows_are_told_before_weights_are_used(tmp_path: Path) -> None:
+    folder = export(make_run(tmp_path / "run", bpe(), bias=True, gelu="tanh"), tmp_path / "hf")
+    tokenizer = bpe()
+    specials = {**tokenizer.specials, "<more>": 5000}
+    more = Tokenizer("more", "bpe", tokenizer.tokens, None, specials)
+    hf_tokenizer.write(folder, more, 64)
+    more.save(folder / huggingface.OURS)
+    with pytest.raises(BadDataError, match="5001 ids in its tokenizer, 300 in its model; give the tokenizer"):
+        judging.of_source(load("gpt2", {"init_from": str(folder)}), CPU)
