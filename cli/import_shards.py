@@ -28,13 +28,23 @@ def import_shards(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for hard links to the files. Default: the folder in which they lie."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for hard links to the files, or copies where there can be none. Default: where they lie.",
+        ),
     ] = None,
     eot: Annotated[
         Literal["append", "prepend"] | None,
         typer.Option(help="Where end of text stands in a document. Default: append, with llm.c's header prepend."),
     ] = None,
-    uint32: Annotated[bool, typer.Option("--uint32", help="Files without a header hold 32-bit ids, not 16.")] = False,
+    uint32: Annotated[
+        bool | None,
+        typer.Option(
+            "--uint32/--no-uint32",
+            help="Files without a header hold 32-bit ids, or 16-bit ones. Default: 16-bit.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train on token files that exist: nanoGPT's train.bin and val.bin, llm.c's and modded-nanogpt's shards.

@@ -4,7 +4,9 @@ Source of the formats: nanoGPT's data/*/prepare.py; llm.c's dev/data/data_common
 """
 
 import hashlib
+import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from nanogpt_dist.shards.manifest import Eot, Layout
 from nanogpt_dist.shards.scan import Meter, read_blocks
 from nanogpt_dist.storage.durable import open_plain, shown, told
 from nanogpt_dist.tokenizer import Tokenizer
+
+SAMPLE_BYTES, SAMPLE_WORDS = 1 << 16, 4  # what is looked at of a file, and how many 64-bit words tell something
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,14 @@ class Foreign:
     eot: Eot
 
 
-def look_at(path: Path, raw_width: int) -> Foreign:
-    """What a file of ids is, by its size and first bytes; raw_width: bytes per id where it has no header.
+def look_at(path: Path, uint32: bool | None, n_vocab: int) -> Foreign:
+    """What a file of ids is, by its size and some of its bytes.
 
+    uint32: whether it holds 32-bit ids where it has no header; None: 16-bit ones, unless they look otherwise. n_vocab:
+    of the tokenizer that is said to have made them.
     Raises BadDataError where it is neither form, StorageError.
     """
+    raw_width = 4 if uint32 else 2
     name = shown(path)
     with told(path), open_plain(path) as file:
         head, size = file.read(HEADER_BYTES), path.stat().st_size
@@ -47,11 +54,66 @@ def look_at(path: Path, raw_width: int) -> Foreign:
                 f"{name} has {size:,} bytes, its header says {tokens:,} ids, so {expected:,}; get it again"
             )
         return Foreign(path, "llm.c", width, tokens, size, "append" if _is_ours(head) else "prepend")
+    _refuse_other_program(head, path)
     if size % raw_width:
         raise BadDataError(
             f"{name} has {size:,} bytes and neither llm.c's header nor {8 * raw_width}-bit ids: cut off, or no ids"
         )
+    _refuse_wider(path, size, uint32, n_vocab)
     return Foreign(path, "raw", raw_width, size // raw_width, size, "append")
+
+
+def _refuse_other_program(head: bytes, path: Path) -> None:
+    """Raises BadDataError for files of known programs whose first bytes would be taken as ids."""
+    if head.startswith(b"\x93NUMPY"):
+        raise BadDataError(numpy_advice(path))
+    for magic, what in ((b"PK\x03\x04", "a zip archive, as torch.save writes"), (b"\x1f\x8b", "packed by gzip")):
+        if head.startswith(magic):
+            raise BadDataError(f"{shown(path)} is {what}; write its ids as 16-bit integers and nothing else")
+
+
+def numpy_advice(path: Path) -> str:
+    """How to make a file of ids of an array in numpy's own format."""
+    stem = path.stem if re.fullmatch(r"[\w.-]{1,40}", path.stem) else "FILE"  # what a shell does nothing with
+    name, new = f"{stem}.npy", f"{stem}.bin"
+    line = f"import numpy; numpy.load('{name}').tofile('{new}')"
+    return f'{shown(path)} has numpy\'s header; without it: python3 -c "{line}"'
+
+
+def _refuse_wider(path: Path, size: int, uint32: bool | None, n_vocab: int) -> None:
+    """Raises BadDataError where ids look as if they were wider than they are taken for: 32-bit, or 64-bit, ids."""
+    found = [_width_by_look(sample, n_vocab) for sample in _samples(path, size)]
+    seems = found[0] if len(set(found)) == 1 else 2
+    name = shown(path)
+    if seems == 8 and uint32 is not False and size % 8 == 0:
+        short, kind = ("uint16", "") if n_vocab <= 1 << 16 else ("uint32", ", then --uint32")
+        there = path.name[-40:]
+        raise BadDataError(
+            f"{name} looks like int64; python3 -c \"import numpy as n; n.fromfile('{there}','i8').astype('{short}')"
+            f".tofile('{short}-{there}')\"{kind}"
+        )
+    if seems == 4 and uint32 is None and size % 4 == 0:
+        raise BadDataError(
+            f"{name} looks like uint32 ids: every second 16 bits hold next to nothing; give --uint32, or "
+            "--no-uint32 if they are 16-bit all the same"
+        )
+
+
+def _samples(path: Path, size: int) -> Iterator[np.ndarray]:
+    """The start of a file and a piece of its middle, as 16-bit integers."""
+    with told(path), open_plain(path) as file:
+        for start in {0, max(0, min(size // 2, size - SAMPLE_BYTES)) // 8 * 8}:
+            file.seek(start)
+            data = file.read(SAMPLE_BYTES)
+            yield np.frombuffer(data[: len(data) // 8 * 8], "<u2")
+
+
+def _width_by_look(sample: np.ndarray, n_vocab: int) -> int:
+    """Bytes per id in a sample, 2, 4 or 8, by the upper halves, which are next to nothing in wider ids."""
+    words, upper = sample.reshape(-1, 4), (n_vocab - 1) >> 16
+    if len(words) < SAMPLE_WORDS or int(words[:, ::2].max()) <= upper or (words[:, 1::2] > upper).any():
+        return 2
+    return 4 if words[:, 2:].any() else 8
 
 
 def _is_ours(head: bytes) -> bool:
@@ -100,7 +162,7 @@ def read_through(file: Foreign, tokenizer: Tokenizer, lengths: np.ndarray, meter
 
 def _refuse(file: Foreign, ids: np.ndarray, position: int, tokenizer: Tokenizer) -> None:
     first = int(np.flatnonzero(ids >= tokenizer.n_vocab)[0])
-    hint = "; --uint32?" if file.layout == "raw" and file.width == 2 else "; is it of another?"
+    hint = "; are they 16-bit, without --uint32?" if file.layout == "raw" and file.width == 4 else "; is it of another?"
     raise BadDataError(
         f"{shown(file.path)}: id {ids[first]} at position {position + first:,} is not in tokenizer "
         f"{tokenizer.name[:20]}, 0 to {tokenizer.n_vocab - 1}{hint}"

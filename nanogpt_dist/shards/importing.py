@@ -1,15 +1,14 @@
 """nanoGPT's and llm.c's files of ids become a data folder where they lie: sidecars and a manifest come beside them."""
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
-from nanogpt_dist.shards.foreign import Content, Foreign, document_ends, look_at, read_through
+from nanogpt_dist.shards.foreign import Content, Foreign, document_ends, look_at, numpy_advice, read_through
+from nanogpt_dist.shards.links import link_or_copy
 from nanogpt_dist.shards.manifest import (
     MANIFEST,
     CorpusRecord,
@@ -43,34 +42,36 @@ def import_shards(
     val: Sequence[Path] = (),
     out: Path | None = None,
     eot: Eot | None = None,
-    uint32: bool = False,
+    uint32: bool | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, Manifest]:
-    """Make a data folder of files of ids, and return it with its manifest. The files are not copied.
+    """Make a data folder of files of ids, and return it with its manifest. None is copied that can be linked.
 
     sources: files, or folders of .bin files; by their names train or val, unless `val` tells which are val.
-    tokenizer: gpt2 | byte | FILE, what made the ids. out: a folder for hard links to the files; None: the folder in
-    which they all lie. eot: where end of text stands in a document; None: append in raw files, prepend in llm.c's.
-    uint32: files without a header hold uint32. note: told of what looks odd.
+    tokenizer: gpt2 | byte | FILE, what made the ids. out: a folder for hard links to the files, or copies where there
+    can be none; None: the folder in which they all lie. eot: where end of text stands in a document; None: append in
+    raw files, prepend in llm.c's. uint32: whether files without a header hold 32-bit ids; None: no, and refuse those
+    that look so. note: told of what looks odd.
     Raises UsageError, MissingInputError, BadDataError, CannotCreateError, StorageError.
     """
     made_by = open_tokenizer(tokenizer)
     paths = choose(sources, val)
     folder = _folder_of(paths, out)
-    width = 4 if uint32 else 2
     files = {
-        split: [look_at(path if out is None else path.resolve(), width) for path in paths[split]] for split in SPLITS
+        split: [look_at(path if out is None else path.resolve(), uint32, made_by.n_vocab) for path in paths[split]]
+        for split in SPLITS
     }
     eot = _end_of_text(files, made_by, eot)
-    probe_writable(folder)
+    _probe(folder, out)
+    everything = files["train"] + files["val"]
+    _sweep(folder, everything)
     if out is not None:
         for split in SPLITS:
             files[split] = [
-                _linked(file, out / path.name) for file, path in zip(files[split], paths[split], strict=True)
+                link_or_copy(file, out / path.name, note) for file, path in zip(files[split], paths[split], strict=True)
             ]
-    everything = files["train"] + files["val"]
-    _sweep(folder, everything)
+        everything = files["train"] + files["val"]
     _refuse_another_tokenizer(folder / TOKENIZER, made_by)
     meter, lengths = Meter(sum(file.bytes for file in everything), progress), made_by.byte_lengths()
     read = in_threads(lambda file: read_through(file, made_by, lengths, meter), everything, meter, None)
@@ -91,6 +92,9 @@ def choose(sources: Sequence[Path], val: Sequence[Path]) -> Paths:
 
     Raises UsageError, MissingInputError, BadDataError.
     """
+    for folder in sources:
+        if folder.is_dir() and not any(folder.glob("*.bin")) and (arrays := sorted(folder.glob("*.npy"))):
+            raise BadDataError(numpy_advice(arrays[0]))
     kept = {path.absolute() for path in val}
     named: Paths = {"train": [], "val": list(val)}
     for path in chain.from_iterable(sorted(p.glob("*.bin")) if p.is_dir() else [p] for p in sources):
@@ -110,6 +114,8 @@ def choose(sources: Sequence[Path], val: Sequence[Path]) -> Paths:
             raise MissingInputError(f"{shown(path)} does not exist; check the path")
         if not path.is_file():
             raise BadDataError(f"{shown(path)} is no file; give files of ids, or a folder of them")
+        if path.suffix == ".npy":
+            raise BadDataError(numpy_advice(path))
         if not NAME.fullmatch(path.name):
             raise UsageError(f"{path.name[-80:]!r}: name it with letters, digits, . _ - and .bin at the end")
     if len({path.name for path in every}) < len(every):
@@ -149,16 +155,14 @@ def _end_of_text(files: Files, tokenizer: Tokenizer, eot: Eot | None) -> Eot | N
     return eot or usual.pop()
 
 
-def _linked(file: Foreign, path: Path) -> Foreign:
-    """The file as the hard link `path`."""
-    if not (path.exists() and path.samefile(file.path) and not path.is_symlink()):
-        try:
-            os.link(file.path, path)
-        except OSError as error:
-            raise CannotCreateError(
-                f"no hard link {shown(path)}: {error.strerror}; name an --out on the same disk, or leave it out"
-            ) from None
-    return replace(file, path=path)
+def _probe(folder: Path, out: Path | None) -> None:
+    try:
+        probe_writable(folder)
+    except CannotCreateError as error:
+        if out is not None:
+            raise
+        why = str(error).partition(";")[0]
+        raise CannotCreateError(f"{why}; add --out DIR, a folder of yours for links to the files, or copies") from None
 
 
 def _sidecars(file: Foreign) -> tuple[Path, Path]:
@@ -167,7 +171,7 @@ def _sidecars(file: Foreign) -> tuple[Path, Path]:
 
 def _sweep(folder: Path, files: list[Foreign]) -> None:
     """Remove what a killed import left unfinished."""
-    ours = {MANIFEST, TOKENIZER, *(path.name for file in files for path in _sidecars(file))}
+    ours = {MANIFEST, TOKENIZER, *(path.name for file in files for path in (file.path, *_sidecars(file)))}
     with told(folder):
         for path in folder.glob(".tmp-*"):
             if (match := re.fullmatch(r"\.tmp-(.+)-[0-9a-f]{8}", path.name)) and match[1] in ours:

@@ -170,6 +170,23 @@ def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
         fsync_folder(path.parent)
 
 
+def copy_atomic(source: Path, path: Path) -> None:
+    """Puts a copy of a file, which may be large, in the place of `path`, whole or not at all. Raises: StorageError."""
+    tmp = path.with_name(staging_name(path.name))
+    with told(path, source.stat().st_size):
+        try:
+            with open_plain(source) as file, tmp.open("xb") as copy:
+                shutil.copyfileobj(file, copy, 8 << 20)
+                copy.flush()
+                os.fsync(copy.fileno())
+            os.replace(tmp, path)
+        except BaseException:
+            with suppress(OSError):
+                tmp.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
 def write_user_file(path: Path, data: bytes) -> None:
     """Writes `data` where a user has said, and leaves there what kind of thing it was.
 

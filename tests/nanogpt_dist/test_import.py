@@ -3,6 +3,9 @@
 import os
 import random
 import struct
+import subprocess
+import sys
+import tempfile
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -291,3 +294,85 @@ def test_an_error_in_one_file_ends_the_others(tmp_path: Path) -> None:
     write_raw(tmp_path / "val.bin", np.arange(9))
     with pytest.raises(NanogptError, match=r"train_3\.bin: id 300 at position 0"):
         import_shards([tmp_path], "byte")
+
+
+def test_ids_that_are_wider_than_they_are_taken_for_are_refused(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 50257, 999)
+    for kind, words in [
+        ("<u4", "looks like uint32 ids.*--uint32"),
+        ("<i8", r"looks like int64; .*astype\('uint16'\)"),
+        (">i8", None),  # nobody's; told by its first id that is not there
+    ]:
+        for name in ("train", "val"):
+            ids.astype(kind).tofile(tmp_path / f"{name}.bin")
+        with pytest.raises(BadDataError, match=words):
+            import_shards([tmp_path], "gpt2")
+    ids[:998].astype("<u2").tofile(tmp_path / "val.bin")
+    with pytest.raises(BadDataError, match="16-bit, without --uint32"):
+        import_shards([tmp_path], "gpt2", uint32=True)
+    for name in ("train", "val"):
+        ids.astype("<u4").tofile(tmp_path / f"{name}.bin")
+    _, manifest = import_shards([tmp_path], "gpt2", uint32=True)
+    assert manifest.splits["train"].tokens == len(ids)
+
+
+def test_64_bit_ids_are_told_also_with_uint32(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        np.arange(99).astype("<i8").tofile(tmp_path / f"{name}.bin")
+    with pytest.raises(BadDataError, match="looks like int64"):
+        import_shards([tmp_path], "byte", uint32=True)
+
+
+def test_16_bit_ids_of_which_every_second_is_zero_can_be_said_to_be_so(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        write_raw(tmp_path / f"{name}.bin", np.array([7, 0, 9, 0] * 40))
+    with pytest.raises(BadDataError, match="--no-uint32"):
+        import_shards([tmp_path], "byte")
+    assert import_shards([tmp_path], "byte", uint32=False)[1].splits["val"].tokens == 160
+
+
+def test_files_of_other_programs_are_told_by_their_first_bytes(tmp_path: Path) -> None:
+    np.save(tmp_path / "train.npy", np.arange(50, dtype="<u2")), np.save(tmp_path / "val.npy", np.arange(50))
+    with pytest.raises(BadDataError) as refused:
+        import_shards([tmp_path], "byte")
+    for name in ("train", "val"):  # as the message says
+        line = str(refused.value).partition("python3 -c ")[2].strip('"').replace("train", name)
+        subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
+    write_raw(tmp_path / "val.bin", np.arange(50))
+    assert import_shards([tmp_path], "byte")[1].splits["train"].tokens == 50
+    for head, words in [(b"\x93NUMPY", "numpy's header"), (b"PK\x03\x04", "zip"), (b"\x1f\x8b", "gzip")]:
+        (tmp_path / "b_train.bin").write_bytes(head + bytes(200))
+        with pytest.raises(BadDataError, match=words):
+            import_shards([tmp_path / "b_train.bin"], "byte", [tmp_path / "val.bin"], tmp_path / "out")
+
+
+def test_another_disk_gets_copies(tmp_path: Path) -> None:
+    ram = Path("/dev/shm")
+    if not ram.is_dir() or ram.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no other file system here")
+    for name in ("train", "val"):
+        write_raw(tmp_path / f"{name}.bin", np.arange(200))
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(dir=ram) as folder:
+        out = Path(folder) / "out"
+        for _ in range(2):  # the second time after an interruption, so that the copies are there
+            import_shards([tmp_path], "byte", out=out, note=notes.append)
+            (out / "manifest.json").unlink()
+        (out / "val.bin").write_bytes(b"somebody's")
+        with pytest.raises(CannotCreateError, match="another one; move it away"):
+            import_shards([tmp_path], "byte", out=out)
+        assert (out / "train.bin").read_bytes() == (tmp_path / "train.bin").read_bytes()
+        assert not list(out.glob(".tmp*"))
+    assert len(notes) == 2
+    assert "becomes a copy, 400 bytes" in notes[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_imported_into_another(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("train", "val"):
+        write_raw(tmp_path / "in" / f"{name}.bin", np.arange(200))
+    (tmp_path / "in").chmod(0o555)
+    with pytest.raises(CannotCreateError, match="add --out DIR"):
+        import_shards([tmp_path / "in"], "byte")
+    assert import_shards([tmp_path / "in"], "byte", out=tmp_path / "out")[1].splits["val"].tokens == 200
