@@ -143,7 +143,7 @@ class _Run:
 
     def _inputs(self, key: Mapping[str, Any] | None) -> Inputs:
         pinned = key["sources"] if key else []
-        return find_inputs(self.asked, self.options, self.work.read_plan()[1], pinned, self.machine.note)
+        return find_inputs(self.asked, self.work.out, self.options, self.work.read_plan()[1], pinned, self.machine.note)
 
     def _plan(self, inputs: Inputs) -> tuple[list[Shelf], list[Unit]]:
         downloads = self.work.downloads / str(self.machine.ranks.rank) if self.machine.streaming else None
@@ -208,7 +208,7 @@ class _Run:
         except BadDataError as error:
             raise CannotCreateError(f"{error}; its folder is left alone: remove it, or choose another --out") from None
         pinned = list(pinned_sources(manifest))
-        recipe = find_inputs(self.asked, self.options, {}, pinned, self.machine.note).recipe
+        recipe = find_inputs(self.asked, self.work.out, self.options, {}, pinned, self.machine.note).recipe
         if what := difference(key_of(manifest, recipe), recipe.key()):
             raise CannotCreateError(f"{shown(out)} was prepared with {what}; choose another --out")
         if bad := verify_folder(out):

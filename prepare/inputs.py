@@ -85,8 +85,10 @@ class Inputs:
         return [found for found in self.found if isinstance(found, Sources) and all(file.path for file in found.files)]
 
 
-def find_inputs(asked: list[Wanted], options: Options, known: Hashes, pinned: list[Any], note: Note) -> Inputs:
-    """Find all files, and hash those that are here, but for what is `known`.
+def find_inputs(
+    asked: list[Wanted], out: Path, options: Options, known: Hashes, pinned: list[Any], note: Note
+) -> Inputs:
+    """Find all files, and hash those that are here, but for what is `known`; nothing in the folder `out` is read.
 
     pinned: the sources, as Recipe.key has them, of what stands in the output folder: a corpus of the hub is read at the
     revision that it was begun with. Raises UsageError, MissingInputError, BadDataError, HubUnavailableError.
@@ -102,7 +104,7 @@ def find_inputs(asked: list[Wanted], options: Options, known: Hashes, pinned: li
             ingredients.append(make_ingredient(corpus, recorded, files.revision, options, one.weight))
             found.append(files)
             continue
-        sources = find_sources(corpus, one.given)
+        sources = find_sources(corpus, one.given, out)
         if sources.ignored:
             names = one_line(", ".join(sources.ignored), 80)
             note(f"not read, for an unknown ending or as a link to a folder ({len(sources.ignored)}): {names}")

@@ -20,6 +20,7 @@ from nanogpt_dist.shards.manifest import SourceRecord
 from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
 from prepare.formats import ENDINGS, is_readable
+from prepare.own_files import OwnFiles
 from prepare.unread import beside_records, how_to_read, is_about
 
 DOWNLOAD_TIMEOUT_S = 30
@@ -58,9 +59,10 @@ class Sources:
     notes: tuple[str, ...] = ()
 
 
-def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
+def find_sources(corpus: Corpus, given: Sequence[Path], out: Path | None = None) -> Sources:
     """The files to read for `corpus`, where `given` stands in for the download or is the corpus. Nothing is written.
 
+    out: the folder to be filled, of which nothing is read; nor is what nanogpt has written in the folders given.
     Raises UsageError, MissingInputError.
     """
     if corpus.origin == "stdlib":
@@ -75,7 +77,7 @@ def find_sources(corpus: Corpus, given: Sequence[Path]) -> Sources:
         return Sources((Source(DOWNLOADED, None),))
     if not given:
         raise UsageError(f"{corpus.name} needs --source PATH, a file or a folder; it may be given several times")
-    return _local_files(given)
+    return _local_files(given, OwnFiles(out))
 
 
 def records(corpus: Corpus, sources: Sources, known: Hashes | None = None) -> list[SourceRecord]:
@@ -180,27 +182,43 @@ def _standard_library() -> Sources:
     return Sources(tuple(_source(name, path) for name, path in files), revision=f"Python {platform.python_version()}")
 
 
-def _local_files(given: Sequence[Path]) -> Sources:
+def _local_files(given: Sequence[Path], own: OwnFiles) -> Sources:
     files: list[Source] = []
     ignored: list[str] = []
     notes: list[str] = []
-    for path in _expanded(given):
+    ours: list[str] = []
+    for path in _expanded(given, own, ours):
         if path.is_dir():
-            inside = sorted((found.relative_to(path).as_posix(), found) for found in _walk(path))
+            walked = [found for found in _walk(path) if not own.is_output(found)]
+            inside = sorted((found.relative_to(path).as_posix(), found) for found in walked)
             readable = {name: found for name, found in inside if is_readable(name) and not found.is_dir()}
+            written = {name for name, found in readable.items() if own.is_ours(found)}
+            ours += sorted(written)
+            readable = {name: found for name, found in readable.items() if name not in written}
             beside = beside_records(list(readable))
             files += [_source(name, found) for name, found in readable.items() if name not in beside]
-            ignored += [name for name, _ in inside if name not in readable]
+            ignored += [name for name, _ in inside if not is_readable(name) or Path(path, name).is_dir()]
             notes += _notes(path, readable, beside)
         else:
             files.append(_source(path.name, path))
             if not is_readable(path.name):
                 raise UsageError(f"cannot read {shown(path)}: {how_to_read(path.name)}")
     if not files:
-        what = f"; {ignored[0][-24:]}: {how_to_read(ignored[0])}" if ignored else f": no file ends in {ENDINGS}"
-        raise MissingInputError(f"nothing to read in {shown(given[0])}{what}")
+        raise MissingInputError(f"nothing to read in {shown(given[0])}{_why_nothing(given[0], own, ignored, ours)}")
+    if ours:
+        notes.append(f"not read, as nanogpt wrote it ({len(ours)}): {one_line(', '.join(ours), 80)}")
     _refuse_twice(files)
     return Sources(tuple(files), ignored=tuple(ignored), notes=tuple(notes))
+
+
+def _why_nothing(given: Path, own: OwnFiles, ignored: Sequence[str], ours: Sequence[str]) -> str:
+    if given.is_dir() and not ignored and any(own.is_output(path) for path in _walk(given)):
+        return ": all that is there is --out's own; give --source what holds text, or another --out"
+    if ours:
+        return f": {ours[0][-24:]} and the like are nanogpt's own; give --source what holds text"
+    if ignored:
+        return f"; {ignored[0][-24:]}: {how_to_read(ignored[0])}"
+    return f": no file ends in {ENDINGS}"
 
 
 def _notes(folder: Path, readable: Mapping[str, Path], beside: set[str]) -> Iterator[str]:
@@ -214,16 +232,20 @@ def _notes(folder: Path, readable: Mapping[str, Path], beside: set[str]) -> Iter
         yield f"read as documents like the others ({len(about)}): {names}; without them: --source '{folder}/PATTERN'"
 
 
-def _expanded(given: Sequence[Path]) -> Iterator[Path]:
-    """`given` with patterns (`logs/*.txt`, `**/*.md`) replaced by what they match, in order."""
+def _expanded(given: Sequence[Path], own: OwnFiles, ours: list[str]) -> Iterator[Path]:
+    """`given` with patterns (`logs/*.txt`, `**/*.md`) replaced by what they match, in order; our own go to `ours`."""
     for path in given:
-        if not path.exists() and glob.has_magic(str(path)):
-            found = sorted(glob.glob(str(path), recursive=True))
-            if not found:
-                raise MissingInputError(f"nothing matches {shown(path)}; give another pattern")
-            yield from map(Path, found)
-        else:
+        if path.exists() or not glob.has_magic(str(path)):
             yield path
+            continue
+        found = sorted(glob.glob(str(path), recursive=True))
+        if not found:
+            raise MissingInputError(f"nothing matches {shown(path)}; give another pattern")
+        for match in map(Path, found):
+            if match.is_file() and own.is_ours(match):
+                ours.append(str(match))
+            elif not match.is_file() or not own.is_output(match):
+                yield match
 
 
 def _refuse_twice(files: list[Source]) -> None:

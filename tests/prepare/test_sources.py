@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
+from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import (
     BadDataError,
     HubUnavailableError,
@@ -97,7 +98,7 @@ def test_what_is_only_about_the_data_is_not_read(tmp_path: Path) -> None:
         "train/data-00000-of-00001.arrow",
     ]
     assert told == [
-        "not read, as about the data (8): LICENSE.txt, README.md, dataset_dict.jso … n/dataset_info.json, "
+        "not read, as about the data (8): LICENSE.txt, README.md, … rain/dataset_info.json, "
         "train/state.json; name those as --source that are text"
     ]
 
@@ -189,3 +190,51 @@ def test_the_real_address_fits_the_line() -> None:
     with pytest.raises(HubUnavailableError) as caught:
         _download(replace(CORPORA["shakespeare"], address="http://127.0.0.1:1" + "/" * 71))
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("given", [".", "link", "**/*.js*"])
+def test_what_nanogpt_writes_below_a_source_is_no_source(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if given == "link":
+        (tmp_path / "link").symlink_to(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", [f"text {number}" for number in range(99)])
+    out = Path("data/text")
+    first = build("text", out, [Path(given)], tokenizer="byte")
+    assert build("text", out, [Path(given)], tokenizer="byte") == first  # finished before
+    for name in ("manifest.json", "text_val_000000.bin"):  # killed: the folder is there, and unfinished
+        (out / name).unlink()
+    (out / ".prepare").mkdir()
+    assert build("text", out, [Path(given)], tokenizer="byte") == first
+    notes: list[str] = []
+    other = build("text", Path("data/other"), [Path(given)], tokenizer="byte", note=notes.append)
+    assert [file.name for file in other.sources[0].files] == ["a.jsonl"]
+    if given == ".":
+        assert "not read, as nanogpt wrote it (2): data/text/manifest.json, data/text/tokenizer.json" in notes
+
+
+def test_a_run_a_checkpoint_and_a_tokenizer_below_a_source_are_no_sources(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["text"] * 9)
+    (tmp_path / "mine.json").write_bytes(tokenizers.byte().to_json())
+    step = tmp_path / "out/a/checkpoints/step-00000001"
+    step.mkdir(parents=True)
+    for folder, names in [
+        (step.parents[1], ("config.toml", "run.json", "status.json", "metrics.jsonl", "samples.jsonl")),
+        (step, ("config.toml", "state.json", "manifest.json", "tokenizer.json")),
+    ]:
+        for name in names:
+            (folder / name).write_text('{"text": "x"}')
+    sources = find_sources(find("text"), [tmp_path])
+    assert [file.name for file in sources.files] == ["a.jsonl", "out/a/samples.jsonl"]  # the last is the user's
+    assert "nanogpt wrote it (7)" in sources.notes[-1]
+
+
+@pytest.mark.parametrize("given", ["data", "data/text", "data/text/*.json"])
+def test_a_source_with_nothing_but_the_data_set_is_told(given: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [f"text {number}" for number in range(99)])
+    build("text", tmp_path / "data/text", [tmp_path / "a.jsonl"], tokenizer="byte")
+    with pytest.raises(MissingInputError, match="own; give --source what holds text"):
+        find_sources(find("text"), [tmp_path / given], tmp_path / "data/text")
+    with pytest.raises(MissingInputError, match="nanogpt's own; give --source what holds text"):
+        find_sources(find("text"), [tmp_path / given], tmp_path / "other")

@@ -1,0 +1,63 @@
+"""What nanogpt itself has written among a user's files, which is no text to prepare: data folders, runs, tokenizers."""
+
+import os
+import stat
+from functools import cache
+from pathlib import Path
+
+from nanogpt_dist import tokenizer
+from nanogpt_dist.shards import manifest
+from nanogpt_dist.storage.durable import told
+
+RUN_FILES = ("run.json", "status.json", "metrics.jsonl", "attempts.jsonl", "verdict.json")
+HEAD_BYTES = 64  # of a JSON file, within which ours say what they are
+_MARKS = tuple(f'"format": "{name}"'.encode() for name in (tokenizer.FORMAT, manifest.FORMAT))
+
+
+class OwnFiles:
+    """Tells our own files from the user's. out: the folder that is being filled, of which nothing is read."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.out = out.resolve() if out else None
+        self.streams = {(info.st_dev, info.st_ino) for info in map(_stream, (1, 2)) if info}
+        self._is_checkpoint, self._is_run, self._is_out = cache(_is_checkpoint), cache(_is_run), cache(self._in_out)
+
+    def is_output(self, path: Path) -> bool:
+        """Whether this command writes the file: it lies in `out`, or standard output goes to it."""
+        if self._is_out(path.parent) or (path.is_symlink() and self._in_out(path)):
+            return True
+        with told(path):
+            info = os.stat(path, follow_symlinks=False)
+        return (info.st_dev, info.st_ino) in self.streams
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether nanogpt has written the file at some time: by the folder in which it lies, or by its first bytes."""
+        if path.name in RUN_FILES and self._is_run(path.parent):
+            return True
+        if any(self._is_checkpoint(folder) for folder in path.parents):
+            return True
+        if path.suffix.lower() != ".json" or not path.is_file():
+            return False
+        with told(path), path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        return any(mark in head for mark in _MARKS)
+
+    def _in_out(self, path: Path) -> bool:
+        return self.out is not None and path.resolve().is_relative_to(self.out)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.toml").is_file() and any((folder / name).is_file() for name in ("run.json", "status.json"))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.toml", "state.json", "manifest.json"))
+
+
+def _stream(fd: int) -> os.stat_result | None:
+    """What a standard stream goes to, if that is a file."""
+    try:
+        info = os.fstat(fd)
+    except OSError:
+        return None
+    return info if stat.S_ISREG(info.st_mode) else None
