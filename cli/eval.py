@@ -33,7 +33,9 @@ def eval_command(
     dataset: Annotated[
         str | None, typer.Option(metavar="DIR", help="Prepared folder to judge on; unset: the one it was trained on.")
     ] = None,
-    split: Annotated[Literal["train", "val"], typer.Option(help="Split of the data to read.")] = "val",
+    split: Annotated[
+        Literal["train", "val"] | None, typer.Option(help="Split of the data to read; unset: val.", show_default=False)
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +70,9 @@ def eval_command(
     rows = []
     with connect(device, timeout_s=PATIENCE_S if tasks else 600) as world:
         refuse_both(targets, init_from)
+        names = _task_names(tasks, world)
+        _refuse_unread(dataset, split, tasks, text, limit)
+        split = split or "val"
         for target in [*targets] if targets else [None]:
             judged = _judged(target, init_from, block_size, best, world)
             results: Results = {}
@@ -82,12 +87,33 @@ def eval_command(
                 with world.together():
                     scorer = judged.scorer(world, batch_size, dtype)
                 results.update({f"text {path}": judging.own.text(path, scorer) for path in text or []})
-                results.update(judging.tasks([name for name in (tasks or "").split(",") if name], scorer, limit))
+                results.update(judging.tasks(names, scorer, limit))
             rows.append((judged.name, results))
             if judged.checkpoint and world.leads:
                 _keep(judged.checkpoint, results)
     if world.leads:
         _print_json(rows) if json else _print(rows)
+
+
+def _task_names(tasks: str | None, world: "World") -> list[str]:
+    from nanogpt_dist import judging
+
+    with world.together():
+        return [] if tasks is None else judging.task_names(tasks)
+
+
+def _refuse_unread(
+    dataset: str | None, split: str | None, tasks: str | None, text: list[Path] | None, limit: int | None
+) -> None:
+    """Raises UsageError for a flag that nothing would read."""
+    from nanogpt_dist.errors import UsageError
+
+    if limit is not None and tasks is None:
+        raise UsageError("--limit is for --tasks: add them, or leave it out; a loss is always that of a whole split")
+    if split is not None and (tasks or text) and not dataset:
+        raise UsageError(
+            "--split is for the loss, which --tasks and --text replace: leave it out, or add --dataset DIR"
+        )
 
 
 def _judged(target: str | None, init_from: str | None, block_size: int | None, best: bool, world: "World") -> "Judged":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nanogpt_dist import cpu_fast
 from nanogpt_dist.devices import keep_memory, pick_dtype
-from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.model import GPT, Block
 from nanogpt_dist.positions import Places, at, attention
 
@@ -136,9 +136,7 @@ class Decoder:
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.head(self.model.transformer.ln_f(x).to(self.dtype)).float()  # (B, V)
         if not torch.isfinite(logits).all():
-            raise BadDataError(
-                "the model's logits are not finite: its training has diverged; take an earlier checkpoint"
-            )
+            raise DivergedError
         return logits
 
 

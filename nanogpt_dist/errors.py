@@ -54,6 +54,15 @@ class BadDataError(NanogptError):
     code = Exit.BAD_DATA
 
 
+class DivergedError(BadDataError):
+    """What a model computes is not finite. All ranks that judge it have the same figures."""
+
+    agreed = True
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
+
+
 class TextError(BadDataError):
     """A text that a tokenizer has no ids for; another document may have them."""
 

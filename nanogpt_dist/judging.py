@@ -3,6 +3,7 @@
 CHECKPOINT.eval.json, in the folder in which the checkpoint lies: {"checkpoint": name, "results": {what: figures}}.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import BadDataError, MissingInputError
+from nanogpt_dist.errors import BadDataError, DivergedError, MissingInputError, UsageError
 from nanogpt_dist.evaluation import Evaluator, whole_split
 from nanogpt_dist.model import GPT
 from nanogpt_dist.shards import DataFolder
@@ -69,7 +70,10 @@ Split = Literal["train", "val"]
 
 
 def loss(judged: Judged, data: DataFolder, split: Split, world: World, batch_size: int, dtype: str) -> dict[str, Any]:
-    """Loss, perplexity and bits per byte over a whole split; all ranks together. Raises BadDataError for other ids."""
+    """Loss, perplexity and bits per byte over a whole split; all ranks together.
+
+    Raises BadDataError for other ids, DivergedError.
+    """
     with world.together():
         check_tokenizer(judged, data)
         tokens = data.split(split)
@@ -77,6 +81,8 @@ def loss(judged: Judged, data: DataFolder, split: Split, world: World, batch_siz
         numbers = pick_dtype(dtype, world.device)
     judge = Evaluator(tokens, windows, data.tokenizer.byte_lengths(), world, batch_size, numbers)
     figures = asdict(judge(judged.model))
+    if not math.isfinite(figures["val_loss"]):
+        raise DivergedError
     if split == "train":
         figures = {"train_loss" if name == "val_loss" else name: value for name, value in figures.items()}
     return figures
@@ -95,21 +101,42 @@ def check_tokenizer(judged: Judged, data: DataFolder) -> None:
     )
 
 
+def task_names(listed: str) -> list[str]:
+    """The tasks of a list with commas: NAME=FILE.jsonl, or a name or PATH.yaml of lm-eval's.
+
+    Raises UsageError where it names none, one twice, or one from a file that we cannot score; MissingInputError.
+    """
+    names = []
+    for part in filter(None, map(str.strip, listed.split(","))):
+        task, has_file, file = (piece.strip() for piece in part.partition("="))
+        if has_file:
+            own.check(task, Path(file))
+        names.append(f"{task}={file}" if has_file else task)
+    if not names:
+        raise UsageError("--tasks names no task: type e.g. --tasks lambada_openai, or --tasks hellaswag=FILE.jsonl")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--tasks names {twice[0]} twice; leave one out")
+    return names
+
+
 def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict[str, Any]]:
-    """{task: figures} of NAME=FILE.jsonl, by our own scorer, and of lm-eval's tasks, by name or PATH.yaml."""
-    found: dict[str, dict[str, Any]] = {}
-    theirs = []
-    for name in names:
-        task, _, file = name.partition("=")
-        if file:
-            found[task] = own.run(task, Path(file), scorer, limit)
-        else:
-            theirs.append(name)
-    if theirs:
+    """{task: figures} of NAME=FILE.jsonl, by our own scorer, and of lm-eval's tasks, by name or PATH.yaml.
+
+    Where a NAME has several files, or is one of lm-eval's too, its figures are called NAME=FILE.jsonl.
+    """
+    every = [name.partition("=")[0] for name in names]
+    theirs: dict[str, dict[str, Any]] = {}
+    if elsewhere := [name for name in names if "=" not in name]:
         from nanogpt_dist.tasks import harness
 
-        found.update(harness.run(theirs, scorer, limit))
-    return found
+        theirs = harness.run(elsewhere, scorer, limit)
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        task, has_file, file = name.partition("=")
+        if has_file:
+            called = task if every.count(task) == 1 and task not in theirs else name
+            found[called] = own.run(task, Path(file), scorer, limit)
+    return {**found, **theirs}
 
 
 def keep(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:

@@ -10,6 +10,8 @@ transformers' models.
 import json
 import logging
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from nanogpt_dist.tasks.scoring import Scorer
 
 FEWSHOT_SEED = 1234  # as its command has it
 MAX_GENERATED = 256  # tokens, where a task does not say
+MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # how a task says it; the first counts
 
 
 def run(names: list[str], scorer: Scorer, limit: int | None = None) -> dict[str, dict[str, Any]]:
@@ -145,21 +148,65 @@ def _model(scorer: Scorer) -> Any:
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             """Each rank writes every size-th text, and in the end tells the others."""
             world, decoder = scorer.world, Decoder(scorer.model, scorer.tokenizer.n_vocab)
-            mine = [_write(decoder, scorer, *request.args) for request in requests[world.rank :: world.size]]
+            asked = _asked([request.args for request in requests], scorer)
+            with world.together():
+                mine = [_write(decoder, scorer, *each) for each in asked[world.rank :: world.size]]
             each = [json.loads(texts) for texts in world.gather_texts(json.dumps(mine))]
             return [each[i % world.size][i // world.size] for i in range(len(requests))]
 
     return NanogptLM()
 
 
-def _write(decoder: Decoder, scorer: Scorer, context: str, how: dict[str, Any]) -> str:
-    """What the model writes after `context` as a task's generation_kwargs ask: greedy unless they say do_sample."""
+def _asked(
+    requests: list[tuple[str, dict[str, Any]]], scorer: Scorer
+) -> list[tuple[list[int], sampling.Settings, int]]:
+    """Ids to go on from, how, and the how-manieth of equal requests each is. Raises ConfigError.
+
+    As lm-eval does it for transformers' models: a prompt keeps what max_gen_toks leaves of block_size.
+    """
+    block_size, cut, seen = scorer.model.config.block_size, 0, Counter[str]()
+    found = []
+    for context, how in requests:
+        settings = _settings(how, block_size)
+        ids, room = sampling.encode_prompt(context, scorer.tokenizer), block_size - settings.max_new_tokens
+        cut += len(ids) > room
+        same = json.dumps([context, how], default=str)
+        found.append((ids[-room:], settings, seen[same]))
+        seen[same] += 1
+    if cut and scorer.world.leads:
+        print(
+            f"warning: {cut} of {len(requests)} prompts lose their beginning: block_size {block_size} has no room for "
+            "them and max_gen_toks",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _settings(how: dict[str, Any], block_size: int) -> sampling.Settings:
+    """What generation_kwargs ask for: greedy unless they say do_sample, or a temperature. Raises ConfigError."""
     until = how.get("until") or []
-    most = int(how.get("max_gen_toks", how.get("max_new_tokens", MAX_GENERATED)))
-    most = min(most, scorer.model.config.block_size - 1)
-    temperature = float(how.get("temperature") or 0.0) if how.get("do_sample") else 0.0
-    stops = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
-    ids = sampling.encode_prompt(context, scorer.tokenizer)[-(scorer.model.config.block_size - most) :]
-    prompt = scorer.tokenizer.decode(ids) if len(ids) < len(scorer.tokenizer.encode(context)) else context
-    settings = sampling.Settings(most, temperature, how.get("top_k"), how.get("top_p"), stops)
-    return sampling.sample(decoder, scorer.tokenizer, [prompt], 1, settings)[0].text
+    stops = tuple(str(stop) for stop in (until if isinstance(until, list) else [until]) if stop)
+    most, name = next(((how[name], name) for name in MOST if how.get(name) is not None), (MAX_GENERATED, MOST[0]))
+    drawn = how.get("do_sample")
+    try:
+        temperature = float(how.get("temperature", 1.0 if drawn else 0.0) or 0.0)
+        settings = sampling.Settings(
+            max_new_tokens=int(most),
+            temperature=0.0 if drawn is False else temperature,
+            top_k=int(how.get("top_k") or 0) or None,
+            top_p=None if how.get("top_p") is None else float(how["top_p"]),
+            stop=stops,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the generation_kwargs of a task are no numbers: {error}"[:180]) from None
+    if not 0 < settings.max_new_tokens < block_size:
+        raise ConfigError(
+            f"a task's {name} is {most}, the model's block_size {block_size}: a prompt needs room, too; write a "
+            f"{name} below {block_size} into its generation_kwargs (PATH.yaml)"
+        )
+    return settings
+
+
+def _write(decoder: Decoder, scorer: Scorer, ids: list[int], settings: sampling.Settings, index: int) -> str:
+    [row] = sampling.write_on(decoder, scorer.tokenizer, [ids], settings, [index])
+    return sampling.finish("", row, scorer.tokenizer, settings.stop).text

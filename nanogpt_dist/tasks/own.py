@@ -47,15 +47,22 @@ def _read(path: Path) -> str:
         raise BadDataError(f"{shown(path)} is not UTF-8 at byte {error.start}; convert it with iconv") from None
 
 
-def run(name: str, path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
-    """The figures of one of NAMES on a jsonl file, of which the first `limit` lines count; all ranks together.
-
-    Raises UsageError for another name, MissingInputError, BadDataError.
-    """
+def check(name: str, path: Path) -> None:
+    """Raises UsageError where `name` is none of NAMES, MissingInputError where there is no such file."""
     if name not in NAMES:
         raise UsageError(
             f"{name}={path}: only {' and '.join(NAMES)} are scored from a file; others: PATH.yaml, lm-eval's"
         )
+    if not path.exists() or path.is_dir():
+        raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
+
+
+def run(name: str, path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
+    """The figures of one of NAMES on a jsonl file, of which the first `limit` lines count; all ranks together.
+
+    Raises as check() does, and BadDataError.
+    """
+    check(name, path)
     return {"hellaswag": hellaswag, "lambada": lambada}[name](path, scorer, limit)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed import World
+from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.model import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[Score]:
-        """The Score of each request; all ranks call it together, with the same requests.
+        """The Score of each request; all ranks call it together, with the same requests. Raises DivergedError.
 
         Batches do not depend on the ranks, and each rank adds its own to zeros: so the sums are exact.
         """
@@ -55,6 +56,8 @@ class Scorer:
             if counts:
                 found[:, batch] = scores
         found = self.world.sum(found)
+        if not torch.isfinite(found).all():
+            raise DivergedError
         return [Score(float(s), bool(g), len(following)) for s, g, (_, following) in zip(*found, requests, strict=True)]
 
     def _row(self, context: Sequence[int], following: Sequence[int]) -> tuple[list[int], int]:

@@ -5,15 +5,20 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cli.main import app
+from nanogpt_dist import judging
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
-from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError, UsageError
 from nanogpt_dist.runs import find_checkpoint
+from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.tasks import harness, own
 from nanogpt_dist.tasks.scoring import Scorer, pair
 from tests.conftest import Run, in_ranks, write_jsonl
@@ -246,3 +251,62 @@ def test_eval_by_the_command(run: Path, tmp_path: Path, nanogpt: Run) -> None:
     kept = json.loads((other / "checkpoints" / "step-00000000.eval.json").read_text())
     assert kept["checkpoint"] == "step-00000000"
     assert kept["results"]["hellaswag"]["examples"] == 2
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"max_gen_toks": 48}, {"max_new_tokens": 300}, {"max_gen_toks": "x"}, {"max_gen_toks": 0}]
+)
+def test_what_leaves_a_prompt_no_room_is_refused(asked: dict[str, Any], scorer: Scorer) -> None:
+    with pytest.raises(ConfigError, match="generation_kwargs"):
+        harness._asked([("The end.", asked)], scorer)
+
+
+def test_a_prompt_keeps_what_max_gen_toks_leaves(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = scorer.tokenizer.encode("The end." * 30).tolist()
+    how = {"max_gen_toks": 40, "until": "e", "do_sample": True}
+    first, again, short = harness._asked([("The end." * 30, how), ("The end." * 30, how), ("x", how)], scorer)
+    assert first[0] == whole[-8:]
+    assert (first[2], again[2], short[2]) == (0, 1, 0)  # equal requests are drawn anew
+    assert (first[1].temperature, first[1].stop) == (1.0, ("e",))
+    assert "2 of 3 prompts lose their beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_weights_that_diverged_have_no_figures(value: float, run: Path, corpus: Path, tmp_path: Path) -> None:
+    judged = judging.of_checkpoint(find_checkpoint(str(run)), torch.device("cpu"))
+    with torch.no_grad():
+        judged.model.transformer.ln_f.weight[:] = value
+    scorer = judged.scorer(ONE, 4, "float32")
+    file = write_lines(tmp_path / "h.jsonl", QUESTIONS)
+    for figures in (
+        lambda: judging.tasks([f"hellaswag={file}"], scorer, None),
+        lambda: own.text(file, scorer),
+        lambda: judging.loss(replace(judged, tokenizer=None), DataFolder.open(corpus), "val", ONE, 4, "float32"),
+    ):
+        with pytest.raises(BadDataError, match="diverged"):
+            figures()
+
+
+def test_a_list_of_tasks_is_read_before_anything_else(scorer: Scorer, tmp_path: Path) -> None:
+    one, two = (write_lines(tmp_path / name, QUESTIONS) for name in ("a.jsonl", "b.jsonl"))
+    names = judging.task_names(f" hellaswag={one}, hellaswag = {two} ,")
+    assert names == [f"hellaswag={one}", f"hellaswag={two}"]
+    assert list(judging.tasks(names, scorer, 1)) == names
+    assert list(judging.tasks(names[:1], scorer, 1)) == ["hellaswag"]
+    for listed, error, told in [
+        (",", UsageError, "names no task"),
+        ("", UsageError, "names no task"),
+        (f"hellaswag={one},hellaswag={one}", UsageError, "twice"),
+        (f"piqa={one}", UsageError, "only hellaswag and lambada"),
+        ("lambada=no.jsonl", MissingInputError, "does not exist"),
+        ("hellaswag=", MissingInputError, "not a file"),
+    ]:
+        with pytest.raises(error, match=told):
+            judging.task_names(listed)
+
+
+def test_flags_of_eval_that_nothing_would_read_are_refused(run: Path) -> None:
+    for flags in (["--limit", "3"], ["--limit", "3", "--text", "a"], ["--split", "train", "--tasks", "piqa"]):
+        found = CliRunner().invoke(app, ["eval", str(run), *flags])
+        assert isinstance(found.exception, UsageError)
+        assert flags[0] in str(found.exception)
