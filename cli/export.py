@@ -21,13 +21,15 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     """For transformers: GPT2LMHeadModel and AutoTokenizer read DIR, and give the same logits and ids."""
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.lineage import huggingface
-    from nanogpt_dist.lineage.adopting import weights_of
+    from nanogpt_dist.lineage.adopting import origin_of, weights_of
     from nanogpt_dist.lineage.card import model_card
 
     found = _find(target, best)
     config, weights, state = weights_of(found)
     tokenizer = load_checkpoint_tokenizer(found)
-    card = model_card(out.name, config, state, tokenizer, sum(each.numel() for each in weights.values()))
+    card = model_card(
+        out.name, config, state, tokenizer, sum(each.numel() for each in weights.values()), *origin_of(found)
+    )
     huggingface.export(out, config, weights, tokenizer, card, state.step)
     echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
     program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})("A"))'

@@ -45,11 +45,11 @@ class Saver:
 
     def __init__(
         self, run: Path, config: TrainConfig, world: World, data: DataFolder, console: Console, newest: Path | None,
-        refuse_moved: Callable[[], None] = lambda: None,
+        refuse_moved: Callable[[], None] = lambda: None, began_from: str | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.run, self.config = runs.checkpoints_of(run), run, config
         self.world, self.data, self.console = world, data, console
-        self.newest = newest
+        self.newest, self.began_from = newest, began_from  # began_from: whose the first weights were
         self.refuse_moved = refuse_moved  # raises StorageError where the run folder is elsewhere now
         self.resumed_from = {newest.name} if newest is not None else set()
         self.failures = 0
@@ -137,6 +137,7 @@ class Saver:
             "dtype": str(updater.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "scaler": updater.scaler.state_dict(),
+            **({"began_from": self.began_from} if self.began_from else {}),
         }
 
     def _commit(self, mine: Contents, about: dict[str, Any]) -> None:

@@ -74,9 +74,10 @@ def train(
         if start:
             with world.together():
                 updater.load(start, facts)
-        elif config.init_from is not None:
-            begin_from(config.init_from, updater, data, world, console)
-        saver = Saver(run, config, world, data, console, newest=start, refuse_moved=refuse_moved)
+            began_from = facts.get("began_from") or facts.get("imported_from") or config.init_from
+        else:
+            began_from = config.init_from and begin_from(config.init_from, updater, data, world, console)
+        saver = Saver(run, config, world, data, console, newest=start, refuse_moved=refuse_moved, began_from=began_from)
         before = state.best_step
         if start and before is not None and (other := forget_other_best(start, state, config, evaluator)):
             console.line(f"note: {other}")
@@ -155,8 +156,11 @@ def _refuse_not_finite(state: TrainState, saver: Saver) -> None:
     raise error
 
 
-def begin_from(name: str, updater: Updater, data: DataFolder, world: World, console: Console) -> None:
-    """Give the model its first weights, fetched by one rank of each machine. Raises as source.find() and load()."""
+def begin_from(name: str, updater: Updater, data: DataFolder, world: World, console: Console) -> str:
+    """Give the model its first weights, fetched by one rank of each machine; returns whose they are.
+
+    Raises as source.find() and load().
+    """
     from nanogpt_dist.lineage import hf_tokenizer, huggingface, source
 
     found = world.one_first(lambda: source.find(name))
@@ -169,6 +173,7 @@ def begin_from(name: str, updater: Updater, data: DataFolder, world: World, cons
     console.line(f"weights of {name}")
     if not same:
         console.line(f"warning: the weights of {name} were trained on other ids than {data.tokenizer.name}'s")
+    return found.origin
 
 
 def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:

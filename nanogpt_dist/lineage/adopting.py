@@ -66,7 +66,15 @@ def of_hugging_face(source: Source) -> Foreign:
     model = huggingface.model_of(source, config.architecture(), torch.device("cpu"))
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     tokenizer = hf_tokenizer.of_source(source)
-    return Foreign(config.model_copy(update={"init_from": None}), weights, tokenizer, f"Hugging Face: {source.name}")
+    return Foreign(config.model_copy(update={"init_from": None}), weights, tokenizer, source.origin)
+
+
+def origin_of(found: Path) -> tuple[str | None, bool]:
+    """Whose the first weights of a verified checkpoint were, None for ours; and whether they are as they came."""
+    facts = checkpoint.load_state(found)[1]
+    imported = facts.get("imported_from")
+    origin = imported or facts.get("began_from") or checkpoint.load_config(found).init_from
+    return (str(origin) if origin else None), bool(imported)
 
 
 def weights_of(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:

@@ -52,6 +52,20 @@ class Source:
     folder: Path
     ours: bool
 
+    @property
+    def origin(self) -> str:
+        """Whose the weights are, as what is trained from them keeps it: `Hugging Face: OWNER/NAME`, or a folder's name.
+
+        Of a checkpoint of ours that itself began with other weights, whose those were.
+        """
+        if self.ours:
+            facts = runs.read_json(self.folder / "state.json")
+            first = facts.get("began_from") or facts.get("imported_from")
+            return str(first or f"a run: {self.name}")
+        if Path(self.name).is_dir():  # never to be taken for a repository
+            return f"Hugging Face: {self.name if Path(self.name).is_absolute() else os.path.join('.', self.name)}"
+        return f"Hugging Face: {OPENAI.get(self.name, self.name)}"
+
 
 def find(name: str, weights: bool = True) -> Source:
     """The Source that `name` means, its files on this machine; weights=False: its configuration at least.
