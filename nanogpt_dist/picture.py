@@ -5,9 +5,12 @@ from xml.sax.saxutils import escape
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.describe import Component, Parameters
 from nanogpt_dist.drawing import boxes, count, flows_into, lm_head, shape
+from nanogpt_dist.errors import one_line
 
 WIDTH, BOX_WIDTH, BOX_HEIGHT, GAP = 760, 380, 42, 40  # pixels
 LEFT = (WIDTH - BOX_WIDTH) / 2
+TITLE = 76  # characters of the title
+BESIDE = 6.8  # pixels of a character of a label
 RAIL = LEFT - 70  # where the residual stream passes a sublayer by
 COLOURS = {"table": "#dbeafe", "norm": "#fef3c7", "attention": "#dcfce7", "mlp": "#fce7f3", "head": "#ede9fe"}
 
@@ -51,7 +54,10 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
     at = {component.name: component for component in components}
     attention, mlp = boxes(config, at)
     canvas = _Canvas()
-    canvas.text(WIDTH / 2, canvas.y, f"{title}: {parameters.total:,} parameters", "title", "middle")
+    says = f": {parameters.total:,} parameters"
+    canvas.text(WIDTH / 2, canvas.y, one_line(title, TITLE - len(says)) + says, "title", "middle")
+    labels = [flows_into(name, at) for name in (*attention, *mlp)]
+    frame = max(BOX_WIDTH + 248, WIDTH / 2 - LEFT + 124 + 20 + BESIDE * max(map(len, labels)))  # its width
     canvas.y += 14
     canvas.arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}")
     canvas.box("wte", "token table, V × C", count(parameters, "wte"), "table")
@@ -65,7 +71,7 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
     for names, colour in ((attention, "attention"), (mlp, "mlp")):
         _sublayer(canvas, names, colour, parameters, at)
     canvas.parts.append(
-        f'<rect class="frame" x="{LEFT - 124:g}" y="{top:g}" width="{BOX_WIDTH + 248}" height="{canvas.y - top:g}"/>'
+        f'<rect class="frame" x="{LEFT - 124:g}" y="{top:g}" width="{frame:g}" height="{canvas.y - top:g}"/>'
     )
     canvas.arrow(shape(at["h"].output_letters, at["h"].output))
     canvas.box("ln_f", attention["h.ln_1"], count(parameters, "ln_f"), "norm")
@@ -74,12 +80,13 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
     canvas.arrow(f"logits {shape(at['GPT'].output_letters, at['GPT'].output)}")
     body = "\n".join(canvas.parts)
     height = canvas.y + 20
-    size = f'viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}"'
+    width = WIDTH + frame - (BOX_WIDTH + 248)
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return f"""<svg xmlns="http://www.w3.org/2000/svg" {size}>
 <style>{STYLE}</style>
 <defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M 0 0 L 8 4 L 0 8 z" style="fill: #374151; stroke: none"/></marker></defs>
-<rect x="0" y="0" width="{WIDTH}" height="{height:g}" style="fill: white; stroke: none"/>
+<rect x="0" y="0" width="{width:g}" height="{height:g}" style="fill: white; stroke: none"/>
 {body}
 </svg>
 """

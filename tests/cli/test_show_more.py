@@ -103,3 +103,49 @@ def test_a_tokens_name_is_as_wide_as_its_column_and_holds_no_control_codes() -> 
         shown = show_attention._name(token, 8)
         assert cell_len(shown) == 8
         assert shown.isprintable()
+
+
+def test_a_picture_holds_its_title_and_its_labels() -> None:
+    """A letter of the title is 9 pixels wide, one of a label 6.6."""
+    from nanogpt_dist.describe import trace
+    from nanogpt_dist.picture import draw_svg
+
+    large = {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 131072, "vocab_size": 256000}
+    for title, settings in {"gpt2-xl": {}, "out/" + "a-long-name/" * 20 + "run\x1b.toml": large}.items():
+        config = load("gpt2-xl", settings)
+        picture = draw_svg(config, count_parameters(config), trace(config, 12), title)
+        tree = ElementTree.fromstring(picture)
+        width = float(tree.attrib["width"])
+        [frame] = [e for e in tree.iter("{http://www.w3.org/2000/svg}rect") if e.attrib.get("class") == "frame"]
+        right = float(frame.attrib["x"]) + float(frame.attrib["width"])
+        assert right < width
+        for text in tree.iter("{http://www.w3.org/2000/svg}text"):
+            said, x = text.text or "", float(text.attrib["x"])
+            if text.attrib["text-anchor"] == "middle":
+                assert len(said) * 9.1 / 2 <= x
+            elif "shape" in text.attrib["class"] and not said.startswith("logits"):
+                assert x + len(said) * 6.6 < right
+
+
+def test_a_picture_goes_through_a_device_a_pipe_and_a_link(tmp_path: Path) -> None:
+    import os
+    import threading
+
+    def draw(path: Path) -> None:
+        line = ["show", "full", "shakespeare-char-cpu", "--vocab-size", "65", "--svg", str(path)]
+        assert CliRunner().invoke(app, line).exit_code == 0
+
+    draw(Path(os.devnull))
+    assert Path(os.devnull).is_char_device()
+    os.mkfifo(pipe := tmp_path / "pipe.svg")
+    said: list[bytes] = []
+    reader = threading.Thread(target=lambda: said.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    draw(pipe)
+    reader.join(30)
+    assert said[0].startswith(b"<svg ")
+    assert pipe.is_fifo()
+    (link := tmp_path / "link.svg").symlink_to("real.svg")
+    draw(link)
+    assert link.is_symlink()
+    assert (tmp_path / "real.svg").read_bytes() == said[0]
