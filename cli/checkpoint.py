@@ -7,14 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completing
 from cli.options import CONTEXT, Json, warn
 from cli.terminal import echo
 from nanogpt_dist import runs, storage
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError, clipped
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. out/gpt2-124m.")]
-Target = Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint in it.")]
-Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="E.g. out/NAME/checkpoints/step-00001000.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", autocompletion=completing.runs, help="A run folder, e.g. out/gpt2-124m.")
+]
+Target = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="A run folder, or one checkpoint in it."
+    ),
+]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", autocompletion=completing.runs, help="E.g. out/NAME/checkpoints/step-00001000."
+    ),
+]
 
 checkpoint_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import completing
 from cli.options import Json
 from cli.terminal import FILE, columns, echo, echo_table
 
@@ -15,7 +16,10 @@ FIRST, A_RUN = 18, 22  # columns of a table: of what stands in front, of a run's
 
 
 def compare(
-    targets: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two runs or more.", show_default=False)],
+    targets: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", autocompletion=completing.runs, help="Two runs or more.", show_default=False),
+    ],
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the losses over tokens (needs the extra `plot`).")
     ] = None,

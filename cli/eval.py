@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cli import completing
 from cli.options import Device, InitFrom, Json, refuse_both, warn
 from cli.terminal import echo, echo_table, fits
 
@@ -26,12 +27,18 @@ def eval_command(
         list[str] | None,
         typer.Argument(
             metavar="RUN|CHECKPOINT|PRESET",
+            autocompletion=completing.targets,
             help="Several make a table. Unset: the newest run under out/. A preset: one with weights, as eval-gpt2.",
         ),
     ] = None,
     init_from: InitFrom = None,
     dataset: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Prepared folder to judge on; unset: the one it was trained on.")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            autocompletion=completing.data,
+            help="Prepared folder to judge on; unset: the one it was trained on.",
+        ),
     ] = None,
     split: Annotated[
         Literal["train", "val"] | None, typer.Option(help="Split of the data to read; unset: val.", show_default=False)

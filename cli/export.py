@@ -6,12 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completing
 from cli.options import CONTEXT, warn
 from cli.terminal import echo
 
 export_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
-Target = Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="What to export.", show_default=False)]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="What to export.", show_default=False
+    ),
+]
 Best = Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")]
 Out = Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_default=False)]
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 from pydantic import BaseModel
 
+from cli import completing
 from cli.terminal import echo
 from nanogpt_dist.config import ADDRESS, TrainConfig
 from nanogpt_dist.errors import UsageError
@@ -24,7 +25,11 @@ CONTEXT: dict[str, Any] = {
 
 Preset = Annotated[
     str,
-    typer.Argument(metavar="PRESET|FILE", help="A preset, a .toml file of settings, or one of nanoGPT's .py configs."),
+    typer.Argument(
+        metavar="PRESET|FILE",
+        autocompletion=completing.presets,
+        help="A preset, a .toml file of settings, or one of nanoGPT's .py configs.",
+    ),
 ]
 Settings = dict[str, Any]  # those given as flags, which go on top
 InitFrom = Annotated[

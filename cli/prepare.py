@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import completing
 from cli.bar import progress_bar
 from cli.next_step import to_train
 from cli.terminal import echo
@@ -45,7 +46,11 @@ def _option(panel: str, help: str, metavar: str | None = None, **more: Any) -> A
 def prepare(
     corpus: Annotated[
         str | None,
-        typer.Argument(help="What to prepare; --list shows all. text: files of yours; hf: any REPO.", metavar="CORPUS"),
+        typer.Argument(
+            help="What to prepare; --list shows all. text: files of yours; hf: any REPO.",
+            metavar="CORPUS",
+            autocompletion=completing.corpora,
+        ),
     ] = None,
     repo: Annotated[
         str | None, typer.Argument(help="With hf: a repository of the Hugging Face hub, OWNER/NAME.", metavar="REPO")

@@ -9,13 +9,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli import completing
 from cli.options import Device, InitFrom, Json, refuse_both, warn
 from cli.terminal import echo, echo_text
 
 
 def sample(
     target: Annotated[
-        str | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Unset: the newest run under out/.")
+        str | None,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="Unset: the newest run under out/."
+        ),
     ] = None,
     prompt: Annotated[
         list[str] | None,

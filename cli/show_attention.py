@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import completing
 from cli.options import Json, warn
 from cli.terminal import columns, echo, echo_wrapped
 
@@ -21,7 +22,11 @@ SHOWN = 6  # numbers of a vector
 def attention(
     target: Annotated[
         str,
-        typer.Argument(metavar="PRESET|RUN|CHECKPOINT", help="A preset has weights by chance, a run has learnt some."),
+        typer.Argument(
+            metavar="PRESET|RUN|CHECKPOINT",
+            autocompletion=completing.targets,
+            help="A preset has weights by chance, a run has learnt some.",
+        ),
     ] = "shakespeare-char-cpu",
     text: Annotated[str, typer.Option(help=f"What the head reads, {MAX_TOKENS} tokens at most.")] = "To be or",
     layer: Annotated[int, typer.Option(min=0, help="Block; the first is 0.")] = 0,

@@ -5,13 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completing
 from cli.options import Json, warn
 from cli.terminal import echo
 
 
 def checkpoint(
     target: Annotated[
-        str | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Unset: the newest run under out/.")
+        str | None,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="Unset: the newest run under out/."
+        ),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
     as_json: Json = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import BaseModel, create_model
 
+from cli import completing
 from cli.options import Json, takes_settings
 from cli.terminal import echo, echo_text
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
@@ -27,7 +28,10 @@ OrderSettings: type[BaseModel] = create_model("OrderSettings", **FIELDS)  # type
 @takes_settings(OrderSettings, panel="Order of the data, without --run")
 def data(
     settings: dict[str, Any],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data folder, e.g. data/openwebtext.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", autocompletion=completing.data, help="A data folder, e.g. data/openwebtext."),
+    ],
     document: Annotated[
         int | None, typer.Option(metavar="I", min=0, help="Print the text of a document of the split; the first is 0.")
     ] = None,

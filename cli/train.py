@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import completing
 from cli.options import Json, flush_or_drop, takes_settings, warn
 from cli.terminal import echo
 from launch import verdict
@@ -26,6 +27,7 @@ def train(
         str,
         typer.Argument(
             metavar="PRESET|FILE.toml|FILE.py|RUN",
+            autocompletion=completing.targets,
             help=f"One of {', '.join(presets.PRESETS)}; your settings; one of nanoGPT's configs; a run to go on with.",
         ),
     ] = presets.DEFAULT_PRESET,

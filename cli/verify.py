@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import completing
 from cli.bar import byte_bar
 from cli.options import Json
 from cli.terminal import echo
@@ -18,7 +19,10 @@ NAMED = 5  # files that a note names
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data folder, e.g. data/openwebtext.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", autocompletion=completing.data, help="A data folder, e.g. data/openwebtext."),
+    ],
     threads: Annotated[
         int | None, typer.Option(min=1, max=256, help="Files read at a time. Default: one per core, at most 8.")
     ] = None,
