@@ -64,7 +64,7 @@ def sample(
     refuse_both(target, init_from)
     if init_from and best:
         raise UsageError("--best chooses among a run's checkpoints: leave it out")
-    prompts = [read_prompt(each) for each in prompt or ["\n"]]
+    prompts = [read_prompt(each) for each in prompt or []]
 
     from nanogpt_dist import presets, runs
 
@@ -84,6 +84,7 @@ def sample(
     if tokenizer is None:
         raise MissingInputError(f"{found} has no tokenizer files; copy the tokenizer.json of the model into it")
     settings = sampling.Settings(max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed)
+    prompts = prompts or [sampling.first_text(tokenizer)]
     weights = pick_weights(dtype, model.lm_head.weight.device, greedy=temperature == 0)
     decoder = Decoder(model, tokenizer.n_vocab, weights)
     echo(f"sampling from {found}, weights in {weights}", err=True)

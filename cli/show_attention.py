@@ -1,6 +1,5 @@
 """`nanogpt show attention`: the queries, keys, values and the causal mask of one head, on a few tokens, as tables."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +47,9 @@ def attention(
     if as_json:
         # The mask is told by itself: what stands above the diagonal is computed, but nobody reads it.
         values = {name: getattr(found, name).tolist() for name in ("q", "k", "v", "scores", "seen", "weights", "y")}
-        echo(json.dumps({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
+        from nanogpt_dist.runs import to_json
+
+        echo(to_json({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
         return
     T, D = found.q.shape
     echo_wrapped(

@@ -126,7 +126,7 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
     axes = figure.add_subplot()
     for curve in curves:
         line = axes.plot(curve.train_tokens, curve.train_loss, linewidth=0.8, alpha=0.5)[0]
-        label = f"{curve.name}" + (f", val {curve.val_loss[-1]:.4f}" if len(curve.val_loss) else "")
+        label = _plain(curve.name) + (f", val {curve.val_loss[-1]:.4f}" if len(curve.val_loss) else "")
         axes.plot(curve.val_tokens, curve.val_loss, "o-", color=line.get_color(), label=label, markersize=4)
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss, nats/token (thin: train, dots: val)")
@@ -138,6 +138,11 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
         known = ending in figure.canvas.get_supported_filetypes()
         figure.savefig(drawn := BytesIO(), format=ending if known else "png")
         write_user_file(out, drawn.getvalue())
+
+
+def _plain(name: str) -> str:
+    """A name as a label of matplotlib's, which takes $…$ for mathematics and hides what begins with a _."""
+    return (f"./{name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def summary(curve: Curve) -> dict[str, Any]:

@@ -63,8 +63,12 @@ class Decoder:
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
-        """Logits after each prompt (B, V). No prompt is empty; of a long one the last block_size tokens count."""
+        """Logits after each prompt (B, V). No prompt is empty; of a long one the last block_size tokens count.
+
+        Raises BadDataError for an id without a row in the token table.
+        """
         block_size = self.config.block_size
+        self.model.refuse_unknown(max(map(max, prompts)))
         self.rows = [list(prompt) for prompt in prompts]
         S = min(max(map(len, self.rows)) + max_new_tokens, block_size)
         shape = (len(prompts), self.config.kv_heads, S, self.config.head_size)

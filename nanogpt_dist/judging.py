@@ -89,8 +89,13 @@ def loss(judged: Judged, data: DataFolder, split: Split, world: World, batch_siz
 
 
 def check_tokenizer(judged: Judged, data: DataFolder) -> None:
-    """Raises BadDataError where the data was tokenized by another tokenizer than the model's."""
-    ours = judged.tokenizer
+    """Raises BadDataError where the data has other ids than the model's tokenizer, or more than its model has rows."""
+    ours, theirs, rows = judged.tokenizer, data.tokenizer, judged.model.transformer.wte.weight.size(0)
+    highest = max(len(theirs.tokens) - 1, theirs.eot_id or 0)  # other special tokens are in no data
+    if highest >= rows and (ours is None or ours.fingerprint == theirs.fingerprint):
+        raise BadDataError(
+            f"{data.path} has ids up to {highest}, {judged.name} {rows} rows: they do not belong together"
+        )
     if ours is None or ours.fingerprint == data.tokenizer.fingerprint:
         return
     name = judged.checkpoint.name if judged.checkpoint else judged.name

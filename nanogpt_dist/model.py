@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.positions import Places, attention, places, rotate
 
 EPS = 1e-5  # under the root of a variance
@@ -184,6 +185,14 @@ class GPT(nn.Module):
             return self._logits(idx, last_only=True), None
         logits = self._logits(idx)
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1))
+
+    def refuse_unknown(self, highest: int) -> None:
+        """Raises BadDataError for an id that the token table has no row for; the lookup itself would not tell whose."""
+        rows = self.transformer.wte.weight.size(0)
+        if highest >= rows:
+            raise BadDataError(
+                f"the tokenizer gives id {highest}, the model has {rows} rows: they are not of one model"
+            )
 
     def logits(self, idx: Tensor) -> Tensor:
         """Logits of the next token at each position: (B, T) int64 → (B, T, V)."""

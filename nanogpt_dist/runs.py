@@ -97,12 +97,16 @@ def kept_for_good(checkpoints: Path) -> set[str]:
 
 
 def to_json(content: dict[str, Any], indent: int | None = None) -> str:
-    """`content` as strict JSON: a number at its top level that JSON does not have (NaN, infinity) becomes null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in content.items()
-    }
-    return json.dumps(finite, indent=indent, allow_nan=False)
+    """`content` as strict JSON: a number that JSON does not have (NaN, infinity) becomes null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -92,11 +92,17 @@ def generate(
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids; an empty prompt is the end-of-text token, which documents follow, or else a line break."""
+    """The prompt's ids; an empty prompt is the end-of-text token, which documents follow, or else first_text()."""
     ids = tokenizer.encode(prompt).tolist()
     if ids:
         return ids
-    return [tokenizer.eot_id] if tokenizer.eot_id is not None else tokenizer.encode("\n").tolist()
+    return [tokenizer.eot_id] if tokenizer.eot_id is not None else tokenizer.encode(first_text(tokenizer)).tolist()
+
+
+def first_text(tokenizer: Tokenizer) -> str:
+    """What a sample begins with where nothing is asked for: a line break, or else the first character."""
+    lacks = tokenizer.kind == "char" and b"\n" not in tokenizer.tokens
+    return tokenizer.decode([0]) if lacks else "\n"
 
 
 def sample(

@@ -63,7 +63,7 @@ class Source:
             first = facts.get("began_from") or facts.get("imported_from")
             return str(first or f"a run: {self.name}")
         if Path(self.name).is_dir():  # never to be taken for a repository
-            return f"Hugging Face: {self.name if Path(self.name).is_absolute() else os.path.join('.', self.name)}"
+            return f"Hugging Face: {self.name if self.name.startswith(('/', '.')) else f'./{self.name}'}"
         return f"Hugging Face: {OPENAI.get(self.name, self.name)}"
 
 

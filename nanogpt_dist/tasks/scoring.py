@@ -45,9 +45,11 @@ class Scorer:
     def __call__(self, requests: Sequence[Request]) -> list[Score]:
         """The Score of each request; all ranks call it together, with the same requests. Raises DivergedError.
 
+        Raises BadDataError for an id without a row in the token table, on all of them.
         Batches do not depend on the ranks, and each rank adds its own to zeros: so the sums are exact.
         """
         rows = [self._row(context, following) for context, following in requests]
+        self.model.refuse_unknown(max((max(ids) for ids, _ in rows), default=0))
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))  # the longest first
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         found = torch.zeros(2, len(rows), dtype=torch.float64)

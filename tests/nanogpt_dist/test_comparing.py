@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nanogpt_dist import comparing
+from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
 from nanogpt_dist.wandb_board import _identity
 from tests.conftest import Run
@@ -132,3 +133,12 @@ def test_a_wandb_that_fails_does_not_end_the_run(
     monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("no network")))
     assert go(tiny(corpus, tmp_path / "run", wandb_log=True)).verdict == "done"
     assert "Weights & Biases is not told any more (no network)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lr$^$", "_c", "$", r"a\b$x$", "$$"])
+def test_a_run_of_any_name_is_drawn(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    one = np.array([1.0, 2.0])
+    curve = comparing.Curve(name, TrainConfig(), one, one, one, one, None)
+    comparing.plot([curve, curve], tmp_path / "losses.svg")
+    assert (tmp_path / "losses.svg").stat().st_size > 1000
