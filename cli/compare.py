@@ -66,7 +66,7 @@ def _print(
         table.add_row(f"{row['tokens']:,}", *(_loss(value) for pair in pairs for value in pair))
     echo_table(table)
     table = _table("in all", names)
-    for key in ("step", "tokens", "val_loss", "best_val_loss", "tokens_per_second", "verdict"):
+    for key in ("step", "tokens", "val_loss", "best_val_loss", "bits_per_byte", "tokens_per_second", "verdict"):
         table.add_row(key, *(_shown(one[key]) for one in figures[these]))
     echo_table(table)
 

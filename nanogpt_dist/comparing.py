@@ -31,6 +31,7 @@ class Curve:
     val_tokens: Floats
     val_loss: Floats
     tokens_per_second: float | None
+    bits_per_byte: float | None = None  # of the last evaluation: what runs with other tokenizers have in common
 
     @property
     def tokens(self) -> float:
@@ -49,7 +50,7 @@ def read_curve(run: Path) -> Curve:
         raise BadDataError(f"{shown(run / 'config.toml')}: {error}") from None
     with told(record):
         lines = record.read_bytes().splitlines()
-    train, val, speeds = [], [], []
+    train, val, speeds, bits = [], [], [], None
     for line in lines:
         try:
             values = json.loads(line)
@@ -58,13 +59,14 @@ def read_curve(run: Path) -> Curve:
             continue  # a line that is being written
         if isinstance(values.get("val_loss"), float):
             val.append((tokens, values["val_loss"]))
+            bits = values.get("bits_per_byte")
         elif isinstance(values.get("loss"), float):
             train.append((tokens, values["loss"]))
             speeds += [values["tokens_per_second"]] if values.get("tokens_per_second") else []
     if not train and not val:
         raise BadDataError(f"{shown(record)} tells of no update yet")
     (x, y), (u, v) = _columns(train), _columns(val)
-    return Curve(str(run), config, x, y, u, v, float(np.median(speeds)) if speeds else None)
+    return Curve(str(run), config, x, y, u, v, float(np.median(speeds)) if speeds else None, bits)
 
 
 def _columns(pairs: list[tuple[int, float]]) -> tuple[Floats, Floats]:
@@ -153,6 +155,7 @@ def summary(curve: Curve) -> dict[str, Any]:
         "step": int(curve.tokens / (curve.config.global_batch_size * curve.config.block_size)),
         "val_loss": float(curve.val_loss[-1]) if len(curve.val_loss) else None,
         "best_val_loss": float(curve.val_loss.min()) if len(curve.val_loss) else None,
+        "bits_per_byte": curve.bits_per_byte,
         "tokens_per_second": curve.tokens_per_second,
         "verdict": runs.verdict_of(Path(curve.name)),
     }

@@ -25,6 +25,12 @@ def two(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / "a", folder / "b"]
 
 
+def test_bits_per_byte_are_told_which_do_not_depend_on_the_tokenizer(two: list[Path]) -> None:
+    for run in two:
+        evaluated = [one for one in records(run) if "val_loss" in one][-1]
+        assert comparing.summary(comparing.read_curve(run))["bits_per_byte"] == evaluated["bits_per_byte"]
+
+
 def test_losses_stand_at_equal_tokens(two: list[Path]) -> None:
     a, b = map(comparing.read_curve, two)
     assert (a.tokens, b.tokens) == (8 * 8 * 32, 12 * 16 * 32)
