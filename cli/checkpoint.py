@@ -58,7 +58,7 @@ def verify(target: Target, as_json: Json = False) -> None:
     for folder in folders:
         found = storage.verify(folder)
         bad += [(f"{folder.name}/{name}", reason) for name, reason in found]
-        files += len(list(folder.iterdir()))
+        files += sum(not storage.is_debris(path.name) for path in folder.iterdir())
     if as_json:
         listed = [{"file": name, "reason": reason} for name, reason in bad]
         echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))

@@ -4,6 +4,7 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
 
 MANY_EPOCHS = 100
+HARDLY = 0.8  # of what is free: with more the activations may be too much
 STATE_BYTES = 16  # a parameter's weight, gradient and AdamW's two moments, in fp32
 
 
@@ -36,7 +37,7 @@ def on_memory(parameters: int, ranks: int, shards: int, memory: int, free: int |
 
     parameters: of the model; ranks: that share `memory` bytes, each of which holds 1/shards of the model. free: bytes
     of it that nobody uses, None: unknown. A GPU says itself that it is full; where a CPU's memory ends the kernel kills
-    without a word, so there what is free counts. Activations come on top.
+    without a word, so there what is free counts.
     """
     needed = STATE_BYTES * parameters * ranks // shards
     there = f"{memory / 2**30:,.1f} GiB" + ("" if free is None else f", {free / 2**30:,.1f} free")
@@ -46,4 +47,4 @@ def on_memory(parameters: int, ranks: int, shards: int, memory: int, free: int |
     )
     if needed > memory or (on_cpu and free is not None and needed > free):
         raise ConfigError(f"{text}; take a smaller model, or more of them with --strategy fsdp")
-    return text if free is not None and needed > free else None
+    return f"{text}; activations come on top" if free is not None and needed > HARDLY * free else None

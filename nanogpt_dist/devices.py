@@ -181,7 +181,8 @@ def free_memory_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("MemAvailable:", "SwapFree:")))
+        free = 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("MemAvailable:", "SwapFree:")))
+        return min(free, memory_limit_bytes() or free)  # of a container's own use most may be files, which give way
     return None
 
 

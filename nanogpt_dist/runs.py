@@ -3,7 +3,6 @@
 config.toml · run.json · status.json · metrics.jsonl · tensorboard/ · run.lock · checkpoints/step-00001000/
 """
 
-import contextlib
 import json
 import math
 import os
@@ -89,10 +88,15 @@ def kept_for_good(checkpoints: Path) -> set[str]:
     """The names of checkpoints that --keep-every promised to keep when they were saved, as their own settings say."""
     kept = set()
     for folder in storage.list_steps(checkpoints):
-        with contextlib.suppress(OSError, ValueError):  # unreadable ones are judged elsewhere
+        try:
             every = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")).get("keep_every")
-            if isinstance(every, int) and every > 0 and (storage.step_of(folder.name) or 0) % every == 0:
-                kept.add(folder.name)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # damaged
+            continue
+        except OSError:  # cannot be read now: it may have been promised
+            kept.add(folder.name)
+            continue
+        if isinstance(every, int) and every > 0 and (storage.step_of(folder.name) or 0) % every == 0:
+            kept.add(folder.name)
     return kept
 
 

@@ -14,6 +14,7 @@ from nanogpt_dist.shards.manifest import MANIFEST, FileRecord, Manifest, ShardRe
 from nanogpt_dist.shards.reader import DataFolder
 from nanogpt_dist.shards.scan import Meter, Progress, in_threads, read_blocks
 from nanogpt_dist.shards.shard import check_header
+from nanogpt_dist.storage import is_debris
 from nanogpt_dist.storage.durable import told
 
 Bad = list[tuple[str, str]]
@@ -70,7 +71,7 @@ def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
     """Names in a data folder that its manifest does not know. Raises StorageError."""
     known = {MANIFEST, *(file.name for file in manifest.files())}
     with told(folder):
-        return sorted(set(os.listdir(folder)) - known)
+        return sorted(name for name in set(os.listdir(folder)) - known if not is_debris(name))
 
 
 def _shard_problem(folder: Path, shard: ShardRecord, tokenizer: TokenizerRecord, meter: Meter) -> str | None:

@@ -19,7 +19,17 @@ from nanogpt_dist.storage.durable import (
     write_user_file,
 )
 from nanogpt_dist.storage.runlock import LOCK, RunLock, is_held
-from nanogpt_dist.storage.sealed import NewerFormatError, begin, commit, discard, good, read_manifest, seal, verify
+from nanogpt_dist.storage.sealed import (
+    NewerFormatError,
+    begin,
+    commit,
+    discard,
+    good,
+    is_debris,
+    read_manifest,
+    seal,
+    verify,
+)
 from nanogpt_dist.storage.steps import (
     LATEST,
     PINS,
@@ -50,6 +60,7 @@ __all__ = [
     "fsync_and_hash",
     "fsync_folder",
     "good",
+    "is_debris",
     "is_held",
     "list_steps",
     "make_folder",

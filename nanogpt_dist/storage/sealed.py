@@ -57,6 +57,11 @@ class NewerFormatError(BadDataError):
     """The folder is whole, but a later version of this program wrote it: it must be neither used nor set aside."""
 
 
+def is_debris(name: str) -> bool:
+    """Whether a file of that name is no file of ours, and nobody's damage."""
+    return DEBRIS.fullmatch(name) is not None
+
+
 def begin(parent: Path, name: str) -> Path:
     """Makes and returns an empty folder in `parent`, where the files of the future folder `name` are written.
 
@@ -158,7 +163,7 @@ def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
     except ValueError as error:
         return [(MANIFEST, str(error))]
     with told(folder):
-        present = {name for name in os.listdir(folder) if not DEBRIS.fullmatch(name)}
+        present = {name for name in os.listdir(folder) if not is_debris(name)}
     checked = ((name, _problem(folder / name, entry, hashes)) for name, entry in files.items())
     bad = [(name, reason) for name, reason in checked if reason]
     return bad + [(name, "is not in the manifest") for name in sorted(present - files.keys() - {MANIFEST})]

@@ -35,6 +35,7 @@ def test_of_a_usual_schedule_nothing_is_told(settings: dict[str, int]) -> None:
 def test_a_model_that_does_not_fit_is_refused_before_it_is_built() -> None:
     billion = 10**9  # 14.9 GiB of weights, gradients and moments
     assert advice.on_memory(billion, 1, 1, 32 * GIB, 20 * GIB, on_cpu=True) is None
+    assert "activations come on top" in str(advice.on_memory(billion, 1, 1, 32 * GIB, 16 * GIB, on_cpu=True))
     with pytest.raises(ConfigError, match=r"take 14.9 GiB, this machine has 8.0 GiB"):
         advice.on_memory(billion, 1, 1, 8 * GIB, None, on_cpu=True)
     with pytest.raises(ConfigError, match=r"take 29.8 GiB, this machine has 32.0 GiB, 20.0 free"):
