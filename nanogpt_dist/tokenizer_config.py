@@ -37,8 +37,8 @@ def with_more_tokens(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]
     added = {token.get("content"): token for token in _added(content)}
     decoder = _beside(folder, "tokenizer_config.json").get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and token.get("content") not in added and str(number).isdecimal():
-            added[token.get("content")] = {**token, "id": int(number)}
+        if isinstance(token, dict) and (word := _content(token)) and word not in added and number.isdecimal():
+            added[word] = {**token, "id": int(number)}
     vocab = content["model"].get("vocab")
     vocab = vocab if isinstance(vocab, dict) else {}
     for name in _named(folder, NAMED):
