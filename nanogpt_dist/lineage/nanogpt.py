@@ -194,7 +194,8 @@ def write(
         "config": {**config.model_dump(include=set(TrainConfig.model_fields), exclude_none=True), "dataset": dataset},
         FINGERPRINT: tokenizer.fingerprint,
     }
-    staging = out.with_name(f".tmp-{out.name}")
+    real = Path(os.path.realpath(out))  # a link to what is not there yet stays a link
+    staging = real.with_name(f".tmp-{real.name}")
     try:
         with told(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -203,8 +204,8 @@ def write(
             storage.fsync_and_hash(staging)
             if meta is not None:
                 storage.write_atomic(out.with_name("meta.pkl"), meta)
-            os.replace(staging, out)
-            storage.fsync_folder(out.parent)
+            os.replace(staging, real)
+            storage.fsync_folder(real.parent)
     finally:
         staging.unlink(missing_ok=True)
 
