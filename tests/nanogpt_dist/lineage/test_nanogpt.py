@@ -302,3 +302,10 @@ def test_another_vocabulary_of_as_many_rows_is_not_called_gpt2s(tmp_path: Path) 
     with pytest.raises(MissingInputError, match=r"type --tokenizer a tokenizer\.json"):
         nanogpt.read(path)
     assert nanogpt.read(path, tokenizers.byte()).tokenizer.name == "byte"
+
+
+def test_an_export_goes_where_a_link_leads(tmp_path: Path) -> None:
+    (link := tmp_path / "ckpt.pt").symlink_to("real.pt")
+    exported(link, tokenizers.gpt2())
+    assert link.is_symlink()
+    assert (tmp_path / "real.pt").stat().st_size > 0
