@@ -7,6 +7,7 @@ requests pass: the `send` of the client that they share. A body that breaks off 
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -17,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import SystemRandom  # the run's own generator stays as it is
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from nanogpt_dist.errors import HubUnavailableError, MissingInputError, NanogptError, StorageError, UsageError, clipped
 from nanogpt_dist.storage.durable import FULL, told
 
 FAULT_BUDGET_S = 300.0  # of faults in a row; a byte that arrives ends the row
+UNHEARD_S = 20.0  # the same, where the hub has never answered this process: then there is no network, most likely
+UNHEARD_TIMEOUT_S = 10.0  # to connect then
 TIMEOUT_S = 30.0  # to connect, and between two pieces of a body
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 LONGEST_RETRY_AFTER_S = 290.0  # the hub counts requests in windows of 5 minutes, which is our patience
@@ -54,6 +58,7 @@ class Listener:
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 _wrapping = threading.Lock()
+_answered = threading.Event()  # whether any request of this process was ever answered
 
 
 @contextmanager
@@ -85,8 +90,15 @@ class Faults:
         now = time.monotonic()
         self.since = now if self.since is None else self.since
         budget = FAULT_BUDGET_S if self.listener.budget_s is None else self.listener.budget_s
+        if not _answered.is_set():
+            budget = min(budget, UNHEARD_S)
         left = self.since + budget - now
         self.tries += 1
+        if left <= 0 and not _answered.is_set():
+            raise HubUnavailableError(
+                f"hub unavailable for {_minutes(now - self.since)} ({reason[:40]}, {self.place[:30]}), it never "
+                "answered; check the network; offline, set HF_HOME to a filled cache"
+            )
         if left <= 0:
             raise HubUnavailableError(
                 f"hub unavailable for {_minutes(now - self.since)} ({clipped(reason, 40)}, {self.place[:40]}); {AGAIN}"
@@ -103,19 +115,45 @@ def _minutes(seconds: float) -> str:
 
 
 def hub_library() -> Any:
-    """The module huggingface_hub, silent, with its client made patient. Call it before each use."""
+    """The module huggingface_hub, silent, with its client made patient. Call it before each use.
+
+    Raises UsageError for an address or a token in the environment with which nothing can be asked.
+    """
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET"):
         os.environ.setdefault(name, "1")  # read when the library is imported
+    _refuse_address(os.environ.get("HF_ENDPOINT"))  # on some the import fails
     import huggingface_hub
     from huggingface_hub.utils import disable_progress_bars, get_session, logging
 
     disable_progress_bars()
     logging.set_verbosity_error()
+    _refuse_token(huggingface_hub.get_token())
     with _wrapping:
         client: Any = get_session()
         if not hasattr(client.send, "patient"):
             client.send = _patient(client)
     return huggingface_hub
+
+
+def _refuse_address(endpoint: str | None) -> None:
+    if endpoint is None:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, say
+        good = False
+    if not good or not re.fullmatch("[!-~]+", endpoint):
+        raise UsageError(f"HF_ENDPOINT {endpoint[:60]!r} is no address; type: unset HF_ENDPOINT, or give https://HOST")
+
+
+def _refuse_token(token: str | None) -> None:
+    if token and not re.fullmatch("[!-~]+", token):  # as a header may have it; the token itself is nobody's to see
+        place = next(place for place, char in enumerate(token, 1) if not "!" <= char <= "~")
+        raise UsageError(
+            f"the hub's token has a blank or no ASCII at character {place}; set HF_TOKEN anew, unset it, or type: "
+            "hf auth login"
+        )
 
 
 def datasets_library() -> Any:
@@ -148,6 +186,7 @@ def _patient(client: Any) -> Callable[..., Any]:
                 _refuse_hopeless(http, error, faults.place)
                 faults.bear(_said(error))
                 continue
+            _answered.set()
             if answer.status_code < 500 and answer.status_code not in (408, 429):
                 return answer
             answer.close()
@@ -155,6 +194,8 @@ def _patient(client: Any) -> Callable[..., Any]:
 
     def send(request: Any, *, stream: bool = False, **options: Any) -> Any:
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_S)
+        if not _answered.is_set():
+            request.extensions["timeout"]["connect"] = UNHEARD_TIMEOUT_S
         faults = Faults(request.url.host)
         if stream:  # packed bytes could not go on in the middle
             request.headers["Accept-Encoding"] = "identity"

@@ -9,6 +9,7 @@ from nanogpt_dist.storage.durable import sha256_file
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.assemble import Assembler
 from prepare.folder import TOKENIZER, Work
+from prepare.formats import Format
 from prepare.recipe import Recipe, sources_key
 from prepare.split import SPLITS
 
@@ -104,5 +105,15 @@ def refuse_empty_split(recipe: Recipe, assembler: Assembler) -> None:
         if not assembler.position[split]:
             advice = f"{'raise' if split == 'val' else 'lower'} --val-fraction (now {rule.val_fraction:g})"
             if total == 1 and rule.rule == "documents":
-                advice = "one document cannot go to both: for a single text type --split-by characters"
+                advice = _for_one_document(recipe)
             raise BadDataError(f"the {split} split got none of {total} documents; {advice}, or add text")
+
+
+def _for_one_document(recipe: Recipe) -> str:
+    """What to do about a single document, which cannot go to both splits."""
+    only = recipe.ingredients[0]
+    if recipe.takes_parts:
+        return "one document cannot go to both, and a part of it is not taken: leave limits and --mix out"
+    if len(only.files) == 1 and only.format(0) == Format("text"):
+        return "one document cannot go to both: for a single text type --split-by characters"
+    return "one document cannot go to both: give it as one .txt, which is cut in two"
