@@ -38,7 +38,11 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     )
     huggingface.export(out, config, weights, tokenizer, card, state.step)
     echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
-    program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})("A"))'
+    text = "A" if tokenizer.kind != "char" or b"A" in tokenizer.tokens else tokenizer.decode([0])
+    asked = (
+        f"{text!r}, max_new_tokens={max(1, min(50, config.block_size - 1))}"  # its default is beyond a short context
+    )
+    program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})({asked}))'
     echo(f"Next: {shlex.join(['python', '-c', program])}")
 
 

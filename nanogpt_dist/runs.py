@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import socket
 import tomllib
@@ -228,6 +229,9 @@ def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str]
     folder = path if storage.list_steps(path) else checkpoints_of(path)  # RUN/checkpoints stands for RUN
     newest = storage.newest_good(folder, warn, rename_bad=False)  # we do not hold the run's lock
     if newest is None:
+        if (path / "config.json").is_file():
+            made = shlex.join(["nanogpt", "import", "hf", str(path), "--out-dir", f"out/{path.resolve().name}"])
+            raise MissingInputError(f"{path} is a folder of Hugging Face's, no run; type --init-from, or {made}")
         raise MissingInputError(f"{path} holds no checkpoint; give a run (out/NAME) that has one, or a checkpoint")
     if not best:
         return newest
