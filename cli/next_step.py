@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,3 +37,11 @@ def to_train(manifest: "Manifest", out: str) -> str:
 
     first = train(preset or DEFAULT_PRESET)
     return f"Next: {first}" if preset == small else f"Next: {first}\nor, without a GPU: {train(small)}"
+
+
+def to_prepare(sources: Sequence[str], column: str, tokenizer: Path) -> str:
+    """The command that prepares what a tokenizer was learnt from, with it."""
+    corpus = ["python-stdlib"] if list(sources) == ["python-stdlib"] else ["text"]
+    given = [] if corpus != ["text"] else [word for source in sources for word in ("--source", source)]
+    given += [] if column == "text" else ["--column", column]
+    return shlex.join(["nanogpt", "prepare", *corpus, *given, "--tokenizer", str(tokenizer)])

@@ -1,7 +1,6 @@
 """`nanogpt tokenizer train|compare`: a vocabulary learnt from text, and what two of them make of the same text."""
 
 import json
-import shlex
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.next_step import to_prepare
 from cli.options import CONTEXT, Json
 from cli.terminal import echo
 from nanogpt_dist.errors import BadDataError, CannotCreateError, UsageError
@@ -81,8 +81,8 @@ def train(
         return
     what = "held-out text" if held_out else "the text (too few documents to hold some out)"
     echo(f"{out}: {tokenizer.n_vocab:,} ids; {figures['bytes_per_token']:.2f} bytes per token on {what},")
-    following = f"nanogpt prepare text --source … --tokenizer {shlex.quote(str(out))}"
-    echo(f"the same {tokens:,} ids there as the trainer's own. Next: {following}")
+    echo(f"the same {tokens:,} ids there as the trainer's own.")
+    echo(f"Next: {to_prepare(source, column, out)}")
 
 
 @tokenizer_app.command()

@@ -140,10 +140,14 @@ def load_config(checkpoint: Path) -> TrainConfig:
 
 
 def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:
-    """The TrainState of a checkpoint and the other facts beside it."""
+    """The TrainState of a checkpoint and the other facts beside it. Raises BadDataError."""
     content = runs.read_json(checkpoint / "state.json")
     names = {field.name for field in fields(TrainState)}
     state = TrainState(**{name: content[name] for name in names if name in content})
+    counts = [state.step, state.tokens, state.skipped, *([] if state.best_step is None else [state.best_step])]
+    losses = [loss for loss in (state.val_loss, state.best_val_loss) if loss is not None]
+    if not all(type(n) is int and n >= 0 for n in counts) or not all(type(loss) in (int, float) for loss in losses):
+        raise BadDataError(f"{checkpoint / 'state.json'} is not as this program writes it; use another checkpoint")
     return state, {name: value for name, value in content.items() if name not in names}
 
 

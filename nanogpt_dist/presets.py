@@ -175,6 +175,9 @@ def _why_no_run(folder: Path) -> str:
     kept = next((step / runs.CONFIG for step in storage.list_steps(runs.checkpoints_of(folder))), None)
     if kept is not None:
         return f"has lost its {runs.CONFIG}: {shlex.join(['cp', str(kept), str(folder)])}"
+    if (folder / "config.json").is_file():
+        hf = shlex.join(["nanogpt", "train", "--init-from", str(folder)])
+        return f"is a folder of Hugging Face's, no run; to begin with its weights type {hf}"
     return f"has no {runs.CONFIG}, so it is no run; give a run, a preset or a .toml file"
 
 

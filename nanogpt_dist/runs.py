@@ -236,7 +236,7 @@ def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str]
     if not best:
         return newest
     step = read_json(newest / "state.json").get("best_step")
-    if not isinstance(step, int):
+    if type(step) is not int or step < 0:
         raise MissingInputError(f"no evaluation of {path} was saved with a checkpoint: leave --best out")
     chosen = folder / storage.step_name(step)
     storage.good(chosen)

@@ -1,9 +1,12 @@
 """What commands tell to type next goes through a shell as it is printed, whatever the folders are called."""
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nanogpt_dist import tokenizer as tokenizers
@@ -46,6 +49,55 @@ def test_nanogpts_sample_is_told_of_ckpt_pt_only(tmp_path: Path, nanogpt: Run) -
     told = nanogpt("export", "nanogpt", "run", "mine.pt").stdout
     assert "sample.py --out_dir" not in told
     assert "no other name than ckpt.pt" in told
+
+
+def started(line: str, folder: Path, sign: str) -> None:
+    """Start what would train for hours, and kill it once it says `sign`: then it has taken all that was typed."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {"PATH": path, "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {line}"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = []
+    try:
+        for printed in process.stderr:
+            said.append(printed)
+            if sign in printed:
+                return
+        pytest.fail(f"{line}: {''.join(said)}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def told_next(printed: str) -> list[str]:
+    """The command lines behind "Next:" and "or, without a GPU:"."""
+    found = (re.fullmatch(r"(?:Next|or, without a GPU): (.*)", line) for line in printed.splitlines())
+    return [match[1] for match in found if match]
+
+
+@pytest.mark.thorough
+def test_what_data_tells_to_type_next(tmp_path: Path, nanogpt: Run) -> None:
+    (tmp_path / ODD).mkdir()
+    (tmp_path / ODD / "to be.txt").write_text("to be or not to be, that is the question\n" * 200)
+    told = nanogpt("tokenizer", "train", f"{ODD}/to be.txt", "--vocab-size", 270, "--out", f"{ODD}/my tok.json").stdout
+    (line,) = told_next(told)
+    first = typed(line, tmp_path)  # prepare text --source … --tokenizer …
+    assert first.returncode == 0, first.stderr
+    for name in ("train", "val"):
+        (np.arange(2000) % 256).astype("<u2").tofile(tmp_path / ODD / f"{name}.bin")
+    taken = nanogpt("import-shards", f"{ODD}/train.bin", f"{ODD}/val.bin", "--tokenizer", "byte", "--out", f"{ODD}/ids")
+    for printed in (first.stdout, taken.stdout):
+        large, small = told_next(printed)
+        started(large, tmp_path, "starting at step 0")
+        shutil.rmtree(tmp_path / "out")  # both lines mean the same folder
+        started(small, tmp_path, "step 20/")
+        shutil.rmtree(tmp_path / "out")
+    done = nanogpt("train", "quickstart", "--dataset", f"{ODD}/ids", "--out-dir", f"{ODD}/run", "--max-iters", 2)
+    (line,) = told_next(done.stdout)
+    assert typed(f"{line} --max-new-tokens 2", tmp_path).returncode == 0
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_folder_of_hugging_faces_is_told_from_a_run(tmp_path: Path) -> None:
