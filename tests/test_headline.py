@@ -3,6 +3,7 @@
 Nothing is replaced but the hub, by one on this machine that speaks its protocol.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -13,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.shards import DataFolder
-from tests.conftest import CLONE
-from tests.prepare.hub_repos import make_openwebtext
+from nanogpt_dist.shards.manifest import SplitRuleRecord
+from prepare.corpora import CORPORA
+from prepare.split import by_hash
+from tests.conftest import CLONE, SHARED
+from tests.prepare.hub_repos import english, make_catalogue, make_openwebtext
 from tests.prepare.hub_server import Hub, hub
 
 # A model that a laptop can train in a second; data set, run folder and preset stay the defaults.
@@ -30,6 +34,10 @@ PARTS = ("cli", "launch", "nanogpt_dist", "prepare", "nanogpt")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     root = tmp_path_factory.mktemp("hub")
     make_openwebtext(root, documents_per_file=100, files=2)
+    # c4-en validates with a document in 10,000: look for one that goes there.
+    rule = SplitRuleRecord(rule="documents", val_fraction=0.0001, seed=2357)
+    kept = next(text for n in itertools.count() if by_hash([(text := f"Story {n}.").encode()], rule) == "val")
+    make_catalogue(root, [*english(40, seed=1), kept])
     with hub(root) as server:
         yield server
 
@@ -107,6 +115,28 @@ def test_the_other_ways_to_prepare_openwebtext(line: str, web: Hub, tmp_path: Pa
     assert next_line(printed) == "nanogpt train gpt2-124m"
     assert "was finished before" in person.types("nanogpt prepare openwebtext")
     assert DataFolder.open(person.folder / "data/openwebtext").manifest.name == "openwebtext"
+
+
+OF_THE_HUB = [corpus.name for corpus in CORPORA.values() if corpus.origin == "hub" and corpus.name != "openwebtext"]
+
+
+@pytest.mark.parametrize("name", [*OF_THE_HUB, "python-stdlib"])
+def test_every_corpus_of_the_catalogue_tells_what_to_type_next(name: str, web: Hub, tmp_path: Path) -> None:
+    person = Person(tmp_path, web)
+    printed = person.types(f"nanogpt prepare {name}")
+    where = f"gpt2-124m --dataset data/{name} --out-dir out/{name}" if name in OF_THE_HUB else "quickstart"
+    assert next_line(printed) == f"nanogpt train {where}"
+    assert DataFolder.open(person.folder / "data" / name).manifest.name == name
+
+
+@pytest.mark.parametrize(("name", "preset"), [("shakespeare", "gpt2-124m"), ("shakespeare_char", "shakespeare-char")])
+def test_shakespeare_from_a_file(name: str, preset: str, web: Hub, tmp_path: Path) -> None:
+    if not (source := SHARED / "data" / "tinyshakespeare.txt").exists():
+        pytest.skip("its text is not here, and is not fetched")
+    person = Person(tmp_path, web)
+    shutil.copy(source, person.folder / "input.txt")
+    printed = person.types(f"nanogpt prepare {name} --source input.txt")
+    assert next_line(printed).startswith(f"nanogpt train {preset}")
 
 
 def test_openwebtext_to_a_sample_from_the_wheel(web: Hub, wheel: Path, tmp_path: Path) -> None:

@@ -134,3 +134,33 @@ def make_openwebtext(
         readme = "# openwebtext\n"
     (main / "README.md").write_text(readme, encoding="utf-8")
     return texts
+
+
+# Of the catalogue's other repositories: where the files of the configuration lie, and how its documents are written.
+OTHERS = {
+    "HuggingFaceFW/fineweb": ("sample-10BT", "sample/10BT/000_00000.parquet"),
+    "HuggingFaceFW/fineweb-edu": ("sample-10BT", "sample/10BT/000_00000.parquet"),
+    "roneneldan/TinyStories": ("default", "data/train-00000-of-00001.parquet"),
+    "Salesforce/wikitext": ("wikitext-103-raw-v1", "wikitext-103-raw-v1/train-00000-of-00001.parquet"),
+    "allenai/c4": ("en", "en/c4-train.00000-of-01024.json.gz"),
+}
+
+
+def make_catalogue(root: Path, documents: list[str]) -> None:
+    """Writes the repositories of the catalogue, each in its own shape, with these documents."""
+    import gzip
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for repo, (config, name) in OTHERS.items():
+        path = root / repo / "main" / name
+        path.parent.mkdir(parents=True)
+        if name.endswith(".parquet"):
+            parquet.write_table(pa.table({"text": documents, "url": ["http://a.b"] * len(documents)}), path)
+        else:
+            lines = "".join(json.dumps({"text": text, "url": "http://a.b"}) + "\n" for text in documents)
+            path.write_bytes(gzip.compress(lines.encode()))
+        files = f"  - split: train\n    path: {name.rpartition('/')[0]}/*train*\n".replace("10BT/*train*", "10BT/*")
+        card = f"---\nconfigs:\n- config_name: {config}\n  default: true\n  data_files:\n{files}---\n\n# {repo}\n"
+        (root / repo / "main" / "README.md").write_text(card)
