@@ -148,6 +148,24 @@ def usual_mode(path: Path) -> int:
         os.close(fd)
 
 
+@contextmanager
+def _replacing(path: Path, needed: int) -> Iterator[Path]:
+    """A new file beside `path` for the block to write, `needed` bytes, which then takes its place.
+
+    Raises: StorageError, with nothing left behind.
+    """
+    tmp = path.with_name(staging_name(path.name))
+    with told(path, needed):
+        try:
+            yield tmp
+            os.replace(tmp, path)
+        except BaseException:
+            with suppress(OSError):
+                tmp.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
 def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
     """Puts `data` in the place of `path`: after a crash at any point the old content is there or the new one, whole.
 
@@ -156,35 +174,18 @@ def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
     Raises: StorageError, with nothing left behind. If only the last step failed, the folder's fsync, the new content
     stands but may not outlive a power cut.
     """
-    tmp = path.with_name(staging_name(path.name))
-    with told(path, len(data)):
-        try:
-            write_new(tmp, data)
-            if mode is not None:
-                tmp.chmod(mode)
-            os.replace(tmp, path)
-        except BaseException:
-            with suppress(OSError):
-                tmp.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
+    with _replacing(path, len(data)) as tmp:
+        write_new(tmp, data)
+        if mode is not None:
+            tmp.chmod(mode)
 
 
 def copy_atomic(source: Path, path: Path) -> None:
     """Puts a copy of a file, which may be large, in the place of `path`, whole or not at all. Raises: StorageError."""
-    tmp = path.with_name(staging_name(path.name))
-    with told(path, source.stat().st_size):
-        try:
-            with open_plain(source) as file, tmp.open("xb") as copy:
-                shutil.copyfileobj(file, copy, 8 << 20)
-                copy.flush()
-                os.fsync(copy.fileno())
-            os.replace(tmp, path)
-        except BaseException:
-            with suppress(OSError):
-                tmp.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
+    with _replacing(path, source.stat().st_size) as tmp, open_plain(source) as file, tmp.open("xb") as copy:
+        shutil.copyfileobj(file, copy, 8 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 def write_user_file(path: Path, data: bytes) -> None:
