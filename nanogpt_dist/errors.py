@@ -119,6 +119,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         at = error.filename or ("standard output" if error.errno in (errno.ENOSPC, errno.EIO) else "the system")
         return _explain_system(error, at)
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from"):  # Path.resolve() of Python < 3.13
+        return Exit.IO_ERROR, f"{text.removeprefix('Symlink loop from ')} is a link that leads to itself; remove it"
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:

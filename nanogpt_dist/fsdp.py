@@ -5,6 +5,7 @@ Imported only where a model is laid out in this way: what torch loads for it tak
 Sources: Rajbhandari et al. 2020, "ZeRO", §5 (sharing out all three states); Zhao et al. 2023, "PyTorch FSDP".
 """
 
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -39,6 +40,8 @@ def sharder(config: TrainConfig, replicate: int, shard: int, world: World, dtype
         # The root is needed first in the backward pass: dropping it would only mean to gather it again.
         fully_shard(group, reshard_after_forward=config.reshard_after_forward and not is_root, **options)
         if is_root:
+            # The logits of a padded head are a view of a product's rows, which nothing of ours changes in place.
+            warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
             register_fsdp_forward_method(group, "logits")  # evaluation calls it
 
     return share_out

@@ -6,13 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanogpt_dist.errors import UsageError, one_line
+from nanogpt_dist.errors import BadDataError, UsageError, one_line
 from nanogpt_dist.shards.manifest import SourceRecord
 from nanogpt_dist.storage.durable import printable
 from prepare.corpora import CORPORA, Corpus, find, plain_name, repository
+from prepare.documents import Part
+from prepare.formats import format_of
 from prepare.recipe import Ingredient, Options, Recipe, make_ingredient, make_recipe
 from prepare.shelf import HubShelf, LocalShelf, Shelf
 from prepare.sources import Hashes, Sources, find_sources, on_disk, records
+from prepare.tables import row_groups
 
 if TYPE_CHECKING:
     from prepare.hub import HubFiles
@@ -114,9 +117,27 @@ def find_inputs(
         for file, record in zip(sources.files, recorded, strict=True):
             if file.path and file.stamp:
                 hashes[printable(file.path)] = file.stamp, record.sha256
-        ingredients.append(make_ingredient(corpus, recorded, sources.revision, options, one.weight))
+        own = replace(options, column=_column_of(sources, options, note)) if one.weight is not None else options
+        ingredients.append(make_ingredient(corpus, recorded, sources.revision, own, one.weight))
         found.append(sources)
     return Inputs(make_recipe(ingredients, options), found, hashes)
+
+
+def _column_of(sources: Sources, options: Options, note: Note) -> str | None:
+    """--column for one part of a mix; None, its usual one, where its first document has no such field."""
+    fields = ((file, form) for file in sources.files if (form := format_of(file.name)) and form.has_fields)
+    file, form = next(fields, (None, None))
+    if options.column is None or file is None or form is None or file.path is None:
+        return options.column
+    try:
+        stop = 1 if form.kind in ("parquet", "arrow") else file.path.stat().st_size
+        if form.kind in ("parquet", "arrow"):
+            row_groups(file.path, form.kind, options.column)
+        next(iter(Part(file.path, form, 0, stop, options.column, "strict").documents()), None)
+    except BadDataError:
+        note(f"{file.name[-60:]} has no text in {options.column}: its usual column is read")
+        return None
+    return options.column
 
 
 def _on_hub(corpus: Corpus, pinned: Mapping[str, Any], note: Note) -> "HubFiles":

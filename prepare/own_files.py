@@ -43,7 +43,7 @@ class OwnFiles:
         return any(mark in head for mark in _MARKS)
 
     def _in_out(self, path: Path) -> bool:
-        return self.out is not None and path.resolve().is_relative_to(self.out)
+        return self.out is not None and Path(os.path.realpath(path)).is_relative_to(self.out)
 
 
 def _is_run(folder: Path) -> bool:

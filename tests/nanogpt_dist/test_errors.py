@@ -1,8 +1,10 @@
 """The one line that an error is: what is wrong and what to type stay whole, whatever is long between them."""
 
+from pathlib import Path
+
 import pytest
 
-from nanogpt_dist.errors import MAX_LINE, clipped, one_line
+from nanogpt_dist.errors import MAX_LINE, Exit, clipped, explain, one_line
 
 DEEP = "/a-rather-long-folder-name/" + "and-one-more/" * 12 + "run"
 REASON = "HTTPSConnectionPool(host='huggingface.co', port=443): [Errno -2] Name or service not known " * 3
@@ -32,3 +34,12 @@ def test_a_long_error_line_keeps_what_is_wrong_and_what_to_type(text: str, first
 def test_a_reason_that_is_clipped_ends_between_words() -> None:
     assert clipped("Temporary failure in name resolution", 24) == "Temporary failure in …"
     assert clipped("short", 24) == "short"
+
+
+def test_a_link_to_itself_is_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises((OSError, RuntimeError)) as raised:
+        (tmp_path / "a").resolve(strict=True)
+    code, line = explain(raised.value)
+    assert code == Exit.IO_ERROR
+    assert str(tmp_path / "a") in line

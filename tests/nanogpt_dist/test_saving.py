@@ -110,8 +110,10 @@ def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
 def test_what_keep_every_promised_is_kept_also_when_resumed_without_it(corpus: Path, tmp_path: Path) -> None:
     go(tiny(corpus, tmp_path, max_iters=8, eval_interval=2, keep_every=4))
     go(tiny(corpus, tmp_path, max_iters=20, eval_interval=2))
-    kept = [storage.step_of(path.name) for path in storage.list_steps(tmp_path / "checkpoints")]
-    assert kept == [20, 18, 8, 4]  # the newest two, and the promised
+    checkpoints = storage.list_steps(tmp_path / "checkpoints")
+    best = load_state(checkpoints[0])[0].best_step
+    kept = {storage.step_of(path.name) for path in checkpoints}
+    assert kept == {20, 18, 8, 4, best}  # the newest two, the promised, and the best
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])

@@ -141,7 +141,7 @@ def test_a_run_that_is_deleted_while_it_trains_ends(corpus: Path, tmp_path: Path
             return False
 
     with pytest.raises(StorageError, match="was deleted or moved away while it trained"):
-        go(tiny(corpus, tmp_path / "run", save_interval=2), stop=Tidying())
+        go(tiny(corpus, tmp_path / "run", save_interval=2, async_save=False), stop=Tidying())
     assert not (tmp_path / "run").exists()
 
 
