@@ -46,5 +46,7 @@ def on_memory(parameters: int, ranks: int, shards: int, memory: int, free: int |
         f"{'this machine' if on_cpu else 'the GPU'} has {there}"
     )
     if needed > memory or (on_cpu and free is not None and needed > free):
-        raise ConfigError(f"{text}; take a smaller model, or more of them with --strategy fsdp")
+        raise ConfigError(
+            f"{text}; take a smaller model, or more {'machines' if on_cpu else 'GPUs'} with --strategy fsdp"
+        )
     return f"{text}; activations come on top" if free is not None and needed > HARDLY * free else None
