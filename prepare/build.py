@@ -117,6 +117,7 @@ class _Run:
                 self.machine.ranks.look_for_failures(work)
             self.machine.ranks.wait_for_others(work, assembler.advance, meter.look)
             self._refuse_what_is_worthless(inputs, assembler)
+            self._tell_parts_without_tokens(assembler)
             assembler.finish()
         manifest = make_manifest(work, recipe, tokenizer, assembler)
         write_atomic(work.out / MANIFEST, manifest.to_bytes())
@@ -199,6 +200,12 @@ class _Run:
         except BadDataError:
             self.work.worthless = True
             raise
+
+    def _tell_parts_without_tokens(self, assembler: Assembler) -> None:
+        for index in assembler.takings.without_tokens():
+            one = self.asked[index]
+            name = shown(one.given[0]) if one.given else one.corpus.name
+            self.machine.note(f"{name} gave no tokens: its first document is larger than its part of the mix")
 
     def _finished(self) -> Manifest:
         """The manifest of a finished folder, if it is what the recipe would make, and every byte of it is good."""

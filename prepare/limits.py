@@ -16,6 +16,7 @@ class Limits:
     def __init__(self, documents: Sequence[int | None], tokens: Sequence[int | None]) -> None:
         self.documents, self.tokens = list(documents), list(tokens)
         self.full = [False] * len(self.tokens)
+        self.taken = [0] * len(self.tokens)  # tokens of each ingredient
 
     def take(self, ingredient: int, documents: np.ndarray) -> int:
         """How many rows of encode.DOCUMENT to take; whole documents, and no more once one did not fit."""
@@ -35,6 +36,7 @@ class Limits:
             taken = int(stops[wanted - 1]) if wanted else 0
             self.tokens[ingredient] = budget - taken
             self.full[ingredient] = self.full[ingredient] or budget <= taken
+        self.taken[ingredient] += int(documents["tokens"][:wanted].sum())
         return wanted
 
 
@@ -80,6 +82,10 @@ class Takings:
     def complete(self) -> bool:
         """Whether all was taken."""
         return self.limits is not None and self.next == len(self.units)
+
+    def without_tokens(self) -> list[int]:
+        """The ingredients of a mix, all taken, that gave nothing: mostly since their first document is too large."""
+        return [i for i, taken in enumerate(self.limits.taken) if not taken] if self.mixed and self.limits else []
 
     def _look(self) -> None:
         """Of a mix: count what is done, until each ingredient has enough or has given all."""

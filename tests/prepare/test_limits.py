@@ -141,3 +141,14 @@ def test_parts_of_a_mix_may_have_their_text_in_other_columns(tmp_path: Path) -> 
                      val_fraction=0.2, workers=1, note=notes.append)  # fmt: skip
     assert {source.column for source in manifest.sources} == {"text", "content"}
     assert any("web.jsonl has no text in content" in note for note in notes)
+
+
+def test_a_part_of_a_mix_that_gives_nothing_is_told(tmp_path: Path) -> None:
+    many = write_jsonl(tmp_path / "many.jsonl", [f"page {n}" for n in range(300)])
+    one = write_jsonl(tmp_path / "one.jsonl", ["x" * 100_000])
+    notes: list[str] = []
+    build("text", tmp_path / "out", mix=f"{many}=0.5,{one}=0.5", tokenizer="byte", val_fraction=0.2, workers=1,
+          note=notes.append)  # fmt: skip
+    assert [note.rpartition("/")[2] for note in notes] == [
+        "one.jsonl gave no tokens: its first document is larger than its part of the mix"
+    ]
