@@ -145,14 +145,12 @@ def warn(text: str) -> None:
         echo(f"warning: {text}", err=True)
 
 
-def flush_or_drop() -> OSError | None:
+def flush_or_drop() -> None:
     """Write out standard output. What it cannot take is dropped, or the interpreter would fail at its last flush."""
     try:
         sys.stdout.flush()
-    except OSError as error:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return error
-    return None
 
 
 def refuse_empty(arguments: list[str]) -> None:

@@ -130,9 +130,8 @@ def _column_of(sources: Sources, options: Options, note: Note) -> str | None:
     if options.column is None or file is None or form is None or file.path is None:
         return options.column
     try:
-        stop = 1 if form.kind in ("parquet", "arrow") else file.path.stat().st_size
-        if form.kind in ("parquet", "arrow"):
-            row_groups(file.path, form.kind, options.column)
+        in_groups = form.kind in ("parquet", "arrow")
+        stop = len(row_groups(file.path, form.kind, options.column)) if in_groups else file.path.stat().st_size
         next(iter(Part(file.path, form, 0, stop, options.column, "strict").documents()), None)
     except BadDataError:
         note(f"{file.name[-60:]} has no text in {options.column}: its usual column is read")
