@@ -2,8 +2,9 @@
 
     python benchmarks/all.py --against-nanogpt nanoGPT --against-litgpt peer/bin/litgpt --texts docs
 
-Each script's first lines say what it does. An hour on two cores; nothing else should run meanwhile. What each has said
-is kept in --kept, and one that is there is not run again. A row that falls short of what it is to reach says so.
+Each script's first lines say what it does. An hour on two cores; nothing else should run meanwhile.
+What each has said is kept in --kept, and one that is there is not run again. A row that falls short
+of what it is to reach says so.
 """
 
 import argparse
@@ -22,9 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against-nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--against-litgpt", type=Path, required=True, help="the command litgpt")
-    parser.add_argument("--texts", type=Path, action="append", default=[], help="a folder of texts, for prepare.py")
+    parser.add_argument(
+        "--texts", type=Path, action="append", default=[], help="a folder of texts, for prepare.py"
+    )
     parser.add_argument("--megabytes", type=int, default=120, help="of them")
-    parser.add_argument("--kept", type=Path, default=Path("kept"), help="a folder for what each script says")
+    parser.add_argument(
+        "--kept", type=Path, default=Path("kept"), help="a folder for what each script says"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
     given = parser.parse_args()
     nanogpt = ["--against-nanogpt", str(given.against_nanogpt)]
@@ -65,7 +70,8 @@ def page(said: dict[str, dict[str, Any]]) -> str:
         "",
         f"{about}.",
         "",
-        "One run of `benchmarks/all.py`. Each ratio is of medians, of what ran in turns; behind it the least and the",
+        "One run of `benchmarks/all.py`. Each ratio is of medians, of what ran in turns; behind it "
+        "the least and the",
         "greatest of a round. `≥` and `≤` are what is to be reached.",
         "",
         "| what | beside | ratio | rounds | reach | |",
@@ -84,7 +90,10 @@ def line_of(row: dict[str, Any]) -> str:
     wanted = "" if reach is None else f"{'≤' if at_most else '≥'} {reach:g}"
     good = reach is None or (row["ratio"] <= reach if at_most else row["ratio"] >= reach)
     rounds = f"{row['least']:g} – {row['greatest']:g}" if "least" in row else ""
-    return f"| {row['what']} | {row['beside']} | {row['ratio']:g} | {rounds} | {wanted} | {'' if good else 'short'} |"
+    return (
+        f"| {row['what']} | {row['beside']} | {row['ratio']:g} | {rounds} | {wanted} | "
+        f"{'' if good else 'short'} |"
+    )
 
 
 def figures_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -92,7 +101,9 @@ def figures_of(rows: list[dict[str, Any]]) -> list[str]:
     known = ("what", "beside", "ratio", "least", "greatest", "reach", "at_most")
     found: dict[str, str] = {}
     for row in rows:
-        text = "; ".join(f"{key} {text_of(value)}" for key, value in row.items() if key not in known)
+        text = "; ".join(
+            f"{key} {text_of(value)}" for key, value in row.items() if key not in known
+        )
         if text:
             found.setdefault(text, row["what"])
     return [f"- {what}: {text}" for text, what in found.items()]
@@ -101,7 +112,11 @@ def figures_of(rows: list[dict[str, Any]]) -> list[str]:
 def text_of(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {text_of(figure)}" for name, figure in value.items())
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 if __name__ == "__main__":

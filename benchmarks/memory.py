@@ -1,10 +1,11 @@
-"""The memory that `nanogpt prepare` takes: one document of a gigabyte, and corpora of one and of several gigabytes.
+"""The memory that `nanogpt prepare` takes: one document of a gigabyte, and corpora of one and of
+several gigabytes.
 
     python benchmarks/memory.py                 # --gigabytes 4: of the larger corpus; 12 GB of disk, ten minutes
 
-Prints one JSON object: for each case the peak of the proportional set sizes (PSS) of all its processes together, in
-MiB, looked at four times a second, and the seconds that it took. Linux only.
-"""
+Prints one JSON object: for each case the peak of the proportional set sizes (PSS) of all its
+processes together, in MiB, looked at four times a second, and the seconds that it took. Linux only.
+"""  # noqa: E501
 
 import argparse
 import json
@@ -22,7 +23,10 @@ GB = 10**9
 
 
 def library() -> list[str]:
-    return [path.read_text(errors="replace") for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
+    return [
+        path.read_text(errors="replace")
+        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    ]
 
 
 def write(path: Path, parts: list[str], size: int, before: str = "", behind: str = "") -> None:
@@ -42,11 +46,22 @@ def pss_mib(session: int) -> Iterator[int]:
         with suppress(OSError):
             if folder.joinpath("stat").read_text().rpartition(")")[2].split()[3] == str(session):
                 lines = folder.joinpath("smaps_rollup").read_text().splitlines()
-                yield next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) // 1024
+                yield (
+                    next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) // 1024
+                )
 
 
 def peak(folder: Path, source: str, *options: str) -> dict[str, float]:
-    line = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", source, "--workers", "2"]
+    line = [
+        sys.executable,
+        str(CLONE / "nanogpt"),
+        "prepare",
+        "text",
+        "--source",
+        source,
+        "--workers",
+        "2",
+    ]
     started, most = time.monotonic(), 0
     line += ["--out", "out", *options]
     process = subprocess.Popen(line, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -72,8 +87,16 @@ def main() -> None:
         write(folder / "one.txt", one_line, GB)
         figures["one line of .txt, 1 GB"] = peak(folder, "one.txt", "--split-by", "characters")
         inside = [json.dumps(text)[1:-1] for text in one_line]
-        write(folder / "one.jsonl", inside, GB, '{"text": "small"}\n{"text": "', '"}\n' + '{"text": "another"}\n' * 20)
-        figures["one line of .jsonl, 1 GB"] = peak(folder, "one.jsonl", "--seed", "0", "--val-fraction", "0.5")
+        write(
+            folder / "one.jsonl",
+            inside,
+            GB,
+            '{"text": "small"}\n{"text": "',
+            '"}\n' + '{"text": "another"}\n' * 20,
+        )
+        figures["one line of .jsonl, 1 GB"] = peak(
+            folder, "one.jsonl", "--seed", "0", "--val-fraction", "0.5"
+        )
         for size in (1, given.gigabytes):
             write(folder / "many.jsonl", lines, int(size * GB))
             figures[f"documents, {size:g} GB"] = peak(folder, "many.jsonl", "--tokenizer", "gpt2")

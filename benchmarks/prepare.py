@@ -1,15 +1,17 @@
-"""`nanogpt prepare` beside nanoGPT's own data/openwebtext/prepare.py: the same documents, the same ids, MB/s of each.
+"""`nanogpt prepare` beside nanoGPT's own data/openwebtext/prepare.py: the same documents, the same
+ids, MB/s of each.
 
     git clone https://github.com/karpathy/nanoGPT
     apt-get download python3.11-doc debian-handbook debian-reference-en     # each: dpkg-deb -x FILE docs
     python benchmarks/prepare.py --against-nanogpt nanoGPT --texts docs     # --megabytes 60 --workers 2 --rounds 3
 
-The documents are English and code: what is found in --texts, then the running Python's library. Tags are taken out of
-HTML. nanoGPT's script is run as it is, but that `load_dataset` is handed these documents instead of the download,
-num_proc is --workers, and a split may have fewer than 1,024 documents. It needs tiktoken's files of gpt2, cached or
-downloaded. Ours runs with tiktoken, and with splintr-rs (nanogpt-dist[fast]) if that is installed. All are whole
-processes, in turns, timed from start to exit. Prints one JSON object.
-"""
+The documents are English and code: what is found in --texts, then the running Python's library.
+Tags are taken out of HTML. nanoGPT's script is run as it is, but that `load_dataset` is handed
+these documents instead of the download, num_proc is --workers, and a split may have fewer than
+1,024 documents. It needs tiktoken's files of gpt2, cached or downloaded. Ours runs with tiktoken,
+and with splintr-rs (nanogpt-dist[fast]) if that is installed. All are whole processes, in turns,
+timed from start to exit. Prints one JSON object.
+"""  # noqa: E501
 
 import argparse
 import html
@@ -50,14 +52,20 @@ def documents(size: int, places: list[Path]) -> Iterator[str]:
     seen = set()
     for place in [*places, Path(sysconfig.get_path("stdlib"))]:
         for path in sorted(place.rglob("*")):
-            if path.suffix not in ENDINGS or not path.is_file() or not 1000 < path.stat().st_size < 1_000_000:
+            if (
+                path.suffix not in ENDINGS
+                or not path.is_file()
+                or not 1000 < path.stat().st_size < 1_000_000
+            ):
                 continue
             try:
                 text = path.read_text(encoding="utf-8")
             except (UnicodeDecodeError, OSError):
                 continue
             if path.suffix == ".html":
-                text = html.unescape(re.sub(r"<(script|style).*?</\1>|<[^>]*>", "", text, flags=re.DOTALL))
+                text = html.unescape(
+                    re.sub(r"<(script|style).*?</\1>|<[^>]*>", "", text, flags=re.DOTALL)
+                )
             if hash(text) not in seen:
                 seen.add(hash(text))
                 size -= len(text.encode())
@@ -116,7 +124,14 @@ def main() -> None:
             return megabytes / timed([sys.executable, "-c", RUN_NANOGPT, *arguments], folder)
 
         def ours(out: str, **more: str) -> Callable[[], float]:
-            line = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", "texts.parquet"]
+            line = [
+                sys.executable,
+                str(CLONE / "nanogpt"),
+                "prepare",
+                "text",
+                "--source",
+                "texts.parquet",
+            ]
             line += ["--out", out, "--workers", str(given.workers), "--split-by", "shuffled"]
             line += ["--val-fraction", "0.0005"]
 
@@ -126,19 +141,30 @@ def main() -> None:
 
             return measure
 
-        cases = {"nanoGPT": nanogpt, "tiktoken": ours("tiktoken", PYTHONPATH=str(folder / "without"))}
+        cases = {
+            "nanoGPT": nanogpt,
+            "tiktoken": ours("tiktoken", PYTHONPATH=str(folder / "without")),
+        }
         if importlib.util.find_spec("splintr"):
             cases["fast"] = ours("fast")
         figures = in_turns(cases, given.rounds, warm_up=False)
         raw = [np.fromfile(folder / f"{split}.bin", np.uint16) for split in ("train", "val")]
         theirs = split_at_ends(np.concatenate(raw))
-        same = all(split_at_ends(read_ours(folder / out)) == theirs for out in cases if out != "nanoGPT")
+        same = all(
+            split_at_ends(read_ours(folder / out)) == theirs for out in cases if out != "nanoGPT"
+        )
     about = {"mb_per_second": medians(figures), "same_ids": same}
     rows = [
-        {"what": f"prepare, {given.workers} workers, {megabytes:.0f} MB{with_what}", "beside": "nanoGPT's prepare.py"}
-        | {"reach": reach} | ratio(figures[case], figures["nanoGPT"]) | about
-        for case, with_what, reach in (("tiktoken", "", 4.0), ("fast", ", with fast", 10.0)) if case in figures
-    ]  # fmt: skip
+        {
+            "what": f"prepare, {given.workers} workers, {megabytes:.0f} MB{with_what}",
+            "beside": "nanoGPT's prepare.py",
+        }
+        | {"reach": reach}
+        | ratio(figures[case], figures["nanoGPT"])
+        | about
+        for case, with_what, reach in (("tiktoken", "", 4.0), ("fast", ", with fast", 10.0))
+        if case in figures
+    ]
     report(rows, machine=machine("tiktoken", "datasets", "numpy"), documents=len(texts))
 
 

@@ -1,12 +1,13 @@
-"""`nanogpt sample` beside transformers' generate and nanoGPT's: GPT-2 124M with random weights, tokens per second.
+"""`nanogpt sample` beside transformers' generate and nanoGPT's: GPT-2 124M with random weights,
+tokens per second.
 
     pip install transformers
     git clone https://github.com/karpathy/nanoGPT
     python benchmarks/sampling.py --against-nanogpt nanoGPT         # --rounds 3
 
-All draw with temperature 0.8 and top-k 200, in one process, in turns, and none stops early. transformers runs in
-float32 and in bfloat16, and the faster one counts. Ours has bfloat16 weights, the default on a CPU that is fast in it;
-int8 and float32 are told as well. Prints one JSON object.
+All draw with temperature 0.8 and top-k 200, in one process, in turns, and none stops early.
+transformers runs in float32 and in bfloat16, and the faster one counts. Ours has bfloat16 weights,
+the default on a CPU that is fast in it; int8 and float32 are told as well. Prints one JSON object.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pathlib import Path
 
 from turns import in_turns, machine, medians, ratio, report
 
-CASES = {  # prompts, tokens of each, tokens to make; what to reach beside transformers, and beside nanoGPT
+# prompts, tokens of each, tokens to make; what to reach beside transformers, and beside nanoGPT
+CASES = {
     "1 prompt of 8 → 64": (1, 8, 64, 1.9, 3.5),
     "1 prompt of 960 → 32": (1, 960, 32, 2.0, 30.0),
     "8 prompts of 8 → 64": (8, 8, 64, 2.3, None),
@@ -43,7 +45,9 @@ def main() -> None:
     from nanogpt_dist.sampling import Settings, generate
 
     model = GPT(load("gpt2").architecture()).init_weights(0).eval()
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0)).eval()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(bos_token_id=0, eos_token_id=0)
+    ).eval()
     in_bf16 = copy.deepcopy(theirs).to(torch.bfloat16)
     lineage = nanogpt(given.against_nanogpt) if given.against_nanogpt else None
     rows = []
@@ -53,10 +57,18 @@ def main() -> None:
 
         def ours(weights: str, prompts=prompts, drawn=drawn) -> Callable[[], float]:
             decoder = Decoder(model, VOCAB, weights)
-            return speed(lambda: sum(ids.numel() for ids in generate(decoder, prompts.tolist(), drawn)))
+            return speed(
+                lambda: sum(ids.numel() for ids in generate(decoder, prompts.tolist(), drawn))
+            )
 
         def hugging_face(model, prompts=prompts, new=new) -> Callable[[], float]:
-            options = {"do_sample": True, "temperature": 0.8, "top_k": 200, "eos_token_id": None, "pad_token_id": 0}
+            options = {
+                "do_sample": True,
+                "temperature": 0.8,
+                "top_k": 200,
+                "eos_token_id": None,
+                "pad_token_id": 0,
+            }
             options |= {"max_new_tokens": new, "attention_mask": torch.ones_like(prompts)}
             return speed(lambda: model.generate(prompts, **options)[:, prompts.size(1) :].numel())
 
@@ -70,19 +82,27 @@ def main() -> None:
         figures = in_turns(cases, given.rounds)
         if lineage is not None and reach_nanogpt is not None:
             draw = speed(
-                lambda prompts=prompts, new=new: lineage.generate(prompts, new, temperature=0.8, top_k=200)[
-                    :, prompts.size(1) :
-                ].numel()
+                lambda prompts=prompts, new=new: lineage.generate(
+                    prompts, new, temperature=0.8, top_k=200
+                )[:, prompts.size(1) :].numel()
             )
             figures |= in_turns({"nanoGPT": draw}, given.rounds, warm_up=False)
-        best = max(figures["transformers float32"], figures["transformers bfloat16"], key=statistics.median)
+        best = max(
+            figures["transformers float32"], figures["transformers bfloat16"], key=statistics.median
+        )
         told = {"tokens_per_second": medians(figures)}
         beside = "transformers, its faster format"
-        rows.append({"what": f"sampling 124M, {case}", "beside": beside, "reach": reach}
-                    | ratio(figures["bfloat16"], best) | told)  # fmt: skip
+        rows.append(
+            {"what": f"sampling 124M, {case}", "beside": beside, "reach": reach}
+            | ratio(figures["bfloat16"], best)
+            | told
+        )
         if "nanoGPT" in figures:
-            rows.append({"what": f"sampling 124M, {case}", "beside": "nanoGPT", "reach": reach_nanogpt}
-                        | ratio(figures["bfloat16"], figures["nanoGPT"]) | told)  # fmt: skip
+            rows.append(
+                {"what": f"sampling 124M, {case}", "beside": "nanoGPT", "reach": reach_nanogpt}
+                | ratio(figures["bfloat16"], figures["nanoGPT"])
+                | told
+            )
     report(rows, machine=machine("torch", "transformers"))
 
 

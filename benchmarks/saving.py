@@ -1,10 +1,11 @@
-"""How long the training of GPT-2 124M stands still for a checkpoint, beside a synchronous torch.save of the same.
+"""How long the training of GPT-2 124M stands still for a checkpoint, beside a synchronous
+torch.save of the same.
 
     python benchmarks/saving.py                 # --rounds 5 --folder .; 6 GB of disk
 
-In one process, in turns: torch.save of weights and AdamW's moments, as nanoGPT does it; and the copy that an update of
-ours waits for, after which the checkpoint is written beside the training. `slower` is what updates take more while it
-is. Prints one JSON object.
+In one process, in turns: torch.save of weights and AdamW's moments, as nanoGPT does it; and the
+copy that an update of ours waits for, after which the checkpoint is written beside the training.
+`slower` is what updates take more while it is. Prints one JSON object.
 """
 
 import argparse
@@ -59,7 +60,10 @@ def main() -> None:
         def theirs() -> float:
             alone.extend(update() for _ in range(5))
             started = time.perf_counter()
-            saved = {"model": updater.model.state_dict(), "optimizer": updater.optimizer.state_dict()}
+            saved = {
+                "model": updater.model.state_dict(),
+                "optimizer": updater.optimizer.state_dict(),
+            }
             torch.save(saved, folder / "ckpt.pt")
             took = time.perf_counter() - started
             (folder / "ckpt.pt").unlink()
@@ -68,7 +72,9 @@ def main() -> None:
         def ours() -> float:
             update()
             started = time.perf_counter()
-            mine = checkpoint.contents(TrainState(step=step), updater.model, updater.optimizer, True, copies)
+            mine = checkpoint.contents(
+                TrainState(step=step), updater.model, updater.optimizer, True, copies
+            )
             commit = lambda: checkpoint.save(world, folder, mine, config, tokenizer.byte(), {})  # noqa: E731
             writing[:] = [Writing(mine.state, commit, later=True)]
             took = time.perf_counter() - started
@@ -81,11 +87,18 @@ def main() -> None:
 
         update()
         figures = in_turns({"the step stands still": ours, "torch.save": theirs}, given.rounds)
-    row = {"what": "time the step stands still for a save, 124M", "beside": "synchronous torch.save", "reach": 0.15}
+    row = {
+        "what": "time the step stands still for a save, 124M",
+        "beside": "synchronous torch.save",
+        "reach": 0.15,
+    }
     told = {name: round(statistics.median(values), 3) for name, values in figures.items()}
     slower = statistics.median(beside) / statistics.median(alone)
     row |= {"at_most": True, "seconds": told, "slower": round(slower, 2)}
-    report([row | ratio(figures["the step stands still"], figures["torch.save"])], machine=machine("torch"))
+    report(
+        [row | ratio(figures["the step stands still"], figures["torch.save"])],
+        machine=machine("torch"),
+    )
 
 
 if __name__ == "__main__":

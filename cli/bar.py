@@ -11,7 +11,8 @@ Report = Callable[[str, int, int, int], None]
 
 @contextmanager
 def progress_bar(wanted: bool = True) -> Iterator[Report | None]:
-    """A function (what is done, bytes done, bytes in all, tokens or 0) that moves a bar on standard error.
+    """A function (what is done, bytes done, bytes in all, tokens or 0) that moves a bar on standard
+    error.
 
     It shows MB/s, tokens/s and the time left. None: it is no terminal, or not wanted.
     """
@@ -19,18 +20,35 @@ def progress_bar(wanted: bool = True) -> Iterator[Report | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     pace = TextColumn("{task.fields[pace]}")
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), pace
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        pace,
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
         tasks: dict[str, Any] = {}
         started = time.monotonic()
 
         def report(what: str, done: int, total: int, tokens: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total, completed=done, pace="")
-            pace = f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s" if tokens else ""
+            pace = (
+                f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s" if tokens else ""
+            )
             bar.update(tasks[what], completed=done, total=total, pace=pace)
 
         yield report

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 GB = 10**9
 
 Updates = Annotated[int, typer.Option(min=3, help="Updates to measure.")]
-Seconds = Annotated[float, typer.Option(min=0, help="Measure no longer than this, but 3 updates at least.")]
+Seconds = Annotated[
+    float, typer.Option(min=0, help="Measure no longer than this, but 3 updates at least.")
+]
 
 bench_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
@@ -34,14 +36,18 @@ def train(
     seconds: Seconds = 30.0,
     profile: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write a trace of one update there, for TensorBoard or ui.perfetto.dev."),
+        typer.Option(
+            metavar="DIR",
+            help="Write a trace of one update there, for TensorBoard or ui.perfetto.dev.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Updates as `nanogpt train` makes them: tokens/s, MFU, memory, and where the time goes.
 
-    Data are random ids, unless --dataset is given. On a CPU an update is one micro-batch on each rank, unless
-    --gradient-accumulation-steps is given. In several ranks: `torchrun --nproc-per-node 8 nanogpt bench train …`.
+    Data are random ids, unless --dataset is given. On a CPU an update is one micro-batch on each
+    rank, unless --gradient-accumulation-steps is given. In several ranks:
+    `torchrun --nproc-per-node 8 nanogpt bench train …`.
     """
     config = load(preset, settings)
     from nanogpt_dist.bench.train import bench_train
@@ -65,9 +71,13 @@ def sample(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,
     num_samples: Annotated[int, typer.Option(min=1, help="Rows that are drawn together.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt of each row.")] = 8,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of the prompt of each row.")
+    ] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to draw for each row.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="How often all is drawn, after once for nothing.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often all is drawn, after once for nothing.")
+    ] = 5,
     device: Device = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
@@ -81,7 +91,13 @@ def sample(
     from nanogpt_dist.devices import pick_device
 
     found = bench_sample(
-        config.architecture(), pick_device(device), dtype, num_samples, prompt_tokens, max_new_tokens, rounds
+        config.architecture(),
+        pick_device(device),
+        dtype,
+        num_samples,
+        prompt_tokens,
+        max_new_tokens,
+        rounds,
     )
     _print(found, _sample_lines(found), json)
 
@@ -91,15 +107,17 @@ def sample(
 def data(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,
-    megabytes: Annotated[int, typer.Option(min=1, help="Size of the random data, where no --dataset is given.")] = 256,
+    megabytes: Annotated[
+        int, typer.Option(min=1, help="Size of the random data, where no --dataset is given.")
+    ] = 256,
     updates: Updates = 100,
     seconds: Seconds = 10.0,
     json: Json = False,
 ) -> None:
     """Getting the tokens of whole updates in one process: tokens/s, and the memory it takes.
 
-    Data are random ids in a temporary folder (TMPDIR), unless --dataset is given. A block is checked when it is
-    first touched.
+    Data are random ids in a temporary folder (TMPDIR), unless --dataset is given. A block is
+    checked when it is first touched.
     """
     config = load(preset, settings)
     from nanogpt_dist.bench.data import bench_data
@@ -114,11 +132,15 @@ def data(
 def io(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,
-    folder: Annotated[Path, typer.Option(help="Where to write; all is removed again.")] = Path("out"),
+    folder: Annotated[Path, typer.Option(help="Where to write; all is removed again.")] = Path(
+        "out"
+    ),
     rounds: Annotated[int, typer.Option(min=1, help="Checkpoints to write.")] = 3,
     json: Json = False,
 ) -> None:
-    """Checkpoints: how long the training stands still for one, how long it takes to write, verify and load it."""
+    """Checkpoints: how long the training stands still for one, how long it takes to write, verify
+    and load it.
+    """
     config = load(preset, settings)
     from nanogpt_dist.bench.io import bench_io
     from nanogpt_dist.distributed import connect
@@ -130,7 +152,11 @@ def io(
         _print(found, _io_lines(found), json)
 
 
-def _print(found: "TrainSpeed | SampleSpeed | DataSpeed | IoSpeed", lines: list[str], as_json: bool) -> None:
+def _print(
+    found: "TrainSpeed | SampleSpeed | DataSpeed | IoSpeed",
+    lines: list[str],
+    as_json: bool,
+) -> None:
     from nanogpt_dist.runs import to_json
 
     echo(to_json(asdict(found)) if as_json else "\n".join(lines))
@@ -139,13 +165,13 @@ def _print(found: "TrainSpeed | SampleSpeed | DataSpeed | IoSpeed", lines: list[
 def _train_lines(found: "TrainSpeed") -> list[str]:
     each = "" if found.ranks == 1 else " in each rank"
     lines = [
-        f"{found.parameters:,} parameters · {found.ranks} × {found.device} {found.dtype}, {found.layout}, "
-        f"{found.threads} threads each",
-        f"{found.batch_tokens:,} tokens an update = {found.ranks} ranks × {found.micro_batches} micro-batches × "
-        f"{found.batch_size} sequences",
+        f"{found.parameters:,} parameters · {found.ranks} × {found.device} {found.dtype}, "
+        f"{found.layout}, {found.threads} threads each",
+        f"{found.batch_tokens:,} tokens an update = {found.ranks} ranks × {found.micro_batches} "
+        f"micro-batches × {found.batch_size} sequences",
         "",
-        f"{found.tokens_per_second:,.0f} tokens/s · mfu {found.mfu:.1%} of {found.ranks} × {found.peak_tflops:.3g} "
-        f"TFLOP/s · {found.memory_bytes / GB:.2f} GB{each}",
+        f"{found.tokens_per_second:,.0f} tokens/s · mfu {found.mfu:.1%} of {found.ranks} × "
+        f"{found.peak_tflops:.3g} TFLOP/s · {found.memory_bytes / GB:.2f} GB{each}",
         f"{found.ms_per_update:,.1f} ms an update, median of {found.updates} "
         f"({found.ms_least:,.1f} to {found.ms_greatest:,.1f})",
         "",
@@ -160,27 +186,33 @@ def _train_lines(found: "TrainSpeed") -> list[str]:
 
 def _sample_lines(found: "SampleSpeed") -> list[str]:
     return [
-        f"{found.parameters:,} parameters · {found.device}, weights in {found.weights}, {found.threads} threads",
+        f"{found.parameters:,} parameters · {found.device}, weights in {found.weights}, "
+        f"{found.threads} threads",
         f"{found.num_samples} × {found.prompt_tokens} → {found.max_new_tokens} tokens: "
         f"{found.tokens_per_second:,.1f} new tokens/s · {found.memory_bytes / GB:.2f} GB",
-        f"{found.prefill_ms:,.1f} ms for the prompts, then {found.ms_per_update:,.2f} ms for a token of each row "
-        f"({found.ms_least:,.2f} to {found.ms_greatest:,.2f}); weights at {found.weights_gb_per_second:,.1f} GB/s",
+        f"{found.prefill_ms:,.1f} ms for the prompts, then {found.ms_per_update:,.2f} ms for a "
+        f"token of each row ({found.ms_least:,.2f} to {found.ms_greatest:,.2f}); weights at "
+        f"{found.weights_gb_per_second:,.1f} GB/s",
     ]
 
 
 def _data_lines(found: "DataSpeed") -> list[str]:
     return [
         f"{found.dataset}: {found.dataset_tokens:,} tokens, opened in {found.open_ms:,.1f} ms",
-        f"{found.tokens_per_second:,.0f} tokens/s · {found.ms_per_update:,.2f} ms for the {found.batch_tokens:,} of an "
-        f"update, median of {found.updates} ({found.ms_least:,.2f} to {found.ms_greatest:,.2f})",
-        f"{found.far_ms:,.2f} ms for those of the millionth · memory {found.memory_growth_bytes / 1e6:+,.1f} MB",
+        f"{found.tokens_per_second:,.0f} tokens/s · {found.ms_per_update:,.2f} ms for the "
+        f"{found.batch_tokens:,} of an update, median of {found.updates} ({found.ms_least:,.2f} to "
+        f"{found.ms_greatest:,.2f})",
+        f"{found.far_ms:,.2f} ms for those of the millionth · memory "
+        f"{found.memory_growth_bytes / 1e6:+,.1f} MB",
     ]
 
 
 def _io_lines(found: "IoSpeed") -> list[str]:
     return [
-        f"{found.parameters:,} parameters, {found.layout} · checkpoints of {found.bytes / GB:.2f} GB in {found.folder}",
-        f"an update waits {found.ms_per_update:,.0f} ms for a save beside it, the first {found.first_copy_ms:,.0f} ms",
-        f"save {found.save_ms:,.0f} ms ({found.save_gb_per_second:.2f} GB/s) · verify {found.verify_ms:,.0f} ms · "
-        f"load {found.load_ms:,.0f} ms",
+        f"{found.parameters:,} parameters, {found.layout} · checkpoints of {found.bytes / GB:.2f} "
+        f"GB in {found.folder}",
+        f"an update waits {found.ms_per_update:,.0f} ms for a save beside it, the first "
+        f"{found.first_copy_ms:,.0f} ms",
+        f"save {found.save_ms:,.0f} ms ({found.save_gb_per_second:.2f} GB/s) · verify "
+        f"{found.verify_ms:,.0f} ms · load {found.load_ms:,.0f} ms",
     ]

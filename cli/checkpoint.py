@@ -1,4 +1,6 @@
-"""`nanogpt checkpoint list|verify|prune|pin|unpin|consolidate`: what a run has saved, and what is to stay of it."""
+"""`nanogpt checkpoint list|verify|prune|pin|unpin|consolidate`: what a run has saved, and what is
+to stay of it.
+"""
 
 import json
 import shlex
@@ -14,18 +16,25 @@ from nanogpt_dist import runs, storage
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError, clipped
 
 Run = Annotated[
-    Path, typer.Argument(metavar="RUN", autocompletion=completing.runs, help="A run folder, e.g. out/gpt2-124m.")
+    Path,
+    typer.Argument(
+        metavar="RUN", autocompletion=completing.runs, help="A run folder, e.g. out/gpt2-124m."
+    ),
 ]
 Target = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="A run folder, or one checkpoint in it."
+        metavar="RUN|CHECKPOINT",
+        autocompletion=completing.runs,
+        help="A run folder, or one checkpoint in it.",
     ),
 ]
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        metavar="CHECKPOINT", autocompletion=completing.runs, help="E.g. out/NAME/checkpoints/step-00001000."
+        metavar="CHECKPOINT",
+        autocompletion=completing.runs,
+        help="E.g. out/NAME/checkpoints/step-00001000.",
     ),
 ]
 
@@ -34,7 +43,9 @@ checkpoint_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
 @checkpoint_app.command("list")
 def list_checkpoints(run: Run, as_json: Json = False) -> None:
-    """The checkpoints of a run, newest first. Looks at names and sizes; `verify` reads every byte."""
+    """The checkpoints of a run, newest first. Looks at names and sizes; `verify` reads every
+    byte.
+    """
     found = [_describe(folder, _marks(run)) for folder in _checkpoints(run)]
     verdict = runs.verdict_of(run)
     if as_json:
@@ -42,11 +53,18 @@ def list_checkpoints(run: Run, as_json: Json = False) -> None:
         return
     for one in found:
         loss = "–" if one["val_loss"] is None else f"{one['val_loss']:.4f}"
-        state = ", ".join([*one["marks"], *([f"damaged: {one['damage']}"] if one["damage"] else [])])
+        state = ", ".join(
+            [*one["marks"], *([f"damaged: {one['damage']}"] if one["damage"] else [])]
+        )
         how = f"{one['layout'] or 'unknown layout'} on {one['world_size'] or '?'}"
-        echo(f"{one['name']}  {one['bytes'] / 1e6:10,.1f} MB  val loss {loss:>7}  {how}  {state}".rstrip())
+        echo(
+            f"{one['name']}  {one['bytes'] / 1e6:10,.1f} MB  val loss {loss:>7}  {how}  "
+            f"{state}".rstrip()
+        )
     if verdict in ("running", "killed"):
-        resume = f"; resume: {shlex.join(['nanogpt', 'train', str(run)])}" if verdict == "killed" else ""
+        resume = (
+            f"; resume: {shlex.join(['nanogpt', 'train', str(run)])}" if verdict == "killed" else ""
+        )
         echo(f"{run}: {verdict}{resume}", err=True)
 
 
@@ -63,11 +81,15 @@ def verify(target: Target, as_json: Json = False) -> None:
         listed = [{"file": name, "reason": reason} for name, reason in bad]
         echo(json.dumps({"ok": not bad, "files": files, "bad": listed}))
     else:
-        echo("\n".join(f"bad  {name}: {reason}" for name, reason in bad) or f"{target}: all {files} files are good")
+        echo(
+            "\n".join(f"bad  {name}: {reason}" for name, reason in bad)
+            or f"{target}: all {files} files are good"
+        )
     if bad:
         name, reason = bad[0]
         raise BadDataError(
-            f"{len(bad)} bad of {files} files: {name[-50:]}: {clipped(reason, 70)}; use another checkpoint"
+            f"{len(bad)} bad of {files} files: {name[-50:]}: {clipped(reason, 70)}; use another "
+            "checkpoint"
         )
 
 
@@ -75,11 +97,16 @@ def verify(target: Target, as_json: Json = False) -> None:
 def prune(
     run: Run,
     keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep.")] = 2,
-    keep_every: Annotated[int | None, typer.Option(min=1, help="Keep those at multiples of this many updates.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    keep_every: Annotated[
+        int | None, typer.Option(min=1, help="Keep those at multiples of this many updates.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete old checkpoints: all but the newest, the best, the pinned, and those that --keep-every promised to keep.
+    """Delete old checkpoints: all but the newest, the best, the pinned, and those that --keep-every
+    promised to keep.
 
     Refuses while the run is training.
     """
@@ -95,7 +122,10 @@ def prune(
     if as_json:
         echo(json.dumps({"deleted": names, "bytes": freed, "dry_run": dry_run}))
     else:
-        echo(f"{'would delete' if dry_run else 'deleted'} {len(names)}, {freed / 1e6:,.1f} MB: {', '.join(names)}")
+        echo(
+            f"{'would delete' if dry_run else 'deleted'} {len(names)}, {freed / 1e6:,.1f} MB: "
+            f"{', '.join(names)}"
+        )
 
 
 @checkpoint_app.command()
@@ -112,16 +142,22 @@ def unpin(checkpoint: Checkpoint) -> None:
     parent, name = _parent(checkpoint)
     pins = storage.read_pins(parent)
     if name not in pins:
-        raise MissingInputError(f"{name} is not pinned; see: nanogpt checkpoint list {shlex.quote(str(parent.parent))}")
+        raise MissingInputError(
+            f"{name} is not pinned; see: nanogpt checkpoint list {shlex.quote(str(parent.parent))}"
+        )
     storage.write_pins(parent, pins - {name})
 
 
 @checkpoint_app.command()
 def consolidate(
     target: Target,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder; unset: RUN/consolidated/step-….")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New folder; unset: RUN/consolidated/step-….")
+    ] = None,
 ) -> None:
-    """Write a sharded checkpoint once more, with whole tensors in one file of weights and one of moments."""
+    """Write a sharded checkpoint once more, with whole tensors in one file of weights and one of
+    moments.
+    """
     from nanogpt_dist.consolidation import consolidate, is_sharded
 
     found = runs.find_checkpoint(str(target), warn=warn)
@@ -136,13 +172,19 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _parent(checkpoint: Path) -> tuple[Path, str]:
-    """The folder in which `checkpoint` stands, and its name. Raises MissingInputError for whatever is none."""
+    """The folder in which `checkpoint` stands, and its name. Raises MissingInputError for whatever
+    is none.
+    """
     if _is_checkpoint(checkpoint) and checkpoint.is_dir():
         return runs.spelt(checkpoint).parent, runs.spelt(checkpoint).name
     steps = storage.list_steps(runs.checkpoints_of(checkpoint)) if checkpoint.is_dir() else []
     if steps:
-        raise MissingInputError(f"{checkpoint} is a run; give one checkpoint of it, like {steps[0]}")
-    raise MissingInputError(f"{checkpoint} is no checkpoint; give one like out/NAME/checkpoints/step-00001000")
+        raise MissingInputError(
+            f"{checkpoint} is a run; give one checkpoint of it, like {steps[0]}"
+        )
+    raise MissingInputError(
+        f"{checkpoint} is no checkpoint; give one like out/NAME/checkpoints/step-00001000"
+    )
 
 
 def _checkpoints(run: Path) -> list[Path]:
@@ -164,7 +206,9 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _marks(run: Path) -> dict[str, list[str]]:
-    """{checkpoint name: best, kept, pinned, latest}, by what stands in the newest that can be read."""
+    """{checkpoint name: best, kept, pinned, latest}, by what stands in the newest that can be
+    read.
+    """
     folder = runs.checkpoints_of(run)
     marks: dict[str, list[str]] = {}
     steps = [_state(path).get("best_step") for path in storage.list_steps(folder)]

@@ -18,14 +18,24 @@ FIRST, A_RUN = 18, 22  # columns of a table: of what stands in front, of a run's
 def compare(
     targets: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", autocompletion=completing.runs, help="Two runs or more.", show_default=False),
+        typer.Argument(
+            metavar="RUN...",
+            autocompletion=completing.runs,
+            help="Two runs or more.",
+            show_default=False,
+        ),
     ],
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the losses over tokens (needs the extra `plot`).")
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Draw the losses over tokens (needs the extra `plot`)."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Which settings differ, and the losses after equally many tokens. Runs that are still training can be compared."""
+    """Which settings differ, and the losses after equally many tokens. Runs that are still training
+    can be compared.
+    """
     from nanogpt_dist import comparing
     from nanogpt_dist.errors import UsageError
 
@@ -45,28 +55,46 @@ def compare(
         echo("all settings are the same")
     at_once = max(1, ((columns() or FILE) - FIRST) // A_RUN)  # runs that fit side by side
     for start in range(0, len(targets), at_once):
-        _print(slice(start, start + at_once), [str(run) for run in targets], differences, rows, figures)
+        _print(
+            slice(start, start + at_once), [str(run) for run in targets], differences, rows, figures
+        )
     if plot is not None:
         echo(f"{plot} is drawn")
 
 
 def _print(
-    these: slice, runs: list[str], differences: dict[str, list[Any]], rows: list[dict[str, Any]], figures: list[Any]
+    these: slice,
+    runs: list[str],
+    differences: dict[str, list[Any]],
+    rows: list[dict[str, Any]],
+    figures: list[Any],
 ) -> None:
-    """The tables of some of the runs: their settings, their losses at equal tokens, and where they stand."""
+    """The tables of some of the runs: their settings, their losses at equal tokens, and where they
+    stand.
+    """
     names = runs[these]
     table = _table("setting", names)
     for name, values in differences.items():
         table.add_row(name, *("–" if value is None else str(value) for value in values[these]))
     if differences:
         echo_table(table)
-    table = _table("loss at tokens", [f"{name}\n{kind}" for name in names for kind in ("train", "val")])
+    table = _table(
+        "loss at tokens", [f"{name}\n{kind}" for name in names for kind in ("train", "val")]
+    )
     for row in rows:
         pairs = zip(row["train_loss"][these], row["val_loss"][these], strict=True)
         table.add_row(f"{row['tokens']:,}", *(_loss(value) for pair in pairs for value in pair))
     echo_table(table)
     table = _table("in all", names)
-    for key in ("step", "tokens", "val_loss", "best_val_loss", "bits_per_byte", "tokens_per_second", "verdict"):
+    for key in (
+        "step",
+        "tokens",
+        "val_loss",
+        "best_val_loss",
+        "bits_per_byte",
+        "tokens_per_second",
+        "verdict",
+    ):
         table.add_row(key, *(_shown(one[key]) for one in figures[these]))
     echo_table(table)
 

@@ -1,4 +1,6 @@
-"""What the tab key offers: presets, corpora, and the runs, checkpoints and data that are there. No torch."""
+"""What the tab key offers: presets, corpora, and the runs, checkpoints and data that are there. No
+torch.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,14 +21,18 @@ def corpora(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Run folders under out/, or where the path that is typed leads; behind a run's slash its checkpoints."""
+    """Run folders under out/, or where the path that is typed leads; behind a run's slash its
+    checkpoints.
+    """
     folder = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
     if (folder / "config.toml").is_file():  # RUN/: its steps
         folder = folder / "checkpoints"
     if folder.name == "checkpoints":
         return _beginning(map(str, _folders(folder, "step-*")), str(folder) + "/")
     bases = {Path("out"), folder}
-    found = [path for base in bases for path in _folders(base, "*") if (path / "config.toml").is_file()]
+    found = [
+        path for base in bases for path in _folders(base, "*") if (path / "config.toml").is_file()
+    ]
     return _beginning(map(str, found), incomplete)
 
 
@@ -37,8 +43,13 @@ def targets(incomplete: str) -> list[str]:
 
 def data(incomplete: str) -> list[str]:
     """Prepared folders under data/, or where the path that is typed leads."""
-    bases = {Path("data"), Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)}
-    found = [path for base in bases for path in _folders(base, "*") if (path / "manifest.json").is_file()]
+    bases = {
+        Path("data"),
+        Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent),
+    }
+    found = [
+        path for base in bases for path in _folders(base, "*") if (path / "manifest.json").is_file()
+    ]
     return _beginning(map(str, found), incomplete)
 
 

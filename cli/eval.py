@@ -1,4 +1,6 @@
-"""`nanogpt eval`: the loss of checkpoints over a whole val split, and what they make of tasks and texts."""
+"""`nanogpt eval`: the loss of checkpoints over a whole val split, and what they make of tasks and
+texts.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,7 +30,8 @@ def eval_command(
         typer.Argument(
             metavar="RUN|CHECKPOINT|PRESET",
             autocompletion=completing.targets,
-            help="Several make a table. Unset: the newest run under out/. A preset: one with weights, as eval-gpt2.",
+            help="Several make a table. Unset: the newest run under out/. A preset: one with "
+            "weights, as eval-gpt2.",
         ),
     ] = None,
     init_from: InitFrom = None,
@@ -41,32 +44,41 @@ def eval_command(
         ),
     ] = None,
     split: Annotated[
-        Literal["train", "val"] | None, typer.Option(help="Split of the data to read; unset: val.", show_default=False)
+        Literal["train", "val"] | None,
+        typer.Option(help="Split of the data to read; unset: val.", show_default=False),
     ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Instead of the loss: lm-eval's tasks by name or PATH.yaml; hellaswag=FILE.jsonl, lambada=FILE.jsonl.",
+            help="Instead of the loss: lm-eval's tasks by name or PATH.yaml; hellaswag=FILE.jsonl, "
+            "lambada=FILE.jsonl.",
         ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Instead of the loss: bits per byte of a text file; may be given again."),
+        typer.Option(
+            metavar="FILE",
+            help="Instead of the loss: bits per byte of a text file; may be given again.",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task at most.")] = None,
     block_size: Annotated[
         int | None, typer.Option(min=1, help="With foreign weights: a context shorter than theirs.")
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows in one forward pass.")] = 16,
     device: Device = "auto",
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="bfloat16: faster, at the cost of the last digits.")
+        Literal["float32", "bfloat16"],
+        typer.Option(help="bfloat16: faster, at the cost of the last digits."),
     ] = "float32",
     json: Json = False,
 ) -> None:
-    """Loss, perplexity and bits per byte over the whole val split, or --tasks, --text; the same on any number of ranks.
+    """Loss, perplexity and bits per byte over the whole val split, or --tasks, --text; the same on
+    any number of ranks.
 
     What is found is also written to CHECKPOINT.eval.json, beside the checkpoint.
     """
@@ -89,11 +101,17 @@ def eval_command(
                 if world.leads:
                     echo(f"{judged.name} on the {split} split of {data.path}", err=True)
                 figures = judging.loss(judged, data, split, world, batch_size, dtype)
-                results[f"{split} of {data.path}"] = {**figures, "dataset": str(data.path), "split": split}
+                results[f"{split} of {data.path}"] = {
+                    **figures,
+                    "dataset": str(data.path),
+                    "split": split,
+                }
             if tasks or text:
                 with world.together():
                     scorer = judged.scorer(world, batch_size, dtype)
-                results.update({f"text {path}": judging.own.text(path, scorer) for path in text or []})
+                results.update(
+                    {f"text {path}": judging.own.text(path, scorer) for path in text or []}
+                )
                 results.update(judging.tasks(names, scorer, limit))
             rows.append((judged.name, results))
             if judged.checkpoint and world.leads:
@@ -110,28 +128,47 @@ def _task_names(tasks: str | None, world: "World") -> list[str]:
 
 
 def _refuse_unread(
-    dataset: str | None, split: str | None, tasks: str | None, text: list[Path] | None, limit: int | None
+    dataset: str | None,
+    split: str | None,
+    tasks: str | None,
+    text: list[Path] | None,
+    limit: int | None,
 ) -> None:
     """Raises UsageError for a flag that nothing would read."""
     from nanogpt_dist.errors import UsageError
 
     if limit is not None and tasks is None:
-        raise UsageError("--limit is for --tasks: add them, or leave it out; a loss is always that of a whole split")
+        raise UsageError(
+            "--limit is for --tasks: add them, or leave it out; a loss is always that of a whole "
+            "split"
+        )
     if split is not None and (tasks or text) and not dataset:
         raise UsageError(
-            "--split is for the loss, which --tasks and --text replace: leave it out, or add --dataset DIR"
+            "--split is for the loss, which --tasks and --text replace: leave it out, or add "
+            "--dataset DIR"
         )
 
 
-def _judged(target: str | None, init_from: str | None, block_size: int | None, best: bool, world: "World") -> "Judged":
-    """What is to be judged, on all ranks the same: one chooses, for a run that is still training goes on meanwhile."""
+def _judged(
+    target: str | None,
+    init_from: str | None,
+    block_size: int | None,
+    best: bool,
+    world: "World",
+) -> "Judged":
+    """What is to be judged, on all ranks the same: one chooses, for a run that is still training
+    goes on meanwhile.
+    """
     from nanogpt_dist import judging, runs
     from nanogpt_dist.errors import UsageError
 
     with world.together():
         foreign = _foreign(target, init_from, block_size)
         if foreign is None and block_size:
-            raise UsageError("a run is judged at its own context; for a shorter one: --init-from RUN --block-size N")
+            raise UsageError(
+                "a run is judged at its own context; for a shorter one: --init-from RUN "
+                "--block-size N"
+            )
         if foreign is not None and best:
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
         if foreign is not None:
@@ -149,7 +186,11 @@ def _dataset_of(judged: "Judged") -> str:
     return runs.dataset_of(judged.checkpoint, own) if judged.checkpoint else own
 
 
-def _foreign(target: str | None, init_from: str | None, block_size: int | None) -> "TrainConfig | None":
+def _foreign(
+    target: str | None,
+    init_from: str | None,
+    block_size: int | None,
+) -> "TrainConfig | None":
     """The settings behind --init-from, or behind a preset or file that has it; None for a run."""
     from nanogpt_dist import presets, runs
     from nanogpt_dist.errors import UsageError
@@ -157,12 +198,21 @@ def _foreign(target: str | None, init_from: str | None, block_size: int | None) 
     shorter = {"block_size": block_size} if block_size else {}
     if init_from:
         return presets.load("gpt2", {"init_from": init_from, **shorter})
-    if target is None or Path(target).is_dir() or runs.named(target) or runs.checkpoint_named(target):
+    if (
+        target is None
+        or Path(target).is_dir()
+        or runs.named(target)
+        or runs.checkpoint_named(target)
+    ):
         return None
     if target in presets.PRESETS or target.endswith((".toml", ".py")):
         config = presets.load(target, shorter)
         if config.init_from is None:
-            or_else = f"or type --init-from {target}" if target in presets.OPENAI_SIZES else f"e.g. {config.out_dir}"
+            or_else = (
+                f"or type --init-from {target}"
+                if target in presets.OPENAI_SIZES
+                else f"e.g. {config.out_dir}"
+            )
             raise UsageError(f"{target} is a preset without weights; name a run, {or_else}")
         return config
     return None
@@ -214,14 +264,21 @@ def _published(name: str, split: str) -> float | None:
     return PUBLISHED[name][0 if split == "train" else 1] if name in PUBLISHED else None
 
 
-SHOWN = ("val_loss", "train_loss", "loss", "perplexity", "bits_per_byte", "acc", "acc_norm")  # of a table
+# of a table
+SHOWN = ("val_loss", "train_loss", "loss", "perplexity", "bits_per_byte", "acc", "acc_norm")
 
 
 def _print_table(rows: list[tuple[str, Results]]) -> None:
-    """One table; on a terminal that is too narrow for it one for each thing that was judged, or a list."""
+    """One table; on a terminal that is too narrow for it one for each thing that was judged, or a
+    list.
+    """
     columns = list(
         dict.fromkeys(
-            (w, key) for _, results in rows for w, figures in results.items() for key in figures if key in SHOWN
+            (w, key)
+            for _, results in rows
+            for w, figures in results.items()
+            for key in figures
+            if key in SHOWN
         )
     )
     table = _table(rows, columns)
@@ -241,7 +298,11 @@ def _print_table(rows: list[tuple[str, Results]]) -> None:
                 echo(f"    {key:<14} {_number(results.get(what, {}).get(key))}")
 
 
-def _table(rows: list[tuple[str, Results]], columns: list[tuple[str, str]], titled: bool = True) -> "Table":
+def _table(
+    rows: list[tuple[str, Results]],
+    columns: list[tuple[str, str]],
+    titled: bool = True,
+) -> "Table":
     from rich import box
     from rich.table import Table
 

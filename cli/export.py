@@ -15,16 +15,23 @@ export_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 Target = Annotated[
     str,
     typer.Argument(
-        metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="What to export.", show_default=False
+        metavar="RUN|CHECKPOINT",
+        autocompletion=completing.runs,
+        help="What to export.",
+        show_default=False,
     ),
 ]
-Best = Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")]
+Best = Annotated[
+    bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")
+]
 Out = Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_default=False)]
 
 
 @export_app.command("hf")
 def export_hf(target: Target, out: Out, best: Best = False) -> None:
-    """For transformers: GPT2LMHeadModel and AutoTokenizer read DIR, and give the same logits and ids."""
+    """For transformers: GPT2LMHeadModel and AutoTokenizer read DIR, and give the same logits and
+    ids.
+    """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.lineage import huggingface
     from nanogpt_dist.lineage.adopting import origin_of, weights_of
@@ -34,15 +41,21 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     config, weights, state = weights_of(found)
     tokenizer = load_checkpoint_tokenizer(found)
     card = model_card(
-        out.name, config, state, tokenizer, sum(each.numel() for each in weights.values()), *origin_of(found)
+        out.name,
+        config,
+        state,
+        tokenizer,
+        sum(each.numel() for each in weights.values()),
+        *origin_of(found),
     )
     huggingface.export(out, config, weights, tokenizer, card, state.step)
     echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
     text = "A" if tokenizer.kind != "char" or b"A" in tokenizer.tokens else tokenizer.decode([0])
     asked = (
-        f"{text!r}, max_new_tokens={max(1, min(50, config.block_size - 1))}"  # its default is beyond a short context
+        # its default is beyond a short context
+        f"{text!r}, max_new_tokens={max(1, min(50, config.block_size - 1))}"
     )
-    program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})({asked}))'
+    program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})({asked}))'  # noqa: E501
     echo(f"Next: {shlex.join(['python', '-c', program])}")
 
 
@@ -62,11 +75,17 @@ def export_nanogpt(
     tokenizer = load_checkpoint_tokenizer(found)
     nanogpt.write(out, config, weights, moments_of(found), state, tokenizer)
     if config.gelu == "tanh":
-        warn("nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ by about 1e-3")
+        warn(
+            "nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ "
+            "by about 1e-3"
+        )
     echo(f"{out}: step {state.step:,}")
     if tokenizer.kind == "char":
         meta = out.with_name("meta.pkl")
-        echo(f"{meta}: its characters; its sample.py looks for them in data/{Path(config.dataset).name}/meta.pkl")
+        echo(
+            f"{meta}: its characters; its sample.py looks for them in "
+            f"data/{Path(config.dataset).name}/meta.pkl"
+        )
     elif tokenizer.name != "gpt2":
         warn(f"its sample.py decodes with GPT-2's ids, this model has those of {tokenizer.name}")
     if out.name == "ckpt.pt":
@@ -78,7 +97,9 @@ def export_nanogpt(
 
 @export_app.command("llmc")
 def export_llmc(target: Target, out: Out, best: Best = False) -> None:
-    """For llm.c: gpt2_124M.bin and gpt2_tokenizer.bin, which its train_gpt2 begins with; data shards are the same."""
+    """For llm.c: gpt2_124M.bin and gpt2_tokenizer.bin, which its train_gpt2 begins with; data
+    shards are the same.
+    """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.lineage import llmc
     from nanogpt_dist.lineage.adopting import weights_of
@@ -86,7 +107,10 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     found = _find(target, best)
     config, weights, state = weights_of(found)
     llmc.write(out, config, weights, load_checkpoint_tokenizer(found), state.step)
-    echo(f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where train_gpt2 runs")
+    echo(
+        f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where "
+        "train_gpt2 runs"
+    )
 
 
 def _find(target: str, best: bool) -> Any:

@@ -15,21 +15,32 @@ if TYPE_CHECKING:
 
 import_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
-OutDir = Annotated[Path, typer.Option("--out-dir", metavar="RUN", help="Run folder to make.", show_default=False)]
+OutDir = Annotated[
+    Path, typer.Option("--out-dir", metavar="RUN", help="Run folder to make.", show_default=False)
+]
 
 
 @import_app.command("nanogpt")
 def import_nanogpt(
-    file: Annotated[Path, typer.Argument(metavar="CKPT.PT", help="A checkpoint of nanoGPT's.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="CKPT.PT", help="A checkpoint of nanoGPT's.", show_default=False),
+    ],
     out_dir: OutDir,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of its text: gpt2, or PATH/meta.pkl. Unset: found by the number of ids."),
+        typer.Option(
+            metavar="NAME",
+            help="Of its text: gpt2, or PATH/meta.pkl. Unset: found by the number of ids.",
+        ),
     ] = None,
-    optimizer: Annotated[bool, typer.Option(help="Take AdamW's state, too, so that its training can go on.")] = True,
+    optimizer: Annotated[
+        bool, typer.Option(help="Take AdamW's state, too, so that its training can go on.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Take over a ckpt.pt: weights, settings, step, AdamW's state. Nothing in it, or in a meta.pkl, is executed.
+    """Take over a ckpt.pt: weights, settings, step, AdamW's state. Nothing in it, or in a meta.pkl,
+    is executed.
 
     `nanogpt train RUN --dataset DIR` goes on with it.
     """
@@ -43,7 +54,10 @@ def import_nanogpt(
 @import_app.command("hf")
 def import_hf(
     model: Annotated[
-        str, typer.Argument(metavar="DIR|OWNER/NAME", help="A folder, or a model on the hub.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DIR|OWNER/NAME", help="A folder, or a model on the hub.", show_default=False
+        ),
     ],
     out_dir: OutDir,
     as_json: Json = False,

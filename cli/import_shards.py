@@ -17,25 +17,37 @@ from nanogpt_dist.stopping import StopRequest
 def import_shards(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Files of ids, or a folder of .bin files.", show_default=False),
+        typer.Argument(
+            metavar="FILE...", help="Files of ids, or a folder of .bin files.", show_default=False
+        ),
     ],
     tokenizer: Annotated[
-        str, typer.Option(metavar="NAME", help="What made the ids: gpt2 | byte | FILE.", show_default=False)
+        str,
+        typer.Option(
+            metavar="NAME", help="What made the ids: gpt2 | byte | FILE.", show_default=False
+        ),
     ],
     val: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A file for validation; may be given several times. Default: by the names."),
+        typer.Option(
+            metavar="FILE",
+            help="A file for validation; may be given several times. Default: by the names.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for hard links to the files, or copies where there can be none. Default: where they lie.",
+            help="Folder for hard links to the files, or copies where there can be none. Default: "
+            "where they lie.",
         ),
     ] = None,
     eot: Annotated[
         Literal["append", "prepend"] | None,
-        typer.Option(help="Where end of text stands in a document. Default: append, with llm.c's header prepend."),
+        typer.Option(
+            help="Where end of text stands in a document. Default: append, with llm.c's header "
+            "prepend."
+        ),
     ] = None,
     uint32: Annotated[
         bool | None,
@@ -47,12 +59,14 @@ def import_shards(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train on token files that exist: nanoGPT's train.bin and val.bin, llm.c's and modded-nanogpt's shards.
+    """Train on token files that exist: nanoGPT's train.bin and val.bin, llm.c's and
+    modded-nanogpt's shards.
 
-    Nothing is copied. Each file is read once and checked; manifest.json, tokenizer.json and two small files for each
-    shard come beside them, and `nanogpt train --dataset DIR` reads the folder.
+    Nothing is copied. Each file is read once and checked; manifest.json, tokenizer.json and two
+    small files for each shard come beside them, and `nanogpt train --dataset DIR` reads the folder.
 
-    Names with `train` or `val` in them tell what a file is for; shards are taken in the order of their numbers.
+    Names with `train` or `val` in them tell what a file is for; shards are taken in the order of
+    their numbers.
     """
     from nanogpt_dist.shards.importing import import_shards as run
 
@@ -60,7 +74,14 @@ def import_shards(
     started = time.monotonic()
     with byte_bar("import") as progress:
         folder, manifest = run(
-            files, tokenizer, val or [], out, eot, uint32, progress, lambda text: echo(f"note: {text}", err=True)
+            files,
+            tokenizer,
+            val or [],
+            out,
+            eot,
+            uint32,
+            progress,
+            lambda text: echo(f"note: {text}", err=True),
         )
     train, kept = manifest.splits["train"], manifest.splits["val"]
     seconds = time.monotonic() - started
@@ -84,6 +105,12 @@ def import_shards(
         echo(json.dumps(figures))
         return
     for name, split in manifest.splits.items():
-        echo(f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {len(split.shards)} shards")
-    echo(f"tokenizer {manifest.tokenizer.name}, end of text: {manifest.eot or 'none'}; {seconds:.1f} s")
+        echo(
+            f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  "
+            f"{len(split.shards)} shards"
+        )
+    echo(
+        f"tokenizer {manifest.tokenizer.name}, end of text: {manifest.eot or 'none'}; "
+        f"{seconds:.1f} s"
+    )
     echo(f"\n{to_train(manifest, str(folder))}")

@@ -14,15 +14,23 @@ from nanogpt_dist.errors import CannotCreateError, StorageError, UsageError
 from nanogpt_dist.storage import write_user_file
 
 Slurm = Annotated[
-    bool, typer.Option("--slurm", help="Submit a job to Slurm that saves when its time is up, and goes on.")
+    bool,
+    typer.Option(
+        "--slurm", help="Submit a job to Slurm that saves when its time is up, and goes on."
+    ),
 ]
 Kubernetes = Annotated[
-    bool, typer.Option("--kubernetes", help="Print a Kubeflow manifest for kubectl; submits nothing.")
+    bool,
+    typer.Option("--kubernetes", help="Print a Kubeflow manifest for kubectl; submits nothing."),
 ]
 
 
 def check(
-    given: dict[str, Any], to_slurm: bool, to_kubernetes: bool, node_rank: int | None, rdzv_endpoint: str | None
+    given: dict[str, Any],
+    to_slurm: bool,
+    to_kubernetes: bool,
+    node_rank: int | None,
+    rdzv_endpoint: str | None,
 ) -> None:
     """Raises UsageError for options that contradict each other, or that nothing would read.
 
@@ -31,16 +39,27 @@ def check(
     if to_slurm and to_kubernetes:
         raise UsageError("--slurm or --kubernetes: give one of them")
     if (to_slurm or to_kubernetes) and (node_rank is not None or rdzv_endpoint):
-        raise UsageError("a job finds its nodes by itself: leave out --node-rank and --rdzv-endpoint")
-    groups = {job_options.SLURM: ("--slurm", to_slurm), job_options.KUBERNETES: ("--kubernetes", to_kubernetes)}
+        raise UsageError(
+            "a job finds its nodes by itself: leave out --node-rank and --rdzv-endpoint"
+        )
+    groups = {
+        job_options.SLURM: ("--slurm", to_slurm),
+        job_options.KUBERNETES: ("--kubernetes", to_kubernetes),
+    }
     for name in given:
-        wanted, there = groups.get(_group(name), ("--slurm or --kubernetes", to_slurm or to_kubernetes))
+        wanted, there = groups.get(
+            _group(name), ("--slurm or --kubernetes", to_slurm or to_kubernetes)
+        )
         if not there:
-            raise UsageError(f"--{name.replace('_', '-')} is for job files: add {wanted}, or leave it out")
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for job files: add {wanted}, or leave it out"
+            )
 
 
 def hand_over(job: Job, to_slurm: bool, dry_run: bool) -> None:
-    """Submit `job` to Slurm or write its manifest, or with dry_run only print what would be written."""
+    """Submit `job` to Slurm or write its manifest, or with dry_run only print what would be
+    written.
+    """
     if to_slurm:
         _submit(job, dry_run)
     else:

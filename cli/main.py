@@ -1,4 +1,6 @@
-"""The command `nanogpt`: its subcommands, and the one place where an error becomes a line and an exit code."""
+"""The command `nanogpt`: its subcommands, and the one place where an error becomes a line and an
+exit code.
+"""
 
 import os
 import sys
@@ -17,7 +19,14 @@ from cli.import_model import import_app
 from cli.import_shards import import_shards
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
-from cli.options import CONTEXT, flush_or_drop, nanogpt_style, refuse_empty, refuse_nanogpts, with_paths
+from cli.options import (
+    CONTEXT,
+    flush_or_drop,
+    nanogpt_style,
+    refuse_empty,
+    refuse_nanogpts,
+    with_paths,
+)
 from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
@@ -38,8 +47,10 @@ app = typer.Typer(
     context_settings=CONTEXT,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Pretrain GPTs: a corpus to shards, shards to checkpoints on any number of GPUs, checkpoints to text.",
-    epilog="Start with: nanogpt quickstart. In several ranks: torchrun --nproc-per-node 8 nanogpt train …",
+    help="Pretrain GPTs: a corpus to shards, shards to checkpoints on any number of GPUs, "
+    "checkpoints to text.",
+    epilog="Start with: nanogpt quickstart. In several ranks: torchrun --nproc-per-node 8 nanogpt "
+    "train …",
 )
 app.command(rich_help_panel="From text to text")(prepare)
 app.command(rich_help_panel="From text to text")(train)
@@ -54,20 +65,37 @@ app.add_typer(
     help="What a run has saved: list, verify, prune, pin, consolidate.",
 )
 app.add_typer(
-    tokenizer_app, name="tokenizer", rich_help_panel="Around it", help="Learn a vocabulary from text, or compare two."
+    tokenizer_app,
+    name="tokenizer",
+    rich_help_panel="Around it",
+    help="Learn a vocabulary from text, or compare two.",
 )
 app.command(rich_help_panel="Around it")(import_shards)
 app.add_typer(
-    import_app, name="import", rich_help_panel="Around it", help="Take over a model: nanoGPT's, Hugging Face's."
+    import_app,
+    name="import",
+    rich_help_panel="Around it",
+    help="Take over a model: nanoGPT's, Hugging Face's.",
 )
 app.add_typer(
-    export_app, name="export", rich_help_panel="Around it", help="Hand a checkpoint on: Hugging Face, nanoGPT, llm.c."
+    export_app,
+    name="export",
+    rich_help_panel="Around it",
+    help="Hand a checkpoint on: Hugging Face, nanoGPT, llm.c.",
 )
 app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
 app.add_typer(
-    bench_app, name="bench", rich_help_panel="Around it", help="How fast this machine trains, samples, reads and saves."
+    bench_app,
+    name="bench",
+    rich_help_panel="Around it",
+    help="How fast this machine trains, samples, reads and saves.",
 )
-app.add_typer(show_app, name="show", rich_help_panel="Around it", help="What a preset is, data, or a checkpoint.")
+app.add_typer(
+    show_app,
+    name="show",
+    rich_help_panel="Around it",
+    help="What a preset is, data, or a checkpoint.",
+)
 app.command(rich_help_panel="Around it")(quickstart)
 
 
@@ -82,13 +110,17 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere in the line.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere in the line.")
+    ] = False,
 ) -> None:
     pass
 
 
 def main() -> int:
-    """Run the command line; returns the exit code. An error is one line on stderr, with --debug a traceback too."""
+    """Run the command line; returns the exit code. An error is one line on stderr, with --debug a
+    traceback too.
+    """
     arguments = sys.argv[1:]
     if "--debug" in arguments:
         arguments = [argument for argument in arguments if argument != "--debug"]
@@ -113,13 +145,16 @@ def main() -> int:
 
 def _is_broken_pipe(error: BaseException) -> bool:
     """Whether standard output is gone; typer has made a SystemExit of it."""
-    return isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError)
+    return isinstance(
+        error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError
+    )
 
 
 def explain(error: BaseException) -> tuple[int, str, bool]:
     """Exit code, line, and whether all ranks are known to end in the same way."""
     if isinstance(error, typer.TyperException):
-        message = error.format_message().rstrip(".")  # none where a command alone has shown its help
+        # none where a command alone has shown its help
+        message = error.format_message().rstrip(".")
         return Exit.USAGE, f"{message}; --help shows what there is" if message else "", True
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None), "", False
@@ -133,7 +168,9 @@ def _rank() -> int:
 
 
 def _leave(code: int, line: str, agreed: bool, quiet: bool = False) -> int:
-    """Print the line once, leave the verdict for a launcher, and choose what this process returns."""
+    """Print the line once, leave the verdict for a launcher, and choose what this process
+    returns.
+    """
     rank = _rank()
     where = f" (rank {rank})" if rank and not agreed else ""
     prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "
@@ -142,5 +179,6 @@ def _leave(code: int, line: str, agreed: bool, quiet: bool = False) -> int:
     if line and not quiet and (rank == 0 or not agreed):
         with suppress(OSError):  # the terminal may be gone
             print(prefix + line, file=sys.stderr, flush=True)
-    # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see that all went well.
+    # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see
+    # that all went well.
     return Exit.DONE if left and agreed else code

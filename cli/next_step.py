@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def to_train(manifest: "Manifest", out: str) -> str:
     """The command that trains on the data folder `out`, and a second line for those without a GPU.
 
-    A corpus for which a preset is made gets that one; other data the default preset, in a run folder of its own.
+    A corpus for which a preset is made gets that one; other data the default preset, in a run
+    folder of its own.
     """
     from nanogpt_dist.config import TrainConfig
     from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS
@@ -25,23 +26,30 @@ def to_train(manifest: "Manifest", out: str) -> str:
     small = f"{preset}-cpu" if f"{preset}-cpu" in PRESETS else "quickstart"
 
     def train(name: str) -> str:
-        setting = {field: info.default for field, info in TrainConfig.model_fields.items()} | PRESETS[name]
+        setting = {
+            field: info.default for field, info in TrainConfig.model_fields.items()
+        } | PRESETS[name]
         given = []
         if os.path.normpath(out) != setting["dataset"]:
             given += ["--dataset", out]
-            if not (preset and name.startswith(preset)):  # a preset's own run folder is for its own data
+            # a preset's own run folder is for its own data
+            if not (preset and name.startswith(preset)):
                 given += ["--out-dir", f"out/{Path(out).resolve().name}"]
         if (tokens := manifest.splits["train"].tokens) <= setting["block_size"]:
             given += ["--block-size", str(max(1, tokens - 1))]
         return shlex.join(["nanogpt", "train", name, *given])
 
     first = train(preset or DEFAULT_PRESET)
-    return f"Next: {first}" if preset == small else f"Next: {first}\nor, without a GPU: {train(small)}"
+    return (
+        f"Next: {first}" if preset == small else f"Next: {first}\nor, without a GPU: {train(small)}"
+    )
 
 
 def to_prepare(sources: Sequence[str], column: str, tokenizer: Path) -> str:
     """The command that prepares what a tokenizer was learnt from, with it."""
     corpus = ["python-stdlib"] if list(sources) == ["python-stdlib"] else ["text"]
-    given = [] if corpus != ["text"] else [word for source in sources for word in ("--source", source)]
+    given = (
+        [] if corpus != ["text"] else [word for source in sources for word in ("--source", source)]
+    )
     given += [] if column == "text" else ["--column", column]
     return shlex.join(["nanogpt", "prepare", *corpus, *given, "--tokenizer", str(tokenizer)])

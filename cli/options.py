@@ -34,29 +34,44 @@ Preset = Annotated[
 Settings = dict[str, Any]  # those given as flags, which go on top
 InitFrom = Annotated[
     str | None,
-    typer.Option(metavar="SOURCE", help="Foreign weights: gpt2 … gpt2-xl, OWNER/NAME on the hub, or a folder."),
+    typer.Option(
+        metavar="SOURCE",
+        help="Foreign weights: gpt2 … gpt2-xl, OWNER/NAME on the hub, or a folder.",
+    ),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto: cuda, else mps, else cpu.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto: cuda, else mps, else cpu.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
 
 
 def takes_settings(
-    model: type[BaseModel], panel: str | None = None, groups: Collection[str] = ()
+    model: type[BaseModel],
+    panel: str | None = None,
+    groups: Collection[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag for each setting of `model`, with its type and help; `panel` overrides their groups.
+    """Give a command one flag for each setting of `model`, with its type and help; `panel`
+    overrides their groups.
 
     groups: of which settings; none given: of all.
 
     The command's parameter `settings` receives {name: value} of those that were given.
     """
 
-    fields = {name: field for name, field in model.model_fields.items() if not groups or _group(field) in groups}
+    fields = {
+        name: field
+        for name, field in model.model_fields.items()
+        if not groups or _group(field) in groups
+    }
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**given: Any) -> None:
             flags = {name: given.pop(name) for name in fields}
-            function(**given, settings={name: value for name, value in flags.items() if value is not None})
+            function(
+                **given,
+                settings={name: value for name, value in flags.items() if value is not None},
+            )
 
         hints = get_type_hints(function, include_extras=True)
         own = [
@@ -74,10 +89,16 @@ def takes_settings(
 
 def _flag(name: str, field: Any, panel: str | None) -> inspect.Parameter:
     group = panel or _group(field)
-    default = "" if field.default is None else f" [dim]\\[default: {str(field.default).lower()}][/dim]"
-    option = typer.Option(help=f"{field.description}{default}", rich_help_panel=group, show_default=False)
+    default = (
+        "" if field.default is None else f" [dim]\\[default: {str(field.default).lower()}][/dim]"
+    )
+    option = typer.Option(
+        help=f"{field.description}{default}", rich_help_panel=group, show_default=False
+    )
     annotation = Annotated[field.annotation | None, option]  # unset: what the preset says
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
 
 
 def _group(field: Any) -> str:
@@ -85,8 +106,14 @@ def _group(field: Any) -> str:
 
 
 def nanogpt_style(arguments: list[str]) -> list[str]:
-    """nanoGPT writes --compile=False where we write --no-compile: turn the one into the other, for on-off settings."""
-    switches = {name for name, field in TrainConfig.model_fields.items() if field.annotation in (bool, bool | None)}
+    """nanoGPT writes --compile=False where we write --no-compile: turn the one into the other, for
+    on-off settings.
+    """
+    switches = {
+        name
+        for name, field in TrainConfig.model_fields.items()
+        if field.annotation in (bool, bool | None)
+    }
     result = []
     for argument in arguments:
         match = re.fullmatch(r"--([A-Za-z][\w-]*)=(true|false)", argument, re.IGNORECASE)
@@ -98,9 +125,11 @@ def nanogpt_style(arguments: list[str]) -> list[str]:
 
 
 def with_paths(arguments: list[str]) -> list[str]:
-    """`~/` becomes the home folder where a shell leaves it alone: in --out=~/x, in quotes, behind a comma.
+    """`~/` becomes the home folder where a shell leaves it alone: in --out=~/x, in quotes, behind a
+    comma.
 
-    Raises UsageError for an address where a path is wanted, as s3://bucket/run. A prompt is text: only FILE:~/x in it.
+    Raises UsageError for an address where a path is wanted, as s3://bucket/run. A prompt is text:
+    only FILE:~/x in it.
     """
     result = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -116,11 +145,13 @@ def with_paths(arguments: list[str]) -> list[str]:
 
 
 def _advice(flag: str, address: str) -> str:
-    on_hub = re.match(r"https?://huggingface\.co/(datasets/)?([\w.-]+/[\w.-]+)", address, re.IGNORECASE)
+    on_hub = re.match(
+        r"https?://huggingface\.co/(datasets/)?([\w.-]+/[\w.-]+)", address, re.IGNORECASE
+    )
     if on_hub:
         instead = f"nanogpt prepare hf {on_hub[2]}" if on_hub[1] else f"--init-from {on_hub[2]}"
         return f"{address[:80]} is an address; of the hub's repositories give the name: {instead}"
-    return f"{flag} {address[:80]} is an address, not a path; mount or download it, and give a path".strip()
+    return f"{flag} {address[:80]} is an address, not a path; mount or download it, and give a path".strip()  # noqa: E501
 
 
 def refuse_nanogpts(arguments: list[str]) -> None:
@@ -146,7 +177,9 @@ def warn(text: str) -> None:
 
 
 def flush_or_drop() -> None:
-    """Write out standard output. What it cannot take is dropped, or the interpreter would fail at its last flush."""
+    """Write out standard output. What it cannot take is dropped, or the interpreter would fail at
+    its last flush.
+    """
     try:
         sys.stdout.flush()
     except OSError:
@@ -154,12 +187,19 @@ def flush_or_drop() -> None:
 
 
 def refuse_empty(arguments: list[str]) -> None:
-    """Raises UsageError for an empty argument: mostly a shell variable that is not set. A prompt may be empty."""
+    """Raises UsageError for an empty argument: mostly a shell variable that is not set. A prompt
+    may be empty.
+    """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag = (
-            before if argument == "" else argument.removesuffix("=") if re.fullmatch(r"--[\w-]+=", argument) else None
+            before
+            if argument == ""
+            else argument.removesuffix("=")
+            if re.fullmatch(r"--[\w-]+=", argument)
+            else None
         )
         if flag is not None and flag != "--prompt":
             raise UsageError(
-                f"nothing stands behind {flag or 'nanogpt'}: is a variable unset? Leave it out or fill it in"
+                f"nothing stands behind {flag or 'nanogpt'}: is a variable unset? Leave it out or "
+                "fill it in"
             )

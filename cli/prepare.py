@@ -53,15 +53,21 @@ def prepare(
         ),
     ] = None,
     repo: Annotated[
-        str | None, typer.Argument(help="With hf: a repository of the Hugging Face hub, OWNER/NAME.", metavar="REPO")
+        str | None,
+        typer.Argument(
+            help="With hf: a repository of the Hugging Face hub, OWNER/NAME.", metavar="REPO"
+        ),
     ] = None,
-    out: Annotated[Path | None, _option("Files", "Folder to write. Default: data/CORPUS.", "DIR")] = None,
+    out: Annotated[
+        Path | None, _option("Files", "Folder to write. Default: data/CORPUS.", "DIR")
+    ] = None,
     source: Annotated[
         list[Path] | None,
         _option(
             "Files",
-            "File, folder or 'pattern' to read: .txt .md .jsonl .ndjson .json .parquet .arrow, also .gz .zst; - for "
-            "text on standard input, -.jsonl for lines. May be given several times.",
+            "File, folder or 'pattern' to read: .txt .md .jsonl .ndjson .json .parquet .arrow, "
+            "also .gz .zst; - for text on standard input, -.jsonl for lines. May be given several "
+            "times.",
             "PATH",
         ),
     ] = None,
@@ -70,46 +76,69 @@ def prepare(
     ] = None,
     mix: Annotated[
         str | None,
-        _option("Files", "Instead of CORPUS: several, by name or path, with their parts of the tokens.", "A=0.7,B=0.3"),
+        _option(
+            "Files",
+            "Instead of CORPUS: several, by name or path, with their parts of the tokens.",
+            "A=0.7,B=0.3",
+        ),
     ] = None,
-    config: Annotated[str | None, _option("Hub", "Configuration of the repository.", "NAME")] = None,
-    split: Annotated[str | None, _option("Hub", "Split of the repository. Default: train.", "NAME")] = None,
+    config: Annotated[
+        str | None, _option("Hub", "Configuration of the repository.", "NAME")
+    ] = None,
+    split: Annotated[
+        str | None, _option("Hub", "Split of the repository. Default: train.", "NAME")
+    ] = None,
     revision: Annotated[
-        str | None, _option("Hub", "Branch, tag or commit. Default: the newest, which is then pinned.", "NAME")
+        str | None,
+        _option("Hub", "Branch, tag or commit. Default: the newest, which is then pinned.", "NAME"),
     ] = None,
     streaming: Annotated[
-        bool, _option("Hub", "Fetch files when they are needed, and keep none; else they stay in the hub's cache.")
+        bool,
+        _option(
+            "Hub",
+            "Fetch files when they are needed, and keep none; else they stay in the hub's cache.",
+        ),
     ] = False,
     tokenizer: Annotated[
         str | None,
         _option(
             "Tokens",
-            "gpt2 | byte | char | bpe:N (N ids, learnt from the text) | cl100k_base … | FILE. Default: the corpus's.",
+            "gpt2 | byte | char | bpe:N (N ids, learnt from the text) | cl100k_base … | FILE. "
+            "Default: the corpus's.",
             "NAME",
         ),
     ] = None,
-    eot: Annotated[Eot, _option("Tokens", "Where each document gets its end of text.")] = Eot.append,
+    eot: Annotated[
+        Eot, _option("Tokens", "Where each document gets its end of text.")
+    ] = Eot.append,
     val_fraction: Annotated[
-        float | None, _option("Tokens", "Part kept for validation, between 0 and 1. Default: the corpus's own.")
+        float | None,
+        _option("Tokens", "Part kept for validation, between 0 and 1. Default: the corpus's own."),
     ] = None,
     split_by: Annotated[
         SplitBy | None,
         _option(
             "Tokens",
-            "Train and val get: whole documents by their hash, two parts of one text, or rows drawn as nanoGPT does. "
-            "Default: characters for a single .txt file, else documents.",
+            "Train and val get: whole documents by their hash, two parts of one text, or rows "
+            "drawn as nanoGPT does. Default: characters for a single .txt file, else documents.",
         ),
     ] = None,
-    seed: Annotated[int, _option("Tokens", "Decides which documents are validated with.", min=0, max=2**63 - 1)] = 2357,
-    max_documents: Annotated[int | None, _option("Tokens", "Stop after that many documents.", "N", min=1)] = None,
+    seed: Annotated[
+        int, _option("Tokens", "Decides which documents are validated with.", min=0, max=2**63 - 1)
+    ] = 2357,
+    max_documents: Annotated[
+        int | None, _option("Tokens", "Stop after that many documents.", "N", min=1)
+    ] = None,
     max_tokens: Annotated[
-        int | None, _option("Tokens", "Stop before a document that would pass that many tokens.", "N", min=1)
+        int | None,
+        _option("Tokens", "Stop before a document that would pass that many tokens.", "N", min=1),
     ] = None,
     errors: Annotated[
         BadText,
         _option(
             "Tokens",
-            "What is not UTF-8: an error, U+FFFD for each bad byte, or left out, as what is no text is; counted.",
+            "What is not UTF-8: an error, U+FFFD for each bad byte, or left out, as what is no "
+            "text is; counted.",
         ),
     ] = BadText.strict,
     workers: Annotated[
@@ -122,14 +151,20 @@ def prepare(
             max=1024,
         ),
     ] = None,
-    fresh: Annotated[bool, _option("Machine", "Start over where an unfinished run would be gone on with.")] = False,
-    list_corpora: Annotated[bool, typer.Option("--list", help="List the corpora and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a summary.")] = False,
+    fresh: Annotated[
+        bool, _option("Machine", "Start over where an unfinished run would be gone on with.")
+    ] = False,
+    list_corpora: Annotated[
+        bool, typer.Option("--list", help="List the corpora and stop.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a summary.")
+    ] = False,
 ) -> None:
     """Turn a corpus into shards of token ids that `nanogpt train --dataset DIR` reads.
 
-    Killed? Run it again: it goes on where it was. A finished folder with the same inputs and options is left as it is.
-    Under torchrun, or as a Slurm array, the ranks share the work.
+    Killed? Run it again: it goes on where it was. A finished folder with the same inputs and
+    options is left as it is. Under torchrun, or as a Slurm array, the ranks share the work.
     """
     if list_corpora:
         _print_corpora(as_json)
@@ -181,35 +216,61 @@ def prepare(
 
 
 def _corpus(
-    name: str | None, repo: str | None, mix: str | None, source: list[Path] | None, on_hub: bool
+    name: str | None,
+    repo: str | None,
+    mix: str | None,
+    source: list[Path] | None,
+    on_hub: bool,
 ) -> "Corpus | None":
     """What to prepare; None: a mix. Raises UsageError."""
     from prepare.corpora import find, repository
 
     if mix:
         if name or repo or source:
-            raise UsageError("--mix names all that is to be read, corpora or paths; leave CORPUS and --source out")
+            raise UsageError(
+                "--mix names all that is to be read, corpora or paths; leave CORPUS and --source "
+                "out"
+            )
         if on_hub:
-            raise UsageError("--config, --split and --revision are for one corpus; with --mix leave them out")
+            raise UsageError(
+                "--config, --split and --revision are for one corpus; with --mix leave them out"
+            )
         return None
     if name is None:
-        raise UsageError("which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare --list")
+        raise UsageError(
+            "which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare "
+            "--list"
+        )
     if name == "hf":
         if repo is None:
-            raise UsageError("which repository? type for example: nanogpt prepare hf roneneldan/TinyStories")
+            raise UsageError(
+                "which repository? type for example: nanogpt prepare hf roneneldan/TinyStories"
+            )
         return repository(repo)
     if repo is not None and name == "text":
-        raise UsageError(f"files of yours are given as --source; type: nanogpt prepare text --source {repo[:60]}")
+        raise UsageError(
+            f"files of yours are given as --source; type: nanogpt prepare text --source {repo[:60]}"
+        )
     if repo is not None:
-        raise UsageError(f"{repo[:60]}: one corpus at a time; several become one data set with --mix A=0.7,B=0.3")
+        raise UsageError(
+            f"{repo[:60]}: one corpus at a time; several become one data set with --mix A=0.7,B=0.3"
+        )
     return find(name)
 
 
-def _on_hub(corpus: "Corpus", config: str | None, split: str | None, revision: str | None) -> "Corpus":
+def _on_hub(
+    corpus: "Corpus",
+    config: str | None,
+    split: str | None,
+    revision: str | None,
+) -> "Corpus":
     from prepare.corpora import from_hub
 
     if split in list(SplitBy) and corpus.origin != "hub":
-        raise UsageError(f"--split names a split on the hub; for how to cut train from val type --split-by {split}")
+        raise UsageError(
+            "--split names a split on the hub; for how to cut train from val type --split-by "
+            f"{split}"
+        )
     return from_hub(corpus, config, split, revision)
 
 
@@ -224,9 +285,17 @@ def _compare(manifest: "Manifest") -> None:
     tokens = manifest.splits["train"].tokens, manifest.splits["val"].tokens
     usual = manifest.tokenizer.spec == corpus.tokenizer and manifest.sources[0].split is not None
     if corpus.documents not in (None, documents):
-        echo(f"note: {corpus.name} is known to have {corpus.documents:,} documents, not {documents:,}", err=True)
+        echo(
+            f"note: {corpus.name} is known to have {corpus.documents:,} documents, not "
+            f"{documents:,}",
+            err=True,
+        )
     elif corpus.tokens not in (None, tokens) and usual:
-        echo(f"note: {corpus.name} is known to give {corpus.tokens[0]:,} + {corpus.tokens[1]:,} tokens", err=True)
+        echo(
+            f"note: {corpus.name} is known to give {corpus.tokens[0]:,} + {corpus.tokens[1]:,} "
+            "tokens",
+            err=True,
+        )
 
 
 def _tell_borders(manifest: "Manifest") -> None:
@@ -235,7 +304,10 @@ def _tell_borders(manifest: "Manifest") -> None:
     rules = {source.split.rule for source in manifest.sources if source.split}
     if manifest.tokenizer.eot_id is None and documents > 1 and rules != {"characters"}:
         name = manifest.tokenizer.name
-        echo(f"note: {name} has no end of text: nothing stands between the {documents:,} documents", err=True)
+        echo(
+            f"note: {name} has no end of text: nothing stands between the {documents:,} documents",
+            err=True,
+        )
 
 
 def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> dict[str, Any]:
@@ -268,16 +340,26 @@ def _figures(manifest: "Manifest", out: Path, seconds: float, reused: bool) -> d
 
 def _summary(manifest: "Manifest", figures: dict[str, str | int | float | bool]) -> str:
     out = figures["out"]
-    lines = [f"{out} was finished before with the same inputs and options; nothing to do." if figures["reused"] else ""]
+    lines = [
+        f"{out} was finished before with the same inputs and options; nothing to do."
+        if figures["reused"]
+        else ""
+    ]
     for name, split in manifest.splits.items():
         per_token = split.bytes / split.tokens
         lines.append(
-            f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  {per_token:.2f} bytes per token"
+            f"{name:5} {split.tokens:>14,} tokens  {split.documents:>10,} documents  "
+            f"{per_token:.2f} bytes per token"
         )
     for what in ("replaced", "skipped"):
         if count := figures[f"{what}_documents"]:
-            lines.append(f"{what}{count:>14,} documents, which are not text as it should be (--errors)")
-    lines.append(f"tokenizer {figures['tokenizer']}, {figures['vocab_size']:,} ids; {figures['seconds']:.1f} s")
+            lines.append(
+                f"{what}{count:>14,} documents, which are not text as it should be (--errors)"
+            )
+    lines.append(
+        f"tokenizer {figures['tokenizer']}, {figures['vocab_size']:,} ids; "
+        f"{figures['seconds']:.1f} s"
+    )
     lines.append(f"\n{to_train(manifest, str(out))}")
     return "\n".join(line for line in lines if line)
 
@@ -300,5 +382,11 @@ def _print_corpora(as_json: bool) -> None:
         fetched = f"{c.bytes / 1e6:,.1f} MB to fetch; " if c.bytes else ""
         source = f" [{c.address}]" if c.origin == "hub" else ""
         print(f"{c.name:17} {c.description}{source}")
-        print(f"{'':17} {size}{fetched}{tokens}{c.tokenizer}; val {c.val_fraction:g} {split[c.split]}; {c.licence}")
-    print("hf OWNER/NAME     Any other repository of text on the Hugging Face hub (--config, --split, --column)")
+        print(
+            f"{'':17} {size}{fetched}{tokens}{c.tokenizer}; val {c.val_fraction:g} "
+            f"{split[c.split]}; {c.licence}"
+        )
+    print(
+        "hf OWNER/NAME     Any other repository of text on the Hugging Face hub (--config, "
+        "--split, --column)"
+    )

@@ -1,4 +1,6 @@
-"""`nanogpt quickstart`: the whole line once, from a corpus that every Python carries to a sample."""
+"""`nanogpt quickstart`: the whole line once, from a corpus that every Python carries to a
+sample.
+"""
 
 import os
 import shlex
@@ -19,11 +21,13 @@ COMMANDS = [
 
 
 def quickstart() -> None:
-    """Prepare a small corpus, train on it in two processes, evaluate, sample: about three minutes on a laptop.
+    """Prepare a small corpus, train on it in two processes, evaluate, sample: about three minutes
+    on a laptop.
 
     Each command is printed before it runs; all can be typed by hand.
 
-    Writes data/python-stdlib and out/quickstart in the current folder; run again, it goes on where it was.
+    Writes data/python-stdlib and out/quickstart in the current folder; run again, it goes on where
+    it was.
     """
     for command in COMMANDS:
         typer.secho(f"\n$ nanogpt {command}", bold=True)
@@ -32,9 +36,16 @@ def quickstart() -> None:
         code = run_and_pass_on(line, {**os.environ, **_paths()})
         if code != Exit.DONE:
             raise typer.Exit(code)
-    typer.secho("\nAll of it stands in data/python-stdlib and out/quickstart. Next: nanogpt train --help", bold=True)
+    typer.secho(
+        "\nAll of it stands in data/python-stdlib and out/quickstart. Next: nanogpt train --help",
+        bold=True,
+    )
 
 
 def _paths() -> dict[str, str]:
-    """Where the commands find nanogpt_dist: from a clone that is not installed, PYTHONPATH has to say."""
-    return {name: value for name, value in environment(1, 0, os.environ).items() if name == "PYTHONPATH"}
+    """Where the commands find nanogpt_dist: from a clone that is not installed, PYTHONPATH has to
+    say.
+    """
+    return {
+        name: value for name, value in environment(1, 0, os.environ).items() if name == "PYTHONPATH"
+    }

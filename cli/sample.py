@@ -18,49 +18,72 @@ def sample(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="Unset: the newest run under out/."
+            metavar="RUN|CHECKPOINT",
+            autocompletion=completing.runs,
+            help="Unset: the newest run under out/.",
         ),
     ] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text to go on from; FILE:path, or FILE:- for standard input; repeatable. Unset: a line break."
+            help="Text to go on from; FILE:path, or FILE:- for standard input; repeatable. Unset: "
+            "a line break."
         ),
     ] = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="Samples to draw, after each prompt.")] = 1,
+    num_samples: Annotated[
+        int, typer.Option(min=1, help="Samples to draw, after each prompt.")
+    ] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample, in tokens.")] = 500,
     temperature: Annotated[
         float,
         typer.Option(min=0, max=1e6, help="Below 1: more cautious; 0: always the likeliest token."),
     ] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: among all.")] = 200,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: among all.")
+    ] = 200,
     top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose among the likeliest tokens of this total probability.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Choose among the likeliest tokens of this total probability."
+        ),
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End a sample before this text; may be given again.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End a sample before this text; may be given again.")
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds draw equal samples, however many at a time.")
+        int,
+        typer.Option(
+            min=0, max=2**63 - 1, help="Equal seeds draw equal samples, however many at a time."
+        ),
     ] = 1337,
     init_from: InitFrom = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print each sample while it comes.")] = False,
-    best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print each sample while it comes.")
+    ] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")
+    ] = False,
     device: Device = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
         typer.Option(
-            help="Format of the weights; auto: bfloat16 where the device is fast in it, but float32 at temperature 0, "
-            "which is exact."
+            help="Format of the weights; auto: bfloat16 where the device is fast in it, but "
+            "float32 at temperature 0, which is exact."
         ),
     ] = "auto",
     json: Json = False,
 ) -> None:
-    """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at --max-new-tokens."""
+    """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at
+    --max-new-tokens.
+    """
     from nanogpt_dist.errors import MissingInputError, UsageError
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("sample needs one process only; leave torchrun out")
     if stream and json:
-        raise UsageError("--stream prints text as it comes, --json one object at the end: choose one")
+        raise UsageError(
+            "--stream prints text as it comes, --json one object at the end: choose one"
+        )
     refuse_both(target, init_from)
     if init_from and best:
         raise UsageError("--best chooses among a run's checkpoints: leave it out")
@@ -79,11 +102,17 @@ def sample(
     from nanogpt_dist.devices import pick_device
 
     where = pick_device(device)
-    judged = judging.of_source(config, where) if init_from else judging.of_checkpoint(Path(found), where)
+    judged = (
+        judging.of_source(config, where) if init_from else judging.of_checkpoint(Path(found), where)
+    )
     model, tokenizer = judged.model, judged.tokenizer
     if tokenizer is None:
-        raise MissingInputError(f"{found} has no tokenizer files; copy the tokenizer.json of the model into it")
-    settings = sampling.Settings(max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed)
+        raise MissingInputError(
+            f"{found} has no tokenizer files; copy the tokenizer.json of the model into it"
+        )
+    settings = sampling.Settings(
+        max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed
+    )
     prompts = prompts or [sampling.first_text(tokenizer)]
     weights = pick_weights(dtype, model.lm_head.weight.device, greedy=temperature == 0)
     decoder = Decoder(model, tokenizer.n_vocab, weights)
@@ -110,7 +139,9 @@ def sample(
 
 
 def read_prompt(prompt: str) -> str:
-    """`prompt` itself, or the text of the file that FILE:path names. Raises MissingInputError, BadDataError."""
+    """`prompt` itself, or the text of the file that FILE:path names. Raises MissingInputError,
+    BadDataError.
+    """
     from nanogpt_dist.errors import BadDataError, MissingInputError
 
     if not prompt.startswith("FILE:"):
@@ -121,7 +152,9 @@ def read_prompt(prompt: str) -> str:
             return sys.stdin.buffer.read().decode("utf-8-sig")
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError(f"the prompt's file {path} does not exist or is not a file; check the path") from None
+        raise MissingInputError(
+            f"the prompt's file {path} does not exist or is not a file; check the path"
+        ) from None
     except UnicodeDecodeError as error:
         raise BadDataError(
             f"the prompt's file {path} is not UTF-8 at byte {error.start}; convert it with iconv"

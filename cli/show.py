@@ -1,4 +1,6 @@
-"""`nanogpt show params|components|full|config|attention|data|checkpoint`: what presets, data and runs stand for."""
+"""`nanogpt show params|components|full|config|attention|data|checkpoint`: what presets, data and
+runs stand for.
+"""
 
 import json
 from dataclasses import asdict
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
     from nanogpt_dist.describe import Component, Parameters
 
 WIDTH = 100  # columns at most; a narrower terminal gets narrower tables
-PIXELS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tiff", ".pdf", ".eps", ".ps")  # what is not SVG
+# what is not SVG
+PIXELS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tiff", ".pdf", ".eps", ".ps")
 
 
 show_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
-model_flags = takes_settings(TrainConfig, panel="Settings to override", groups=("Model", "Model options"))
+model_flags = takes_settings(
+    TrainConfig, panel="Settings to override", groups=("Model", "Model options")
+)
 
 
 @show_app.command()
@@ -41,7 +46,10 @@ def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     if as_json:
         _print_json(asdict(counted))
         return
-    echo_wrapped(f"{preset}: {counted.total:,} parameters, {counted.non_embedding:,} without the position table\n")
+    echo_wrapped(
+        f"{preset}: {counted.total:,} parameters, {counted.non_embedding:,} without the position "
+        "table\n"
+    )
     echo_table(_component_table(counted), WIDTH, spare=("by hand", "share", "times", "each"))
     echo_wrapped("\n" + "\n".join(_facts(counted)))
 
@@ -67,13 +75,18 @@ def full(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the drawing as a picture, too, which browsers show.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the drawing as a picture, too, which browsers show."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """A drawing of the whole model, with shapes and parameters."""
     if svg is not None and svg.suffix.lower() in PIXELS:
-        raise UsageError(f"--svg writes SVG, which is no {svg.suffix[-8:]}: type --svg {svg.stem[-60:]}.svg")
+        raise UsageError(
+            f"--svg writes SVG, which is no {svg.suffix[-8:]}: type --svg {svg.stem[-60:]}.svg"
+        )
     config = _load_architecture(preset, settings)
     from nanogpt_dist.describe import count_parameters, letter_sizes, trace
     from nanogpt_dist.drawing import draw
@@ -112,13 +125,16 @@ show_app.command()(checkpoint)
 
 
 def commented_toml(config: TrainConfig, name: str) -> str:
-    """`config` as TOML that read_toml gives back, each setting with its help, one that is not the default with a star.
+    """`config` as TOML that read_toml gives back, each setting with its help, one that is not the
+    default with a star.
 
     name: what the first line calls it.
     """
     import tomli_w
 
-    lines = [f"# {name}, for `nanogpt train FILE.toml`. A star: not the default. A # in front: not set."]
+    lines = [
+        f"# {name}, for `nanogpt train FILE.toml`. A star: not the default. A # in front: not set."
+    ]
     group = None
     for key, field in TrainConfig.model_fields.items():
         extra, value = field.json_schema_extra, getattr(config, key)
@@ -136,7 +152,9 @@ def _load_architecture(preset: str, settings: Settings) -> TrainConfig:
     """The config, its vocab_size known; otherwise ConfigError."""
     config = load(preset, settings)
     if config.vocab_size is None:
-        raise ConfigError(f"{preset} leaves vocab_size to the data set; add --vocab-size, e.g. --vocab-size 50304")
+        raise ConfigError(
+            f"{preset} leaves vocab_size to the data set; add --vocab-size, e.g. --vocab-size 50304"
+        )
     return with_vocabulary(config)  # which id ends a text makes no difference to shapes
 
 
@@ -172,17 +190,21 @@ def _facts(counted: "Parameters") -> list[str]:
     return [
         f"blocks       {counted.blocks:,}; 12·n_layer·n_embd² = {counted.rule_of_thumb:,}"
         f" ({counted.rule_of_thumb_error:+.3f} %)",
-        f"decayed      {counted.decayed:,} in {counted.decayed_tensors} tensors (matrices and tables)",
-        f"not decayed  {counted.not_decayed:,} in {counted.not_decayed_tensors} tensors (biases and LayerNorms)",
+        f"decayed      {counted.decayed:,} in {counted.decayed_tensors} tensors (matrices and "
+        "tables)",
+        f"not decayed  {counted.not_decayed:,} in {counted.not_decayed_tensors} tensors (biases "
+        "and LayerNorms)",
         f"weights      {_size(counted.fp32_bytes)} in fp32, {_size(counted.bf16_bytes)} in bf16",
-        f"AdamW        {_size(counted.training_bytes)} for weights, gradients and both moments in fp32;"
-        " activations on top",
+        f"AdamW        {_size(counted.training_bytes)} for weights, gradients and both moments in "
+        "fp32; activations on top",
     ]
 
 
 def _size(count: int) -> str:
     """Bytes in the unit that shows three digits of them or more."""
-    unit, name = next((each for each in ((10**9, "GB"), (10**6, "MB")) if count >= each[0] // 10), (10**3, "kB"))
+    unit, name = next(
+        (each for each in ((10**9, "GB"), (10**6, "MB")) if count >= each[0] // 10), (10**3, "kB")
+    )
     return f"{count / unit:,.3f} {name}"
 
 
@@ -198,7 +220,9 @@ def _shape_table(traced: "list[Component]") -> "Table":
         depth = 0 if component.name == "GPT" else component.name.count(".") + 1
         letters = f"{_tuple(component.input_letters)} → {_tuple(component.output_letters)}"
         sizes = f"{_tuple(component.input)} → {_tuple(component.output)}"
-        table.add_row("  " * depth + component.name.split(".")[-1], f"{letters}\n{sizes}", component.about)
+        table.add_row(
+            "  " * depth + component.name.split(".")[-1], f"{letters}\n{sizes}", component.about
+        )
     return table
 
 
@@ -209,9 +233,12 @@ def _tuple(items: tuple[object, ...]) -> str:
 def _legend(sizes: dict[str, int]) -> str:
     B, T, C, H, D, V = (sizes[letter] for letter in "BTCHDV")
     more = {"K": "heads of keys and values", "F": "in the MLP"}
-    rest = ", ".join(f"{letter} = {sizes[letter]} {text}" for letter, text in more.items() if letter in sizes)
-    return f"B = {B} sequences, T = {T} tokens, C = {C} channels, H = {H} heads of D = {D}, V = {V} ids" + (
-        f"\n{rest}" if rest else ""
+    rest = ", ".join(
+        f"{letter} = {sizes[letter]} {text}" for letter, text in more.items() if letter in sizes
+    )
+    return (
+        f"B = {B} sequences, T = {T} tokens, C = {C} channels, H = {H} heads of D = {D}, V = {V} "
+        "ids" + (f"\n{rest}" if rest else "")
     )
 
 

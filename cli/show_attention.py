@@ -1,4 +1,6 @@
-"""`nanogpt show attention`: the queries, keys, values and the causal mask of one head, on a few tokens, as tables."""
+"""`nanogpt show attention`: the queries, keys, values and the causal mask of one head, on a few
+tokens, as tables.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,26 +29,37 @@ def attention(
             help="A preset has weights by chance, a run has learnt some.",
         ),
     ] = "shakespeare-char-cpu",
-    text: Annotated[str, typer.Option(help=f"What the head reads, {MAX_TOKENS} tokens at most.")] = "To be or",
+    text: Annotated[
+        str, typer.Option(help=f"What the head reads, {MAX_TOKENS} tokens at most.")
+    ] = "To be or",
     layer: Annotated[int, typer.Option(min=0, help="Block; the first is 0.")] = 0,
     head: Annotated[int, typer.Option(min=0, help="Head of the block; the first is 0.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """One head at work: queries, keys and values, q·k/√D under the causal mask, and how much each token reads of each.
+    """One head at work: queries, keys and values, q·k/√D under the causal mask, and how much each
+    token reads of each.
 
     A preset's text is read character by character; a run's by its tokenizer.
     """
     from nanogpt_dist.errors import UsageError
     from nanogpt_dist.looking import look
 
-    model, ids, tokens = _of_run(target, text) if Path(target).is_dir() else _of_preset(target, text)
+    model, ids, tokens = (
+        _of_run(target, text) if Path(target).is_dir() else _of_preset(target, text)
+    )
     if not 1 <= len(ids) <= min(MAX_TOKENS, model.config.block_size):
         most = min(MAX_TOKENS, model.config.block_size)
-        raise UsageError(f"--text is {len(ids)} tokens, a table takes 1 to {most}: give a shorter one")
+        raise UsageError(
+            f"--text is {len(ids)} tokens, a table takes 1 to {most}: give a shorter one"
+        )
     found = look(model, ids, layer, head)
     if as_json:
-        # The mask is told by itself: what stands above the diagonal is computed, but nobody reads it.
-        values = {name: getattr(found, name).tolist() for name in ("q", "k", "v", "scores", "seen", "weights", "y")}
+        # The mask is told by itself: what stands above the diagonal is computed, but nobody reads
+        # it.
+        values = {
+            name: getattr(found, name).tolist()
+            for name in ("q", "k", "v", "scores", "seen", "weights", "y")
+        }
         from nanogpt_dist.runs import to_json
 
         echo(to_json({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
@@ -64,7 +77,10 @@ def attention(
         _vectors(f"{name}: {about}", tokens, getattr(found, name))
     _matrix("q kᵀ / √D: ▒ is masked, for it comes later", tokens, found.scores, found.seen)
     _matrix(
-        "softmax of each row: how much the token reads of each; a row adds up to 1", tokens, found.weights, found.seen
+        "softmax of each row: how much the token reads of each; a row adds up to 1",
+        tokens,
+        found.weights,
+        found.seen,
     )
     _vectors("weights · v: what the head hands on", tokens, found.y)
 
@@ -89,7 +105,8 @@ def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
 
     config = load(name)
     alphabet = sorted(set(text))
-    small = {"vocab_size": max(len(alphabet), 1), "n_layer": min(config.n_layer, 2)}  # as many as a look needs
+    # as many as a look needs
+    small = {"vocab_size": max(len(alphabet), 1), "n_layer": min(config.n_layer, 2)}
     if config.intra_document:
         small["eot_id"] = 0
     architecture = config.architecture().model_copy(update=small)
@@ -98,7 +115,9 @@ def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
 
 
 def _name(token: str, width: int = 6) -> str:
-    """A token at the right of `width` columns of a terminal, which a wide character takes two of; no control codes."""
+    """A token at the right of `width` columns of a terminal, which a wide character takes two of;
+    no control codes.
+    """
     from rich.cells import cell_len, set_cell_size
 
     text = {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(token, token.strip() or "␣")
@@ -125,7 +144,10 @@ def _matrix(title: str, tokens: list[str], values: "Tensor", seen: "Tensor") -> 
         echo("         " + "".join(_name(token, 8) for token in tokens[these]))
         for token, row, allowed in zip(tokens, rows, seen.tolist(), strict=True):
             cells = zip(row[these], allowed[these], strict=True)
-            echo(f"  {_name(token)} │" + "".join(f"{value:8.3f}" if ok else "       ▒" for value, ok in cells))
+            echo(
+                f"  {_name(token)} │"
+                + "".join(f"{value:8.3f}" if ok else "       ▒" for value, ok in cells)
+            )
     echo("")
 
 

@@ -14,13 +14,19 @@ def checkpoint(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN|CHECKPOINT", autocompletion=completing.runs, help="Unset: the newest run under out/."
+            metavar="RUN|CHECKPOINT",
+            autocompletion=completing.runs,
+            help="Unset: the newest run under out/.",
         ),
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Where a checkpoint stands: step, losses, data; and each of its files with its sha256, verified."""
+    """Where a checkpoint stands: step, losses, data; and each of its files with its sha256,
+    verified.
+    """
     from nanogpt_dist import runs, storage
 
     found = runs.find_checkpoint(target, best, warn)
@@ -29,18 +35,26 @@ def checkpoint(
     beside = named.with_name(f"{named.name}.eval.json")
     evaluations = runs.read_json(beside).get("results", {})
     if as_json:
-        facts: dict[str, Any] = {"checkpoint": str(found), "step": storage.step_of(named.name), **state}
+        facts: dict[str, Any] = {
+            "checkpoint": str(found),
+            "step": storage.step_of(named.name),
+            **state,
+        }
         echo(json.dumps({**facts, "files": manifest["files"], "evaluations": evaluations}))
         return
     echo(f"{found}")
     for key, value in state.items():
         shown = json.dumps(value) if isinstance(value, dict) else value
-        echo(f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}")
+        echo(
+            f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}"
+        )
     if verdict := runs.verdict_of(runs.run_of(found)):
         echo(f"  {'run':<24} {verdict}")
     echo("")
     for entry in manifest["files"]:
         echo(f"  {entry['sha256'][:16]}…  {entry['bytes']:>14,} bytes  {entry['name']}")
     for number, (what, figures) in enumerate(evaluations.items()):
-        values = ", ".join(f"{key} {value:.4f}" for key, value in figures.items() if isinstance(value, float))
+        values = ", ".join(
+            f"{key} {value:.4f}" for key, value in figures.items() if isinstance(value, float)
+        )
         echo(("" if number else "\n") + f"  {what}: {values}")

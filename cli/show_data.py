@@ -1,4 +1,6 @@
-"""`nanogpt show data DIR`: what a data folder holds, one of its documents, or the sequences of one update."""
+"""`nanogpt show data DIR`: what a data folder holds, one of its documents, or the sequences of one
+update.
+"""
 
 import json
 from pathlib import Path
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 TEXT_CHARS = 60  # of a sequence, on its line
 TEXT_IDS = 256  # more than enough for them
 
-ORDER = ("seed", "block_size", "batch_size", "gradient_accumulation_steps")  # they and the data fix what is read when
-FIELDS = {name: (TrainConfig.model_fields[name].annotation, TrainConfig.model_fields[name]) for name in ORDER}
+# they and the data fix what is read when
+ORDER = ("seed", "block_size", "batch_size", "gradient_accumulation_steps")
+FIELDS = {
+    name: (TrainConfig.model_fields[name].annotation, TrainConfig.model_fields[name])
+    for name in ORDER
+}
 OrderSettings: type[BaseModel] = create_model("OrderSettings", **FIELDS)  # type: ignore[call-overload]
 
 
@@ -30,28 +36,42 @@ def data(
     settings: dict[str, Any],
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", autocompletion=completing.data, help="A data folder, e.g. data/openwebtext."),
+        typer.Argument(
+            metavar="DIR",
+            autocompletion=completing.data,
+            help="A data folder, e.g. data/openwebtext.",
+        ),
     ],
     document: Annotated[
-        int | None, typer.Option(metavar="I", min=0, help="Print the text of a document of the split; the first is 0.")
+        int | None,
+        typer.Option(
+            metavar="I", min=0, help="Print the text of a document of the split; the first is 0."
+        ),
     ] = None,
-    split: Annotated[Literal["train", "val"] | None, typer.Option(help="For --document. Default: train.")] = None,
+    split: Annotated[
+        Literal["train", "val"] | None, typer.Option(help="For --document. Default: train.")
+    ] = None,
     step: Annotated[
         int | None,
         typer.Option(
             metavar="S",
             min=0,
             max=2**40,
-            help="List the sequences of the update that is made after S updates, over all ranks; 0 is the first. In "
-            "metrics.jsonl it is step S + 1.",
+            help="List the sequences of the update that is made after S updates, over all ranks; 0 "
+            "is the first. In metrics.jsonl it is step S + 1.",
         ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="For --step: the run whose settings count, e.g. out/gpt2-124m.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="For --step: the run whose settings count, e.g. out/gpt2-124m."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What a data folder holds and where it came from; a document of it; or what an update was trained on."""
+    """What a data folder holds and where it came from; a document of it; or what an update was
+    trained on.
+    """
     _refuse_mixed(document, split, step, run, settings)
     from nanogpt_dist.shards import DataFolder
 
@@ -74,7 +94,11 @@ def data(
 
 
 def _refuse_mixed(
-    document: int | None, split: str | None, step: int | None, run: Path | None, settings: dict[str, Any]
+    document: int | None,
+    split: str | None,
+    step: int | None,
+    run: Path | None,
+    settings: dict[str, Any],
 ) -> None:
     """Raises UsageError for flags that do not go together."""
     if document is not None and step is not None:
@@ -82,27 +106,36 @@ def _refuse_mixed(
     if split is not None and document is None:
         raise UsageError("--split is for --document; updates read train only")
     if step is None and (run is not None or settings):
-        raise UsageError("--run and the settings are for --step; type --step 0 for the first update")
+        raise UsageError(
+            "--run and the settings are for --step; type --step 0 for the first update"
+        )
     if run is not None and settings:
         names = ", ".join("--" + name.replace("_", "-") for name in settings)
         raise UsageError(f"--run gives the settings; leave {names} out")
 
 
 def _config_of(run: Path, opened: "DataFolder") -> TrainConfig:
-    """The settings of a run that was trained on that data. Raises MissingInputError, BadDataError, ConfigError."""
+    """The settings of a run that was trained on that data. Raises MissingInputError, BadDataError,
+    ConfigError.
+    """
     from nanogpt_dist import runs, storage
 
     if not (run / "config.toml").is_file():
-        raise MissingInputError(f"{str(run)[-80:]} is no run, it has no config.toml; give one, e.g. out/gpt2-124m")
+        raise MissingInputError(
+            f"{str(run)[-80:]} is no run, it has no config.toml; give one, e.g. out/gpt2-124m"
+        )
     config = resolve(read_toml(run / "config.toml"))
     steps = [run] if (run / "state.json").exists() else storage.list_steps(runs.checkpoints_of(run))
     trained_on = runs.read_json(steps[0] / "state.json").get("dataset_id") if steps else None
     if trained_on is None:
-        echo(f"note: {run} has no checkpoint, which would tell whether it reads {opened.path}", err=True)
+        echo(
+            f"note: {run} has no checkpoint, which would tell whether it reads {opened.path}",
+            err=True,
+        )
     elif trained_on != opened.dataset_id:
         raise BadDataError(
-            f"{run} was trained on data set {str(trained_on)[:12]}, {opened.path} is {opened.dataset_id[:12]}; "
-            f"give {config.dataset[-60:]}, if it is still the same"
+            f"{run} was trained on data set {str(trained_on)[:12]}, {opened.path} is "
+            f"{opened.dataset_id[:12]}; give {config.dataset[-60:]}, if it is still the same"
         )
     return config
 
@@ -111,11 +144,18 @@ def _document(opened: "DataFolder", split: Literal["train", "val"], number: int)
     from nanogpt_dist.shards.documents import Documents
 
     ids = Documents(opened, split).ids(number)
-    return {"split": split, "document": number, "tokens": len(ids), "text": opened.tokenizer.decode(ids)}
+    return {
+        "split": split,
+        "document": number,
+        "tokens": len(ids),
+        "text": opened.tokenizer.decode(ids),
+    }
 
 
 def _sequences(opened: "DataFolder", config: TrainConfig, step: int) -> dict[str, Any]:
-    """What batches.py gives out in that update; documents: the first and last of all ids, with the last target."""
+    """What batches.py gives out in that update; documents: the first and last of all ids, with the
+    last target.
+    """
     from nanogpt_dist.batches import Batches, Order
     from nanogpt_dist.shards.documents import Documents
 
@@ -129,16 +169,25 @@ def _sequences(opened: "DataFolder", config: TrainConfig, step: int) -> dict[str
         first, last = documents.overlapping(start, length)
         line = one_line(text, len(text) + 1)[:TEXT_CHARS]
         sequences.append({"index": index, "start": start, "documents": [first, last], "text": line})
-    return {"step": step, "order": {name: getattr(config, name) for name in ORDER}, "sequences": sequences}
+    return {
+        "step": step,
+        "order": {name: getattr(config, name) for name in ORDER},
+        "sequences": sequences,
+    }
 
 
 def _step_lines(found: dict[str, Any]) -> list[str]:
     settings = ", ".join(f"{name} {value}" for name, value in found["order"].items())
-    lines = [f"update after {found['step']:,} updates; {settings}", "index        start  documents          text"]
+    lines = [
+        f"update after {found['step']:,} updates; {settings}",
+        "index        start  documents          text",
+    ]
     for sequence in found["sequences"]:
         first, last = sequence["documents"]
         documents = f"{first:,}" if first == last else f"{first:,} … {last:,}"
-        lines.append(f"{sequence['index']:5} {sequence['start']:>12,}  {documents:<17}  {sequence['text']}")
+        lines.append(
+            f"{sequence['index']:5} {sequence['start']:>12,}  {documents:<17}  {sequence['text']}"
+        )
     return lines
 
 
@@ -155,12 +204,14 @@ def _summary(manifest: "Manifest", dataset_id: str) -> list[str]:
     places = {"append": "behind each document", "prepend": "before each document", None: "nowhere"}
     lines += [
         "",
-        f"tokenizer    {tokenizer.name} ({tokenizer.spec}), {tokenizer.n_vocab:,} ids, {tokenizer.fingerprint[:12]}",
-        f"end of text  {places[manifest.eot]}" + ("" if tokenizer.eot_id is None else f", id {tokenizer.eot_id}"),
+        f"tokenizer    {tokenizer.name} ({tokenizer.spec}), {tokenizer.n_vocab:,} ids, "
+        f"{tokenizer.fingerprint[:12]}",
+        f"end of text  {places[manifest.eot]}"
+        + ("" if tokenizer.eot_id is None else f", id {tokenizer.eot_id}"),
         f"layout       {', '.join(layouts)}",
         f"not UTF-8    {manifest.errors}",
-        f"documents    {counts.empty:,} empty, {counts.replaced:,} with replaced bytes, {counts.skipped:,} skipped, "
-        f"{counts.special:,} with the text of a special token",
+        f"documents    {counts.empty:,} empty, {counts.replaced:,} with replaced bytes, "
+        f"{counts.skipped:,} skipped, {counts.special:,} with the text of a special token",
         f"limit        {asked or 'none'}",
     ]
     for source in manifest.sources:
@@ -170,7 +221,9 @@ def _summary(manifest: "Manifest", dataset_id: str) -> list[str]:
 
 def _source(source: "CorpusRecord") -> list[str]:
     share = "" if source.weight is None else f", asked for {source.weight:.1%} of all tokens"
-    where = f"{source.address or 'your files'}" + (f" at {source.revision}" if source.revision else "")
+    where = f"{source.address or 'your files'}" + (
+        f" at {source.revision}" if source.revision else ""
+    )
     rule = source.split
     size = sum(file.bytes for file in source.files)
     return [
@@ -180,5 +233,9 @@ def _source(source: "CorpusRecord") -> list[str]:
         f"  licence    {source.licence}",
         f"  files      {len(source.files):,}, {size:,} bytes",
         "  split      "
-        + (f"by {rule.rule}, {rule.val_fraction:g} for val, seed {rule.seed}" if rule else "as it came"),
+        + (
+            f"by {rule.rule}, {rule.val_fraction:g} for val, seed {rule.seed}"
+            if rule
+            else "as it came"
+        ),
     ]

@@ -1,4 +1,6 @@
-"""What commands print: no control codes of a text or a name reach a terminal, and any stream takes any character."""
+"""What commands print: no control codes of a text or a name reach a terminal, and any stream takes
+any character.
+"""
 
 import codecs
 import io
@@ -18,10 +20,24 @@ ALIKE = {  # each as wide as what it replaces
     "=": "═",
     "|": "│┃║╷╵",
     "+": "┌┐└┘├┤┬┴┼╔╗╚╝╤╞╪╡╭╮╰╯",
-    **{"v": "▼", ">": "►→", "<": "←", "x": "×", ".": "·", "#": "▒", "_": "␣", "$": "⏎", "T": "ᵀ", "~": "≈⇥"},
+    **{
+        "v": "▼",
+        ">": "►→",
+        "<": "←",
+        "x": "×",
+        ".": "·",
+        "#": "▒",
+        "_": "␣",
+        "$": "⏎",
+        "T": "ᵀ",
+        "~": "≈⇥",
+    },
     "?": "\ufffd",
 }
-ASCII = {ord(char): plain for plain, chars in ALIKE.items() for char in chars} | {ord("…"): "...", ord("√"): "sqrt "}
+ASCII = {ord(char): plain for plain, chars in ALIKE.items() for char in chars} | {
+    ord("…"): "...",
+    ord("√"): "sqrt ",
+}
 ASCII |= {ord("β"): "beta", ord("²"): "^2", ord("±"): "+-"}
 FILE = 1000  # columns: a file takes lines of any length
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x80-\x9f]|\r(?!\n)")  # not line ends, tabs, DEL
@@ -43,7 +59,8 @@ def visible(text: str) -> str:
 
 
 def echo(text: str, nl: bool = True, err: bool = False) -> None:
-    """Prints a line, its control codes made visible (JSON has escaped them); nl=False: without its end.
+    """Prints a line, its control codes made visible (JSON has escaped them); nl=False: without its
+    end.
 
     typer.echo would write UTF-8 to a stream that is set to ASCII.
     """
@@ -51,7 +68,9 @@ def echo(text: str, nl: bool = True, err: bool = False) -> None:
 
 
 def echo_text(text: str, nl: bool = True) -> None:
-    """Prints text of data or of a model: to a file or a pipe as it is, to a terminal as echo() does."""
+    """Prints text of data or of a model: to a file or a pipe as it is, to a terminal as echo()
+    does.
+    """
     if sys.stdout.isatty():
         echo(text, nl)
     else:
@@ -59,14 +78,20 @@ def echo_text(text: str, nl: bool = True) -> None:
 
 
 def columns() -> int | None:
-    """How wide the terminal is; None where standard output is none: a file takes lines of any length."""
+    """How wide the terminal is; None where standard output is none: a file takes lines of any
+    length.
+    """
     return max(shutil.get_terminal_size().columns, 20) if sys.stdout.isatty() else None
 
 
 def echo_wrapped(text: str) -> None:
     """Prints prose, its lines broken between words where the terminal ends."""
     width = columns()
-    lines = text.split("\n") if width is None else [part for line in text.split("\n") for part in _wrap(line, width)]
+    lines = (
+        text.split("\n")
+        if width is None
+        else [part for line in text.split("\n") for part in _wrap(line, width)]
+    )
     echo("\n".join(lines))
 
 
@@ -75,7 +100,9 @@ def _wrap(line: str, width: int) -> list[str]:
 
 
 def fits(table: "Table", at_most: int | None = None) -> bool:
-    """Whether a table goes on the terminal with no cell broken; at_most: columns that are wanted at most."""
+    """Whether a table goes on the terminal with no cell broken; at_most: columns that are wanted at
+    most.
+    """
     return _measure(table)[1] <= min(columns() or FILE, at_most or FILE)
 
 
@@ -89,9 +116,11 @@ def _measure(table: "Table") -> tuple[int, int]:
 
 
 def echo_table(table: "Table", at_most: int | None = None, spare: Collection[str] = ()) -> None:
-    """Prints a table; where the terminal is narrower, without the columns of `spare`, the first of them first.
+    """Prints a table; where the terminal is narrower, without the columns of `spare`, the first of
+    them first.
 
-    at_most: columns of a wider terminal, or of a file. Where that is not enough cells are folded, and nothing is cut.
+    at_most: columns of a wider terminal, or of a file. Where that is not enough cells are folded,
+    and nothing is cut.
     """
     from rich.console import Console
 
@@ -108,7 +137,9 @@ def echo_table(table: "Table", at_most: int | None = None, spare: Collection[str
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What a stream prints for characters that its encoding lacks: ASCII that looks alike, else their escapes."""
+    """What a stream prints for characters that its encoding lacks: ASCII that looks alike, else
+    their escapes.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(ASCII)

@@ -1,4 +1,6 @@
-"""`nanogpt tokenizer train|compare`: a vocabulary learnt from text, and what two of them make of the same text."""
+"""`nanogpt tokenizer train|compare`: a vocabulary learnt from text, and what two of them make of
+the same text.
+"""
 
 import json
 import time
@@ -22,7 +24,10 @@ HELD_OUT = 20  # one document in so many is not learnt from
 
 tokenizer_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 Sources = Annotated[
-    list[str], typer.Argument(metavar="SOURCE…", help="Files or folders as prepare reads them, or python-stdlib.")
+    list[str],
+    typer.Argument(
+        metavar="SOURCE…", help="Files or folders as prepare reads them, or python-stdlib."
+    ),
 ]
 Column = Annotated[str, typer.Option(help="Field or column that holds the text.", metavar="NAME")]
 
@@ -30,8 +35,13 @@ Column = Annotated[str, typer.Option(help="Field or column that holds the text."
 @tokenizer_app.command()
 def train(
     source: Sources,
-    vocab_size: Annotated[int, typer.Option(min=257, max=1_000_000, metavar="N", help="Ids, end of text included.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.tiktoken: ranks; FILE.json: a tokenizer.json.")],
+    vocab_size: Annotated[
+        int, typer.Option(min=257, max=1_000_000, metavar="N", help="Ids, end of text included.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="FILE.tiktoken: ranks; FILE.json: a tokenizer.json."),
+    ],
     column: Column = "text",
     as_json: Json = False,
 ) -> None:
@@ -42,11 +52,15 @@ def train(
     from prepare.texts import read_texts
 
     if out.suffix not in (".tiktoken", ".json"):
-        raise UsageError(f"{out.name[-40:]} is neither a .tiktoken nor a .json file; choose one by its ending")
+        raise UsageError(
+            f"{out.name[-40:]} is neither a .tiktoken nor a .json file; choose one by its ending"
+        )
     if out.is_file() or out.is_dir():  # a device or a pipe takes it
         raise CannotCreateError(f"{shown(out)} exists; choose another --out")
     if not out.parent.is_dir():  # told before the learning, which may take hours
-        raise CannotCreateError(f"{shown(out.parent)} is no folder; make it, or choose another --out")
+        raise CannotCreateError(
+            f"{shown(out.parent)} is no folder; make it, or choose another --out"
+        )
     held_out: list[str] = []
 
     def learnt_from() -> Iterator[str]:
@@ -58,16 +72,21 @@ def train(
 
     model = bpe.train_model(learnt_from(), vocab_size - 1, "--vocab-size ")
     tokenizer = Tokenizer(named(out.stem), "bpe", bpe.vocabulary_of(model.get_vocab()))
-    proof = held_out or [text for text, _ in zip(read_texts(source, column), range(100), strict=False)]
+    proof = held_out or [
+        text for text, _ in zip(read_texts(source, column), range(100), strict=False)
+    ]
     tokens = 0
     for text in proof:
         ids = tokenizer.encode(text).tolist()
         tokens += len(ids)
         if ids != model.encode(text).ids:
             raise BadDataError(
-                f"not proven: the ranks encode {text[:20]!r} … in another way than the trainer; report it"
+                f"not proven: the ranks encode {text[:20]!r} … in another way than the trainer; "
+                "report it"
             )
-    write_user_file(out, bpe.ranks_file(tokenizer.tokens) if out.suffix == ".tiktoken" else tokenizer.to_json())
+    write_user_file(
+        out, bpe.ranks_file(tokenizer.tokens) if out.suffix == ".tiktoken" else tokenizer.to_json()
+    )
     size = sum(len(text.encode()) for text in proof)
     figures = {
         "out": str(out),
@@ -80,14 +99,22 @@ def train(
         echo(json.dumps(figures))
         return
     what = "held-out text" if held_out else "the text (too few documents to hold some out)"
-    echo(f"{out}: {tokenizer.n_vocab:,} ids; {figures['bytes_per_token']:.2f} bytes per token on {what},")
+    echo(
+        f"{out}: {tokenizer.n_vocab:,} ids; {figures['bytes_per_token']:.2f} bytes per token on "
+        f"{what},"
+    )
     echo(f"the same {tokens:,} ids there as the trainer's own.")
     echo(f"Next: {to_prepare(source, column, out)}")
 
 
 @tokenizer_app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="gpt2, byte, cl100k_base …, or a file (.tiktoken, .json).")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="gpt2, byte, cl100k_base …, or a file (.tiktoken, .json)."
+        ),
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     source: Sources,
     column: Column = "text",
@@ -109,7 +136,10 @@ def compare(
             f"{row['name']:20} {row['vocab_size']:>9,} ids {row['tokens']:>12,} tokens "
             f"{row['bytes_per_token']:6.3f} bytes per token {row['mb_per_second']:7.1f} MB/s"
         )
-    echo(f"{rows[1]['name']} needs {rows[1]['tokens'] / rows[0]['tokens']:.3f} times the tokens of {rows[0]['name']}")
+    echo(
+        f"{rows[1]['name']} needs {rows[1]['tokens'] / rows[0]['tokens']:.3f} times the tokens of "
+        f"{rows[0]['name']}"
+    )
 
 
 def _some_texts(sources: list[str], column: str) -> list[str]:

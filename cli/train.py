@@ -28,17 +28,22 @@ def train(
         typer.Argument(
             metavar="PRESET|FILE.toml|FILE.py|RUN",
             autocompletion=completing.targets,
-            help=f"One of {', '.join(presets.PRESETS)}; your settings; one of nanoGPT's configs; a run to go on with.",
+            help=f"One of {', '.join(presets.PRESETS)}; your settings; one of nanoGPT's configs; a "
+            "run to go on with.",
         ),
     ] = presets.DEFAULT_PRESET,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start at step 0, and refuse if the run folder has checkpoints.")
+        bool,
+        typer.Option(
+            "--fresh", help="Start at step 0, and refuse if the run folder has checkpoints."
+        ),
     ] = False,
     check_resume: Annotated[
         bool,
         typer.Option(
             "--check-resume",
-            help="Prove that stopping and resuming changes no bit here; writes nothing, takes a minute.",
+            help="Prove that stopping and resuming changes no bit here; writes nothing, takes a "
+            "minute.",
         ),
     ] = False,
     json: Json = False,
@@ -51,7 +56,9 @@ def train(
 
     Defaults below are those of no preset; `nanogpt show config PRESET` tells a preset's.
     """
-    stop = StopRequest("stopped before the first update; the same command starts or resumes the run")
+    stop = StopRequest(
+        "stopped before the first update; the same command starts or resumes the run"
+    )
     in_ranks = "RANK" in os.environ
     if not in_ranks:
         stop.listen()
@@ -83,7 +90,9 @@ def train(
     if world.leads and (json or not stopped):
         _report(result, json)
     if stopped:
-        raise StoppedError(f"stopped and saved at step {result.step}; the same command again goes on from there")
+        raise StoppedError(
+            f"stopped and saved at step {result.step}; the same command again goes on from there"
+        )
 
 
 def _refuse_evaluation(preset: str) -> None:
@@ -96,7 +105,9 @@ def _refuse_evaluation(preset: str) -> None:
 
 
 def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
-    """The checkpoint with which a new run begins, where one was named. Raises UsageError where no other folder was."""
+    """The checkpoint with which a new run begins, where one was named. Raises UsageError where no
+    other folder was.
+    """
     checkpoint = runs.checkpoint_named(preset)
     if checkpoint is None:
         return None
@@ -107,7 +118,9 @@ def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
             if runs.named(str(run))
             else "its run is not here"
         )
-        raise UsageError(f"{checkpoint.name} is a checkpoint; {resume}; a branch of it needs a new --out-dir DIR")
+        raise UsageError(
+            f"{checkpoint.name} is a checkpoint; {resume}; a branch of it needs a new --out-dir DIR"
+        )
     if fresh:
         raise UsageError(f"{checkpoint.name} is a checkpoint to go on from: leave --fresh out")
     return checkpoint
@@ -126,13 +139,14 @@ def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_jso
         echo(to_json({"ok": True, **asdict(proof)}))
     else:
         echo(
-            f"resuming is exact here: {proof.updates} updates in one go and in two halves end with the same "
-            f"{proof.bytes:,} bytes of weights and moments"
+            f"resuming is exact here: {proof.updates} updates in one go and in two halves end with "
+            f"the same {proof.bytes:,} bytes of weights and moments"
         )
 
 
 def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> TrainConfig:
-    """`config` with the data's vocab_size where none was typed and a preset's does not hold, which is told in a line.
+    """`config` with the data's vocab_size where none was typed and a preset's does not hold, which
+    is told in a line.
 
     The commonest mistakes are in the data: they show before torch takes its seconds to load.
     """
@@ -141,7 +155,8 @@ def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> T
     try:
         tokenizer = DataFolder.open(Path(config.dataset)).tokenizer
     except NanogptError:
-        if "RANK" in os.environ:  # maybe only this rank does not see it: all of them tell it together, later
+        # maybe only this rank does not see it: all of them tell it together, later
+        if "RANK" in os.environ:
             return config
         raise
     if vocab_size_typed:
@@ -149,15 +164,17 @@ def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> T
     fitted = presets.fit_vocabulary(preset, config, tokenizer)
     if config.vocab_size not in (None, fitted.vocab_size) and os.environ.get("RANK", "0") == "0":
         echo(
-            f"note: {config.dataset} has {tokenizer.n_vocab:,} ids: vocab_size is {fitted.vocab_size:,}, not the "
-            f"{config.vocab_size:,} of {preset}",
+            f"note: {config.dataset} has {tokenizer.n_vocab:,} ids: vocab_size is "
+            f"{fitted.vocab_size:,}, not the {config.vocab_size:,} of {preset}",
             err=True,
         )
     return fitted
 
 
 def _report(result: Any, as_json: bool) -> None:
-    """Print the end of a run, which is what counts: only a script that wants its JSON has failed without it."""
+    """Print the end of a run, which is what counts: only a script that wants its JSON has failed
+    without it.
+    """
     try:
         _print(result, as_json)
     except BrokenPipeError:  # nobody listens any more
@@ -166,7 +183,10 @@ def _report(result: Any, as_json: bool) -> None:
         flush_or_drop()
         if as_json:
             raise
-        warn(f"standard output cannot be written ({error.strerror}); the run is {result.verdict} and saved")
+        warn(
+            f"standard output cannot be written ({error.strerror}); the run is {result.verdict} "
+            "and saved"
+        )
 
 
 def _print(result: Any, as_json: bool) -> None:

@@ -21,14 +21,22 @@ NAMED = 5  # files that a note names
 def verify(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", autocompletion=completing.data, help="A data folder, e.g. data/openwebtext."),
+        typer.Argument(
+            metavar="DIR",
+            autocompletion=completing.data,
+            help="A data folder, e.g. data/openwebtext.",
+        ),
     ],
     threads: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Files read at a time. Default: one per core, at most 8.")
+        int | None,
+        typer.Option(
+            min=1, max=256, help="Files read at a time. Default: one per core, at most 8."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every byte of a data folder: its manifest, its tokenizer, every shard and what stands beside it.
+    """Check every byte of a data folder: its manifest, its tokenizer, every shard and what stands
+    beside it.
 
     Of a damaged shard it names each damaged MiB. Returns 65 where anything is bad.
 
@@ -53,14 +61,16 @@ def verify(
         name, reason = bad[0]
         count = f"{len(bad)} of {files} files are" if len(bad) > 1 else "one file is"
         raise BadDataError(
-            f"{count} bad: {name[-50:]}: {reason[:70]}{', …' if len(bad) > 1 else ''}; restore a copy, or prepare again"
+            f"{count} bad: {name[-50:]}: {reason[:70]}{', …' if len(bad) > 1 else ''}; restore a "
+            "copy, or prepare again"
         )
 
 
 def _refuse_runs(folder: Path) -> None:
     if any((folder / name).exists() for name in ("state.json", "checkpoints", "run.json")):
         raise UsageError(
-            f"{str(folder)[-60:]} is a run or a checkpoint: type nanogpt checkpoint verify {str(folder)[-60:]}"
+            f"{str(folder)[-60:]} is a run or a checkpoint: type nanogpt checkpoint verify "
+            f"{str(folder)[-60:]}"
         )
 
 
@@ -79,4 +89,6 @@ def _note_unlisted(folder: Path, manifest: "Manifest") -> None:
 
     if names := unlisted_files(folder, manifest):
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        echo(f"note: not in the manifest, so not checked: {', '.join(names[:NAMED])}{more}", err=True)
+        echo(
+            f"note: not in the manifest, so not checked: {', '.join(names[:NAMED])}{more}", err=True
+        )

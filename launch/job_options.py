@@ -1,4 +1,6 @@
-"""What a job file needs to know: the options of `nanogpt launch --slurm` and `--kubernetes`, declared once, and Job."""
+"""What a job file needs to know: the options of `nanogpt launch --slurm` and `--kubernetes`,
+declared once, and Job.
+"""
 
 import itertools
 import re
@@ -12,39 +14,64 @@ from nanogpt_dist.config import setting
 from nanogpt_dist.errors import UsageError
 
 JOBS, SLURM, KUBERNETES = "Job files, for --slurm and --kubernetes", "Slurm", "Kubernetes"
-MAX_NAME = 40  # Kubernetes makes NAME-node-0-0-xxxxx of it, which must stay within a DNS label's 63 characters
+# Kubernetes makes NAME-node-0-0-xxxxx of it, which must stay within a DNS label's 63 characters
+MAX_NAME = 40
 
 
 class JobOptions(BaseModel):
-    """The flags of `nanogpt launch` that only a job file needs, named as Slurm and kubectl name them."""
+    """The flags of `nanogpt launch` that only a job file needs, named as Slurm and kubectl name
+    them.
+    """
 
-    job_name: str | None = setting(None, JOBS, "Name of the job; unset: nanogpt- and what is trained.")
+    job_name: str | None = setting(
+        None, JOBS, "Name of the job; unset: nanogpt- and what is trained."
+    )
     gpus_per_node: int | None = setting(
-        None, JOBS, "GPUs of each node; unset: one per rank, or none for --device cpu and for prepare.", ge=0
+        None,
+        JOBS,
+        "GPUs of each node; unset: one per rank, or none for --device cpu and for prepare.",
+        ge=0,
     )
     cpus_per_task: int | None = setting(
         None, JOBS, "CPU cores of each node (one task runs on each); unset: one per rank.", ge=1
     )
-    mem: str | None = setting(None, JOBS, "Memory of each node, e.g. 64G (GiB); unset: the cluster's default.")
+    mem: str | None = setting(
+        None, JOBS, "Memory of each node, e.g. 64G (GiB); unset: the cluster's default."
+    )
 
     partition: str | None = setting(None, SLURM, "Partition to run in.")
-    time: str | None = setting(None, SLURM, "Time limit of one run, e.g. 12:00:00; at its end the job requeues itself.")
+    time: str | None = setting(
+        None, SLURM, "Time limit of one run, e.g. 12:00:00; at its end the job requeues itself."
+    )
     account: str | None = setting(None, SLURM, "Account to charge.")
     qos: str | None = setting(None, SLURM, "Quality of service.")
-    sbatch: list[str] | None = setting(None, SLURM, "Any other option of sbatch, e.g. --sbatch=--constraint=a100.")
+    sbatch: list[str] | None = setting(
+        None, SLURM, "Any other option of sbatch, e.g. --sbatch=--constraint=a100."
+    )
 
     kind: Literal["trainjob", "pytorchjob"] = setting(
         "trainjob", KUBERNETES, "trainjob: Kubeflow Trainer 2; pytorchjob: Training Operator 1."
     )
-    image: str | None = setting(None, KUBERNETES, "Container image with nanogpt-dist installed in it.")
-    namespace: str | None = setting(None, KUBERNETES, "Namespace; unset: the one that kubectl is set to.")
+    image: str | None = setting(
+        None, KUBERNETES, "Container image with nanogpt-dist installed in it."
+    )
+    namespace: str | None = setting(
+        None, KUBERNETES, "Namespace; unset: the one that kubectl is set to."
+    )
     pvc: list[str] | None = setting(
-        None, KUBERNETES, "CLAIM:/mount, a persistent volume claim; data/ and out/ are looked for in the first one."
+        None,
+        KUBERNETES,
+        "CLAIM:/mount, a persistent volume claim; data/ and out/ are looked for in the first one.",
     )
     backoff_limit: int = setting(
-        10, KUBERNETES, "Times that the job is started again after a failure (a clean stop is none).", ge=0
+        10,
+        KUBERNETES,
+        "Times that the job is started again after a failure (a clean stop is none).",
+        ge=0,
     )
-    output: str | None = setting(None, KUBERNETES, "File to write the manifest to; unset: standard output.")
+    output: str | None = setting(
+        None, KUBERNETES, "File to write the manifest to; unset: standard output."
+    )
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,12 @@ class Job:
         """What stands behind `nanogpt launch` on every node, but for what tells the nodes apart."""
         return [
             *("--nnodes", str(self.nnodes), "--nproc-per-node", str(self.ranks)),
-            *("--max-restarts", str(self.max_restarts), "--shutdown-timeout", str(self.shutdown_timeout_s)),
+            *(
+                "--max-restarts",
+                str(self.max_restarts),
+                "--shutdown-timeout",
+                str(self.shutdown_timeout_s),
+            ),
             *self.arguments,
         ]
 
@@ -87,21 +119,40 @@ def make(
     """
     options = JobOptions(**given)
     if not nproc_per_node.isdecimal() or int(nproc_per_node) < 1:
-        raise UsageError("which nodes a job gets is not known yet: say how many ranks each has, --nproc-per-node 8")
+        raise UsageError(
+            "which nodes a job gets is not known yet: say how many ranks each has, "
+            "--nproc-per-node 8"
+        )
     if nnodes < 1:
         raise UsageError(f"{nnodes} nodes: give at least 1 to --nnodes")
     if "--fresh" in arguments:
-        raise UsageError("a job that is started again has to resume: leave out --fresh and give a new --out-dir")
+        raise UsageError(
+            "a job that is started again has to resume: leave out --fresh and give a new --out-dir"
+        )
     ranks, name = int(nproc_per_node), options.job_name or default_name(arguments)
     if len(name) > MAX_NAME or not re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name):
         raise UsageError(
-            f"--job-name {name!r}: give small letters, digits and hyphens, at most {MAX_NAME}, a letter first"
+            f"--job-name {name!r}: give small letters, digits and hyphens, at most {MAX_NAME}, a "
+            "letter first"
         )
     if options.mem is not None and not re.fullmatch("[1-9][0-9]*[KMGT]", options.mem):
         raise UsageError(f"--mem {options.mem!r} is not a size: write it like 64G")
-    gpus = default_gpus(ranks, arguments) if options.gpus_per_node is None else options.gpus_per_node
+    gpus = (
+        default_gpus(ranks, arguments) if options.gpus_per_node is None else options.gpus_per_node
+    )
     cpus = options.cpus_per_task or ranks
-    return Job(nnodes, ranks, arguments, options, name, gpus, cpus, max_restarts, shutdown_timeout_s, folder)
+    return Job(
+        nnodes,
+        ranks,
+        arguments,
+        options,
+        name,
+        gpus,
+        cpus,
+        max_restarts,
+        shutdown_timeout_s,
+        folder,
+    )
 
 
 def default_name(arguments: list[str]) -> str:

@@ -1,8 +1,10 @@
-"""Manifests for Kubeflow that run `nanogpt launch` in every pod: a TrainJob with its runtime, or a PyTorchJob.
+"""Manifests for Kubeflow that run `nanogpt launch` in every pod: a TrainJob with its runtime, or a
+PyTorchJob.
 
-A pod that is to go gets SIGTERM, saves with all the others and returns 75: the job starts again and resumes.
-In a TrainJob (Kubeflow Trainer 2.2 and later, which makes a JobSet of it) that costs none of its restarts, and what no
-restart mends, a wrong setting or missing data, ends it. A PyTorchJob (Training Operator 1) restarts whatever fails.
+A pod that is to go gets SIGTERM, saves with all the others and returns 75: the job starts again and
+resumes. In a TrainJob (Kubeflow Trainer 2.2 and later, which makes a JobSet of it) that costs none
+of its restarts, and what no restart mends, a wrong setting or missing data, ends it. A PyTorchJob
+(Training Operator 1) restarts whatever fails.
 """
 
 import re
@@ -15,7 +17,9 @@ from nanogpt_dist.errors import Exit, UsageError
 
 GPU = "nvidia.com/gpu"
 MARGIN_S = 30  # between the end of the ranks' time for saving and the pod's SIGKILL
-NO_RESTART_MENDS = sorted((Exit.USAGE, Exit.BAD_DATA, Exit.MISSING_INPUT, Exit.CANNOT_CREATE, Exit.CONFIG))
+NO_RESTART_MENDS = sorted(
+    (Exit.USAGE, Exit.BAD_DATA, Exit.MISSING_INPUT, Exit.CANNOT_CREATE, Exit.CONFIG)
+)
 LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 NO_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # to some parser of YAML
 
@@ -28,13 +32,20 @@ def manifests(job: Job) -> list[Manifest]:
     Raises: UsageError if something is missing or is not what Kubernetes takes.
     """
     _check(job)
-    return [_runtime(job), _train_job(job)] if job.options.kind == "trainjob" else [_pytorch_job(job)]
+    return (
+        [_runtime(job), _train_job(job)] if job.options.kind == "trainjob" else [_pytorch_job(job)]
+    )
 
 
 def to_yaml(documents: list[Manifest]) -> str:
     """The documents as YAML that every parser reads alike."""
     text = yaml.dump_all(
-        documents, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=10**6, explicit_start=True
+        documents,
+        Dumper=_Quoting,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**6,
+        explicit_start=True,
     )
     return str(text)
 
@@ -53,14 +64,20 @@ def _train_job(job: Job) -> Manifest:
         "kind": "TrainJob",
         "metadata": _metadata(job),
         "spec": {
-            "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": job.name},
+            "runtimeRef": {
+                "apiGroup": "trainer.kubeflow.org",
+                "kind": "TrainingRuntime",
+                "name": job.name,
+            },
             "trainer": trainer,
         },
     }
 
 
 def _runtime(job: Job) -> Manifest:
-    """What a TrainJob cannot say: volumes, the time for saving, and what is done about which exit code."""
+    """What a TrainJob cannot say: volumes, the time for saving, and what is done about which exit
+    code.
+    """
     node = {
         "name": "node",
         "replicas": 1,
@@ -85,22 +102,36 @@ def _runtime(job: Job) -> Manifest:
 
 
 def _pod_rules() -> list[Manifest]:
-    """For a Job: what makes it fail with the reason PodFailurePolicy and a message that names the code."""
+    """For a Job: what makes it fail with the reason PodFailurePolicy and a message that names the
+    code.
+    """
     codes = sorted([*NO_RESTART_MENDS, Exit.STOPPED])
     exits = {"containerName": "node", "operator": "In", "values": [int(code) for code in codes]}
     disrupted = [{"type": "DisruptionTarget", "status": "True"}]  # drained, preempted, evicted
-    return [{"action": "FailJob", "onExitCodes": exits}, {"action": "FailJob", "onPodConditions": disrupted}]
+    return [
+        {"action": "FailJob", "onExitCodes": exits},
+        {"action": "FailJob", "onPodConditions": disrupted},
+    ]
 
 
 def _failure_policy(job: Job) -> Manifest:
-    """For the JobSet: a clean stop or a disruption starts it again for nothing, other failures up to a limit."""
+    """For the JobSet: a clean stop or a disruption starts it again for nothing, other failures up
+    to a limit.
+    """
     goes_on = {
         "name": "stopped",
         "action": "RestartJobSetAndIgnoreMaxRestarts",
         "onJobFailureReasons": ["PodFailurePolicy"],
-        "onJobFailureMessagePatterns": [f"exit code {int(Exit.STOPPED)} ", "condition DisruptionTarget "],
+        "onJobFailureMessagePatterns": [
+            f"exit code {int(Exit.STOPPED)} ",
+            "condition DisruptionTarget ",
+        ],
     }
-    ends = {"name": "no_restart_mends", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ends = {
+        "name": "no_restart_mends",
+        "action": "FailJobSet",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+    }
     return {"maxRestarts": job.options.backoff_limit, "rules": [goes_on, ends]}
 
 
@@ -134,7 +165,8 @@ def _pytorch_job(job: Job) -> Manifest:
 
 
 def _pod(job: Job, container: str, more: Manifest | None = None) -> Manifest:
-    volumes: list[Manifest] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # NCCL wants more than Docker's 64 MB
+    # NCCL wants more than Docker's 64 MB
+    volumes: list[Manifest] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     claims = [_claim(text) for text in job.options.pvc or []]
     for number, (claim, path) in enumerate(claims):
@@ -157,8 +189,15 @@ def _pod(job: Job, container: str, more: Manifest | None = None) -> Manifest:
 
 
 def _arguments(job: Job) -> list[str]:
-    """What stands behind `nanogpt` in a pod. Kubernetes puts in what the operator sets, where it says $(PET_…)."""
-    meeting = ["--node-rank", "$(PET_NODE_RANK)", "--rdzv-endpoint", "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)"]
+    """What stands behind `nanogpt` in a pod. Kubernetes puts in what the operator sets, where it
+    says $(PET_…).
+    """
+    meeting = [
+        "--node-rank",
+        "$(PET_NODE_RANK)",
+        "--rdzv-endpoint",
+        "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)",
+    ]
     ours = ["launch", *(meeting if job.nnodes > 1 else [])]
     return [*ours, *(text.replace("$(", "$$(") for text in job.launch)]  # $$( stands for itself
 
@@ -180,7 +219,9 @@ def _metadata(job: Job, labels: dict[str, str] | None = None) -> Manifest:
 def _claim(text: str) -> tuple[str, str]:
     match = re.fullmatch(rf"({LABEL}(?:[.]{LABEL})*):(/[^:\x00-\x1f]+)", text)
     if not match:
-        raise UsageError(f"--pvc {text!r} is not CLAIM:/mount: write it like --pvc training-data:/work")
+        raise UsageError(
+            f"--pvc {text!r} is not CLAIM:/mount: write it like --pvc training-data:/work"
+        )
     return match[1], text.partition(":")[2]
 
 
@@ -188,19 +229,26 @@ def _check(job: Job) -> None:
     options = job.options
     if not options.image:
         raise UsageError(
-            "--kubernetes needs the container image that nanogpt-dist is installed in: add --image NAME:TAG"
+            "--kubernetes needs the container image that nanogpt-dist is installed in: add --image "
+            "NAME:TAG"
         )
     if not re.fullmatch(r"[\w./:@-]+", options.image):
-        raise UsageError(f"--image {options.image!r} is no name of an image: write it like registry/nanogpt:1.0")
+        raise UsageError(
+            f"--image {options.image!r} is no name of an image: write it like registry/nanogpt:1.0"
+        )
     if options.namespace is not None and not re.fullmatch(LABEL, options.namespace):
-        raise UsageError(f"--namespace {options.namespace!r}: give small letters, digits and hyphens")
+        raise UsageError(
+            f"--namespace {options.namespace!r}: give small letters, digits and hyphens"
+        )
     for text in job.arguments:
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise UsageError(f"{text!r} is not UTF-8, which a manifest has to be: rename that file")
 
 
 class _Quoting(yaml.SafeDumper):
-    """Quotes all text but plain words: parsers differ in what they take `6e-4`, `1:30` or `on` for."""
+    """Quotes all text but plain words: parsers differ in what they take `6e-4`, `1:30` or `on`
+    for.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True  # no anchors

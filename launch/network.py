@@ -1,4 +1,6 @@
-"""This machine among the nodes: its address and interface on the way to where they meet, and who holds a port."""
+"""This machine among the nodes: its address and interface on the way to where they meet, and who
+holds a port.
+"""
 
 import fcntl
 import socket
@@ -25,26 +27,36 @@ def resolve(host: str) -> str:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise MissingInputError(
-            f"the name {host} does not resolve here ({error.strerror}); give its address to --rdzv-endpoint"
+            f"the name {host} does not resolve here ({error.strerror}); give its address to "
+            "--rdzv-endpoint"
         ) from error
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
 def own_address(towards: str) -> str:
-    """The address of this machine that packets to the address `towards` carry. Raises: MissingInputError."""
+    """The address of this machine that packets to the address `towards` carry. Raises:
+    MissingInputError.
+    """
     family = socket.AF_INET6 if ":" in towards else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
+    # connecting a datagram socket sends nothing
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((towards, 9))
         except OSError as error:
-            raise MissingInputError(f"no route to {towards} ({error.strerror}); see: ip route get {towards}") from error
+            raise MissingInputError(
+                f"no route to {towards} ({error.strerror}); see: ip route get {towards}"
+            ) from error
         return str(probe.getsockname()[0])
 
 
 def listen(port: int, backlog: int) -> socket.socket:
-    """A server socket on `port` of all addresses of this machine, IPv6 where there is any, too. Raises: OSError."""
+    """A server socket on `port` of all addresses of this machine, IPv6 where there is any, too.
+    Raises: OSError.
+    """
     if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True)
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
+        )
     return socket.create_server(("", port), backlog=backlog)
 
 
@@ -57,7 +69,9 @@ def interface_of(address: str) -> str | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # one without an address
-                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                answer = fcntl.ioctl(
+                    probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15])
+                )
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
     return None
@@ -74,7 +88,9 @@ def _interface_of_ipv6(address: str) -> str | None:
 
 
 def holder(port: int) -> str | None:
-    """Who listens on a TCP port of this machine, as "pid 12 (python)"; None if nobody, "another process" if unknown."""
+    """Who listens on a TCP port of this machine, as "pid 12 (python)"; None if nobody, "another
+    process" if unknown.
+    """
     inodes = _listening(port)
     for descriptor in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
         with suppress(OSError):

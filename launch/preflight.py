@@ -1,7 +1,8 @@
 """Before the nodes of a run start: do all come, with one clock, one version and one command?
 
-The node of rank 0 listens where the ranks will meet; each other one says a line of JSON about itself and gets one back.
-torchrun would find none of this out: it waits, or breaks in the middle of the first collective.
+The node of rank 0 listens where the ranks will meet; each other one says a line of JSON about
+itself and gets one back. torchrun would find none of this out: it waits, or breaks in the middle of
+the first collective.
 """
 
 import hashlib
@@ -15,7 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from launch import network
-from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, NanogptError, StoppedError, StorageError
+from nanogpt_dist.errors import (
+    BadDataError,
+    CannotCreateError,
+    ConfigError,
+    NanogptError,
+    StoppedError,
+    StorageError,
+)
 
 WAIT_S = 600.0  # for all nodes to come: people start them by hand
 CLOCKS_S = 5.0  # by which they may differ
@@ -27,7 +35,9 @@ Asked = Callable[[], bool]  # whether we are to stop
 
 @dataclass(frozen=True)
 class Node:
-    """What a node says of itself. time: seconds of its clock; command: digest of what is to run in each rank."""
+    """What a node says of itself. time: seconds of its clock; command: digest of what is to run in
+    each rank.
+    """
 
     rank: int
     host: str
@@ -44,7 +54,15 @@ class Node:
 def describe(rank: int, address: str, arguments: list[str]) -> Node:
     """This node."""
     digest = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:12]
-    return Node(rank, socket.gethostname(), address, time.time(), _version("nanogpt-dist"), _version("torch"), digest)
+    return Node(
+        rank,
+        socket.gethostname(),
+        address,
+        time.time(),
+        _version("nanogpt-dist"),
+        _version("torch"),
+        digest,
+    )
 
 
 def _version(name: str) -> str:
@@ -55,10 +73,11 @@ def _version(name: str) -> str:
 
 
 def check(nnodes: int, me: Node, endpoint: str, stop: Asked, wait_s: float = WAIT_S) -> list[Node]:
-    """All nodes in the order of their ranks, once each has come and fits; on the node of rank 0 and on the others.
+    """All nodes in the order of their ranks, once each has come and fits; on the node of rank 0 and
+    on the others.
 
-    Raises: ConfigError on all of them if one differs; CannotCreateError if the port is taken; StorageError if one does
-    not come within wait_s; StoppedError once `stop`.
+    Raises: ConfigError on all of them if one differs; CannotCreateError if the port is taken;
+    StorageError if one does not come within wait_s; StoppedError once `stop`.
     """
     host, port = network.split(endpoint)
     if me.rank == 0:
@@ -69,7 +88,9 @@ def check(nnodes: int, me: Node, endpoint: str, stop: Asked, wait_s: float = WAI
 def refuse_taken(port: int) -> None:
     """Raises: CannotCreateError if something listens on a port of this machine."""
     if who := network.holder(port):
-        raise CannotCreateError(f"port {port} is taken by {who}; end that, or give another port to --rdzv-endpoint")
+        raise CannotCreateError(
+            f"port {port} is taken by {who}; end that, or give another port to --rdzv-endpoint"
+        )
 
 
 def refuse_different(nodes: list[Node], now: float) -> None:
@@ -81,14 +102,17 @@ def refuse_different(nodes: list[Node], now: float) -> None:
     for node in nodes[1:]:
         if node.nanogpt != first.nanogpt or node.torch != first.torch:
             raise ConfigError(
-                f"{node} has nanogpt {node.nanogpt} and torch {node.torch}, {first} has {first.nanogpt} and "
-                f"{first.torch}; install the same on all"
+                f"{node} has nanogpt {node.nanogpt} and torch {node.torch}, {first} has "
+                f"{first.nanogpt} and {first.torch}; install the same on all"
             )
         if node.command != first.command:
-            raise ConfigError(f"{node} was given another command than {first}; type the same on all nodes")
+            raise ConfigError(
+                f"{node} was given another command than {first}; type the same on all nodes"
+            )
         if abs(node.time - now) > CLOCKS_S:
             raise ConfigError(
-                f"the clock of {node} is {node.time - now:+.0f} s off that of {first}; set it, e.g. by NTP"
+                f"the clock of {node} is {node.time - now:+.0f} s off that of {first}; set it, "
+                "e.g. by NTP"
             )
 
 
@@ -101,7 +125,11 @@ def _receive(nnodes: int, me: Node, port: int, stop: Asked, wait_s: float) -> li
         with network.listen(port, nnodes + 8) as server:
             server.settimeout(POLL_S)
             while len(came) < nnodes:
-                _go_on(stop, deadline, f"nodes {_missing(came, nnodes)} of {nnodes} did not come; start them, too")
+                _go_on(
+                    stop,
+                    deadline,
+                    f"nodes {_missing(came, nnodes)} of {nnodes} did not come; start them, too",
+                )
                 with suppress(TimeoutError):
                     caller = server.accept()[0]
                     callers.append(caller)
@@ -113,7 +141,9 @@ def _receive(nnodes: int, me: Node, port: int, stop: Asked, wait_s: float) -> li
         _answer(callers, {"nodes": [asdict(node) for node in nodes]})
         return nodes
     except OSError as error:
-        raise CannotCreateError(f"cannot listen on port {port}: {error.strerror}; give another one") from error
+        raise CannotCreateError(
+            f"cannot listen on port {port}: {error.strerror}; give another one"
+        ) from error
     except NanogptError as error:
         _answer(callers, {"error": str(error)})
         raise
@@ -130,7 +160,11 @@ def _report(me: Node, meet: tuple[str, int], stop: Asked, wait_s: float) -> list
     deadline = time.monotonic() + wait_s
     at = f"{meet[0]}:{meet[1]}"
     while True:
-        _go_on(stop, deadline, f"node 0 at {at} does not answer; start it, and see whether the network reaches it")
+        _go_on(
+            stop,
+            deadline,
+            f"node 0 at {at} does not answer; start it, and see whether the network reaches it",
+        )
         with suppress(OSError), socket.create_connection(meet, timeout=POLL_S * 4) as server:
             server.sendall(json.dumps({**asdict(me), "time": time.time()}).encode() + b"\n")
             if answer := _line(server, stop, deadline):
@@ -167,11 +201,17 @@ def _read(caller: socket.socket) -> Node | None:
 
 
 def _line(peer: socket.socket, stop: Asked, deadline: float) -> bytes:
-    """A line, without its end; b"" if the other side hangs up. Raises: OSError, StorageError, StoppedError."""
+    """A line, without its end; b"" if the other side hangs up. Raises: OSError, StorageError,
+    StoppedError.
+    """
     peer.settimeout(POLL_S)
     data = b""
     while not data.endswith(b"\n") and len(data) < MAX_LINE:
-        _go_on(stop, deadline, "another node did not finish its sentence; run the same command again on all")
+        _go_on(
+            stop,
+            deadline,
+            "another node did not finish its sentence; run the same command again on all",
+        )
         with suppress(TimeoutError):
             piece = peer.recv(MAX_LINE)
             if not piece:

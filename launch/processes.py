@@ -1,4 +1,6 @@
-"""Finding and ending the processes of a run, through Linux's /proc. Elsewhere the finders find nothing."""
+"""Finding and ending the processes of a run, through Linux's /proc. Elsewhere the finders find
+nothing.
+"""
 
 import ctypes
 import os
@@ -10,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: a batch file of launch.slurm
+# SIGUSR1: a batch file of launch.slurm
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def children(parent: int) -> set[int]:
@@ -21,7 +24,8 @@ def children(parent: int) -> set[int]:
 def marked(name: str, value: str) -> set[int]:
     """Ids of the living processes that were started with `name`=`value` in their environment.
 
-    Unlike the family tree this also finds those whose parent has died, in whatever session they are.
+    Unlike the family tree this also finds those whose parent has died, in whatever session they
+    are.
     """
     entry = os.fsencode(f"{name}={value}")
     return {pid for pid in _all() if entry in _read(pid, "environ").split(b"\0")}
@@ -35,12 +39,17 @@ def send(number: signal.Signals, pids: Iterable[int]) -> None:
 
 
 def run_and_pass_on(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run `command` to its end and pass on the signals that ask us to stop; its exit code, or 128 + N for signal N.
+    """Run `command` to its end and pass on the signals that ask us to stop; its exit code, or 128 +
+    N for signal N.
 
-    Ctrl-C reaches it twice, from the terminal and from us: it has to take the second for the first. Main thread only.
+    Ctrl-C reaches it twice, from the terminal and from us: it has to take the second for the first.
+    Main thread only.
     """
     child = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent())
-    before = {number: signal.signal(number, lambda n, _: send(signal.Signals(n), [child.pid])) for number in STOPPING}
+    before = {
+        number: signal.signal(number, lambda n, _: send(signal.Signals(n), [child.pid]))
+        for number in STOPPING
+    }
     try:
         code = child.wait()
     finally:
@@ -50,9 +59,11 @@ def run_and_pass_on(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """A preexec_fn by which the new process gets SIGTERM when its parent dies, even by SIGKILL; None if not on Linux.
+    """A preexec_fn by which the new process gets SIGTERM when its parent dies, even by SIGKILL;
+    None if not on Linux.
 
-    It and its children ignore SIGUSR1: some Slurms send it to every process of a step, and we pass it on as SIGTERM.
+    It and its children ignore SIGUSR1: some Slurms send it to every process of a step, and we pass
+    it on as SIGTERM.
 
     The parent is the thread that starts it, and must stay: use it from the main thread.
     """
@@ -75,7 +86,8 @@ def _all() -> list[int]:
 
 
 def _parent(pid: int) -> int | None:
-    # "12 (name, which may hold blanks and brackets) S 1 …": the state and the parent follow the last bracket.
+    # "12 (name, which may hold blanks and brackets) S 1 …": the state and the parent follow the
+    # last bracket.
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     return int(fields[1]) if fields else None
 

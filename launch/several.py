@@ -1,4 +1,6 @@
-"""What a launcher does beyond torchrun when there are several nodes: look at them first, and not wait for ever."""
+"""What a launcher does beyond torchrun when there are several nodes: look at them first, and not
+wait for ever.
+"""
 
 import sys
 from dataclasses import replace
@@ -12,7 +14,9 @@ ELASTIC_ALONE_S = 120.0  # a smaller group takes a while to form
 
 
 def with_others(run: Run, nodes: Nodes, arguments: list[str]) -> Run:
-    """`run` as it is done beside other nodes. Nodes that come and go are not looked at beforehand."""
+    """`run` as it is done beside other nodes. Nodes that come and go are not looked at
+    beforehand.
+    """
     assert nodes.endpoint is not None
     others = "the other nodes" if nodes.hosts_meeting else f"the node at {nodes.endpoint}"
 
@@ -26,4 +30,6 @@ def with_others(run: Run, nodes: Nodes, arguments: list[str]) -> Run:
         if nodes.rank == 0:
             print(f"nanogpt: {', '.join(str(node) for node in found)}", file=sys.stderr)
 
-    return replace(run, first=look, alone_s=ELASTIC_ALONE_S if nodes.elastic else ALONE_S, others=others)
+    return replace(
+        run, first=look, alone_s=ELASTIC_ALONE_S if nodes.elastic else ALONE_S, others=others
+    )

@@ -1,11 +1,13 @@
-"""A batch file for Slurm that runs `nanogpt launch` on every node, lets it save before the end, and requeues itself.
+"""A batch file for Slurm that runs `nanogpt launch` on every node, lets it save before the end, and
+requeues itself.
 
     Slurm                     batch file (first node)              nanogpt launch (every node)      ranks
     time is up, preempted --> USR1: scancel --signal=USR1 STEP --> asks its ranks to stop -------> save, all of them
     requeue <---------------- 75: scontrol requeue <-------------- 75 <--------------------------- exit
 
-Depending on how a site tracks processes, a signal to the step reaches the launchers alone or every process below them.
-"""
+Depending on how a site tracks processes, a signal to the step reaches the launchers alone or every
+process below them.
+"""  # noqa: E501
 
 import os
 import re
@@ -57,7 +59,7 @@ if [ "$code" -eq {stopped} ] && scontrol show job --oneliner "$SLURM_JOB_ID" | g
     echo "nanogpt: stopped and saved, but not requeued; type: sbatch "{file} >&2
 fi
 exit "$code"
-"""
+"""  # noqa: E501
 
 
 def file_name(job: Job) -> str:
@@ -85,11 +87,15 @@ def script(job: Job, environment: Mapping[str, str]) -> str:
         stopped=int(Exit.STOPPED),
         file=shlex.quote(str(job.folder / file_name(job))),
     )
-    return "\n".join(["#!/bin/bash", MARK, *(f"#SBATCH {line}" for line in _directives(job)), "", body])
+    return "\n".join(
+        ["#!/bin/bash", MARK, *(f"#SBATCH {line}" for line in _directives(job)), "", body]
+    )
 
 
 def seconds(time: str) -> int | None:
-    """Length of a time limit as sbatch writes it (minutes, H:M:S, D-H …); None for none, or for what we cannot read."""
+    """Length of a time limit as sbatch writes it (minutes, H:M:S, D-H …); None for none, or for
+    what we cannot read.
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if not match:
         return None
@@ -105,14 +111,20 @@ def write(path: Path, text: str) -> None:
     Raises: CannotCreateError if another file is in the way, or the folder takes none.
     """
     try:
-        if path.exists() and (not path.is_file() or MARK not in path.read_text(encoding="utf-8", errors="replace")):
-            raise CannotCreateError(f"{path} is not a file that launch wrote; rename it, or give another --job-name")
+        if path.exists() and (
+            not path.is_file() or MARK not in path.read_text(encoding="utf-8", errors="replace")
+        ):
+            raise CannotCreateError(
+                f"{path} is not a file that launch wrote; rename it, or give another --job-name"
+            )
         target = Path(os.path.realpath(path))  # a link stays one
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         temporary.write_bytes(os.fsencode(text))  # arguments need not be UTF-8
         os.replace(temporary, target)
     except OSError as error:
-        raise CannotCreateError(f"cannot write {path}: {error.strerror}; go to a folder that takes it") from error
+        raise CannotCreateError(
+            f"cannot write {path}: {error.strerror}; go to a folder that takes it"
+        ) from error
 
 
 def submit(path: Path) -> str:
@@ -121,12 +133,18 @@ def submit(path: Path) -> str:
     Raises: MissingInputError without an sbatch; ConfigError with the reason for which it refused.
     """
     if shutil.which("sbatch") is None:
-        raise MissingInputError(f"no sbatch here: go to a login node of the cluster and type: sbatch {path}")
-    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, errors="replace")
+        raise MissingInputError(
+            f"no sbatch here: go to a login node of the cluster and type: sbatch {path}"
+        )
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, errors="replace"
+    )
     if done.returncode:
         said = re.sub(r"(?m)^sbatch: \w+: ", "", done.stderr).split("\n")
         reason = next((line for line in reversed(said) if line.strip()), f"code {done.returncode}")
-        raise ConfigError(f"sbatch refused {path}: {reason}; change the options, or see: sbatch {path}")
+        raise ConfigError(
+            f"sbatch refused {path}: {reason}; change the options, or see: sbatch {path}"
+        )
     return done.stdout.strip().split(";")[0]  # "12;CLUSTER" where there are several
 
 
@@ -135,8 +153,9 @@ def _directives(job: Job) -> list[str]:
     limit_s = seconds(options.time or "")
     if limit_s is not None and limit_s <= before_end_s + EARLY_S:
         raise UsageError(
-            f"--time {options.time}: a job that is told {before_end_s} s before its end to save, or up to {EARLY_S} s "
-            "earlier, would do nothing else; give it more, or lower --shutdown-timeout"
+            f"--time {options.time}: a job that is told {before_end_s} s before its end to save, "
+            f"or up to {EARLY_S} s earlier, would do nothing else; give it more, or lower "
+            "--shutdown-timeout"
         )
     given = {
         "job-name": job.name,
@@ -155,22 +174,28 @@ def _directives(job: Job) -> list[str]:
     }
     for name in ("time", "partition", "account", "qos"):
         if given[name] is not None and not re.fullmatch(r"[\w.,:@+=/-]+", str(given[name])):
-            raise UsageError(f"--{name} {given[name]!r}: a batch file takes no such characters; see: man sbatch")
+            raise UsageError(
+                f"--{name} {given[name]!r}: a batch file takes no such characters; see: man sbatch"
+            )
     lines = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [*lines, "--requeue", *map(_passed_on, options.sbatch or [])]
 
 
 def _passed_on(option: str) -> str:
     if not re.fullmatch(r"-[^\x00-\x1f\x7f]+", option):
-        raise UsageError(f"--sbatch {option!r} is no option of sbatch: write it like --sbatch=--constraint=a100")
+        raise UsageError(
+            f"--sbatch {option!r} is no option of sbatch: write it like --sbatch=--constraint=a100"
+        )
     return option
 
 
 def _command(job: Job) -> str:
-    """What srun starts on every node, for a shell. With several, a shell there puts in which it is."""
+    """What srun starts on every node, for a shell. With several, a shell there puts in which it
+    is.
+    """
     python = shlex.quote(sys.executable)
     start = f"{python} -m nanogpt_dist launch"
     if job.nnodes > 1:
-        launch = """'exec "$0" -m nanogpt_dist launch --node-rank "$SLURM_NODEID" --rdzv-endpoint "$@"'"""
+        launch = """'exec "$0" -m nanogpt_dist launch --node-rank "$SLURM_NODEID" --rdzv-endpoint "$@"'"""  # noqa: E501
         start = f'bash -c {launch} \\\n    {python} "$meet"'
     return f"    {start} {shlex.join(job.launch)}"

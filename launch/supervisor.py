@@ -1,8 +1,10 @@
-"""Runs torchrun, passes a request to stop on to the ranks, leaves no process behind, and says how it all ended.
+"""Runs torchrun, passes a request to stop on to the ranks, leaves no process behind, and says how
+it all ended.
 
-torchrun forwards SIGTERM too, but returns 1 even if every rank saved and exited 0, and is gone before its ranks are
-when it is killed itself. So it runs in a session of its own, where Ctrl-C at the terminal does not reach it, and the
-ranks are signalled past it: they save and exit 0, and torchrun ends as if nothing had been.
+torchrun forwards SIGTERM too, but returns 1 even if every rank saved and exited 0, and is gone
+before its ranks are when it is killed itself. So it runs in a session of its own, where Ctrl-C at
+the terminal does not reach it, and the ranks are signalled past it: they save and exit 0, and
+torchrun ends as if nothing had been.
 """
 
 import os
@@ -19,12 +21,21 @@ from types import FrameType
 
 from launch import processes, verdict
 from launch.verdict import Verdict
-from nanogpt_dist.errors import CannotCreateError, Exit, NanogptError, StoppedError, StorageError, error_of
+from nanogpt_dist.errors import (
+    CannotCreateError,
+    Exit,
+    NanogptError,
+    StoppedError,
+    StorageError,
+    error_of,
+)
 
 POLL_S = 0.1
-SAME_SIGNAL_S = 0.1  # timeout(1) signals its command twice at once: to the process, then to its group
+# timeout(1) signals its command twice at once: to the process, then to its group
+SAME_SIGNAL_S = 0.1
 SECOND_SIGNAL_S = 5.0
-UNKILLABLE_S = 10.0  # a process that outlives SIGKILL for so long hangs in the kernel: nothing can be done
+# a process that outlives SIGKILL for so long hangs in the kernel: nothing can be done
+UNKILLABLE_S = 10.0
 
 
 @dataclass
@@ -45,25 +56,33 @@ class Stop:
     @property
     def overdue(self) -> bool:
         """The ranks were to be gone by now."""
-        return self.forced or (self.first is not None and time.monotonic() > self.first + self.timeout_s)
+        return self.forced or (
+            self.first is not None and time.monotonic() > self.first + self.timeout_s
+        )
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler. Ctrl-C within 5 s of another signal forces; SIGTERM does not: schedulers repeat it."""
+        """A signal handler. Ctrl-C within 5 s of another signal forces; SIGTERM does not:
+        schedulers repeat it.
+        """
         now = time.monotonic()
         if self.latest is not None and number == signal.SIGINT:
             self.forced |= SAME_SIGNAL_S < now - self.latest < SECOND_SIGNAL_S
         if self.first is None:
             self.first = now
             if sys.stderr.isatty():
-                os.write(2, b"\nstopping once every rank has saved; Ctrl-C again within 5 s kills them\n")
+                os.write(
+                    2, b"\nstopping once every rank has saved; Ctrl-C again within 5 s kills them\n"
+                )
         self.latest = now
 
 
 @dataclass(frozen=True)
 class Run:
-    """What to run: a torchrun's command line and environment; how often torchrun may restart its ranks by itself.
+    """What to run: a torchrun's command line and environment; how often torchrun may restart its
+    ranks by itself.
 
-    Where there are others, on other nodes: what to do first, and how long to wait for them when no rank is left here.
+    Where there are others, on other nodes: what to do first, and how long to wait for them when no
+    rank is left here.
     """
 
     command: list[str]
@@ -78,13 +97,15 @@ class Run:
 def run(what: Run) -> int:
     """Runs `what` until all its processes are gone; returns the exit code of the run.
 
-    That is the code of the verdict that all ranks agreed on, or 0 if torchrun returned 0. SIGINT, SIGTERM, SIGHUP and
-    SIGUSR1 ask the ranks to stop; after shutdown_timeout_s, or upon a second Ctrl-C within 5 s, they are killed.
-    When torchrun has used up its restarts, and the run has a new checkpoint, it is started anew.
-    Standard input, output and error are inherited. Must be called from the main thread.
+    That is the code of the verdict that all ranks agreed on, or 0 if torchrun returned 0. SIGINT,
+    SIGTERM, SIGHUP and SIGUSR1 ask the ranks to stop; after shutdown_timeout_s, or upon a second
+    Ctrl-C within 5 s, they are killed. When torchrun has used up its restarts, and the run has a
+    new checkpoint, it is started anew. Standard input, output and error are inherited. Must be
+    called from the main thread.
 
-    Raises: NanogptError, with the code that the failing rank gave, if the run failed; StoppedError if it was stopped
-    before the ranks were up; CannotCreateError if there is no folder for temporary files.
+    Raises: NanogptError, with the code that the failing rank gave, if the run failed; StoppedError
+    if it was stopped before the ranks were up; CannotCreateError if there is no folder for
+    temporary files.
     """
     stop = Stop(what.shutdown_timeout_s)
     with _listening(stop):
@@ -94,18 +115,27 @@ def run(what: Run) -> int:
                 path = folder / "verdict.json"
                 returncode = _attend(what, path, stop)
                 left, newest = verdict.read(path), verdict.progress(path)
-            failed = returncode != 0 and not (left and left.agreed) and not stop.requested and not stop.alone
+            failed = (
+                returncode != 0
+                and not (left and left.agreed)
+                and not stop.requested
+                and not stop.alone
+            )
             if not failed or not what.max_restarts or newest is None:
                 return conclude(returncode, left, stop, what.others)
             print(
-                f"nanogpt: {what.max_restarts} restarts used up, but {newest} is new: starting again", file=sys.stderr
+                f"nanogpt: {what.max_restarts} restarts used up, but {newest} is new: starting "
+                "again",
+                file=sys.stderr,
             )
 
 
 def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = "") -> int:
-    """The exit code of a run from torchrun's `returncode`, the verdict that was left, and what was asked of us.
+    """The exit code of a run from torchrun's `returncode`, the verdict that was left, and what was
+    asked of us.
 
-    A verdict that not all ranks agreed on loses against a torchrun that returned 0: it had restarted them.
+    A verdict that not all ranks agreed on loses against a torchrun that returned 0: it had
+    restarted them.
 
     Raises: see `run`.
     """
@@ -116,26 +146,42 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = ""
     if left:
         raise error_of(left.code, f"rank {left.rank}: {left.message}")
     if stop.alone:
-        raise StorageError(f"lost {others}, or the network to it; the same command, on all of them, resumes")
+        raise StorageError(
+            f"lost {others}, or the network to it; the same command, on all of them, resumes"
+        )
     if stop.killed:
-        reason = "on the second Ctrl-C" if stop.forced else f"as they did not stop within {stop.timeout_s:g} s"
-        raise NanogptError(f"the ranks were killed {reason}; the same command resumes from the last checkpoint")
+        reason = (
+            "on the second Ctrl-C"
+            if stop.forced
+            else f"as they did not stop within {stop.timeout_s:g} s"
+        )
+        raise NanogptError(
+            f"the ranks were killed {reason}; the same command resumes from the last checkpoint"
+        )
     if stop.requested:
         raise StoppedError("stopped; the same command starts over or resumes")
-    if returncode == Exit.IO_ERROR:  # nanogpt_dist.agent's: the nodes' own torchrun was lost, or is none
+    # nanogpt_dist.agent's: the nodes' own torchrun was lost, or is none
+    if returncode == Exit.IO_ERROR:
         raise StorageError(
-            f"the nodes do not meet: {others or 'the first one'} has gone, or its port belongs to something else; "
-            "type the same on all nodes, perhaps with another port in --rdzv-endpoint"
+            f"the nodes do not meet: {others or 'the first one'} has gone, or its port belongs to "
+            "something else; type the same on all nodes, perhaps with another port in "
+            "--rdzv-endpoint"
         )
-    how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"returned {returncode}"
+    how = (
+        f"was killed by {signal.Signals(-returncode).name}"
+        if returncode < 0
+        else f"returned {returncode}"
+    )
     raise NanogptError(
-        f"torchrun {how} and no rank said why: see the report above (exitcode -9: killed, mostly for lack of memory); "
-        "the same command resumes"
+        f"torchrun {how} and no rank said why: see the report above (exitcode -9: killed, mostly "
+        "for lack of memory); the same command resumes"
     )
 
 
 def _attend(what: Run, mark: Path, stop: Stop) -> int:
-    """Runs torchrun to its end, and passes on a request to stop. Returns its code, all its processes being gone."""
+    """Runs torchrun to its end, and passes on a request to stop. Returns its code, all its
+    processes being gone.
+    """
     asked: set[int] = set()
     last_seen: float | None = None  # when torchrun had ranks
     torchrun = subprocess.Popen(
@@ -148,13 +194,18 @@ def _attend(what: Run, mark: Path, stop: Stop) -> int:
         while (returncode := _wait(torchrun)) is None:
             ranks = processes.children(torchrun.pid)
             last_seen = time.monotonic() if ranks else last_seen
-            if last_seen and what.alone_s is not None and time.monotonic() > last_seen + what.alone_s:
+            if (
+                last_seen
+                and what.alone_s is not None
+                and time.monotonic() > last_seen + what.alone_s
+            ):
                 stop.alone = True
             if stop.overdue or stop.alone:
                 stop.killed |= stop.overdue
                 os.killpg(torchrun.pid, signal.SIGKILL)
             elif stop.requested:
-                # Before it has ranks, torchrun itself must go. Afterwards it may restart some: ask these too.
+                # Before it has ranks, torchrun itself must go. Afterwards it may restart some: ask
+                # these too.
                 waiting = (ranks if last_seen else {torchrun.pid}) - asked
                 processes.send(signal.SIGTERM, waiting)
                 asked |= waiting
@@ -171,7 +222,9 @@ def _wait(torchrun: subprocess.Popen[bytes]) -> int | None:
 
 
 def _end_rest(mark: str, stop: Stop) -> None:
-    """Ends what torchrun left when it was killed: the ranks are asked to save, and killed if they take too long."""
+    """Ends what torchrun left when it was killed: the ranks are asked to save, and killed if they
+    take too long.
+    """
     asked: set[int] = set()
     deadline = time.monotonic() + stop.timeout_s
     while (left := _left(mark)) and time.monotonic() < deadline + UNKILLABLE_S:
@@ -182,7 +235,9 @@ def _end_rest(mark: str, stop: Stop) -> None:
 
 
 def _left(mark: str) -> set[int]:
-    """The living processes of the run. None were seen? Look twice: in the midst of exec a process shows no mark."""
+    """The living processes of the run. None were seen? Look twice: in the midst of exec a process
+    shows no mark.
+    """
     if found := processes.marked(verdict.VARIABLE, mark):
         return found
     time.sleep(POLL_S)
@@ -194,14 +249,18 @@ def _private_folder() -> Iterator[Path]:
     try:
         temporary = tempfile.TemporaryDirectory(prefix="nanogpt-", ignore_cleanup_errors=True)
     except OSError as error:
-        raise CannotCreateError(f"no temporary folder: {error.strerror}; set TMPDIR to a folder with space") from error
+        raise CannotCreateError(
+            f"no temporary folder: {error.strerror}; set TMPDIR to a folder with space"
+        ) from error
     with temporary as name:
         yield Path(name)
 
 
 @contextmanager
 def _listening(stop: Stop) -> Iterator[None]:
-    """Lets `stop` hear SIGINT, SIGTERM and SIGHUP; one that we inherited as ignored (nohup) stays ignored."""
+    """Lets `stop` hear SIGINT, SIGTERM and SIGHUP; one that we inherited as ignored (nohup) stays
+    ignored.
+    """
     before = {number: signal.getsignal(number) for number in processes.STOPPING}
     heard = [number for number in before if before[number] is not signal.SIG_IGN]
     for number in heard:

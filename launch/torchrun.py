@@ -1,4 +1,6 @@
-"""torchrun's command line and environment for any `nanogpt` command, as pure functions of what was asked for."""
+"""torchrun's command line and environment for any `nanogpt` command, as pure functions of what was
+asked for.
+"""
 
 import os
 import re
@@ -17,12 +19,15 @@ from nanogpt_dist.errors import UsageError
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 LAST_CALL_S = 10  # that fewer nodes than may come wait for more, once there are enough
-MAX_AUTO_CPU_RANKS = 2  # without a GPU: enough to see that a run is distributed; more ranks make a CPU no faster
+# without a GPU: enough to see that a run is distributed; more ranks make a CPU no faster
+MAX_AUTO_CPU_RANKS = 2
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """How many nodes, which this is, and where they meet. Elastic: as many as come, from `least` to `most`."""
+    """How many nodes, which this is, and where they meet. Elastic: as many as come, from `least` to
+    `most`.
+    """
 
     least: int = 1
     most: int = 1
@@ -46,7 +51,8 @@ class Nodes:
 def nodes_of(nnodes: str, node_rank: int | None, rdzv_endpoint: str | None) -> Nodes:
     """The Nodes of --nnodes N or MIN:MAX, with this node's own address on the way to the others.
 
-    Raises: UsageError if the settings contradict each other; MissingInputError if the way is not known.
+    Raises: UsageError if the settings contradict each other; MissingInputError if the way is not
+    known.
     """
     match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", nnodes)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
@@ -58,29 +64,43 @@ def nodes_of(nnodes: str, node_rank: int | None, rdzv_endpoint: str | None) -> N
         return nodes
     meeting = network.resolve(network.split(rdzv_endpoint)[0])
     address = network.own_address(meeting)
-    return replace(nodes, address=address, hosts_meeting=address == meeting or meeting.startswith("127."))
+    return replace(
+        nodes, address=address, hosts_meeting=address == meeting or meeting.startswith("127.")
+    )
 
 
 def _check(nodes: Nodes) -> None:
     if not nodes.several and (nodes.rank or nodes.endpoint):
-        raise UsageError("--node-rank and --rdzv-endpoint are for several nodes: add --nnodes N, or leave them out")
+        raise UsageError(
+            "--node-rank and --rdzv-endpoint are for several nodes: add --nnodes N, or leave them "
+            "out"
+        )
     if nodes.several and not nodes.endpoint:
         raise UsageError(
-            f"{nodes} nodes need a place to meet: add --rdzv-endpoint HOST:PORT, HOST being the first node"
+            f"{nodes} nodes need a place to meet: add --rdzv-endpoint HOST:PORT, HOST being the "
+            "first node"
         )
     if nodes.endpoint and not _is_address(nodes.endpoint):
-        raise UsageError(f"--rdzv-endpoint {nodes.endpoint!r} is not HOST:PORT: write it like 10.0.0.1:29500")
+        raise UsageError(
+            f"--rdzv-endpoint {nodes.endpoint!r} is not HOST:PORT: write it like 10.0.0.1:29500"
+        )
     if nodes.elastic and nodes.rank is not None:
         raise UsageError(f"--nnodes {nodes} numbers the nodes as they come: leave out --node-rank")
     if nodes.rank is not None and not 0 <= nodes.rank < nodes.most:
         raise UsageError(f"--node-rank {nodes.rank} of {nodes} nodes: give 0 to {nodes.most - 1}")
 
 
-def command(nproc_per_node: int, nodes: Nodes, max_restarts: int, arguments: list[str]) -> list[str]:
-    """The command that runs `nanogpt ARGUMENTS` in `nproc_per_node` ranks of this node, beside those of the others.
+def command(
+    nproc_per_node: int,
+    nodes: Nodes,
+    max_restarts: int,
+    arguments: list[str],
+) -> list[str]:
+    """The command that runs `nanogpt ARGUMENTS` in `nproc_per_node` ranks of this node, beside
+    those of the others.
 
-    One node needs no address. Several meet at their endpoint: with a rank in the order of the node ranks, without one
-    in the order of their arrival. Raises: UsageError.
+    One node needs no address. Several meet at their endpoint: with a rank in the order of the node
+    ranks, without one in the order of their arrival. Raises: UsageError.
     """
     if nproc_per_node < 1:
         raise UsageError(f"{nproc_per_node} ranks: give at least 1 to --nproc-per-node")
@@ -94,48 +114,69 @@ def command(nproc_per_node: int, nodes: Nodes, max_restarts: int, arguments: lis
 
 
 def environment_of_nodes(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
-    """What the ranks of several nodes need to find each other, on top of `base`; what stands there already holds."""
+    """What the ranks of several nodes need to find each other, on top of `base`; what stands there
+    already holds.
+    """
     added = {}
     if nodes.address is not None and (interface := network.interface_of(nodes.address)):
         added = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     if nodes.several and nodes.rank is None:
-        added["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else who joins later reads the addresses of the dead
+        # else who joins later reads the addresses of the dead
+        added["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return {name: value for name, value in added.items() if name not in base}
 
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
-    """`base` without what another torchrun, or a Kubeflow pod, left in it: our command line says all of that."""
-    return {name: value for name, value in base.items() if not name.startswith("PET_") and name not in OF_A_RANK}
+    """`base` without what another torchrun, or a Kubeflow pod, left in it: our command line says
+    all of that.
+    """
+    return {
+        name: value
+        for name, value in base.items()
+        if not name.startswith("PET_") and name not in OF_A_RANK
+    }
 
 
-def environment(nproc_per_node: int, shutdown_timeout_s: int, base: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    nproc_per_node: int,
+    shutdown_timeout_s: int,
+    base: Mapping[str, str],
+) -> dict[str, str]:
     """The variables that torchrun needs on top of `base`, the environment that it inherits."""
-    added = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown_timeout_s)}  # seconds from its SIGTERM to its SIGKILL
+    # seconds from its SIGTERM to its SIGKILL
+    added = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown_timeout_s)}
     if "TORCH_CPP_LOG_LEVEL" not in base:  # its warnings are about names that need not resolve
         added["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     if "OMP_NUM_THREADS" not in base:  # torchrun would take 1, and warn
         added["OMP_NUM_THREADS"] = str(max(1, cores() // nproc_per_node))
     clone = Path(__file__).resolve().parents[1]
     inherited = [folder for folder in base.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    if (clone / "nanogpt_dist").is_dir() and str(clone) not in inherited:  # in a wheel we lie inside nanogpt_dist
+    # in a wheel we lie inside nanogpt_dist
+    if (clone / "nanogpt_dist").is_dir() and str(clone) not in inherited:
         added["PYTHONPATH"] = os.pathsep.join([str(clone), *inherited])
     return added
 
 
 def pasteable(command: list[str], environment: Mapping[str, str]) -> str:
     """`command` with the variables of `environment` as one line for a shell."""
-    return shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command])
+    return shlex.join(
+        ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
+    )
 
 
 def ranks(nproc_per_node: str) -> int:
-    """Ranks on this node: the number itself, or for "auto" one per GPU; without a GPU one per core, at most 2.
+    """Ranks on this node: the number itself, or for "auto" one per GPU; without a GPU one per core,
+    at most 2.
 
     Raises: UsageError if it is neither.
     """
     if nproc_per_node == "auto":
         return gpus() or min(cores(), MAX_AUTO_CPU_RANKS)
     if not nproc_per_node.isdecimal():
-        raise UsageError(f"--nproc-per-node {nproc_per_node!r} is neither a number nor auto: write --nproc-per-node 2")
+        raise UsageError(
+            f"--nproc-per-node {nproc_per_node!r} is neither a number nor auto: write "
+            "--nproc-per-node 2"
+        )
     return int(nproc_per_node)
 
 
@@ -146,7 +187,10 @@ def gpus() -> int:
     if visible is None or not there:
         return there
     names = [name.strip() for name in visible.split(",")]
-    good = [bool(name) and (not name.lstrip("-").isdecimal() or 0 <= int(name) < there) for name in names]
+    good = [
+        bool(name) and (not name.lstrip("-").isdecimal() or 0 <= int(name) < there)
+        for name in names
+    ]
     return good.index(False) if False in good else len(names)  # CUDA ignores what follows a bad one
 
 
@@ -158,7 +202,9 @@ def _gpus_of_machine() -> int:
             listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30)
             if listing.returncode == 0:
                 return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-    return sum(path.name.removeprefix("nvidia").isdecimal() for path in Path("/dev").glob("nvidia[0-9]*"))
+    return sum(
+        path.name.removeprefix("nvidia").isdecimal() for path in Path("/dev").glob("nvidia[0-9]*")
+    )
 
 
 def cores() -> int:
@@ -168,9 +214,15 @@ def cores() -> int:
 
 def _rendezvous(nodes: Nodes) -> list[str]:
     if nodes.endpoint is None:
-        return ["--standalone", "--local-addr", "127.0.0.1"]  # a free port, and no need for the host's name to resolve
+        # a free port, and no need for the host's name to resolve
+        return ["--standalone", "--local-addr", "127.0.0.1"]
     host, port = network.split(nodes.endpoint)
-    line = ["--nnodes", str(nodes), "--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    line = [
+        "--nnodes",
+        str(nodes),
+        "--rdzv-endpoint",
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+    ]
     if nodes.address is not None:
         line += ["--local-addr", nodes.address]  # nor here
     if nodes.rank is None:

@@ -1,13 +1,15 @@
-"""What a command leaves behind for its launcher: torchrun returns 1 whatever its ranks return, the verdict says why.
+"""What a command leaves behind for its launcher: torchrun returns 1 whatever its ranks return, the
+verdict says why.
 
-The launcher names a file in the environment variable VARIABLE; the ranks write it, the launcher reads it when all of
-them have ended. A restarted attempt writes a file of its own beside it, so that no failure hides a later one.
+The launcher names a file in the environment variable VARIABLE; the ranks write it, the launcher
+reads it when all of them have ended. A restarted attempt writes a file of its own beside it, so
+that no failure hides a later one.
 
     agreed      every rank came to the same end (a clean stop, a wrong setting): it stands, and the ranks exit 0, which
                 keeps torchrun quiet and from restarting
     not agreed  one rank failed alone: the first of them is kept, and the rank exits with its code, upon which
                 torchrun ends the others, and restarts them all if it may
-"""
+"""  # noqa: E501
 
 import json
 import os
@@ -20,7 +22,9 @@ VARIABLE = "NANOGPT_VERDICT"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a command ended: exit code, error line (without a line break), rank that says so, whether all ranks agree."""
+    """How a command ended: exit code, error line (without a line break), rank that says so, whether
+    all ranks agree.
+    """
 
     code: int
     message: str
@@ -31,12 +35,14 @@ class Verdict:
 def write(verdict: Verdict) -> bool:
     """Leaves `verdict` for the launcher, atomically; True if it is the one that stands now.
 
-    Every rank may call it. Without a launcher, or when the file cannot be written, nothing happens and the answer is
-    False: a verdict that is lost must not hide the error that it tells of.
+    Every rank may call it. Without a launcher, or when the file cannot be written, nothing happens
+    and the answer is False: a verdict that is lost must not hide the error that it tells of.
     """
     if not os.environ.get(VARIABLE):
         return False
-    path = _of_attempt(Path(os.environ[VARIABLE]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    path = _of_attempt(
+        Path(os.environ[VARIABLE]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
@@ -53,27 +59,35 @@ def write(verdict: Verdict) -> bool:
 
 
 def read(path: Path) -> Verdict | None:
-    """The verdict of the latest attempt that left one at `path`; None if none did. Attempts may leave gaps."""
+    """The verdict of the latest attempt that left one at `path`; None if none did. Attempts may
+    leave gaps.
+    """
     found = [int(file.suffix[1:]) for file in path.parent.glob(f"{path.name}.[0-9]*")]
     verdicts = [_parse(_of_attempt(path, attempt)) for attempt in sorted([0, *found], reverse=True)]
     return next((verdict for verdict in verdicts if verdict), None)
 
 
 def tell_run(run: Path) -> None:
-    """Tells the launcher which run folder the ranks work in, and which checkpoint it has. Every rank may call it."""
+    """Tells the launcher which run folder the ranks work in, and which checkpoint it has. Every
+    rank may call it.
+    """
     if not os.environ.get(VARIABLE):
         return
     place = _run_file(Path(os.environ[VARIABLE]))
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     with suppress(OSError):
-        temporary.write_text(json.dumps([str(run.absolute()), newest_checkpoint(run)]), encoding="utf-8")
+        temporary.write_text(
+            json.dumps([str(run.absolute()), newest_checkpoint(run)]), encoding="utf-8"
+        )
         with suppress(FileExistsError):
             os.link(temporary, place)  # what was there when the first of them came
         temporary.unlink()
 
 
 def progress(path: Path) -> str | None:
-    """The newest checkpoint of the run that was told of at `path`, if the run had another one then; otherwise None."""
+    """The newest checkpoint of the run that was told of at `path`, if the run had another one then;
+    otherwise None.
+    """
     try:
         run, before = json.loads(_run_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -102,6 +116,8 @@ def _of_attempt(path: Path, attempt: int) -> Path:
 def _parse(file: Path) -> Verdict | None:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-        return Verdict(int(fields["code"]), str(fields["message"]), int(fields["rank"]), bool(fields["agreed"]))
+        return Verdict(
+            int(fields["code"]), str(fields["message"]), int(fields["rank"]), bool(fields["agreed"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -11,11 +11,13 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    # Installed from a wheel, the folders cli, prepare and launch lie in nanogpt_dist/_app; in a clone, beside
-    # nanogpt_dist. Whichever it is comes first on sys.path, ahead of any other distribution's `cli`.
+    # Installed from a wheel, the folders cli, prepare and launch lie in nanogpt_dist/_app; in a
+    # clone, beside nanogpt_dist. Whichever it is comes first on sys.path, ahead of any other
+    # distribution's `cli`.
     sys.path.insert(0, str(_PACKAGE / "_app" if (_PACKAGE / "_app").is_dir() else _PACKAGE.parent))
     _open_descriptors()
-    if "RANK" not in os.environ:  # a rank waits for others in C++, where no handler of ours would run
+    # a rank waits for others in C++, where no handler of ours would run
+    if "RANK" not in os.environ:
         signal.signal(signal.SIGTERM, _stopped_while_loading)
     try:
         from cli.main import main as run
@@ -34,7 +36,9 @@ def _stopped_while_loading(number: int, frame: FrameType | None) -> None:
 
 
 def _open_descriptors() -> None:
-    """Where a standard stream is closed, put /dev/null: else the next file that we open would be taken for it."""
+    """Where a standard stream is closed, put /dev/null: else the next file that we open would be
+    taken for it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -43,7 +47,8 @@ def _open_descriptors() -> None:
 
 
 def _leave_at_once(code: int) -> None:
-    """End a rank without the interpreter's teardown, in which gloo's threads now and then abort the process.
+    """End a rank without the interpreter's teardown, in which gloo's threads now and then abort the
+    process.
 
     All is saved and closed by now; that abort would make torchrun call a finished run failed.
     """

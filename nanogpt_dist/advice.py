@@ -1,4 +1,6 @@
-"""What a person would want to know of a run before it takes its hours: lines of warning, none where all is well."""
+"""What a person would want to know of a run before it takes its hours: lines of warning, none where
+all is well.
+"""
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
@@ -9,7 +11,8 @@ STATE_BYTES = 16  # a parameter's weight, gradient and AdamW's two moments, in f
 
 
 def on_schedule(config: TrainConfig, epochs: float) -> list[str]:
-    """Where the learning rate never does what its settings say, or the data is read more often than anybody means.
+    """Where the learning rate never does what its settings say, or the data is read more often than
+    anybody means.
 
     epochs: that max_iters makes of the train split.
     """
@@ -17,27 +20,36 @@ def on_schedule(config: TrainConfig, epochs: float) -> list[str]:
     warmup, decay = config.warmup_iters, config.lr_decay_iters or config.max_iters
     if config.decay_lr and warmup >= config.max_iters > 1:
         lines.append(
-            f"warming up takes {warmup:,} updates, the run makes {config.max_iters:,}: it never reaches learning_rate "
-            f"{config.learning_rate:g}; lower --warmup-iters"
+            f"warming up takes {warmup:,} updates, the run makes {config.max_iters:,}: it never "
+            f"reaches learning_rate {config.learning_rate:g}; lower --warmup-iters"
         )
     elif config.decay_lr and warmup > decay:
         lines.append(
-            f"warming up takes {warmup:,} updates, lr_decay_iters is {decay:,}: the rate falls from learning_rate to "
-            "min_lr at once; lower --warmup-iters"
+            f"warming up takes {warmup:,} updates, lr_decay_iters is {decay:,}: the rate falls "
+            "from learning_rate to min_lr at once; lower --warmup-iters"
         )
     if epochs > MANY_EPOCHS:
         lines.append(
-            f"{epochs:,.0f} epochs: the same text is read as many times; prepare more of it, or lower --max-iters"
+            f"{epochs:,.0f} epochs: the same text is read as many times; prepare more of it, or "
+            "lower --max-iters"
         )
     return lines
 
 
-def on_memory(parameters: int, ranks: int, shards: int, memory: int, free: int | None, on_cpu: bool) -> str | None:
-    """A warning where a training will hardly fit into memory, None where it does. Raises ConfigError where it cannot.
+def on_memory(
+    parameters: int,
+    ranks: int,
+    shards: int,
+    memory: int,
+    free: int | None,
+    on_cpu: bool,
+) -> str | None:
+    """A warning where a training will hardly fit into memory, None where it does. Raises
+    ConfigError where it cannot.
 
-    parameters: of the model; ranks: that share `memory` bytes, each of which holds 1/shards of the model. free: bytes
-    of it that nobody uses, None: unknown. A GPU says itself that it is full; where a CPU's memory ends the kernel kills
-    without a word, so there what is free counts.
+    parameters: of the model; ranks: that share `memory` bytes, each of which holds 1/shards of the
+    model. free: bytes of it that nobody uses, None: unknown. A GPU says itself that it is full;
+    where a CPU's memory ends the kernel kills without a word, so there what is free counts.
     """
     needed = STATE_BYTES * parameters * ranks // shards
     there = f"{memory / 2**30:,.1f} GiB" + ("" if free is None else f", {free / 2**30:,.1f} free")
@@ -47,6 +59,9 @@ def on_memory(parameters: int, ranks: int, shards: int, memory: int, free: int |
     )
     if needed > memory or (on_cpu and free is not None and needed > free):
         raise ConfigError(
-            f"{text}; take a smaller model, or more {'machines' if on_cpu else 'GPUs'} with --strategy fsdp"
+            f"{text}; take a smaller model, or more {'machines' if on_cpu else 'GPUs'} with "
+            "--strategy fsdp"
         )
-    return f"{text}; activations come on top" if free is not None and needed > HARDLY * free else None
+    return (
+        f"{text}; activations come on top" if free is not None and needed > HARDLY * free else None
+    )

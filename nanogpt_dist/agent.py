@@ -1,4 +1,6 @@
-"""`python -m nanogpt_dist.agent …`: torchrun, that tells of a rank's death in a line instead of in forty."""
+"""`python -m nanogpt_dist.agent …`: torchrun, that tells of a rank's death in a line instead of in
+forty.
+"""
 
 import logging
 import os
@@ -10,13 +12,16 @@ from torch.distributed.run import main as torchrun
 
 from nanogpt_dist.errors import Exit
 
-HOST, GUEST = "is_host=1", "is_host=0"  # in --rdzv-conf: who offers the place where the nodes meet, and who comes there
+# in --rdzv-conf: who offers the place where the nodes meet, and who comes there
+HOST, GUEST = "is_host=1", "is_host=0"
 
 DEBUG = "NANOGPT_DEBUG"  # as --debug sets it
 
 
 def main() -> int:
-    """Run torchrun with this process's arguments; its exit code. A rank that fails by itself has told why."""
+    """Run torchrun with this process's arguments; its exit code. A rank that fails by itself has
+    told why.
+    """
     if not os.environ.get(DEBUG):
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -28,7 +33,8 @@ def main() -> int:
             first = failure is error.get_first_failure()[1]
             if failure.exitcode < 0 and first:
                 print(
-                    f"nanogpt: rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}",
+                    f"nanogpt: rank {rank} (pid {failure.pid}) was killed by "
+                    f"{failure.signal_name()}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -37,7 +43,9 @@ def main() -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    """torchrun; of several launchers on one machine only the first can offer the place where they meet."""
+    """torchrun; of several launchers on one machine only the first can offer the place where they
+    meet.
+    """
     try:
         torchrun(arguments)
     except RendezvousConnectionError:

@@ -1,9 +1,11 @@
-"""Crash loops: a run that dies again and again before it has saved anything new is not started for ever. No torch.
+"""Crash loops: a run that dies again and again before it has saved anything new is not started for
+ever. No torch.
 
-RUN/attempts.jsonl has a line for each start, {"newest": step of the newest checkpoint, "from": step it starts from,
-"settings": digest}, and one for each orderly end, {"ended": verdict}. After three starts in a row that found the same
-newest checkpoint, had the same settings, and came to no orderly end, the next goes one checkpoint back, as this one may
-be at fault; after that one the run is stopped.
+RUN/attempts.jsonl has a line for each start, {"newest": step of the newest checkpoint, "from": step
+it starts from, "settings": digest}, and one for each orderly end, {"ended": verdict}. After three
+starts in a row that found the same newest checkpoint, had the same settings, and came to no orderly
+end, the next goes one checkpoint back, as this one may be at fault; after that one the run is
+stopped.
 """
 
 import hashlib
@@ -30,12 +32,15 @@ OF_NO_MATTER = {*TELLING, "timeout_s", "log_interval", "keep_checkpoints"}
 
 def digest(config: TrainConfig, ranks: int) -> str:
     """Of all settings that may have to do with a crash."""
-    kept = config.model_copy(update={name: TrainConfig.model_fields[name].default for name in OF_NO_MATTER})
+    kept = config.model_copy(
+        update={name: TrainConfig.model_fields[name].default for name in OF_NO_MATTER}
+    )
     return hashlib.sha256(f"{ranks} {to_toml(kept)}".encode()).hexdigest()[:16]
 
 
 def steps_back(run: Path, newest: int, settings: str) -> int:
-    """How many checkpoints before the newest, of step `newest` (0: there is none), to start from: 0 or 1.
+    """How many checkpoints before the newest, of step `newest` (0: there is none), to start from: 0
+    or 1.
 
     settings: digest(). Raises ConfigError where the run has died in vain after that, too.
     """
@@ -46,8 +51,8 @@ def steps_back(run: Path, newest: int, settings: str) -> int:
         in_vain += 1
     if in_vain > IN_VAIN:
         raise ConfigError(
-            f"{in_vain} attempts in a row ended without a checkpoint after step {newest}{_last_words(run)}; change a "
-            f"setting, or rm {run / ATTEMPTS} to try again"
+            f"{in_vain} attempts in a row ended without a checkpoint after step "
+            f"{newest}{_last_words(run)}; change a setting, or rm {run / ATTEMPTS} to try again"
         )
     return int(in_vain == IN_VAIN and newest > 0)
 
@@ -94,7 +99,9 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 def _last_words(run: Path) -> str:
     try:
-        message = str(json.loads((run / "status.json").read_text(encoding="utf-8")).get("message", ""))
+        message = str(
+            json.loads((run / "status.json").read_text(encoding="utf-8")).get("message", "")
+        )
     except (OSError, ValueError, AttributeError):
         return ""
     return f" (the last: {clipped(message, 60)})" if message else ""

@@ -1,11 +1,14 @@
-"""Which tokens an update sees: a pure function of (seed, data set id, block_size, step). No state, no scan, no memory.
+"""Which tokens an update sees: a pure function of (seed, data set id, block_size, step). No state,
+no scan, no memory.
 
-The split is cut into windows of block_size tokens. In each epoch every window comes once, in an order of its own: a
-keyed pseudo-random permutation that gives the i-th window in constant time. Update s reads samples sG … (s+1)G − 1 of
-that endless order, G = batch_size × gradient_accumulation_steps, and each rank takes a slice of them: so neither the
+The split is cut into windows of block_size tokens. In each epoch every window comes once, in an
+order of its own: a keyed pseudo-random permutation that gives the i-th window in constant time.
+Update s reads samples sG … (s+1)G − 1 of that endless order,
+G = batch_size × gradient_accumulation_steps, and each rank takes a slice of them: so neither the
 number of ranks nor the size of a micro-batch enters, and the position in the data is the step.
 
-Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (a Feistel network that walks).
+Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (a Feistel
+network that walks).
 """
 
 import hashlib
@@ -19,7 +22,9 @@ from numpy.typing import NDArray
 
 from nanogpt_dist.errors import BadDataError, ConfigError
 
-ROUNDS = 6  # of the Feistel network; four give a pseudo-random permutation (Luby & Rackoff 1988), two for good measure
+# of the Feistel network; four give a pseudo-random permutation (Luby & Rackoff 1988), two for good
+# measure
+ROUNDS = 6
 
 Positions = NDArray[np.int64]
 Tokens = NDArray[np.int64]
@@ -50,11 +55,13 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def permute(index: Positions, size: int, keys: NDArray[np.uint64]) -> Positions:
     """Where a keyed permutation of range(size) sends each element of `index` (any shape)."""
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))  # bits in one half of the Feistel block
+    # bits in one half of the Feistel block
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     x = index.astype(np.uint64)
     walking = np.ones(x.shape, dtype=bool)
-    while walking.any():  # the block has up to 4 × size values: walk until the value falls into range(size)
+    # the block has up to 4 × size values: walk until the value falls into range(size)
+    while walking.any():
         left, right = x[walking] >> half, x[walking] & mask
         for key in keys[:ROUNDS]:
             left, right = right, left ^ (_mix(right + key) & mask)
@@ -75,8 +82,9 @@ class Order:
     def __post_init__(self) -> None:
         if self.tokens < self.block_size + 1:
             raise BadDataError(
-                f"the train split has {self.tokens} tokens, one window needs {self.block_size + 1}; "
-                f"type --block-size {max(1, self.tokens - 1)} or prepare more text"
+                f"the train split has {self.tokens} tokens, one window needs "
+                f"{self.block_size + 1}; type --block-size {max(1, self.tokens - 1)} or prepare "
+                "more text"
             )
 
     @property
@@ -85,28 +93,38 @@ class Order:
         return max(1, (self.tokens - self.block_size) // self.block_size)
 
     def starts(self, samples: Positions) -> Positions:
-        """First token of each sample of the endless order; a window is block_size tokens and the one that follows."""
+        """First token of each sample of the endless order; a window is block_size tokens and the
+        one that follows.
+        """
         starts = np.empty_like(samples)
         epochs = samples // self.windows
         for epoch in np.unique(epochs):
             keys = _keys(self.seed, self.dataset_id, self.block_size, epoch)
             here = epochs == epoch
             window = permute(samples[here] % self.windows, self.windows, keys)
-            # Each epoch cuts the split at another shift, so that a document's tokens meet new neighbours.
-            shift = int(keys[-1] % np.uint64(min(self.block_size, self.tokens - self.windows * self.block_size)))
+            # Each epoch cuts the split at another shift, so that a document's tokens meet new
+            # neighbours.
+            shift = int(
+                keys[-1]
+                % np.uint64(min(self.block_size, self.tokens - self.windows * self.block_size))
+            )
             starts[here] = window * self.block_size + shift
         return starts
 
 
 def micro_batch_size(batch_size: int, global_batch_size: int, ranks: int) -> int:
-    """Sequences in one forward pass of one rank: the largest divisor of a rank's share that is ≤ batch_size.
+    """Sequences in one forward pass of one rank: the largest divisor of a rank's share that is ≤
+    batch_size.
 
     Raises ConfigError where the global batch cannot be shared out evenly.
     """
     if global_batch_size % ranks:
-        valid = ", ".join(str(n) for n in range(1, min(global_batch_size, 64) + 1) if global_batch_size % n == 0)
+        valid = ", ".join(
+            str(n) for n in range(1, min(global_batch_size, 64) + 1) if global_batch_size % n == 0
+        )
         raise ConfigError(
-            f"{ranks} ranks cannot share {global_batch_size} sequences an update evenly; possible: {valid}"
+            f"{ranks} ranks cannot share {global_batch_size} sequences an update evenly; possible: "
+            f"{valid}"
         )
     share = global_batch_size // ranks
     return next(n for n in range(min(batch_size, share), 0, -1) if share % n == 0)
@@ -120,7 +138,9 @@ def read_windows(split: Ids, starts: Positions, block_size: int) -> tuple[Tokens
 
 @dataclass(frozen=True)
 class Batches:
-    """One rank's view of the global batches. batch_size: sequences of a micro-batch, a divisor of the rank's share."""
+    """One rank's view of the global batches. batch_size: sequences of a micro-batch, a divisor of
+    the rank's share.
+    """
 
     split: Ids
     order: Order
@@ -135,12 +155,16 @@ class Batches:
         return self.global_batch_size // self.ranks // self.batch_size
 
     def starts(self, step: int) -> Positions:
-        """First tokens of all windows of the update after `step` updates, over all ranks: (global_batch_size,)."""
+        """First tokens of all windows of the update after `step` updates, over all ranks:
+        (global_batch_size,).
+        """
         first = step * self.global_batch_size
         return self.order.starts(np.arange(first, first + self.global_batch_size, dtype=np.int64))
 
     def of(self, step: int) -> Iterator[tuple[Tokens, Tokens]]:
-        """This rank's micro-batches of the update after `step` updates: inputs and targets, each (B, T) int64."""
+        """This rank's micro-batches of the update after `step` updates: inputs and targets, each
+        (B, T) int64.
+        """
         share = self.global_batch_size // self.ranks
         mine = self.starts(step)[self.rank * share : (self.rank + 1) * share]
         for i in range(0, share, self.batch_size):
@@ -148,7 +172,9 @@ class Batches:
 
 
 class Ahead:
-    """Batches, of which those of the next update are read while the device is at work; close() it at the end."""
+    """Batches, of which those of the next update are read while the device is at work; close() it
+    at the end.
+    """
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -156,7 +182,9 @@ class Ahead:
         self._next: tuple[int, Future[list[tuple[Tokens, Tokens]]]] | None = None
 
     def of(self, step: int) -> list[tuple[Tokens, Tokens]]:
-        """As Batches.of. Raises what reading them raised, when they are asked for and not before."""
+        """As Batches.of. Raises what reading them raised, when they are asked for and not
+        before.
+        """
         at_hand = self._next[1] if self._next and self._next[0] == step else self._submit(step)
         tokens = at_hand.result()
         self._next = step + 1, self._submit(step + 1)

@@ -1,6 +1,8 @@
-"""Byte-pair vocabularies: GPT-2's, those that are learnt from text, and lists of ranks as tiktoken writes them.
+"""Byte-pair vocabularies: GPT-2's, those that are learnt from text, and lists of ranks as tiktoken
+writes them.
 
-A vocabulary is a list of byte strings; the position in it is the id and, when pairs are merged, the rank.
+A vocabulary is a list of byte strings; the position in it is the id and, when pairs are merged, the
+rank.
 """
 
 import base64
@@ -26,13 +28,15 @@ def gpt2_vocabulary() -> list[bytes]:
     merges = gzip.decompress(GPT2_MERGES.read_bytes())
     if hashlib.sha256(merges).hexdigest() != GPT2_MERGES_SHA256:
         raise BadDataError(f"{GPT2_MERGES.name} is damaged: install nanogpt-dist again")
-    # After a version line, each line is a pair of tokens in the printable alphabet; merged, they are the next id.
+    # After a version line, each line is a pair of tokens in the printable alphabet; merged, they
+    # are the next id.
     pairs = merges.decode().split("\n")[1:-1]
     return [*_PRINTABLE.values(), *(from_printable(pair.replace(" ", "")) for pair in pairs)]
 
 
 def train_model(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:") -> Any:
-    """A `tokenizers.Tokenizer` under GPT-2's pattern with `size` ≥ 256 tokens learnt from `texts`, in that order.
+    """A `tokenizers.Tokenizer` under GPT-2's pattern with `size` ≥ 256 tokens learnt from `texts`,
+    in that order.
 
     flag: what a number of ids, end of text included, is typed behind.
 
@@ -45,21 +49,29 @@ def train_model(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:")
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # No special tokens here: with any, the ranks would not be tiktoken's.
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False
+    )
     model.train_from_iterator(_without_long_runs(texts), trainer)
     ids = model.get_vocab()
     if len(ids) != size:
-        raise BadDataError(f"the text gives only {len(ids) + 1} of {size + 1} ids; type {flag}{len(ids) + 1}")
+        raise BadDataError(
+            f"the text gives only {len(ids) + 1} of {size + 1} ids; type {flag}{len(ids) + 1}"
+        )
     return model
 
 
 def vocabulary_of(ids: dict[str, int]) -> list[bytes]:
-    """The tokens of a byte-level vocabulary {printable token: id}, in the order of the ids. Raises KeyError."""
+    """The tokens of a byte-level vocabulary {printable token: id}, in the order of the ids. Raises
+    KeyError.
+    """
     return [from_printable(token) for token in sorted(ids, key=ids.__getitem__)]
 
 
 def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
-    """`texts`, cut within runs of a thousand characters without a border: the trainer is quadratic in their length."""
+    """`texts`, cut within runs of a thousand characters without a border: the trainer is quadratic
+    in their length.
+    """
     for text in texts:
         start = 0
         for run in _UNBROKEN.finditer(text):
@@ -74,7 +86,9 @@ def to_printable(token: bytes) -> str:
 
 
 def merges_of(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The pairs of which tokens are made, in the order of their ranks; of a token that no pair gives, none."""
+    """The pairs of which tokens are made, in the order of their ranks; of a token that no pair
+    gives, none.
+    """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     found = []
     for token, rank in ranks.items():
@@ -98,7 +112,9 @@ def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
 
 
 def parse_ranks(data: bytes, name: str) -> list[bytes]:
-    """The tokens in a .tiktoken file: on each line a token in base64 and its rank. Raises BadDataError."""
+    """The tokens in a .tiktoken file: on each line a token in base64 and its rank. Raises
+    BadDataError.
+    """
     tokens = []
     for number, line in enumerate(data.splitlines()):
         encoded, _, rank = line.partition(b" ")
@@ -107,7 +123,9 @@ def parse_ranks(data: bytes, name: str) -> list[bytes]:
         except binascii.Error:
             rank = b""
         if rank != str(number).encode():
-            raise BadDataError(f"{name}:{number + 1}: expected a token in base64 and the rank {number}")
+            raise BadDataError(
+                f"{name}:{number + 1}: expected a token in base64 and the rank {number}"
+            )
     return tokens
 
 
@@ -124,7 +142,9 @@ def _printable_bytes() -> dict[str, bytes]:
     """
     visible = [b for b in range(256) if chr(b).isprintable() and b != 32]
     hidden = [b for b in range(256) if b not in visible]
-    return {chr(b): bytes([b]) for b in visible} | {chr(256 + i): bytes([b]) for i, b in enumerate(hidden)}
+    return {chr(b): bytes([b]) for b in visible} | {
+        chr(256 + i): bytes([b]) for i, b in enumerate(hidden)
+    }
 
 
 _PRINTABLE = _printable_bytes()

@@ -1,6 +1,7 @@
 """Proof, on the machine at hand, that a resumed run is the undisturbed one to the last bit.
 
-A few updates in one go, and the same in two halves with a checkpoint between; then every weight and moment is compared.
+A few updates in one go, and the same in two halves with a checkpoint between; then every weight and
+moment is compared.
 """
 
 import json
@@ -21,7 +22,9 @@ UPDATES = 2  # in each half
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared: `files` files of tensors of `bytes` together, and the losses of the second half."""
+    """What was compared: `files` files of tensors of `bytes` together, and the losses of the second
+    half.
+    """
 
     updates: int
     files: int
@@ -30,16 +33,28 @@ class Proof:
 
 
 def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
-    """Raises NanogptError naming what differs. All is as in `config`, but for one micro-batch a rank in each update.
+    """Raises NanogptError naming what differs. All is as in `config`, but for one micro-batch a
+    rank in each update.
 
     Works in a folder beside config.out_dir, which it removes.
     """
     assert config.out_dir is not None
-    folder = Path(config.out_dir).parent / world.text_from_lead(f".check-resume-{secrets.token_hex(4)}")
+    folder = Path(config.out_dir).parent / world.text_from_lead(
+        f".check-resume-{secrets.token_hex(4)}"
+    )
     config = config.model_copy(
         update={
-            **{"max_iters": 2 * UPDATES, "save_interval": UPDATES, "eval_interval": 2 * UPDATES, "eval_iters": 1},
-            **{"gradient_accumulation_steps": world.size, "warmup_iters": 1, "lr_decay_iters": None},
+            **{
+                "max_iters": 2 * UPDATES,
+                "save_interval": UPDATES,
+                "eval_interval": 2 * UPDATES,
+                "eval_iters": 1,
+            },
+            **{
+                "gradient_accumulation_steps": world.size,
+                "warmup_iters": 1,
+                "lr_decay_iters": None,
+            },
             **{"log_interval": 1, "tensorboard": False, "wandb_log": False, "keep_checkpoints": 2},
         }
     )
@@ -77,15 +92,18 @@ def _compare(whole: Path, resumed: Path) -> Proof:
         }
         for end in ends
     )
-    if different := sorted(name for name in files.keys() | others.keys() if files.get(name) != others.get(name)):
+    if different := sorted(
+        name for name in files.keys() | others.keys() if files.get(name) != others.get(name)
+    ):
         raise NanogptError(
-            f"a resumed run differs from an undisturbed one in {', '.join(different)}; on a GPU try --deterministic, "
-            "else please report it"
+            f"a resumed run differs from an undisturbed one in {', '.join(different)}; on a GPU "
+            "try --deterministic, else please report it"
         )
     losses, again = _losses(whole), _losses(resumed)
     if losses != again:
         raise NanogptError(
-            f"a resumed run's losses differ: {losses} and {again}; try --deterministic, else please report it"
+            f"a resumed run's losses differ: {losses} and {again}; try --deterministic, else "
+            "please report it"
         )
     return Proof(2 * UPDATES, len(files), sum(entry["bytes"] for entry in files.values()), losses)
 

@@ -1,9 +1,12 @@
-"""A training state to a folder step-N and back: tensors as safetensors, everything else as JSON and TOML. No pickle.
+"""A training state to a folder step-N and back: tensors as safetensors, everything else as JSON and
+TOML. No pickle.
 
-model*.safetensors (fp32, nanoGPT's plain names, the tied head left out) · optimizer*.safetensors (NAME.exp_avg …) ·
-state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; see storage for the commit).
+model*.safetensors (fp32, nanoGPT's plain names, the tied head left out) · optimizer*.safetensors
+(NAME.exp_avg …) · state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; see
+storage for the commit).
 
-One process, and ddp, write one file of each kind, fsdp one per shard (model-00001-of-00004.safetensors; see tensors).
+One process, and ddp, write one file of each kind, fsdp one per shard
+(model-00001-of-00004.safetensors; see tensors).
 """
 
 import math
@@ -28,7 +31,9 @@ TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight
 
 @dataclass
 class TrainState:
-    """All of a run that changes beside weights and optimizer; everything else is a function of (seed, data, step)."""
+    """All of a run that changes beside weights and optimizer; everything else is a function of
+    (seed, data, step).
+    """
 
     step: int = 0  # updates made
     tokens: int = 0  # tokens trained on
@@ -40,18 +45,22 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Contents:
-    """What one rank writes of a checkpoint: its parts of weights and moments, as they are or in a copy."""
+    """What one rank writes of a checkpoint: its parts of weights and moments, as they are or in a
+    copy.
+    """
 
     state: TrainState
     weights: dict[str, Part]
     moments: dict[str, Part]
 
     def refuse_not_finite(self) -> None:
-        """Raises ConfigError where a value is NaN or infinite: such a checkpoint would bury the good ones."""
+        """Raises ConfigError where a value is NaN or infinite: such a checkpoint would bury the
+        good ones.
+        """
         if not all(_finite(part.data) for part in [*self.weights.values(), *self.moments.values()]):
             raise ConfigError(
-                f"the weights are not finite at step {self.state.step}, nothing is saved; go on from the last "
-                "checkpoint with a lower --learning-rate"
+                f"the weights are not finite at step {self.state.step}, nothing is saved; go on "
+                "from the last checkpoint with a lower --learning-rate"
             )
 
 
@@ -62,13 +71,21 @@ def contents(
     leads: bool,
     copies: dict[str, Tensor] | None = None,
 ) -> Contents:
-    """This rank's Contents; copies: CPU memory for them by name, so that what training does next leaves them alone."""
+    """This rank's Contents; copies: CPU memory for them by name, so that what training does next
+    leaves them alone.
+    """
     weights, moments = _weights(model), _moments(model, optimizer)
-    return Contents(replace(state), parts_to_write(weights, leads, copies), parts_to_write(moments, leads, copies))
+    return Contents(
+        replace(state),
+        parts_to_write(weights, leads, copies),
+        parts_to_write(moments, leads, copies),
+    )
 
 
 def _finite(values: Tensor) -> bool:
-    """A sum is quicker than a look at each value; only if it is not finite, as a sum of large ones may be, look."""
+    """A sum is quicker than a look at each value; only if it is not finite, as a sum of large ones
+    may be, look.
+    """
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
 
@@ -108,7 +125,9 @@ def save(
 
 
 def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
-    """Each rank that has something to write does; returns {file name: sha256} of all files, on all ranks."""
+    """Each rank that has something to write does; returns {file name: sha256} of all files, on all
+    ranks.
+    """
     writers = sum(world.gather_ints(int(bool(mine.weights))))  # always the first ranks
     suffix = "" if writers == 1 else f"-{world.rank + 1:05d}-of-{writers:05d}"
     hashes = ""
@@ -122,7 +141,9 @@ def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
 
 
 def load_model(checkpoint: Path, device: torch.device) -> tuple[GPT, TrainConfig]:
-    """The model of a verified checkpoint, in evaluation mode on `device`, and the settings that it was trained with."""
+    """The model of a verified checkpoint, in evaluation mode on `device`, and the settings that it
+    was trained with.
+    """
     config, n_vocab = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint).n_vocab
     with torch.device("meta"):
         model = GPT(config.architecture(), n_vocab)
@@ -144,10 +165,19 @@ def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:
     content = runs.read_json(checkpoint / "state.json")
     names = {field.name for field in fields(TrainState)}
     state = TrainState(**{name: content[name] for name in names if name in content})
-    counts = [state.step, state.tokens, state.skipped, *([] if state.best_step is None else [state.best_step])]
+    counts = [
+        state.step,
+        state.tokens,
+        state.skipped,
+        *([] if state.best_step is None else [state.best_step]),
+    ]
     losses = [loss for loss in (state.val_loss, state.best_val_loss) if loss is not None]
-    if not all(type(n) is int and n >= 0 for n in counts) or not all(type(loss) in (int, float) for loss in losses):
-        raise BadDataError(f"{checkpoint / 'state.json'} is not as this program writes it; use another checkpoint")
+    if not all(type(n) is int and n >= 0 for n in counts) or not all(
+        type(loss) in (int, float) for loss in losses
+    ):
+        raise BadDataError(
+            f"{checkpoint / 'state.json'} is not as this program writes it; use another checkpoint"
+        )
     return state, {name: value for name, value in content.items() if name not in names}
 
 
@@ -162,7 +192,9 @@ def load_weights(checkpoint: Path, model: GPT) -> None:
 
 
 def load_optimizer(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW the moments of a checkpoint of any layout, sharded as the parameters are. Raises BadDataError."""
+    """Give AdamW the moments of a checkpoint of any layout, sharded as the parameters are. Raises
+    BadDataError.
+    """
     stored = index(sorted(checkpoint.glob("optimizer*.safetensors")))
     if not stored:  # saved before the first update
         return
@@ -186,7 +218,9 @@ def load_checkpoint_tokenizer(checkpoint: Path) -> Tokenizer:
 def _weights(model: GPT) -> dict[str, Tensor]:
     """Parameters by nanoGPT's names, the tied head left out."""
     left_out = TIED if model.config.tied_head else None
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if name != left_out}
+    return {
+        name: parameter.detach() for name, parameter in model.named_parameters() if name != left_out
+    }
 
 
 def _moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -204,4 +238,6 @@ def _check_names(checkpoint: Path, stored: dict[str, Stored], expected: dict[str
         have = found.get(name, "absent")
         want = tuple(expected[name].shape) if name in expected else "absent"
         if have != want:
-            raise BadDataError(f"{checkpoint} is of another architecture: {name} is {have}, the model wants {want}")
+            raise BadDataError(
+                f"{checkpoint} is of another architecture: {name} is {have}, the model wants {want}"
+            )

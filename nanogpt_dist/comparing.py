@@ -1,4 +1,6 @@
-"""Runs side by side: which settings differ, their losses after equally many tokens, and a plot of those. No torch."""
+"""Runs side by side: which settings differ, their losses after equally many tokens, and a plot of
+those. No torch.
+"""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +24,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: its settings, and its losses in nats/token over tokens, (n,) each; tokens per second, the median."""
+    """One run: its settings, and its losses in nats/token over tokens, (n,) each; tokens per
+    second, the median.
+    """
 
     name: str
     config: TrainConfig
@@ -31,7 +35,8 @@ class Curve:
     val_tokens: Floats
     val_loss: Floats
     tokens_per_second: float | None
-    bits_per_byte: float | None = None  # of the last evaluation: what runs with other tokenizers have in common
+    # of the last evaluation: what runs with other tokenizers have in common
+    bits_per_byte: float | None = None
 
     @property
     def tokens(self) -> float:
@@ -85,10 +90,11 @@ def differences(curves: Sequence[Curve]) -> dict[str, list[Any]]:
 
 
 def at_equal_tokens(curves: Sequence[Curve], points: int = POINTS) -> list[dict[str, Any]]:
-    """{tokens, train_loss: of each run, val_loss: of each run} at evenly spaced counts that all runs have reached.
+    """{tokens, train_loss: of each run, val_loss: of each run} at evenly spaced counts that all
+    runs have reached.
 
-    A train loss is the mean of what was logged since the point before; a val loss lies on the line between the
-    evaluations on both sides; None where there is nothing.
+    A train loss is the mean of what was logged since the point before; a val loss lies on the line
+    between the evaluations on both sides; None where there is nothing.
     """
     common = min(curve.tokens for curve in curves)
     rows, before = [], 0.0
@@ -116,20 +122,32 @@ def _between(curve: Curve, tokens: float) -> float | None:
 
 
 def plot(curves: Sequence[Curve], out: Path) -> None:
-    """Write the losses over tokens as the ending of `out` says, else as a PNG. Needs the extra `plot`.
+    """Write the losses over tokens as the ending of `out` says, else as a PNG. Needs the extra
+    `plot`.
 
     Raises: ConfigError without it; StorageError.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError(f"--plot needs matplotlib ({error}): type pip install 'nanogpt-dist[plot]'") from None
+        raise ConfigError(
+            f"--plot needs matplotlib ({error}): type pip install 'nanogpt-dist[plot]'"
+        ) from None
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for curve in curves:
         line = axes.plot(curve.train_tokens, curve.train_loss, linewidth=0.8, alpha=0.5)[0]
-        label = _plain(curve.name) + (f", val {curve.val_loss[-1]:.4f}" if len(curve.val_loss) else "")
-        axes.plot(curve.val_tokens, curve.val_loss, "o-", color=line.get_color(), label=label, markersize=4)
+        label = _plain(curve.name) + (
+            f", val {curve.val_loss[-1]:.4f}" if len(curve.val_loss) else ""
+        )
+        axes.plot(
+            curve.val_tokens,
+            curve.val_loss,
+            "o-",
+            color=line.get_color(),
+            label=label,
+            markersize=4,
+        )
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss, nats/token (thin: train, dots: val)")
     axes.grid(alpha=0.3)
@@ -143,7 +161,9 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name as a label of matplotlib's, which takes $…$ for mathematics and hides what begins with a _."""
+    """A name as a label of matplotlib's, which takes $…$ for mathematics and hides what begins with
+    a _.
+    """
     return (f"./{name}" if name.startswith("_") else name).replace("$", r"\$")
 
 

@@ -1,4 +1,5 @@
-"""Every setting of a run, declared once: name, type, default, bounds and help. Flags and TOML files come from here.
+"""Every setting of a run, declared once: name, type, default, bounds and help. Flags and TOML files
+come from here.
 
 Names are nanoGPT's where nanoGPT has them. `None` means off, or, where the help says so, derived.
 """
@@ -22,7 +23,9 @@ PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a messa
 
 
 def setting(default: Any, group: str, help: str, **bounds: Any) -> Any:
-    """A config field: its default, the group it is shown under in --help, what it means with its unit, its bounds."""
+    """A config field: its default, the group it is shown under in --help, what it means with its
+    unit, its bounds.
+    """
     return Field(default, description=help, json_schema_extra={"group": group}, **bounds)
 
 
@@ -35,7 +38,8 @@ class ModelConfig(BaseModel):
     vocab_size: int | None = setting(
         None,
         "Model",
-        "Rows of the token embedding; unset: the data set's ids, up to a multiple of 64 (characters: just theirs).",
+        "Rows of the token embedding; unset: the data set's ids, up to a multiple of 64 "
+        "(characters: just theirs).",
         ge=1,
         le=2**24,
     )
@@ -43,28 +47,54 @@ class ModelConfig(BaseModel):
     n_head: int = setting(12, "Model", "Attention heads per block; divides n_embd.", ge=1, le=2**20)
     n_embd: int = setting(768, "Model", "Width of the residual stream.", ge=1, le=2**20)
     dropout: float = setting(
-        0.0, "Model", "Dropout probability; 0 for pretraining, 0.1 and more on little data.", ge=0, lt=1
+        0.0,
+        "Model",
+        "Dropout probability; 0 for pretraining, 0.1 and more on little data.",
+        ge=0,
+        lt=1,
     )
-    bias: bool = setting(False, "Model", "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them.")
-    gelu: Literal["exact", "tanh"] = setting("exact", "Model", "Form of GELU; OpenAI's weights want tanh.")
+    bias: bool = setting(
+        False, "Model", "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them."
+    )
+    gelu: Literal["exact", "tanh"] = setting(
+        "exact", "Model", "Form of GELU; OpenAI's weights want tanh."
+    )
 
     # What came after GPT-2; all off by default.
-    rotary: bool = setting(False, "Model options", "Rotary positions in every head, in place of the position table.")
+    rotary: bool = setting(
+        False, "Model options", "Rotary positions in every head, in place of the position table."
+    )
     rotary_base: float = setting(10_000.0, "Model options", "Base of the rotary wavelengths.", gt=1)
-    norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Model options", "Normalisation of the stream.")
+    norm: Literal["layernorm", "rmsnorm"] = setting(
+        "layernorm", "Model options", "Normalisation of the stream."
+    )
     mlp: Literal["gelu", "swiglu", "relu2"] = setting(
-        "gelu", "Model options", "relu2: squared ReLU; swiglu: gated, 8/3 wide instead of 4, to a multiple of 64."
+        "gelu",
+        "Model options",
+        "relu2: squared ReLU; swiglu: gated, 8/3 wide instead of 4, to a multiple of 64.",
     )
-    qk_norm: bool = setting(False, "Model options", "RMSNorm of each query and key before they meet.")
+    qk_norm: bool = setting(
+        False, "Model options", "RMSNorm of each query and key before they meet."
+    )
     n_kv_head: int | None = setting(
-        None, "Model options", "Heads of keys and values, each for a group of queries; unset: n_head.", ge=1, le=2**20
+        None,
+        "Model options",
+        "Heads of keys and values, each for a group of queries; unset: n_head.",
+        ge=1,
+        le=2**20,
     )
-    tied_head: bool = setting(True, "Model options", "The head's matrix is the token table; off: one of its own.")
+    tied_head: bool = setting(
+        True, "Model options", "The head's matrix is the token table; off: one of its own."
+    )
     intra_document: bool = setting(
         False, "Model options", "Attention and positions begin anew at each end-of-text token."
     )
     eot_id: int | None = setting(
-        None, "Model options", "The end-of-text id of intra_document; unset: the data set's.", ge=0, le=2**24
+        None,
+        "Model options",
+        "The end-of-text id of intra_document; unset: the data set's.",
+        ge=0,
+        le=2**24,
     )
 
     @model_validator(mode="after")
@@ -72,9 +102,13 @@ class ModelConfig(BaseModel):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if self.n_head % self.kv_heads:
-            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+            raise ValueError(
+                f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}"
+            )
         if self.rotary and self.head_size % 2:
-            raise ValueError(f"rotary turns pairs, a head of {self.head_size} cannot be halved; change n_head")
+            raise ValueError(
+                f"rotary turns pairs, a head of {self.head_size} cannot be halved; change n_head"
+            )
         return self
 
     @property
@@ -89,7 +123,9 @@ class ModelConfig(BaseModel):
 
     @property
     def mlp_width(self) -> int:
-        """Width of the MLP where it is widest: three matrices of SwiGLU's have as many weights as two 4 C wide."""
+        """Width of the MLP where it is widest: three matrices of SwiGLU's have as many weights as
+        two 4 C wide.
+        """
         return math.ceil(8 * self.n_embd / 3 / 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
 
     def beyond_gpt2(self) -> list[str]:
@@ -104,14 +140,21 @@ class TrainConfig(ModelConfig):
     init_from: str | None = setting(
         None,
         "Model",
-        "Weights to begin with: gpt2 | gpt2-medium | gpt2-large | gpt2-xl | OWNER/NAME on the hub | FOLDER | RUN.",
+        "Weights to begin with: gpt2 | gpt2-medium | gpt2-large | gpt2-xl | OWNER/NAME on the hub "
+        "| FOLDER | RUN.",
         pattern=PATH,
     )
 
     # Data
-    dataset: str = setting("data/openwebtext", "Data", "Folder that `nanogpt prepare` wrote.", pattern=PATH)
+    dataset: str = setting(
+        "data/openwebtext", "Data", "Folder that `nanogpt prepare` wrote.", pattern=PATH
+    )
     batch_size: int = setting(
-        12, "Data", "Micro-batch: sequences in one forward pass of one rank, at most.", ge=1, le=2**20
+        12,
+        "Data",
+        "Micro-batch: sequences in one forward pass of one rank, at most.",
+        ge=1,
+        le=2**20,
     )
     gradient_accumulation_steps: int = setting(
         40,
@@ -120,12 +163,16 @@ class TrainConfig(ModelConfig):
         ge=1,
         le=2**20,
     )
-    seed: int = setting(1337, "Data", "Seed of the weights, the order of the data and dropout.", ge=0, le=2**63 - 1)
+    seed: int = setting(
+        1337, "Data", "Seed of the weights, the order of the data and dropout.", ge=0, le=2**63 - 1
+    )
 
     # Optimizer
     max_iters: int = setting(600_000, "Optimizer", "Updates to make.", ge=1, le=2**40)
     learning_rate: float = setting(6e-4, "Optimizer", "Peak learning rate.", gt=0)
-    decay_lr: bool = setting(True, "Optimizer", "Warm up and decay the learning rate; off: constant.")
+    decay_lr: bool = setting(
+        True, "Optimizer", "Warm up and decay the learning rate; off: constant."
+    )
     warmup_iters: int = setting(2000, "Optimizer", "Updates of linear warm-up.", ge=0, le=2**40)
     lr_decay_iters: int | None = setting(
         None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1, le=2**40
@@ -142,7 +189,11 @@ class TrainConfig(ModelConfig):
     out_dir: str | None = setting(None, "Output", "Run folder; unset: out/PRESET.", pattern=PATH)
     eval_interval: int = setting(2000, "Output", "Updates between evaluations.", ge=1, le=2**40)
     eval_iters: int = setting(
-        200, "Output", "Evaluation reads this many micro-batches, spread over the val split.", ge=1, le=2**40
+        200,
+        "Output",
+        "Evaluation reads this many micro-batches, spread over the val split.",
+        ge=1,
+        le=2**40,
     )
     log_interval: int = setting(10, "Output", "Updates between log lines.", ge=1, le=2**40)
     save_interval: int | None = setting(
@@ -157,63 +208,80 @@ class TrainConfig(ModelConfig):
     keep_every: int | None = setting(
         None,
         "Output",
-        "Keep for good each checkpoint at a multiple of this many updates, also when resumed without it; unset: none.",
+        "Keep for good each checkpoint at a multiple of this many updates, also when resumed "
+        "without it; unset: none.",
         ge=1,
         le=2**40,
     )
     async_save: bool | None = setting(
         None,
         "Output",
-        "Go on training while a checkpoint is written, from a copy of it in CPU memory; unset: where there is room.",
+        "Go on training while a checkpoint is written, from a copy of it in CPU memory; unset: "
+        "where there is room.",
     )
     tensorboard: bool = setting(True, "Output", "Write TensorBoard scalars into the run folder.")
 
-    wandb_log: bool = setting(False, "Output", "Log to Weights & Biases, too; WANDB_MODE=offline keeps it here.")
+    wandb_log: bool = setting(
+        False, "Output", "Log to Weights & Biases, too; WANDB_MODE=offline keeps it here."
+    )
     wandb_project: str = setting("nanogpt", "Output", "Project at Weights & Biases.", pattern=PATH)
     wandb_run_name: str | None = setting(
         None, "Output", "Name at Weights & Biases; unset: the run folder's.", pattern=PATH
     )
 
     # Machine
-    device: str = setting("auto", "Machine", "auto | cpu | cuda | mps.", pattern=r"^(auto|cpu|cuda|mps)$")
+    device: str = setting(
+        "auto", "Machine", "auto | cpu | cuda | mps.", pattern=r"^(auto|cpu|cuda|mps)$"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Machine", "Autocast type; auto: bfloat16 where the device is fast in it."
     )
-    compile: bool | None = setting(None, "Machine", "Run the model through torch.compile; unset: on cuda only.")
+    compile: bool | None = setting(
+        None, "Machine", "Run the model through torch.compile; unset: on cuda only."
+    )
 
     cpu_fast: bool = setting(
         True,
         "Machine",
-        "On a CPU in bfloat16: attention and head made for it, and micro-batches joined; off: torch's own.",
+        "On a CPU in bfloat16: attention and head made for it, and micro-batches joined; off: "
+        "torch's own.",
     )
     deterministic: bool = setting(
         False,
         "Machine",
-        "Only algorithms that give the same bits each time, as a bitwise resume on cuda needs: slower.",
+        "Only algorithms that give the same bits each time, as a bitwise resume on cuda needs: "
+        "slower.",
     )
 
     # Several ranks
     strategy: Literal["auto", "single", "ddp", "fsdp"] = setting(
         "auto",
         "Distributed",
-        "ddp: a whole model on each rank; fsdp: weights, gradients and moments shared out; auto: ddp where they fit.",
+        "ddp: a whole model on each rank; fsdp: weights, gradients and moments shared out; auto: "
+        "ddp where they fit.",
     )
     mesh: str | None = setting(
         None,
         "Distributed",
-        "REPLICATExSHARD ranks of fsdp, e.g. 2x4: shared out over 4, copied twice; unset: shared out over all.",
+        "REPLICATExSHARD ranks of fsdp, e.g. 2x4: shared out over 4, copied twice; unset: shared "
+        "out over all.",
         pattern=r"^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$",
     )
     reshard_after_forward: bool = setting(
-        True, "Distributed", "fsdp: drop a block's gathered weights between forward and backward: slower, smaller."
+        True,
+        "Distributed",
+        "fsdp: drop a block's gathered weights between forward and backward: slower, smaller.",
     )
     cpu_offload: bool = setting(
-        False, "Distributed", "fsdp: keep weights, gradients and moments in CPU memory; AdamW runs there."
+        False,
+        "Distributed",
+        "fsdp: keep weights, gradients and moments in CPU memory; AdamW runs there.",
     )
     activation_checkpointing: Literal["none", "selective", "full"] = setting(
         "none",
         "Distributed",
-        "Compute activations again in the backward pass; selective: all but matrix products and attention.",
+        "Compute activations again in the backward pass; selective: all but matrix products and "
+        "attention.",
     )
     timeout_s: int = setting(
         300,
@@ -227,13 +295,17 @@ class TrainConfig(ModelConfig):
     @classmethod
     def _is_a_path(cls, path: str | None) -> str | None:
         if path and ADDRESS.match(path):
-            raise ValueError("this is an address, not a path; mount or download it, and give a path")
+            raise ValueError(
+                "this is an address, not a path; mount or download it, and give a path"
+            )
         return os.path.expanduser(path) if path else path  # in a TOML file no shell does it
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> "TrainConfig":
         if self.decay_lr and self.min_lr > self.learning_rate:
-            raise ValueError(f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}")
+            raise ValueError(
+                f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}"
+            )
         return self
 
     @property
@@ -273,7 +345,8 @@ def _explain(problem: Any) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file. Raises MissingInputError, ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
+        # Notepad writes a byte order mark
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(
             f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"
@@ -290,5 +363,7 @@ def to_toml(config: BaseModel) -> str:
 
 
 def to_run_toml(config: TrainConfig) -> str:
-    """to_toml() without out_dir: the folder in which it lies says that, also once it was moved or copied."""
+    """to_toml() without out_dir: the folder in which it lies says that, also once it was moved or
+    copied.
+    """
     return to_toml(config.model_copy(update={"out_dir": None}))

@@ -1,4 +1,6 @@
-"""A sharded checkpoint as one of whole tensors: a file of weights, a file of moments, for tools that read no parts."""
+"""A sharded checkpoint as one of whole tensors: a file of weights, a file of moments, for tools
+that read no parts.
+"""
 
 import shutil
 from pathlib import Path
@@ -16,16 +18,19 @@ def is_sharded(checkpoint: Path) -> bool:
 
 
 def consolidate(checkpoint: Path, out: Path) -> Path:
-    """Write `checkpoint`, which has been verified, to the new folder `out` with the same tensors, whole; returns it.
+    """Write `checkpoint`, which has been verified, to the new folder `out` with the same tensors,
+    whole; returns it.
 
-    Holds the weights, and then the moments, in memory. Raises CannotCreateError where `out` exists, UsageError
-    where it has another name, BadDataError, StorageError.
+    Holds the weights, and then the moments, in memory. Raises CannotCreateError where `out` exists,
+    UsageError where it has another name, BadDataError, StorageError.
     """
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another --out")
     name = runs.spelt(checkpoint).name
     if storage.step_of(out.name) != storage.step_of(name):
-        raise UsageError(f"{out} has to be called {name}, as the checkpoint is: type --out {out / name}")
+        raise UsageError(
+            f"{out} has to be called {name}, as the checkpoint is: type --out {out / name}"
+        )
 
     def fill(staging: Path) -> None:
         for kind in KINDS:

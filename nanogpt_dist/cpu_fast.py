@@ -1,12 +1,14 @@
-"""Training passes made for CPUs: attention and the head as autograd Functions of a few large matrix products.
+"""Training passes made for CPUs: attention and the head as autograd Functions of a few large matrix
+products.
 
-Each is the plain computation of model.py, up to rounding: its forward and its derivative stand side by side here, and
-the tests compare them with it. use() puts them into a model where they are faster; on a GPU nothing of this is used.
+Each is the plain computation of model.py, up to rounding: its forward and its derivative stand side
+by side here, and the tests compare them with it. use() puts them into a model where they are
+faster; on a GPU nothing of this is used.
 
 Shape letters: B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size, N = B·T.
 
-Sources: Vaswani et al. 2017, "Attention Is All You Need", §3.2; Wijmans et al. 2024, "Cut Your Losses in
-Large-Vocabulary Language Models" (the gradient of the logits is made where the loss is).
+Sources: Vaswani et al. 2017, "Attention Is All You Need", §3.2; Wijmans et al. 2024, "Cut Your
+Losses in Large-Vocabulary Language Models" (the gradient of the logits is made where the loss is).
 """
 
 import functools
@@ -24,19 +26,27 @@ from nanogpt_dist.model import GPT, Block, CausalSelfAttention
 
 ENOUGH = 4096  # tokens in one pass: more of them make it no faster
 MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its backward pass
-QUERIES = 128  # in one block of attention: of what is above the diagonal, only a block's own part is computed in vain
-LONGEST = 1024  # tokens up to which written-out attention is used; its probabilities are kept, T²/2 for each head
+# in one block of attention: of what is above the diagonal, only a block's own part is computed in
+# vain
+QUERIES = 128
+# tokens up to which written-out attention is used; its probabilities are kept, T²/2 for each head
+LONGEST = 1024
 LOGITS = 2**28  # at most in memory at a time
 IN_CACHE = 2**20  # logits that are worked on at a time, in float32
 
 
 def chosen(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether training in `dtype` on `device` uses what stands here. In float32 it does not: there it is exact."""
-    return config.cpu_fast and not config.compile and device.type == "cpu" and dtype == torch.bfloat16
+    """Whether training in `dtype` on `device` uses what stands here. In float32 it does not: there
+    it is exact.
+    """
+    return (
+        config.cpu_fast and not config.compile and device.type == "cpu" and dtype == torch.bfloat16
+    )
 
 
 def use(model: GPT) -> None:
-    """Let `model` make its training passes in this file's way. Its weights, and their names, stay as they are.
+    """Let `model` make its training passes in this file's way. Its weights, and their names, stay
+    as they are.
 
     The attention that is here is GPT-2's: a model with another one keeps it.
     """
@@ -50,28 +60,40 @@ def use(model: GPT) -> None:
 
 def has_gpt2_attention(config: ModelConfig) -> bool:
     """Whether causal_attention() is all that happens between a block's two matrix products."""
-    return not (config.rotary or config.qk_norm or config.intra_document or config.kv_heads != config.n_head)
+    return not (
+        config.rotary or config.qk_norm or config.intra_document or config.kv_heads != config.n_head
+    )
 
 
 def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:
-    """Sequences in one forward pass at most: as many micro-batches as are worth it, and fit, are made at once.
+    """Sequences in one forward pass at most: as many micro-batches as are worth it, and fit, are
+    made at once.
 
-    The gradient of an update is the same sum. Larger products are faster, and weights are cast less often.
+    The gradient of an update is the same sum. Larger products are faster, and weights are cast less
+    often.
     """
     C, T = config.n_embd, config.block_size
-    # Kept of a token until the backward pass: about 42 C bytes in each block, and the probabilities of its heads.
+    # Kept of a token until the backward pass: about 42 C bytes in each block, and the probabilities
+    # of its heads.
     bytes_per_token = config.n_layer * (42 * C + config.n_head * min(T, LONGEST)) + 8 * C
     room = MEMORY_SHARE * total_memory_bytes(torch.device("cpu")) / ranks_here / bytes_per_token
     return max(config.batch_size, int(min(room, ENOUGH) // T))
 
 
-def _forward(model: GPT, plain: Any, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+def _forward(
+    model: GPT,
+    plain: Any,
+    idx: Tensor,
+    targets: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
     """GPT.forward, but that with targets there are no logits, only the loss."""
     if targets is None:
         return plain(idx)
     assert idx.size(1) <= model.config.block_size, "longer than block_size"
     x = model.transformer(idx)  # (B, T, C)
-    return None, linear_cross_entropy(x.flatten(0, 1), model.lm_head.weight, targets.flatten(), model.n_vocab)
+    return None, linear_cross_entropy(
+        x.flatten(0, 1), model.lm_head.weight, targets.flatten(), model.n_vocab
+    )
 
 
 def _attend(attn: CausalSelfAttention, plain: Any, x: Tensor, _: None = None) -> Tensor:
@@ -86,7 +108,9 @@ def _attend(attn: CausalSelfAttention, plain: Any, x: Tensor, _: None = None) ->
 
 
 def causal_attention(qkv: Tensor, n_head: int, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √D + causal mask) v of queries, keys and values side by side: (B, T, 3C) → (B, T, C)."""
+    """softmax(q kᵀ / √D + causal mask) v of queries, keys and values side by side: (B, T, 3C)
+    → (B, T, C).
+    """
     return _Attention.apply(qkv, n_head, dropout)
 
 
@@ -102,7 +126,8 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, n_head: int, dropout: float) -> Tensor:
         B, T, C = qkv.size(0), qkv.size(1), qkv.size(2) // 3
         D = C // n_head
-        q, k, v = qkv.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).reshape(3, B * n_head, T, D)  # 3 × (BH, T, D)
+        # 3 × (BH, T, D)
+        q, k, v = qkv.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).reshape(3, B * n_head, T, D)
         q = q / math.sqrt(D)
         above = torch.full((QUERIES, QUERIES), float("-inf"), dtype=q.dtype).triu(1)
         y = torch.empty(B, n_head, T, D, dtype=q.dtype)
@@ -146,23 +171,36 @@ class _Attention(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int | None = None, ignore_index: int = -100
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    n_vocab: int | None = None,
+    ignore_index: int = -100,
 ) -> Tensor:
-    """Mean cross-entropy in nats of the logits x weightᵀ: (N, C), (V, C), (N,) int64 → a scalar, float32 at least.
+    """Mean cross-entropy in nats of the logits x weightᵀ: (N, C), (V, C), (N,) int64 → a scalar,
+    float32 at least.
 
-    Products are in the autocast type, where there is one. Logits from n_vocab on do not count, nor do targets equal to
-    ignore_index.
+    Products are in the autocast type, where there is one. Logits from n_vocab on do not count, nor
+    do targets equal to ignore_index.
     """
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return _LinearCrossEntropy.apply(x, weight, targets, n_vocab or len(weight), ignore_index, low)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The logits of all rows are never there in float32, nor twice: their gradient takes their place."""
+    """The logits of all rows are never there in float32, nor twice: their gradient takes their
+    place.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int, ignore_index: int, low: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        n_vocab: int,
+        ignore_index: int,
+        low: torch.dtype,
     ) -> Tensor:
         dx_wanted, dw_wanted = ctx.needs_input_grad[:2]
         wide = torch.promote_types(low, torch.float32)
@@ -174,7 +212,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in torch.arange(len(a)).split(max(1, LOGITS // len(w))):
             some = slice(int(rows[0]), int(rows[-1]) + 1)
             logits = a[some] @ w.t()  # (n, V)
-            total += _losses(logits[:, :n_vocab], targets[some], counts[some], wide)  # and now they are their gradient
+            # and now they are their gradient
+            total += _losses(logits[:, :n_vocab], targets[some], counts[some], wide)
             logits[:, n_vocab:] = 0
             if dx is not None:
                 torch.mm(logits, w, out=dx[some])
@@ -202,7 +241,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses(logits: Tensor, targets: Tensor, counts: Tensor, wide: torch.dtype) -> Tensor:
-    """Sum of the losses of some rows (n, V); their gradient, softmax − one_hot(targets), takes the logits' place."""
+    """Sum of the losses of some rows (n, V); their gradient, softmax − one_hot(targets), takes the
+    logits' place.
+    """
     total = torch.zeros((), dtype=torch.float64)
     at_a_time = max(8 * torch.get_num_threads(), IN_CACHE // logits.size(1))
     for z, target, count in zip(

@@ -1,15 +1,18 @@
-"""Logits of the next token, again and again, with a cache of the keys and values of the tokens before.
+"""Logits of the next token, again and again, with a cache of the keys and values of the tokens
+before.
 
-A prompt goes through the model at once (prefill), then each token alone (decode). Rows may have prompts of unequal
-length: they stand at the left, and what stands right of a row's last token is overwritten, or masked.
+A prompt goes through the model at once (prefill), then each token alone (decode). Rows may have
+prompts of unequal length: they stand at the left, and what stands right of a row's last token is
+overwritten, or masked.
 
-Shape letters: B rows, T tokens of the longest prompt, S tokens in the cache, C = n_embd, H = n_head, K = heads of keys
-and values, D = C / H, F = width of the MLP, V = ids that the tokenizer has.
+Shape letters: B rows, T tokens of the longest prompt, S tokens in the cache, C = n_embd,
+H = n_head, K = heads of keys and values, D = C / H, F = width of the MLP, V = ids that the
+tokenizer has.
 
 A prompt is one document: what intra_document asks for makes no difference to it.
 
-Sources: Pope et al. 2022, "Efficiently Scaling Transformer Inference", §3 (the cache); Dettmers et al. 2022,
-"LLM.int8()", §2 (a scale for each row of a matrix).
+Sources: Pope et al. 2022, "Efficiently Scaling Transformer Inference", §3 (the cache); Dettmers et
+al. 2022, "LLM.int8()", §2 (a scale for each row of a matrix).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +33,9 @@ WEIGHTS = ("auto", "float32", "bfloat16", "int8")
 
 
 def pick_weights(name: str, device: torch.device, greedy: bool) -> str:
-    """`auto` is bfloat16 where the device is fast in it; but float32 for greedy choices: they are to be exact."""
+    """`auto` is bfloat16 where the device is fast in it; but float32 for greedy choices: they are
+    to be exact.
+    """
     if name != "auto":
         return name
     fast = not greedy and pick_dtype("auto", device) == torch.bfloat16
@@ -40,8 +45,9 @@ def pick_weights(name: str, device: torch.device, greedy: bool) -> str:
 class Decoder:
     """A model's matrices, made ready in one number format, and the caches of the rows at work.
 
-    weights: float32, bfloat16, or int8 (matrices only, with a scale for each row; activations are bfloat16).
-    LayerNorms, the residual stream and the logits are float32. n_vocab: logits of ids from there on are not computed.
+    weights: float32, bfloat16, or int8 (matrices only, with a scale for each row; activations are
+    bfloat16). LayerNorms, the residual stream and the logits are float32. n_vocab: logits of ids
+    from there on are not computed.
     """
 
     def __init__(self, model: GPT, n_vocab: int, weights: str = "float32") -> None:
@@ -63,7 +69,8 @@ class Decoder:
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
-        """Logits after each prompt (B, V). No prompt is empty; of a long one the last block_size tokens count.
+        """Logits after each prompt (B, V). No prompt is empty; of a long one the last block_size
+        tokens count.
 
         Raises BadDataError for an id without a row in the token table.
         """
@@ -72,10 +79,13 @@ class Decoder:
         self.rows = [list(prompt) for prompt in prompts]
         S = min(max(map(len, self.rows)) + max_new_tokens, block_size)
         shape = (len(prompts), self.config.kv_heads, S, self.config.head_size)
-        self.keys, self.values = ([torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in self.layers]
-                                  for _ in range(2))  # fmt: skip
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in self.layers]
+            for _ in range(2)
+        )
         contexts = [tuple(row[-block_size:]) for row in self.rows]
-        distinct = list(dict.fromkeys(contexts))  # several samples after one prompt: it is read once
+        # several samples after one prompt: it is read once
+        distinct = list(dict.fromkeys(contexts))
         which = torch.tensor([distinct.index(context) for context in contexts], device=self.device)
         return self._prefill(distinct, which)[which]
 
@@ -93,14 +103,20 @@ class Decoder:
         return logits
 
     def _beyond(self, which: list[int]) -> Tensor:
-        """Logits of rows longer than block_size: all positions have moved on, so that no cache is of use."""
+        """Logits of rows longer than block_size: all positions have moved on, so that no cache is
+        of use.
+        """
         return self._prefill([tuple(self.rows[i][-self.config.block_size :]) for i in which], None)
 
     def _prefill(self, contexts: Sequence[Sequence[int]], rows: Tensor | None) -> Tensor:
-        """Logits after each context (B, V). rows: whose context goes to which row of the caches; None: to none."""
+        """Logits after each context (B, V). rows: whose context goes to which row of the caches;
+        None: to none.
+        """
         lengths = torch.tensor([len(context) for context in contexts], device=self.device)
         T = int(lengths.max())
-        ids = torch.tensor([[*context, *[0] * (T - len(context))] for context in contexts], device=self.device)
+        ids = torch.tensor(
+            [[*context, *[0] * (T - len(context))] for context in contexts], device=self.device
+        )
         where = at(torch.arange(T, device=self.device), self.config)
         x = self.model.transformer.embed(ids, where.position)  # (B, T, C)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
@@ -122,11 +138,13 @@ class Decoder:
         last = torch.tensor(ends, device=self.device) - 1  # (B,)
         each = torch.arange(len(ends), device=self.device)
         if min(ends) < S:
-            mask = (torch.arange(S, device=self.device) <= last[:, None])[:, None, None]  # (B, 1, 1, S)
+            # (B, 1, 1, S)
+            mask = (torch.arange(S, device=self.device) <= last[:, None])[:, None, None]
         where = at(last[:, None], self.config)
         x = self.model.transformer.embed(ids[:, None], where.position)  # (B, 1, C)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), where)  # (B, H, 1, D), 2 × (B, K, 1, D)
+            # (B, H, 1, D), 2 × (B, K, 1, D)
+            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), where)
             if mask is None:
                 keys[:, :, S - 1 : S], values[:, :, S - 1 : S] = k, v
             else:
@@ -185,13 +203,19 @@ def _linear(weight: Tensor, bias: Tensor | None, weights: str, dtype: torch.dtyp
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
-    """With a bfloat16 weight in the order that oneDNN reads fastest, which takes a quarter off a product with one row.
+    """With a bfloat16 weight in the order that oneDNN reads fastest, which takes a quarter off a
+    product with one row.
 
     By operators of torch's that are private: without them, as ever.
     """
     pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
     multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or pack is None or multiply is None:
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype != torch.bfloat16
+        or pack is None
+        or multiply is None
+    ):
         return lambda x: F.linear(x, weight, bias)
     try:
         packed = pack(weight, None)
@@ -202,7 +226,9 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def _int8_product(weight: Tensor, scale: Tensor) -> Linear:
-    """By torch's kernel for one format of weights and another of activations, which is private: else step by step."""
+    """By torch's kernel for one format of weights and another of activations, which is private:
+    else step by step.
+    """
     kernel = getattr(torch, "_weight_int8pack_mm", None)
     if kernel is None or weight.device.type != "cpu":
         return lambda x: F.linear(x, weight.to(x.dtype)) * scale

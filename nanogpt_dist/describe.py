@@ -1,7 +1,9 @@
-"""What an architecture is: its parameters counted and its shapes traced, on the meta device, which has no memory.
+"""What an architecture is: its parameters counted and its shapes traced, on the meta device, which
+has no memory.
 
-Shape letters: B sequences in the batch, T = block_size, C = n_embd, H = n_head, D = C / H, V = vocab_size.
-Components are named as in the checkpoint, without `transformer.` and the block's number: h.attn.c_attn.
+Shape letters: B sequences in the batch, T = block_size, C = n_embd, H = n_head, D = C / H,
+V = vocab_size. Components are named as in the checkpoint, without `transformer.` and the block's
+number: h.attn.c_attn.
 """
 
 import math
@@ -25,30 +27,57 @@ TRAINING_BYTES = 16  # per parameter: weight, gradient, AdamW's two moments, eac
 
 
 def about(config: ModelConfig) -> dict[str, tuple[str, str, str]]:
-    """Component → letters of its input, letters of its output, what it does; trace() checks them against the sizes."""
+    """Component → letters of its input, letters of its output, what it does; trace() checks them
+    against the sizes.
+    """
     grouped = config.kv_heads != config.n_head
     qkv, K = ("(H+2K)·D", "K") if grouped else ("3C", "H")
     F = "4C" if config.mlp_width == 4 * config.n_embd else "F"
     wide = {"swiglu": "2" + ("F" if F == "F" else "·4C")}.get(config.mlp, F)
-    norm = {"layernorm": "LayerNorm: each position to mean 0 and variance 1, then scaled.",
-            "rmsnorm": "RMSNorm: each position to mean square 1, then scaled."}[config.norm]  # fmt: skip
+    norm = {
+        "layernorm": "LayerNorm: each position to mean 0 and variance 1, then scaled.",
+        "rmsnorm": "RMSNorm: each position to mean square 1, then scaled.",
+    }[config.norm]
     name = norm.split(":")[0]
     third = "part" if grouped else "third"
-    act = {"gelu": "The non-linearity: GELU.", "relu2": "The non-linearity: ReLU, squared.",
-           "swiglu": "SwiGLU: one half, through SiLU, is the gate of the other."}[config.mlp]  # fmt: skip
+    act = {
+        "gelu": "The non-linearity: GELU.",
+        "relu2": "The non-linearity: ReLU, squared.",
+        "swiglu": "SwiGLU: one half, through SiLU, is the gate of the other.",
+    }[config.mlp]
     return {
-        "GPT": ("B T", "B T V", "Token ids to logits: for each position, a score of every possible next token."),
+        "GPT": (
+            "B T",
+            "B T V",
+            "Token ids to logits: for each position, a score of every possible next token.",
+        ),
         "wte": ("B T", "B T C", "Each id's row of the token table."),
         "wpe": (
-            ("B T", "B T C", "Each position's row of the position table; positions begin anew with a document.")
+            (
+                "B T",
+                "B T C",
+                "Each position's row of the position table; positions begin anew with a document.",
+            )
             if config.intra_document
             else ("T", "T C", "Each position's row of the position table, added to every sequence.")
         ),
         "drop": ("B T C", "B T C", "Dropout; identity outside of training."),
-        "h": ("B T C", "B T C", "A block, one of n_layer: attention, then MLP, each added to its own input."),
+        "h": (
+            "B T C",
+            "B T C",
+            "A block, one of n_layer: attention, then MLP, each added to its own input.",
+        ),
         "h.ln_1": ("B T C", "B T C", norm),
-        "h.attn": ("B T C", "B T C", "Causal self-attention: a position reads itself and those before it."),
-        "h.attn.c_attn": ("B T C", f"B T {qkv}", "Queries, keys and values, in one matrix product."),
+        "h.attn": (
+            "B T C",
+            "B T C",
+            "Causal self-attention: a position reads itself and those before it.",
+        ),
+        "h.attn.c_attn": (
+            "B T C",
+            f"B T {qkv}",
+            "Queries, keys and values, in one matrix product.",
+        ),
         "h.attn.q_norm": ("B H T D", "B H T D", "RMSNorm of each query."),
         "h.attn.k_norm": (f"B {K} T D", f"B {K} T D", "RMSNorm of each key."),
         "h.attn.q": (
@@ -56,14 +85,38 @@ def about(config: ModelConfig) -> dict[str, tuple[str, str, str]]:
             "B H T D",
             f"Queries: the first {third}, cut into heads. What a position looks for.",
         ),
-        "h.attn.k": (f"B T {qkv}", f"B {K} T D", f"Keys: the second {third}. What a position offers to be found by."),
-        "h.attn.v": (f"B T {qkv}", f"B {K} T D", f"Values: the last {third}. What a position hands over when found."),
-        "h.attn.sdpa": ("B H T D", "B H T D", "softmax(q kᵀ / √D + causal mask) v, in each head by itself."),
-        "h.attn.c_proj": ("B T C", "B T C", "The heads, side by side again, mixed into one update."),
+        "h.attn.k": (
+            f"B T {qkv}",
+            f"B {K} T D",
+            f"Keys: the second {third}. What a position offers to be found by.",
+        ),
+        "h.attn.v": (
+            f"B T {qkv}",
+            f"B {K} T D",
+            f"Values: the last {third}. What a position hands over when found.",
+        ),
+        "h.attn.sdpa": (
+            "B H T D",
+            "B H T D",
+            "softmax(q kᵀ / √D + causal mask) v, in each head by itself.",
+        ),
+        "h.attn.c_proj": (
+            "B T C",
+            "B T C",
+            "The heads, side by side again, mixed into one update.",
+        ),
         "h.attn.resid_dropout": ("B T C", "B T C", "Dropout of the update."),
         "h.ln_2": ("B T C", "B T C", f"{name}, ahead of the MLP."),
-        "h.mlp": ("B T C", "B T C", "Two linear layers around a non-linearity, for each position by itself."),
-        "h.mlp.c_fc": ("B T C", f"B T {wide}", "Four times wider." if F == wide == "4C" else "Wider."),
+        "h.mlp": (
+            "B T C",
+            "B T C",
+            "Two linear layers around a non-linearity, for each position by itself.",
+        ),
+        "h.mlp.c_fc": (
+            "B T C",
+            f"B T {wide}",
+            "Four times wider." if F == wide == "4C" else "Wider.",
+        ),
         "h.mlp.act": (f"B T {wide}", f"B T {F}", act),
         "h.mlp.c_proj": (f"B T {F}", "B T C", "Narrow again."),
         "h.mlp.dropout": ("B T C", "B T C", "Dropout of the update."),
@@ -71,7 +124,8 @@ def about(config: ModelConfig) -> dict[str, tuple[str, str, str]]:
         "lm_head": (
             "B T C",
             "B T V",
-            "Dot product with every row of " + ("the token table: the tied head." if config.tied_head else "its own."),
+            "Dot product with every row of "
+            + ("the token table: the tied head." if config.tied_head else "its own."),
         ),
         "loss": ("B·T V", "", "Mean cross-entropy in nats/token; untrained ≈ ln V."),
     }
@@ -105,7 +159,9 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Component:
-    """One module or function of the forward pass: sizes of input and output, the same in letters, what it does."""
+    """One module or function of the forward pass: sizes of input and output, the same in letters,
+    what it does.
+    """
 
     name: str
     input: tuple[int, ...]
@@ -119,15 +175,19 @@ def count_parameters(config: ModelConfig) -> Parameters:
     """The parameters of GPT(config), counted on the model itself. config.vocab_size must be set."""
     model = skeleton(config)
     by_component: dict[str, int] = {}
-    for name, parameter in model.named_parameters():  # a shared tensor comes once, under its first name: wte
+    # a shared tensor comes once, under its first name: wte
+    for name, parameter in model.named_parameters():
         component = component_of(name.rpartition(".")[0])
         by_component[component] = by_component.get(component, 0) + parameter.numel()
     by_component.setdefault("lm_head", 0)
 
     total = sum(by_component.values())
     blocks = sum(count for name, count in by_component.items() if name.startswith("h."))
-    rule_of_thumb = 12 * config.n_layer * config.n_embd**2  # 3C² + C² in attention, 4C² + 4C² in the MLP
-    decayed, not_decayed = (cast(list[Tensor], group["params"]) for group in parameter_groups(model, weight_decay=0.1))
+    # 3C² + C² in attention, 4C² + 4C² in the MLP
+    rule_of_thumb = 12 * config.n_layer * config.n_embd**2
+    decayed, not_decayed = (
+        cast(list[Tensor], group["params"]) for group in parameter_groups(model, weight_decay=0.1)
+    )
     return Parameters(
         total=total,
         non_embedding=total - by_component.get("wpe", 0),
@@ -148,7 +208,9 @@ def count_parameters(config: ModelConfig) -> Parameters:
 
 
 def formulas(config: ModelConfig) -> dict[str, list[str]]:
-    """The parameters of one instance of each component, counted by hand: terms to be added, products of letters."""
+    """The parameters of one instance of each component, counted by hand: terms to be added,
+    products of letters.
+    """
     C = "C"
     qkv = "3C" if config.kv_heads == config.n_head else "(H+2K)·D"
     F = "4C" if config.mlp_width == 4 * config.n_embd else "F"
@@ -181,16 +243,19 @@ def _by_hand(config: ModelConfig, counted: dict[str, int]) -> dict[str, str]:
     sizes |= {"3C": 3 * sizes["C"], "4C": 4 * sizes["C"], "2": 2, "(H+2K)": qkv // sizes["D"]}
     for name, terms in formulas(config).items():
         times = config.n_layer if name.startswith("h.") else 1
-        total = times * sum(math.prod(sizes[letter] for letter in term.split("·")) for term in terms)
+        total = times * sum(
+            math.prod(sizes[letter] for letter in term.split("·")) for term in terms
+        )
         assert total == counted[name], f"{name}: {terms} is {total}, the model has {counted[name]}"
     return {name: " + ".join(terms) or "0" for name, terms in formulas(config).items()}
 
 
 def trace(config: ModelConfig, batch_size: int) -> list[Component]:
-    """Every component of the model and of one block, in the order in which a forward pass enters them.
+    """Every component of the model and of one block, in the order in which a forward pass enters
+    them.
 
-    The pass is real, with batch_size sequences of block_size tokens and their loss, but through one block only: all
-    are alike. config.vocab_size must be set.
+    The pass is real, with batch_size sequences of block_size tokens and their loss, but through one
+    block only: all are alike. config.vocab_size must be set.
     """
     model = skeleton(config.model_copy(update={"n_layer": 1}))
     ids = torch.empty(batch_size, config.block_size, dtype=torch.int64, device="meta")
@@ -208,7 +273,13 @@ def trace(config: ModelConfig, batch_size: int) -> list[Component]:
 def letter_sizes(config: ModelConfig, batch_size: int) -> dict[str, int]:
     """What each shape letter stands for."""
     assert config.vocab_size is not None
-    letters = {"B": batch_size, "T": config.block_size, "C": config.n_embd, "H": config.n_head, "D": config.head_size}
+    letters = {
+        "B": batch_size,
+        "T": config.block_size,
+        "C": config.n_embd,
+        "H": config.n_head,
+        "D": config.head_size,
+    }
     if config.kv_heads != config.n_head:
         letters["K"] = config.kv_heads
     if config.mlp_width != 4 * config.n_embd:
@@ -217,7 +288,9 @@ def letter_sizes(config: ModelConfig, batch_size: int) -> dict[str, int]:
 
 
 def component_of(name: str) -> str:
-    """A module's name without `transformer.` and the number of its block: transformer.h.3.ln_1 → h.ln_1."""
+    """A module's name without `transformer.` and the number of its block: transformer.h.3.ln_1
+    → h.ln_1.
+    """
     return re.sub(r"^h\.\d+", "h", name.removeprefix("transformer."))
 
 
@@ -228,10 +301,16 @@ def skeleton(config: ModelConfig) -> GPT:
 
 
 class _WithoutInit(TorchFunctionMode):
-    """No initial values for modules built inside: drawn on meta, they would cost 1.5 s of imports for nothing."""
+    """No initial values for modules built inside: drawn on meta, they would cost 1.5 s of imports
+    for nothing.
+    """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
     ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return None
@@ -239,7 +318,9 @@ class _WithoutInit(TorchFunctionMode):
 
 
 def _watch(name: str, module: nn.Module, seen: dict[str, Shapes]) -> None:
-    """Have the module write the shapes of its first input and output into `seen`, on entry and on return."""
+    """Have the module write the shapes of its first input and output into `seen`, on entry and on
+    return.
+    """
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen[name] = (inputs[0].shape, torch.Size())
@@ -252,14 +333,20 @@ def _watch(name: str, module: nn.Module, seen: dict[str, Shapes]) -> None:
 
 
 class _Functions(TorchFunctionMode):
-    """Writes the shapes of what is a function and no module into `seen`: attention's inside, and the loss."""
+    """Writes the shapes of what is a function and no module into `seen`: attention's inside, and
+    the loss.
+    """
 
     def __init__(self, seen: dict[str, Shapes]) -> None:
         super().__init__()
         self.seen = seen
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
@@ -271,13 +358,29 @@ class _Functions(TorchFunctionMode):
         return output
 
 
-def _component(name: str, shapes: Shapes, sizes: dict[str, int], given: str, gives: str, about: str) -> Component:
+def _component(
+    name: str,
+    shapes: Shapes,
+    sizes: dict[str, int],
+    given: str,
+    gives: str,
+    about: str,
+) -> Component:
     """The component, its letters checked against the shapes."""
     C, F = sizes["C"], sizes.get("F", 4 * sizes["C"])
     qkv = (sizes["H"] + 2 * sizes.get("K", 0)) * sizes["D"]
-    more = {"3C": 3 * C, "4C": 4 * C, "2·4C": 8 * C, "2F": 2 * F, "(H+2K)·D": qkv, "B·T": sizes["B"] * sizes["T"]}
+    more = {
+        "3C": 3 * C,
+        "4C": 4 * C,
+        "2·4C": 8 * C,
+        "2F": 2 * F,
+        "(H+2K)·D": qkv,
+        "B·T": sizes["B"] * sizes["T"],
+    }
     sizes = {**sizes, **more}
     letters = [tuple(text.split()) for text in (given, gives)]
     for shape, names in zip(shapes, letters, strict=True):
-        assert tuple(shape) == tuple(sizes[letter] for letter in names), f"{name}: {shape} is not {names}"
+        assert tuple(shape) == tuple(sizes[letter] for letter in names), (
+            f"{name}: {shape} is not {names}"
+        )
     return Component(name, tuple(shapes[0]), tuple(shapes[1]), letters[0], letters[1], about)

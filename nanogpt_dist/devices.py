@@ -14,8 +14,9 @@ import torch
 
 from nanogpt_dist.errors import ConfigError
 
-# Dense bf16 matmul peaks in TFLOP/s (fp16 where a GPU has no bf16), from NVIDIA's data sheets. The first key that is
-# found in the device's name counts, so a longer name stands before one that it contains. None: not known, is measured.
+# Dense bf16 matmul peaks in TFLOP/s (fp16 where a GPU has no bf16), from NVIDIA's data sheets. The
+# first key that is found in the device's name counts, so a longer name stands before one that it
+# contains. None: not known, is measured.
 PEAK_TFLOPS: dict[str, float | None] = {
     "Laptop": None,  # the same names, other clocks
     "GB200": 2500.0,
@@ -47,18 +48,28 @@ PEAK_TFLOPS: dict[str, float | None] = {
 
 
 def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """`auto` is cuda, else mps, else cpu; rank `local_rank` of the `local_size` on this machine gets a GPU of its own.
+    """`auto` is cuda, else mps, else cpu; rank `local_rank` of the `local_size` on this machine
+    gets a GPU of its own.
 
     Raises ConfigError where the device is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     if name == "cuda":
         count = torch.cuda.device_count()
         if not count:
             raise ConfigError("no CUDA device found; type --device cpu")
         if local_size > count:
-            raise ConfigError(f"{local_size} ranks on this machine, {count} GPUs found; start fewer or --device cpu")
+            raise ConfigError(
+                f"{local_size} ranks on this machine, {count} GPUs found; start fewer or --device "
+                "cpu"
+            )
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("no mps device found; type --device cpu")
@@ -66,13 +77,21 @@ def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.de
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies matrices faster in it, float16 on older GPUs, else float32."""
+    """`auto` is bfloat16 where the device multiplies matrices faster in it, float16 on older GPUs,
+    else float32.
+    """
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            return (
+                torch.bfloat16
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else torch.float16
+            )
         return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
     if name == "float16" and device.type != "cuda":
-        raise ConfigError("float16 needs a CUDA device and its gradient scaler; type --dtype bfloat16 or float32")
+        raise ConfigError(
+            "float16 needs a CUDA device and its gradient scaler; type --dtype bfloat16 or float32"
+        )
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
@@ -81,21 +100,25 @@ def _cpu_has_bf16() -> bool:
 
 
 def set_up(device: torch.device, deterministic: bool) -> None:
-    """What holds for the whole process: TF32 for what autocast leaves in float32; one order of summing, on demand."""
+    """What holds for the whole process: TF32 for what autocast leaves in float32; one order of
+    summing, on demand.
+    """
     if device.type == "cpu":
         keep_memory()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-    if torch.are_deterministic_algorithms_enabled() != deterministic:  # asking takes nothing, setting imports dynamo
+            # cuBLAS reads it at its first use
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # asking takes nothing, setting imports dynamo
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
         torch.use_deterministic_algorithms(deterministic)
 
 
 @functools.cache
 def keep_memory() -> None:
-    """Let malloc keep what is freed (glibc). Otherwise each large tensor comes as fresh pages, which the kernel zeroes
-    first: a third of an update's time at 12 × 768 on two cores.
+    """Let malloc keep what is freed (glibc). Otherwise each large tensor comes as fresh pages,
+    which the kernel zeroes first: a third of an update's time at 12 × 768 on two cores.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         libc = ctypes.CDLL(None)
@@ -113,14 +136,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @functools.cache
 def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3) -> float:
-    """Peak of one device in TFLOP/s: from the table for a known GPU, else of a matmul of 1024² in `measure_s`, once."""
+    """Peak of one device in TFLOP/s: from the table for a known GPU, else of a matmul of 1024² in
+    `measure_s`, once.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peak = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
         if peak is not None:
-            return peak if dtype != torch.float32 else peak / 2  # TF32 runs at half the rate of bf16
+            # TF32 runs at half the rate of bf16
+            return peak if dtype != torch.float32 else peak / 2
     n = 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype, generator=_generator(device)) for _ in range(2))
+    a, b = (
+        torch.randn(n, n, device=device, dtype=dtype, generator=_generator(device))
+        for _ in range(2)
+    )
     a @ b
     best, deadline = float("inf"), time.perf_counter() + measure_s
     while time.perf_counter() < deadline:
@@ -132,7 +161,8 @@ def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3
 
 
 def _generator(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(0)  # of its own: measuring must not move the training's randomness
+    # of its own: measuring must not move the training's randomness
+    return torch.Generator(device).manual_seed(0)
 
 
 def synchronize(device: torch.device) -> None:
@@ -147,13 +177,20 @@ def total_memory_bytes(device: torch.device) -> int:
     """Memory of the device; on a CPU the machine's, or what a container or a job may use of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit_bytes() or 2**63)
+    return min(
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit_bytes() or 2**63
+    )
 
 
-def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The least memory that a cgroup of this process may use, as containers and Slurm set it; None: as much as it is.
+def memory_limit_bytes(
+    root: Path = Path("/sys/fs/cgroup"),
+    own: Path = Path("/proc/self/cgroup"),
+) -> int | None:
+    """The least memory that a cgroup of this process may use, as containers and Slurm set it; None:
+    as much as it is.
 
-    Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst.
+    Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (memory.max) and
+    cgroup-v1/memory.rst.
     """
     try:
         entries = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -163,7 +200,9 @@ def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
     for _, controllers, path in (entry for entry in entries if len(entry) == 3):
         if controllers not in ("", "memory") and "memory" not in controllers.split(","):
             continue
-        base, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        base, name = (
+            (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        )
         place = base / path.lstrip("/")
         for folder in [place, *place.parents]:
             if folder == root.parent:
@@ -176,13 +215,20 @@ def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Memory of the device that nobody uses, on a CPU with what can be swapped out; None: the system does not say."""
+    """Memory of the device that nobody uses, on a CPU with what can be swapped out; None: the
+    system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("MemAvailable:", "SwapFree:")))
-        return min(free, memory_limit_bytes() or free)  # of a container's own use most may be files, which give way
+        free = 1024 * sum(
+            int(line.split()[1])
+            for line in lines
+            if line.startswith(("MemAvailable:", "SwapFree:"))
+        )
+        # of a container's own use most may be files, which give way
+        return min(free, memory_limit_bytes() or free)
     return None
 
 

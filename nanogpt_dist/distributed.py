@@ -1,6 +1,8 @@
-"""The ranks of a run and how they agree. A World is passed as an argument; a single process is a World of one.
+"""The ranks of a run and how they agree. A World is passed as an argument; a single process is a
+World of one.
 
-Every decision (go on, stop, save, fail) is agreed here before it is taken, so that no rank waits for one that left.
+Every decision (go on, stop, save, fail) is agreed here before it is taken, so that no rank waits
+for one that left.
 """
 
 import contextlib
@@ -16,20 +18,29 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
-from nanogpt_dist.errors import CannotCreateError, ConfigError, NanogptError, StorageError, error_of, one_line
+from nanogpt_dist.errors import (
+    CannotCreateError,
+    ConfigError,
+    NanogptError,
+    StorageError,
+    error_of,
+    one_line,
+)
 from nanogpt_dist.watch import Watch
 
 T = TypeVar("T")
 
-PATIENCE_S = 24 * 3600  # of a patient World: the slowest save of the largest model over the slowest disk
+# of a patient World: the slowest save of the largest model over the slowest disk
+PATIENCE_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others. `device` is where its tensors live, `backend` None in a single process.
+    """This process among the others. `device` is where its tensors live, `backend` None in a single
+    process.
 
-    local_size: ranks on this machine. group: whose timeout holds in what follows, None for the usual one.
-    watch: knows who is to blame when a collective fails.
+    local_size: ranks on this machine. group: whose timeout holds in what follows, None for the
+    usual one. watch: knows who is to blame when a collective fails.
     """
 
     rank: int
@@ -44,7 +55,9 @@ class World:
 
     @property
     def patient(self) -> "World":
-        """The same ranks, that wait for each other however long it takes; may be used in a thread beside this one."""
+        """The same ranks, that wait for each other however long it takes; may be used in a thread
+        beside this one.
+        """
         return replace(self, group=self.patient_group)
 
     @property
@@ -66,7 +79,8 @@ class World:
         """any() of several flags in one vote."""
         if self.size == 1:
             return list(flags)
-        votes = torch.tensor(flags, dtype=torch.uint8)  # on the CPU: does not wait for the GPU's queue
+        # on the CPU: does not wait for the GPU's queue
+        votes = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group)
         return [bool(vote) for vote in votes.tolist()]
 
@@ -83,7 +97,9 @@ class World:
         return bytes(buffer.tolist()).decode()
 
     def all_reduce_speed(self) -> float:
-        """Bytes per second in which each rank's 16 MiB on its device are summed; all ranks together."""
+        """Bytes per second in which each rank's 16 MiB on its device are summed; all ranks
+        together.
+        """
         values = torch.zeros(2**22, device=self.device)
         self.sum(values)  # connections are made at the first
         start = time.perf_counter()
@@ -108,19 +124,22 @@ class World:
         return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
 
     def refuse_differences(self, **what: str) -> None:
-        """Raises ConfigError on all ranks where `what`, texts by name, is not the same on all of them."""
+        """Raises ConfigError on all ranks where `what`, texts by name, is not the same on all of
+        them.
+        """
         for name, text in what.items():
             texts = self.gather_texts(text)
             odd = next((rank for rank, other in enumerate(texts) if other != texts[0]), None)
             if odd is not None:
                 raise ConfigError(
-                    f"rank {odd} has another {name} than rank 0: {texts[odd][:50]} and {texts[0][:50]}; "
-                    "start all of them with the same command and installation"
+                    f"rank {odd} has another {name} than rank 0: {texts[odd][:50]} and "
+                    f"{texts[0][:50]}; start all of them with the same command and installation"
                 )
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on all ranks; if it raised a NanogptError on some, all raise the first of these at its end.
+        """Run a block on all ranks; if it raised a NanogptError on some, all raise the first of
+        these at its end.
 
         The block must not wait for other ranks. Any other exception leaves at once, as a bug does.
         """
@@ -139,7 +158,8 @@ class World:
         raise agreed from error
 
     def shares(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """This rank's items, every size-th; on all ranks equally many, for fsdp's ranks wait for each other.
+        """This rank's items, every size-th; on all ranks equally many, for fsdp's ranks wait for
+        each other.
 
         Where a rank has none left it is given the last of all again, and False.
         """
@@ -148,7 +168,8 @@ class World:
             yield items[min(mine, len(items) - 1)], mine < len(items)
 
     def one_first(self, load: Callable[[], T]) -> T:
-        """load() on all ranks, but first on one of each machine: what that fetches the others find in the cache.
+        """load() on all ranks, but first on one of each machine: what that fetches the others find
+        in the cache.
 
         It must not wait for other ranks. Raises as together().
         """
@@ -163,29 +184,38 @@ class World:
 def _from_torchrun(name: str, otherwise: int) -> int:
     value = os.environ.get(name, str(otherwise))
     if not value.isdecimal():
-        raise ConfigError(f"{name}={value!r} is not what torchrun sets: unset it, or start with torchrun")
+        raise ConfigError(
+            f"{name}={value!r} is not what torchrun sets: unset it, or start with torchrun"
+        )
     return int(value)
 
 
 @contextlib.contextmanager
 def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[World]:
-    """The World that torchrun's environment describes, or a World of one without it. Leaves the group at the end.
+    """The World that torchrun's environment describes, or a World of one without it. Leaves the
+    group at the end.
 
     group: a World of one has a process group, too, as fsdp and ddp want it.
     """
     rank, local_rank = _from_torchrun("RANK", 0), _from_torchrun("LOCAL_RANK", 0)
     size, local_size = _from_torchrun("WORLD_SIZE", 1), _from_torchrun("LOCAL_WORLD_SIZE", 1)
     if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise ConfigError("WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT: unset it, or start with torchrun")
+        raise ConfigError(
+            "WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT: unset it, or start with "
+            "torchrun"
+        )
     if rank >= size:
-        raise ConfigError(f"RANK={rank}, but WORLD_SIZE is {size}: unset RANK, or start with torchrun")
+        raise ConfigError(
+            f"RANK={rank}, but WORLD_SIZE is {size}: unset RANK, or start with torchrun"
+        )
     device = pick_device(device_name, local_rank, local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and not group:
         yield World(rank, local_rank, size, device, None)
         return
-    # gloo carries what lives on the CPU (votes, evaluation sums) also where nccl carries the gradients.
+    # gloo carries what lives on the CPU (votes, evaluation sums) also where nccl carries the
+    # gradients.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = _store(size, timeout)
@@ -193,7 +223,9 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
-        yield World(rank, local_rank, size, device, backend, local_size, patient_group=patient, watch=watch)
+        yield World(
+            rank, local_rank, size, device, backend, local_size, patient_group=patient, watch=watch
+        )
     except Exception as error:
         raise watch.leave(error) from error.__cause__
     finally:
@@ -208,8 +240,9 @@ def _store(size: int, timeout: timedelta) -> tuple[dist.Store, int, int]:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     except dist.DistError as error:
         raise _not_met(str(error), timeout) from error
-    # torchrun mostly keeps one store over restarts: without a prefix a new rank reads the addresses of the dead.
-    # Where nodes come and go it makes a new one each time; and each node has another count of restarts.
+    # torchrun mostly keeps one store over restarts: without a prefix a new rank reads the addresses
+    # of the dead. Where nodes come and go it makes a new one each time; and each node has another
+    # count of restarts.
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "True") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
     return dist.PrefixStore(f"attempt/{attempt}", store), rank, size
@@ -220,12 +253,16 @@ def _not_met(reason: str, timeout: timedelta) -> NanogptError:
     rank, size, port = os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_PORT"]
     where = f"{os.environ['MASTER_ADDR']}:{port}"
     if "EADDRINUSE" in reason or "address already in use" in reason:
-        return CannotCreateError(f"MASTER_PORT {port} is taken by another process; give another --master-port")
+        return CannotCreateError(
+            f"MASTER_PORT {port} is taken by another process; give another --master-port"
+        )
     came = re.search(r"(\d+)/\d+ clients joined", reason)
     if came:
         missing = f"{came[1]} of {size} ranks came to {where} within {timeout.total_seconds():g} s"
-        return StorageError(f"only {missing}; start the others too, or unset WORLD_SIZE and RANK for one process")
+        return StorageError(
+            f"only {missing}; start the others too, or unset WORLD_SIZE and RANK for one process"
+        )
     return StorageError(
-        f"rank {rank} of {size} found no rank 0 at {where} within {timeout.total_seconds():g} s; start it, see "
-        "whether the network reaches it, or unset WORLD_SIZE and RANK"
+        f"rank {rank} of {size} found no rank 0 at {where} within {timeout.total_seconds():g} s; "
+        "start it, see whether the network reaches it, or unset WORLD_SIZE and RANK"
     )

@@ -1,4 +1,6 @@
-"""The model as a drawing in plain Unicode: embeddings → blocks → head, with the shapes at the arrows."""
+"""The model as a drawing in plain Unicode: embeddings → blocks → head, with the shapes at the
+arrows.
+"""
 
 import math
 import textwrap
@@ -16,7 +18,9 @@ BOX = 60  # width of a box
 
 
 def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str], dict[str, str]]:
-    """Of attention and of the MLP: the components that are drawn as boxes, and what stands beside their names."""
+    """Of attention and of the MLP: the components that are drawn as boxes, and what stands beside
+    their names.
+    """
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm]
     qkv = at["h.attn.c_attn"].output_letters[-1]
     then = [text for text, on in {"QK norm": config.qk_norm, "rotary": config.rotary}.items() if on]
@@ -32,14 +36,24 @@ def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str]
     mlp = {
         "h.ln_2": norm,
         "h.mlp.c_fc": f"C → {wide}",
-        "h.mlp.act": {"gelu": "GELU", "swiglu": f"SwiGLU, {wide} → {width}", "relu2": "squared ReLU"}[config.mlp],
+        "h.mlp.act": {
+            "gelu": "GELU",
+            "swiglu": f"SwiGLU, {wide} → {width}",
+            "relu2": "squared ReLU",
+        }[config.mlp],
         "h.mlp.c_proj": f"{width} → C",
     }
     return attention, mlp
 
 
-def draw(config: ModelConfig, parameters: Parameters, components: list[Component], width: int | None = None) -> str:
-    """The whole model from token ids to loss, in `width` columns; None: as many as its numbers take.
+def draw(
+    config: ModelConfig,
+    parameters: Parameters,
+    components: list[Component],
+    width: int | None = None,
+) -> str:
+    """The whole model from token ids to loss, in `width` columns; None: as many as its numbers
+    take.
 
     parameters and components describe `config`.
     """
@@ -56,7 +70,9 @@ def draw(config: ModelConfig, parameters: Parameters, components: list[Component
         *page.arrow(_flows("lm_head", at)),
         *page.box("lm_head", head, number),
         *page.arrow(f"logits {shape(at['GPT'].output_letters, at['GPT'].output)}"),
-        *page.arrow(f"loss, untrained ≈ ln V = {math.log(at['GPT'].output[-1]):.3f} nats/token", "▼"),
+        *page.arrow(
+            f"loss, untrained ≈ ln V = {math.log(at['GPT'].output[-1]):.3f} nats/token", "▼"
+        ),
     ]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -73,7 +89,9 @@ class Page:
 
     @classmethod
     def of(cls, natural: int, width: int | None) -> "Page":
-        """natural: columns that the drawing takes where there is room; width: those that there are."""
+        """natural: columns that the drawing takes where there is room; width: those that there
+        are.
+        """
         width = natural if width is None else max(min(width, natural), NARROWEST)
         if width < NARROW:
             return cls(width, centre=9, rail=2, start=4, box_width=width - 7)
@@ -88,16 +106,25 @@ class Page:
         room = self.width - self.centre - 4
         parts = [label] if len(label) <= room else label.replace(" = ", "\n= ").split("\n")
         lines = [line for part in parts for line in textwrap.wrap(part, room)]
-        return [_put("", self.centre, f"{tip if number == 0 else ' ' if tip == '▼' else '│'} {line}")
-                for number, line in enumerate(lines)]  # fmt: skip
+        return [
+            _put("", self.centre, f"{tip if number == 0 else ' ' if tip == '▼' else '│'} {line}")
+            for number, line in enumerate(lines)
+        ]
 
     def box(self, name: str, text: str, count: str) -> list[str]:
         """A box on the centre line, an arrow coming in at the top and one leaving at the bottom."""
-        top, *inside, bottom = (_put("", self.start, line) for line in _frame(name, text, count, self.box_width))
+        top, *inside, bottom = (
+            _put("", self.start, line) for line in _frame(name, text, count, self.box_width)
+        )
         return [_put(top, self.centre, "▼"), *inside, _put(bottom, self.centre, "┬")]
 
 
-def _tables(page: Page, config: ModelConfig, parameters: Parameters, at: dict[str, Component]) -> list[str]:
+def _tables(
+    page: Page,
+    config: ModelConfig,
+    parameters: Parameters,
+    at: dict[str, Component],
+) -> list[str]:
     """The token table, and below it that of positions, unless these are in the attention."""
     lines = [
         *page.arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}"),
@@ -110,14 +137,19 @@ def _tables(page: Page, config: ModelConfig, parameters: Parameters, at: dict[st
 
 
 def _side_by_side(page: Page, parameters: Parameters, at: dict[str, Component]) -> list[str]:
-    """The two tables side by side, their sum below; nothing where their counts take too much room."""
+    """The two tables side by side, their sum below; nothing where their counts take too much
+    room.
+    """
     start, gap, width = 1, 3, 38
-    tokens, positions = start + width // 2, start + width + gap + width // 2  # columns of their arrows
+    # columns of their arrows
+    tokens, positions = start + width // 2, start + width + gap + width // 2
     left = _frame("wte", "token table V × C", count(parameters, "wte"), width, 4)
     right = _frame("wpe", "positions T × C", count(parameters, "wpe"), width, 4)
     if len(left) + len(right) > 6:
         return []
-    top, middle, bottom = (" " * start + a + " " * gap + b for a, b in zip(left, right, strict=True))
+    top, middle, bottom = (
+        " " * start + a + " " * gap + b for a, b in zip(left, right, strict=True)
+    )
     joint = "└" + "─" * (positions - tokens - 1) + "┘"
     return [
         _put("", tokens, f"│ token ids {shape(at['GPT'].input_letters, at['GPT'].input)}"),
@@ -130,7 +162,11 @@ def _side_by_side(page: Page, parameters: Parameters, at: dict[str, Component]) 
 
 
 def _blocks(
-    page: Page, parameters: Parameters, at: dict[str, Component], attention: dict[str, str], mlp: dict[str, str]
+    page: Page,
+    parameters: Parameters,
+    at: dict[str, Component],
+    attention: dict[str, str],
+    mlp: dict[str, str],
 ) -> list[str]:
     """The frame of the repeated block with its two sublayers, and the arrow out of it."""
     title = f" block × {parameters.n_layer} "
@@ -148,8 +184,15 @@ def _blocks(
     ]
 
 
-def _sublayer(page: Page, boxes: dict[str, str], parameters: Parameters, at: dict[str, Component]) -> list[str]:
-    """Boxes in a row, and to their left the residual rail, which carries the input to the sum at the end."""
+def _sublayer(
+    page: Page,
+    boxes: dict[str, str],
+    parameters: Parameters,
+    at: dict[str, Component],
+) -> list[str]:
+    """Boxes in a row, and to their left the residual rail, which carries the input to the sum at
+    the end.
+    """
     lines = []
     for name, text in boxes.items():
         lines += page.arrow(flows_into(name, at))
@@ -167,7 +210,11 @@ def _frame(name: str, text: str, count: str, width: int, name_width: int = 14) -
     inside = [f"{line}{count:>{max(room - len(line), 0)}}"]
     if len(line) + len(count) + (1 if count else 0) > room:
         inside = [f"{name}{count:>{room - len(name)}}", *textwrap.wrap(text, room)]
-    return ["┌" + "─" * (width - 2) + "┐", *(f"│ {line:<{room}} │" for line in inside), "└" + "─" * (width - 2) + "┘"]
+    return [
+        "┌" + "─" * (width - 2) + "┐",
+        *(f"│ {line:<{room}} │" for line in inside),
+        "└" + "─" * (width - 2) + "┘",
+    ]
 
 
 def lm_head(config: ModelConfig, parameters: Parameters) -> tuple[str, str]:
@@ -178,7 +225,9 @@ def lm_head(config: ModelConfig, parameters: Parameters) -> tuple[str, str]:
 
 
 def flows_into(name: str, at: dict[str, Component]) -> str:
-    """The shape at the arrow into a box; of attention's three inputs, where they differ, that of the queries."""
+    """The shape at the arrow into a box; of attention's three inputs, where they differ, that of
+    the queries.
+    """
     each = ""
     if name == "h.attn.sdpa":
         each = "q " if "K" in at["h.attn.k"].output_letters else "q, k, v each "

@@ -1,4 +1,5 @@
-"""What can go wrong, told to the person at the keyboard: one line (what, where, what to type next) and an exit code.
+"""What can go wrong, told to the person at the keyboard: one line (what, where, what to type next)
+and an exit code.
 
 Raise these for the user's mistakes and the machine's faults; `assert` is for our own invariants.
 """
@@ -32,8 +33,8 @@ class Exit(IntEnum):
 class NanogptError(Exception):
     """Base of all errors that end in one line; `code` is what the process returns.
 
-    agreed: every rank of the run raises this same error, so that each may leave without telling the others.
-    quiet: another rank prints the line.
+    agreed: every rank of the run raises this same error, so that each may leave without telling the
+    others. quiet: another rank prints the line.
     """
 
     code = Exit.BUG
@@ -49,7 +50,9 @@ class UsageError(NanogptError):
 
 
 class BadDataError(NanogptError):
-    """A file is there but its content is wrong: truncated, edited, of another tokenizer or architecture."""
+    """A file is there but its content is wrong: truncated, edited, of another tokenizer or
+    architecture.
+    """
 
     code = Exit.BAD_DATA
 
@@ -60,7 +63,10 @@ class DivergedError(BadDataError):
     agreed = True
 
     def __init__(self) -> None:
-        super().__init__("the model's logits are not finite: its training has diverged; take an earlier checkpoint")
+        super().__init__(
+            "the model's logits are not finite: its training has diverged; take an earlier "
+            "checkpoint"
+        )
 
 
 class TextError(BadDataError):
@@ -80,7 +86,9 @@ class HubUnavailableError(NanogptError):
 
 
 class CannotCreateError(NanogptError):
-    """Output cannot be created: it exists already, is locked by another run, or may not be written."""
+    """Output cannot be created: it exists already, is locked by another run, or may not be
+    written.
+    """
 
     code = Exit.CANNOT_CREATE
 
@@ -106,7 +114,9 @@ class ConfigError(NanogptError):
 
 
 def error_of(code: int, message: str) -> NanogptError:
-    """The error that stands for an exit code: what one rank raised, on another; NanogptError for an unknown code."""
+    """The error that stands for an exit code: what one rank raised, on another; NanogptError for an
+    unknown code.
+    """
     kinds = {int(kind.code): kind for kind in NanogptError.__subclasses__()}
     return kinds.get(code, NanogptError)(message)
 
@@ -117,18 +127,32 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, NanogptError):
         return error.code, text
     if isinstance(error, OSError):
-        at = error.filename or ("standard output" if error.errno in (errno.ENOSPC, errno.EIO) else "the system")
+        at = error.filename or (
+            "standard output" if error.errno in (errno.ENOSPC, errno.EIO) else "the system"
+        )
         return _explain_system(error, at)
-    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from"):  # Path.resolve() of Python < 3.13
-        return Exit.IO_ERROR, f"{text.removeprefix('Symlink loop from ')} is a link that leads to itself; remove it"
+    # Path.resolve() of Python < 3.13
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from"):
+        return (
+            Exit.IO_ERROR,
+            f"{text.removeprefix('Symlink loop from ')} is a link that leads to itself; remove it",
+        )
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return Exit.BUG, "out of memory; lower --batch-size (and raise --gradient-accumulation-steps) or --num-samples"
+    if (
+        name == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or "can't allocate memory" in text
+    ):
+        return (
+            Exit.BUG,
+            "out of memory; lower --batch-size (and raise --gradient-accumulation-steps) or "
+            "--num-samples",
+        )
     if is_lost_peer(error):
         return Exit.IO_ERROR, (
-            "lost another rank: see its message, or its exit code above (-9: killed, mostly for lack of memory); "
-            "the same command resumes"
+            "lost another rank: see its message, or its exit code above (-9: killed, mostly for "
+            "lack of memory); the same command resumes"
         )
     return Exit.BUG, f"bug: {name}: {text}; please report it with what --debug prints"
 
@@ -138,7 +162,10 @@ def is_lost_peer(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, RuntimeError) and (
         type(error).__name__.startswith("Dist")
-        or any(sign in text for sign in ("gloo", "Connection closed by peer", "Connection reset by peer"))
+        or any(
+            sign in text
+            for sign in ("gloo", "Connection closed by peer", "Connection reset by peer")
+        )
     )
 
 
@@ -153,7 +180,8 @@ def _explain_system(error: OSError, name: str) -> tuple[int, str]:
 
 
 def one_line(text: str, at_most: int = MAX_LINE) -> str:
-    """`text` on one line of printable characters; where it is too long, long paths and the reason are shortened.
+    """`text` on one line of printable characters; where it is too long, long paths and the reason
+    are shortened.
 
     What is wrong stands first and stays, and so does what to type, behind the last semicolon.
     """
@@ -186,7 +214,9 @@ def clipped(text: str, at_most: int) -> str:
 
 
 def _with_short_words(text: str, at_most: int) -> str:
-    """`text` with its longest paths and quotations cut to their telling ends, until it fits or all are short."""
+    """`text` with its longest paths and quotations cut to their telling ends, until it fits or all
+    are short.
+    """
     while len(text) > at_most:
         words = [word for word in re.finditer(WORDS, text) if _is_long(word[0])]
         if not words:
@@ -198,11 +228,15 @@ def _with_short_words(text: str, at_most: int) -> str:
 
 
 def _is_long(word: str) -> bool:
-    return len(word) > SHORT and ("/" in word or "\\" in word or word[0] in "'\"" or len(word) > 2 * SHORT)
+    return len(word) > SHORT and (
+        "/" in word or "\\" in word or word[0] in "'\"" or len(word) > 2 * SHORT
+    )
 
 
 def _shortened(word: str, length: int) -> str:
-    """A path keeps its end, mostly from a name on; anything else its start, and the marks behind it."""
+    """A path keeps its end, mostly from a name on; anything else its start, and the marks behind
+    it.
+    """
     quote = word[0] if word[0] in "'\"" else ""
     if "/" in word or "\\" in word:
         end = word[len(quote) + 1 - length :]

@@ -1,4 +1,5 @@
-"""Loss of a model on fixed windows of a split, on all ranks at once, without touching the training's randomness.
+"""Loss of a model on fixed windows of a split, on all ranks at once, without touching the
+training's randomness.
 
 Shape letters: B windows in a batch, T tokens of a window.
 """
@@ -29,7 +30,9 @@ class Windows:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss in nats/token over `tokens` predicted tokens; standard_error of it, over windows; bits per UTF-8 byte."""
+    """loss in nats/token over `tokens` predicted tokens; standard_error of it, over windows; bits
+    per UTF-8 byte.
+    """
 
     val_loss: float
     perplexity: float
@@ -39,9 +42,13 @@ class Evaluation:
 
 
 def whole_split(tokens: int, block_size: int) -> Windows:
-    """Windows that predict every token of a split but the first exactly once; the last one may be short."""
+    """Windows that predict every token of a split but the first exactly once; the last one may be
+    short.
+    """
     if tokens < 2:
-        raise BadDataError(f"a split of {tokens} tokens cannot be evaluated; prepare with another --val-fraction")
+        raise BadDataError(
+            f"a split of {tokens} tokens cannot be evaluated; prepare with another --val-fraction"
+        )
     starts = np.arange(0, tokens - 1, block_size, dtype=np.int64)
     return Windows(starts, np.minimum(block_size, tokens - 1 - starts))
 
@@ -58,7 +65,8 @@ def spread(tokens: int, block_size: int, count: int) -> Windows:
 class Evaluator:
     """Judges models on the same windows each time, with the same figure on any number of ranks.
 
-    byte_lengths: (V,) UTF-8 bytes of each token id, for bits per byte. batch_size: windows in one forward pass.
+    byte_lengths: (V,) UTF-8 bytes of each token id, for bits per byte. batch_size: windows in one
+    forward pass.
     """
 
     split: Split
@@ -69,7 +77,9 @@ class Evaluator:
     dtype: torch.dtype = torch.float32
 
     def __call__(self, model: GPT) -> Evaluation:
-        """The Evaluation of `model`; all ranks call it together, and its training mode is left as it was."""
+        """The Evaluation of `model`; all ranks call it together, and its training mode is left as
+        it was.
+        """
         was_training = model.training
         model.eval()
         losses, nbytes = self._window_losses(model)
@@ -89,7 +99,8 @@ class Evaluator:
     def _window_losses(self, model: GPT) -> tuple[NDArray[np.float64], int]:
         """Summed loss of each window (n,), in nats, and the UTF-8 bytes of all targets together.
 
-        Batches are the same for every number of ranks, and each rank adds its windows to zeros: the sums are exact.
+        Batches are the same for every number of ranks, and each rank adds its windows to zeros: the
+        sums are exact.
         """
         sums = torch.zeros(len(self.windows.starts), dtype=torch.float64)
         nbytes = torch.zeros(1, dtype=torch.int64)
@@ -103,7 +114,9 @@ class Evaluator:
             with autocast(self.world.device, self.dtype):
                 logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
             pairs = zip(logits, targets, strict=True)  # in float32 only one window at a time
-            each = [F.cross_entropy(window.float(), target, reduction="sum") for window, target in pairs]
+            each = [
+                F.cross_entropy(window.float(), target, reduction="sum") for window, target in pairs
+            ]
             if counts:
                 sums[batch] = torch.stack(each).cpu().double()  # mps has no float64
                 nbytes += int(self.byte_lengths[y].sum())

@@ -1,8 +1,10 @@
-"""GPT-2's pattern at twice the speed, where the package splintr-rs is installed (`pip install nanogpt-dist[fast]`).
+"""GPT-2's pattern at twice the speed, where the package splintr-rs is installed
+(`pip install nanogpt-dist[fast]`).
 
-It gave tiktoken's ids on all that it was tried on; as it is young, each process begins with a self-test: the first
-megabyte is encoded by both, and at a difference tiktoken goes on alone. Of what follows, one piece of text in
-CHECK_EVERY is: a difference there is an error, as ids are out already that nobody compared.
+It gave tiktoken's ids on all that it was tried on; as it is young, each process begins with a
+self-test: the first megabyte is encoded by both, and at a difference tiktoken goes on alone. Of
+what follows, one piece of text in CHECK_EVERY is: a difference there is an error, as ids are out
+already that nobody compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,8 @@ from nanogpt_dist.errors import BadDataError
 
 SELF_TEST_BYTES = 10**6
 CHECK_EVERY = 100
-# GPT-2's pattern as OpenAI wrote it first: without possessive quantifiers, which change nothing but the speed.
+# GPT-2's pattern as OpenAI wrote it first: without possessive quantifiers, which change nothing but
+# the speed.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 Encode = Callable[[str], np.ndarray]
@@ -26,7 +29,12 @@ class Faster:
     warning: why it has come back to the reference, else empty.
     """
 
-    def __init__(self, tokens: Sequence[bytes], pattern: patterns.Pattern, reference: Encode) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        pattern: patterns.Pattern,
+        reference: Encode,
+    ) -> None:
         self.warning = ""
         self._reference = reference
         self._flat = _splintr(tokens) if pattern is patterns.GPT2 else None
@@ -44,14 +52,19 @@ class Faster:
             return self._tested(self._flat, text)
         ids = np.frombuffer(self._flat(text), np.uint32)
         self._calls += 1
-        if self._calls % CHECK_EVERY == CHECK_EVERY // 2 and not np.array_equal(ids, self._reference(text)):
+        if self._calls % CHECK_EVERY == CHECK_EVERY // 2 and not np.array_equal(
+            ids, self._reference(text)
+        ):
             raise BadDataError(
-                f"splintr encodes {text[:20]!r} … unlike tiktoken; pip uninstall splintr-rs, add --fresh"
+                f"splintr encodes {text[:20]!r} … unlike tiktoken; pip uninstall splintr-rs, add "
+                "--fresh"
             )
         return ids
 
     def _tested(self, flat: Callable[[str], bytes], text: str) -> np.ndarray:
-        """The ids of the reference; where the other has none, or others, it is left alone from now on."""
+        """The ids of the reference; where the other has none, or others, it is left alone from now
+        on.
+        """
         ids = self._reference(text)
         self._tested_bytes += len(text.encode())
         try:
@@ -60,7 +73,7 @@ class Faster:
             equal = False
         if not equal:
             self._flat = None
-            self.warning = f"splintr encodes {text[:20]!r} … unlike tiktoken, which goes on alone and is slower"
+            self.warning = f"splintr encodes {text[:20]!r} … unlike tiktoken, which goes on alone and is slower"  # noqa: E501
         return ids
 
 

@@ -1,7 +1,9 @@
-"""Patience with the hub: every request of its libraries is sent again until faults in a row have lasted too long.
+"""Patience with the hub: every request of its libraries is sent again until faults in a row have
+lasted too long.
 
-The libraries retry some faults, at some places, for half a minute. Here it is done once, below them, where all their
-requests pass: the `send` of the client that they share. A body that breaks off goes on at the byte where it broke.
+The libraries retry some faults, at some places, for half a minute. Here it is done once, below
+them, where all their requests pass: the `send` of the client that they share. A body that breaks
+off goes on at the byte where it broke.
 """
 
 import hashlib
@@ -20,15 +22,24 @@ from random import SystemRandom  # the run's own generator stays as it is
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from nanogpt_dist.errors import HubUnavailableError, MissingInputError, NanogptError, StorageError, UsageError, clipped
+from nanogpt_dist.errors import (
+    HubUnavailableError,
+    MissingInputError,
+    NanogptError,
+    StorageError,
+    UsageError,
+    clipped,
+)
 from nanogpt_dist.storage.durable import FULL, told
 
 FAULT_BUDGET_S = 300.0  # of faults in a row; a byte that arrives ends the row
-UNHEARD_S = 20.0  # the same, where the hub has never answered this process: then there is no network, most likely
+# the same, where the hub has never answered this process: then there is no network, most likely
+UNHEARD_S = 20.0
 UNHEARD_TIMEOUT_S = 10.0  # to connect then
 TIMEOUT_S = 30.0  # to connect, and between two pieces of a body
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-LONGEST_RETRY_AFTER_S = 290.0  # the hub counts requests in windows of 5 minutes, which is our patience
+# the hub counts requests in windows of 5 minutes, which is our patience
+LONGEST_RETRY_AFTER_S = 290.0
 NOTE_AT_TRY = 3
 WRONG_BYTES_TRIES = 3
 AGAIN = "run the same command again: it fetches only what is missing"
@@ -47,8 +58,8 @@ class WrongBytesError(HubUnavailableError):
 
 @dataclass(frozen=True)
 class Listener:
-    """For whom requests are made. stop: set when nobody waits any more; note: is told that there is trouble; budget_s:
-    how long faults in a row are borne; None: FAULT_BUDGET_S.
+    """For whom requests are made. stop: set when nobody waits any more; note: is told that there is
+    trouble; budget_s: how long faults in a row are borne; None: FAULT_BUDGET_S.
     """
 
     stop: threading.Event = field(default_factory=threading.Event)
@@ -86,7 +97,9 @@ class Faults:
             raise FetchStoppedError
 
     def bear(self, reason: str, retry_after_s: float = 0.0) -> None:
-        """Waits before the next try. Raises HubUnavailableError when the row is too long, FetchStoppedError."""
+        """Waits before the next try. Raises HubUnavailableError when the row is too long,
+        FetchStoppedError.
+        """
         now = time.monotonic()
         self.since = now if self.since is None else self.since
         budget = FAULT_BUDGET_S if self.listener.budget_s is None else self.listener.budget_s
@@ -96,16 +109,23 @@ class Faults:
         self.tries += 1
         if left <= 0 and not _answered.is_set():
             raise HubUnavailableError(
-                f"hub unavailable for {_minutes(now - self.since)} ({reason[:40]}, {self.place[:30]}), it never "
-                "answered; check the network; offline, set HF_HOME to a filled cache"
+                f"hub unavailable for {_minutes(now - self.since)} ({reason[:40]}, "
+                f"{self.place[:30]}), it never answered; check the network; offline, set HF_HOME "
+                "to a filled cache"
             )
         if left <= 0:
             raise HubUnavailableError(
-                f"hub unavailable for {_minutes(now - self.since)} ({clipped(reason, 40)}, {self.place[:40]}); {AGAIN}"
+                f"hub unavailable for {_minutes(now - self.since)} ({clipped(reason, 40)}, "
+                f"{self.place[:40]}); {AGAIN}"
             )
         if self.tries == NOTE_AT_TRY and self.listener.note:
-            self.listener.note(f"hub: {clipped(reason, 60)} from {self.place[:40]}; trying for {_minutes(left)} more")
-        wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self.tries - 1, 10)) * SystemRandom().uniform(0.5, 1.0)
+            self.listener.note(
+                f"hub: {clipped(reason, 60)} from {self.place[:40]}; trying for {_minutes(left)} "
+                "more"
+            )
+        wait = min(
+            LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self.tries - 1, 10)
+        ) * SystemRandom().uniform(0.5, 1.0)
         if self.listener.stop.wait(max(min(wait, left), retry_after_s)):
             raise FetchStoppedError
 
@@ -144,15 +164,19 @@ def _refuse_address(endpoint: str | None) -> None:
     except ValueError:  # a port that is no number, say
         good = False
     if not good or not re.fullmatch("[!-~]+", endpoint):
-        raise UsageError(f"HF_ENDPOINT {endpoint[:60]!r} is no address; type: unset HF_ENDPOINT, or give https://HOST")
+        raise UsageError(
+            f"HF_ENDPOINT {endpoint[:60]!r} is no address; type: unset HF_ENDPOINT, or give "
+            "https://HOST"
+        )
 
 
 def _refuse_token(token: str | None) -> None:
-    if token and not re.fullmatch("[!-~]+", token):  # as a header may have it; the token itself is nobody's to see
+    # as a header may have it; the token itself is nobody's to see
+    if token and not re.fullmatch("[!-~]+", token):
         place = next(place for place, char in enumerate(token, 1) if not "!" <= char <= "~")
         raise UsageError(
-            f"the hub's token has a blank or no ASCII at character {place}; set HF_TOKEN anew, unset it, or type: "
-            "hf auth login"
+            f"the hub's token has a blank or no ASCII at character {place}; set HF_TOKEN anew, "
+            "unset it, or type: hf auth login"
         )
 
 
@@ -168,7 +192,9 @@ def datasets_library() -> Any:
 
 
 def _http() -> Any:
-    """The module that the library's client comes from: httpx, or a successor of it with the same names."""
+    """The module that the library's client comes from: httpx, or a successor of it with the same
+    names.
+    """
     from huggingface_hub.utils import get_session
 
     return sys.modules[type(get_session()).__module__.partition(".")[0]]
@@ -190,10 +216,14 @@ def _patient(client: Any) -> Callable[..., Any]:
             if answer.status_code < 500 and answer.status_code not in (408, 429):
                 return answer
             answer.close()
-            faults.bear(f"HTTP {answer.status_code}", _retry_after_s(answer.headers.get("retry-after")))
+            faults.bear(
+                f"HTTP {answer.status_code}", _retry_after_s(answer.headers.get("retry-after"))
+            )
 
     def send(request: Any, *, stream: bool = False, **options: Any) -> Any:
-        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_S)
+        request.extensions["timeout"] = dict.fromkeys(
+            ("connect", "read", "write", "pool"), TIMEOUT_S
+        )
         if not _answered.is_set():
             request.extensions["timeout"]["connect"] = UNHEARD_TIMEOUT_S
         faults = Faults(request.url.host)
@@ -217,7 +247,9 @@ def _patient(client: Any) -> Callable[..., Any]:
 
 
 def _unbroken(http: Any, first: Any, rest: Callable[[int], Any], faults: Faults) -> Any:
-    """A body whose broken end is fetched again. rest(N): the answer to a request for the bytes from N on."""
+    """A body whose broken end is fetched again. rest(N): the answer to a request for the bytes from
+    N on.
+    """
 
     class Body(http.SyncByteStream):
         part, skip = first, 0
@@ -242,13 +274,17 @@ def _unbroken(http: Any, first: Any, rest: Callable[[int], Any], faults: Faults)
         def go_on(self, done: int) -> None:
             answer = rest(done)
             self.part = answer.stream
-            if answer.status_code == 206 and answer.headers.get("content-range", "").startswith(f"bytes {done}-"):
+            if answer.status_code == 206 and answer.headers.get("content-range", "").startswith(
+                f"bytes {done}-"
+            ):
                 self.skip = 0
             elif answer.status_code == 200:
                 self.skip = done
             else:
                 answer.close()
-                raise HubUnavailableError(f"{faults.place[:60]} broke off, then HTTP {answer.status_code}; {AGAIN}")
+                raise HubUnavailableError(
+                    f"{faults.place[:60]} broke off, then HTTP {answer.status_code}; {AGAIN}"
+                )
 
         def close(self) -> None:
             self.part.close()
@@ -258,9 +294,13 @@ def _unbroken(http: Any, first: Any, rest: Callable[[int], Any], faults: Faults)
 
 def _refuse_hopeless(http: Any, error: Exception, place: str) -> None:
     if isinstance(error, (http.UnsupportedProtocol, http.LocalProtocolError)):
-        raise UsageError(f"cannot ask {place[:60]} ({clipped(_said(error), 60)}); check HF_ENDPOINT") from error
+        raise UsageError(
+            f"cannot ask {place[:60]} ({clipped(_said(error), 60)}); check HF_ENDPOINT"
+        ) from error
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        raise HubUnavailableError(f"the certificate of {place[:60]} is not trusted; set SSL_CERT_FILE") from error
+        raise HubUnavailableError(
+            f"the certificate of {place[:60]} is not trusted; set SSL_CERT_FILE"
+        ) from error
 
 
 def _said(error: BaseException) -> str:
@@ -286,62 +326,89 @@ def told_hub(repo: str, revision: str | None = None, kind: Kind = "dataset") -> 
     except (NanogptError, FetchStoppedError):
         raise
     except errors.HFValidationError as error:
-        raise UsageError(f"{repo[:60]!r} is no name of a {kind}; give OWNER/NAME as it stands on the hub") from error
+        raise UsageError(
+            f"{repo[:60]!r} is no name of a {kind}; give OWNER/NAME as it stands on the hub"
+        ) from error
     except errors.RevisionNotFoundError as error:
-        raise UsageError(f"{what} has no revision {str(revision)[:50]}; give a branch, a tag or a commit") from error
+        raise UsageError(
+            f"{what} has no revision {str(revision)[:50]}; give a branch, a tag or a commit"
+        ) from error
     except (errors.RepositoryNotFoundError, errors.DisabledRepoError) as error:
         raise denied(repo, kind) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         if not constants.HF_HUB_OFFLINE:  # an answer that no hub would give
-            raise HubUnavailableError(f"{what}: {clipped(_said(error), 60)}; check HF_ENDPOINT; {AGAIN}") from error
+            raise HubUnavailableError(
+                f"{what}: {clipped(_said(error), 60)}; check HF_ENDPOINT; {AGAIN}"
+            ) from error
         raise HubUnavailableError(
             f"{what} is not all in the cache, and HF_HUB_OFFLINE is set; unset it, or check HF_HOME"
         ) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise denied(repo, kind) from error
-        raise HubUnavailableError(f"HTTP {error.response.status_code} for {what}; {AGAIN}") from error
+        raise HubUnavailableError(
+            f"HTTP {error.response.status_code} for {what}; {AGAIN}"
+        ) from error
     except _http().HTTPError as error:
         raise HubUnavailableError(f"{clipped(_said(error), 60)}: {what}; {AGAIN}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a proxy's page, say
-        raise HubUnavailableError(f"no hub's answer for {what}; check HF_ENDPOINT and proxies; {AGAIN}") from error
+        raise HubUnavailableError(
+            f"no hub's answer for {what}; check HF_ENDPOINT and proxies; {AGAIN}"
+        ) from error
     except OSError as error:
         if error.errno is None:  # the library's own: sizes that differ
             raise HubUnavailableError(f"{clipped(_said(error), 60)}: {what}; {AGAIN}") from error
         room = "make room there" if error.errno in FULL else "check HF_HOME and the disk"
         where = str(error.filename or "the cache of the hub")[-60:]
-        raise StorageError(f"{where}: {error.strerror}; {room}, then run the same command again") from error
+        raise StorageError(
+            f"{where}: {error.strerror}; {room}, then run the same command again"
+        ) from error
 
 
 def denied(repo: str, kind: Kind = "dataset") -> MissingInputError:
     """What to say where the hub does not let us in, for whatever reason."""
     what = f"no {kind} {repo[:60]} on the hub"
-    return MissingInputError(f"{what}, or it is private or gated; check the name or type: hf auth login")
+    return MissingInputError(
+        f"{what}, or it is private or gated; check the name or type: hf auth login"
+    )
 
 
 def fetch(
-    repo: str, commit: str, name: str, folder: Path | None, is_good: Callable[[Path], bool], kind: Kind = "dataset"
+    repo: str,
+    commit: str,
+    name: str,
+    folder: Path | None,
+    is_good: Callable[[Path], bool],
+    kind: Kind = "dataset",
 ) -> Path:
     """A file from the cache, or from the hub into it. folder: a cache of its own; None: the user's.
 
-    What is not `is_good` is removed and fetched again. Raises HubUnavailableError, after some tries WrongBytesError,
-    which is one, MissingInputError, StorageError.
+    What is not `is_good` is removed and fetched again. Raises HubUnavailableError, after some tries
+    WrongBytesError, which is one, MissingInputError, StorageError.
     """
     hub = hub_library()
     with told_hub(repo, commit, kind):
         for _ in range(WRONG_BYTES_TRIES):
-            path = Path(hub.hf_hub_download(repo, name, repo_type=kind, revision=commit, cache_dir=folder or None))
+            path = Path(
+                hub.hf_hub_download(
+                    repo, name, repo_type=kind, revision=commit, cache_dir=folder or None
+                )
+            )
             if is_good(path):
                 return path
             discard(path)
-    raise WrongBytesError(f"hub serves wrong bytes for {name[-80:]} of {repo[:50]}; run the same command later")
+    raise WrongBytesError(
+        f"hub serves wrong bytes for {name[-80:]} of {repo[:50]}; run the same command later"
+    )
 
 
 def is_blob(path: Path, git_hash: str) -> bool:
     """Whether a file has the bytes that git calls by this hash."""
     with told(path):
         data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git_hash
+    return (
+        hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git_hash
+    )
 
 
 def discard(path: Path) -> None:

@@ -1,6 +1,8 @@
-"""A checkpoint judged, or foreign weights: loss over a split, tasks, texts; and what is kept of that.
+"""A checkpoint judged, or foreign weights: loss over a split, tasks, texts; and what is kept of
+that.
 
-CHECKPOINT.eval.json, in the folder in which the checkpoint lies: {"checkpoint": name, "results": {what: figures}}.
+CHECKPOINT.eval.json, in the folder in which the checkpoint lies: {"checkpoint": name, "results":
+{what: figures}}.
 """
 
 import math
@@ -26,7 +28,9 @@ from nanogpt_dist.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Judged:
-    """What is judged. name: for people; checkpoint: its folder, None for foreign weights; tokenizer: None: unknown."""
+    """What is judged. name: for people; checkpoint: its folder, None for foreign weights;
+    tokenizer: None: unknown.
+    """
 
     name: str
     model: GPT
@@ -37,8 +41,12 @@ class Judged:
     def scorer(self, world: World, batch_size: int, dtype: str) -> Scorer:
         """Raises MissingInputError where the tokenizer is unknown."""
         if self.tokenizer is None:
-            raise MissingInputError(f"{self.name} has no tokenizer files: tasks and texts need them")
-        return Scorer(self.model, self.tokenizer, world, batch_size, pick_dtype(dtype, world.device))
+            raise MissingInputError(
+                f"{self.name} has no tokenizer files: tasks and texts need them"
+            )
+        return Scorer(
+            self.model, self.tokenizer, world, batch_size, pick_dtype(dtype, world.device)
+        )
 
 
 def of_checkpoint(found: Path, device: torch.device) -> Judged:
@@ -69,7 +77,14 @@ def of_source(config: TrainConfig, device: torch.device) -> Judged:
 Split = Literal["train", "val"]
 
 
-def loss(judged: Judged, data: DataFolder, split: Split, world: World, batch_size: int, dtype: str) -> dict[str, Any]:
+def loss(
+    judged: Judged,
+    data: DataFolder,
+    split: Split,
+    world: World,
+    batch_size: int,
+    dtype: str,
+) -> dict[str, Any]:
     """Loss, perplexity and bits per byte over a whole split; all ranks together.
 
     Raises BadDataError for other ids, DivergedError.
@@ -84,32 +99,46 @@ def loss(judged: Judged, data: DataFolder, split: Split, world: World, batch_siz
     if not math.isfinite(figures["val_loss"]):
         raise DivergedError
     if split == "train":
-        figures = {"train_loss" if name == "val_loss" else name: value for name, value in figures.items()}
+        figures = {
+            "train_loss" if name == "val_loss" else name: value for name, value in figures.items()
+        }
     return figures
 
 
 def check_tokenizer(judged: Judged, data: DataFolder) -> None:
-    """Raises BadDataError where the data has other ids than the model's tokenizer, or more than its model has rows."""
-    ours, theirs, rows = judged.tokenizer, data.tokenizer, judged.model.transformer.wte.weight.size(0)
+    """Raises BadDataError where the data has other ids than the model's tokenizer, or more than its
+    model has rows.
+    """
+    ours, theirs, rows = (
+        judged.tokenizer,
+        data.tokenizer,
+        judged.model.transformer.wte.weight.size(0),
+    )
     highest = max(len(theirs.tokens) - 1, theirs.eot_id or 0)  # other special tokens are in no data
     if highest >= rows and (ours is None or ours.fingerprint == theirs.fingerprint):
         raise BadDataError(
-            f"{data.path} has ids up to {highest}, {judged.name} {rows} rows: they do not belong together"
+            f"{data.path} has ids up to {highest}, {judged.name} {rows} rows: they do not belong "
+            "together"
         )
     if ours is None or ours.fingerprint == data.tokenizer.fingerprint:
         return
     name = judged.checkpoint.name if judged.checkpoint else judged.name
-    again = f": prepare it again with --tokenizer {judged.checkpoint / 'tokenizer.json'}" if judged.checkpoint else ""
+    again = (
+        f": prepare it again with --tokenizer {judged.checkpoint / 'tokenizer.json'}"
+        if judged.checkpoint
+        else ""
+    )
     raise BadDataError(
-        f"{data.path} is tokenized with {data.tokenizer.name} ({data.tokenizer.n_vocab} ids), {name} was "
-        f"trained with another one, {ours.name} ({ours.n_vocab} ids){again}"
+        f"{data.path} is tokenized with {data.tokenizer.name} ({data.tokenizer.n_vocab} ids), "
+        f"{name} was trained with another one, {ours.name} ({ours.n_vocab} ids){again}"
     )
 
 
 def task_names(listed: str) -> list[str]:
     """The tasks of a list with commas: NAME=FILE.jsonl, or a name or PATH.yaml of lm-eval's.
 
-    Raises UsageError where it names none, one twice, or one from a file that we cannot score; MissingInputError.
+    Raises UsageError where it names none, one twice, or one from a file that we cannot score;
+    MissingInputError.
     """
     names = []
     for part in filter(None, map(str.strip, listed.split(","))):
@@ -118,16 +147,21 @@ def task_names(listed: str) -> list[str]:
             own.check(task, Path(file))
         names.append(f"{task}={file}" if has_file else task)
     if not names:
-        raise UsageError("--tasks names no task: type e.g. --tasks lambada_openai, or --tasks hellaswag=FILE.jsonl")
+        raise UsageError(
+            "--tasks names no task: type e.g. --tasks lambada_openai, or --tasks "
+            "hellaswag=FILE.jsonl"
+        )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--tasks names {twice[0]} twice; leave one out")
     return names
 
 
 def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict[str, Any]]:
-    """{task: figures} of NAME=FILE.jsonl, by our own scorer, and of lm-eval's tasks, by name or PATH.yaml.
+    """{task: figures} of NAME=FILE.jsonl, by our own scorer, and of lm-eval's tasks, by name or
+    PATH.yaml.
 
-    Where a NAME has several files, or is one of lm-eval's too, its figures are called NAME=FILE.jsonl.
+    Where a NAME has several files, or is one of lm-eval's too, its figures are called
+    NAME=FILE.jsonl.
     """
     every = [name.partition("=")[0] for name in names]
     theirs: dict[str, dict[str, Any]] = {}
@@ -145,7 +179,9 @@ def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict
 
 
 def keep(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
-    """Write `results` into the file beside the checkpoint, over what it has under the same names; returns its path."""
+    """Write `results` into the file beside the checkpoint, over what it has under the same names;
+    returns its path.
+    """
     checkpoint = runs.spelt(checkpoint)
     path = checkpoint.with_name(f"{checkpoint.name}.eval.json")
     before = runs.read_json(path).get("results", {})

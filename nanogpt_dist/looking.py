@@ -1,4 +1,5 @@
-"""One head of attention at work on a few tokens: its queries, keys and values, the mask, and who reads whom.
+"""One head of attention at work on a few tokens: its queries, keys and values, the mask, and who
+reads whom.
 
 Shape letters: T tokens, C = n_embd, D = width of a head.
 
@@ -19,8 +20,8 @@ from nanogpt_dist.positions import same_document
 
 @dataclass(frozen=True)
 class Head:
-    """q, k, v (T, D); scores q kᵀ / √D before the mask (T, T); seen (T, T) bool; weights, their softmax (T, T);
-    y = weights · v, what the head hands on (T, D).
+    """q, k, v (T, D); scores q kᵀ / √D before the mask (T, T); seen (T, T) bool; weights, their
+    softmax (T, T); y = weights · v, what the head hands on (T, D).
     """
 
     q: Tensor
@@ -34,7 +35,9 @@ class Head:
 
 @torch.no_grad()
 def look(model: GPT, ids: Sequence[int], layer: int, head: int) -> Head:
-    """The Head number `head` in block `layer`, both from 0, on `ids`. Raises UsageError where there is no such head."""
+    """The Head number `head` in block `layer`, both from 0, on `ids`. Raises UsageError where there
+    is no such head.
+    """
     config, table = model.config, model.transformer
     for what, number, n in (("layer", layer, config.n_layer), ("head", head, config.n_head)):
         if not 0 <= number < n:
@@ -50,6 +53,7 @@ def look(model: GPT, ids: Sequence[int], layer: int, head: int) -> Head:
     q, k, v = q[0, head], k[0, group], v[0, group]  # 3 × (T, D)
     scores = q @ k.t() / math.sqrt(config.head_size)  # (T, T)
     seen = where.seen if where is not None else None
-    seen = (seen if isinstance(seen, Tensor) else same_document(torch.zeros_like(idx)))[0, 0]  # (T, T)
+    # (T, T)
+    seen = (seen if isinstance(seen, Tensor) else same_document(torch.zeros_like(idx)))[0, 0]
     weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
     return Head(q, k, v, scores, seen, weights, weights @ v)

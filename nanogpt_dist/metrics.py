@@ -1,4 +1,6 @@
-"""What a run tells while it runs: metrics.jsonl (the record), TensorBoard and W&B (best effort), the terminal."""
+"""What a run tells while it runs: metrics.jsonl (the record), TensorBoard and W&B (best effort),
+the terminal.
+"""
 
 import json
 import re
@@ -34,7 +36,9 @@ def duration(seconds: float) -> str:
 
 
 def cut_record(path: Path, step: int) -> None:
-    """Drop what metrics.jsonl tells of updates after `step`, and a torn last line: they are about to be made again."""
+    """Drop what metrics.jsonl tells of updates after `step`, and a torn last line: they are about
+    to be made again.
+    """
     if not path.exists():
         return
     kept = []
@@ -48,14 +52,18 @@ def cut_record(path: Path, step: int) -> None:
 
 
 def put_before_now(board: Path, now: int) -> None:
-    """Rename TensorBoard's files of a clock that was ahead: it reads them in the order of the time in their names.
+    """Rename TensorBoard's files of a clock that was ahead: it reads them in the order of the time
+    in their names.
 
     events.out.tfevents.TIME.…: TIME in seconds; what was written from now on is to come last.
     """
     named = [
-        (re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", path.name), path) for path in board.glob("events.*")
+        (re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", path.name), path)
+        for path in board.glob("events.*")
     ]
-    for match, path in sorted(((m, p) for m, p in named if m), key=lambda one: one[1].name, reverse=True):
+    for match, path in sorted(
+        ((m, p) for m, p in named if m), key=lambda one: one[1].name, reverse=True
+    ):
         at = min(int(match[2]), now - 1)
         if at != int(match[2]):
             path.rename(path.with_name(f"{match[1]}{at:010d}{match[3]}"))
@@ -101,7 +109,9 @@ class Recorder:
         self._wandb = self._open_wandb(run, config) if config.wandb_log else None
 
     def update(self, values: dict[str, Any], progress: str) -> None:
-        """Record one update: `values` holds step and scalars, None unknown; `progress` is its line on the terminal."""
+        """Record one update: `values` holds step and scalars, None unknown; `progress` is its line
+        on the terminal.
+        """
         self._write("train", values)
         self._console.progress(progress)
 
@@ -114,7 +124,9 @@ class Recorder:
         """Close all files."""
         self._append(b"")
         if lost := self._unwritten.count(b"\n"):
-            self._console.line(f"warning: the last {lost} lines of {RECORD} are lost, the disk is still full")
+            self._console.line(
+                f"warning: the last {lost} lines of {RECORD} are lost, the disk is still full"
+            )
         self._record.close()
         self._to_board(lambda board: board.close())
         self._to_wandb(lambda board: board.close())
@@ -124,18 +136,25 @@ class Recorder:
         self._append(runs.to_json(values).encode() + b"\n")
         known = {name: value for name, value in values.items() if value is not None}
         step = known.pop("step")
-        self._to_board(lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in known.items()])
+        self._to_board(
+            lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in known.items()]
+        )
         self._to_wandb(lambda board: board.write(group, known, step))
 
     def _append(self, line: bytes) -> None:
-        """Write what there is to write; a full disk must not end the run, and the lines wait until there is room."""
+        """Write what there is to write; a full disk must not end the run, and the lines wait until
+        there is room.
+        """
         waiting, self._unwritten = bool(self._unwritten), self._unwritten + line
         try:
             while self._unwritten:  # write() may take less than it is given
                 self._unwritten = self._unwritten[self._record.write(self._unwritten) :]
         except OSError as error:
             if not waiting:
-                self._console.line(f"warning: {RECORD} cannot be written ({error.strerror}); its lines wait for room")
+                self._console.line(
+                    f"warning: {RECORD} cannot be written ({error.strerror}); its lines wait for "
+                    "room"
+                )
 
     def _open_board(self, folder: Path, step: int) -> "SummaryWriter | None":
         from torch.utils.tensorboard import SummaryWriter
@@ -149,7 +168,10 @@ class Recorder:
 
     def _on_thread_error(self, error: Any) -> None:
         """TensorBoard's thread needs no traceback: its error comes back at our next write."""
-        if not (isinstance(error.exc_value, OSError) and type(error.thread).__name__ == "_AsyncWriterThread"):
+        if not (
+            isinstance(error.exc_value, OSError)
+            and type(error.thread).__name__ == "_AsyncWriterThread"
+        ):
             self._excepthook(error)
 
     def _to_board(self, write: Any) -> None:
@@ -161,7 +183,9 @@ class Recorder:
                 self._board_failed(error)
 
     def _board_failed(self, error: OSError) -> None:
-        self._console.line(f"warning: TensorBoard's files cannot be written ({error}); {RECORD} has everything")
+        self._console.line(
+            f"warning: TensorBoard's files cannot be written ({error}); {RECORD} has everything"
+        )
 
     def _open_wandb(self, run: Path, config: TrainConfig) -> "WandbBoard | None":
         from nanogpt_dist.wandb_board import WandbBoard
@@ -174,7 +198,9 @@ class Recorder:
             self._wandb_failed(error)
             return None
         if board.is_of_a_copy:
-            self._console.line(f"note: {run} is a copy: a new run at Weights & Biases, the other keeps its own")
+            self._console.line(
+                f"note: {run} is a copy: a new run at Weights & Biases, the other keeps its own"
+            )
         return board
 
     def _to_wandb(self, write: Any) -> None:
@@ -187,4 +213,6 @@ class Recorder:
 
     def _wandb_failed(self, error: Exception) -> None:
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        self._console.line(f"warning: Weights & Biases is not told any more ({reason}); {RECORD} has everything")
+        self._console.line(
+            f"warning: Weights & Biases is not told any more ({reason}); {RECORD} has everything"
+        )

@@ -1,14 +1,16 @@
-"""GPT-2 in reading order: attention → MLP → block → GPT. Names of modules and weights are nanoGPT's.
+"""GPT-2 in reading order: attention → MLP → block → GPT. Names of modules and weights are
+nanoGPT's.
 
-Shape letters: B sequences in the batch, T tokens of a sequence (≤ block_size), C = n_embd, H = n_head, D = C / H,
-K = heads of keys and values, F = width of the MLP, V = vocab_size. In GPT-2 K = H and F = 4 C.
+Shape letters: B sequences in the batch, T tokens of a sequence (≤ block_size), C = n_embd,
+H = n_head, D = C / H, K = heads of keys and values, F = width of the MLP, V = vocab_size. In GPT-2
+K = H and F = 4 C.
 
-Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.3 (pre-norm, residual scaling);
-Vaswani et al. 2017, "Attention Is All You Need", §3.2; Hendrycks & Gimpel 2016, "Gaussian Error Linear Units";
-Press & Wolf 2017, "Using the Output Embedding to Improve Language Models" (the tied head).
-Of the options: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization"; Shazeer 2020, "GLU Variants Improve
-Transformer"; So et al. 2021, "Primer" (squared ReLU); Henry et al. 2020, "Query-Key Normalization for Transformers";
-Ainslie et al. 2023, "GQA".
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.3 (pre-norm,
+residual scaling); Vaswani et al. 2017, "Attention Is All You Need", §3.2; Hendrycks & Gimpel 2016,
+"Gaussian Error Linear Units"; Press & Wolf 2017, "Using the Output Embedding to Improve Language
+Models" (the tied head). Of the options: Zhang & Sennrich 2019, "Root Mean Square Layer
+Normalization"; Shazeer 2020, "GLU Variants Improve Transformer"; So et al. 2021, "Primer" (squared
+ReLU); Henry et al. 2020, "Query-Key Normalization for Transformers"; Ainslie et al. 2023, "GQA".
 """
 
 import hashlib
@@ -26,7 +28,9 @@ EPS = 1e-5  # under the root of a variance
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before: (B, T, C) → (B, T, C)."""
+    """Multi-head attention in which a position sees itself and what came before: (B, T, C)
+    → (B, T, C).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,14 +46,21 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, where: Places | None = None) -> Tensor:
         q, k, v = self.heads(self.c_attn(x), where)
-        y = attention(q, k, v, where.seen if where else None, self.dropout if self.training else 0.0)
+        y = attention(
+            q, k, v, where.seen if where else None, self.dropout if self.training else 0.0
+        )
         y = y.transpose(1, 2).reshape(x.shape)  # (B, H, T, D) → (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
 
     def heads(self, qkv: Tensor, where: Places | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as they meet: (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D)."""
+        """Queries, keys and values as they meet: (B, T, (H + 2K)·D) → (B, H, T, D),
+        2 × (B, K, T, D).
+        """
         B, T, _ = qkv.shape
-        q, k, v = (t.view(B, T, -1, self.config.head_size).transpose(1, 2) for t in qkv.split(self.widths, dim=2))
+        q, k, v = (
+            t.view(B, T, -1, self.config.head_size).transpose(1, 2)
+            for t in qkv.split(self.widths, dim=2)
+        )
         if self.config.qk_norm:
             q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
         if self.config.rotary:
@@ -85,7 +96,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.mlp_width
-        self.c_fc = nn.Linear(config.n_embd, 2 * width if config.mlp == "swiglu" else width, bias=config.bias)
+        self.c_fc = nn.Linear(
+            config.n_embd, 2 * width if config.mlp == "swiglu" else width, bias=config.bias
+        )
         self.act = _activation(config)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -137,27 +150,35 @@ class Transformer(nn.Module):
         return self.ln_f(x)
 
     def begin(self, idx: Tensor) -> tuple[Tensor, Places | None]:
-        """What goes into the first block (B, T, C), and where its tokens stand, if attention is to know that."""
+        """What goes into the first block (B, T, C), and where its tokens stand, if attention is to
+        know that.
+        """
         config = self.config
         where = places(idx, config, dropout=self.training and config.dropout > 0)
         x = self.drop(self.embed(idx, where.position))  # (B, T, C)
         return x, where if config.rotary or config.intra_document else None
 
     def embed(self, idx: Tensor, position: Tensor) -> Tensor:
-        """Rows of the token table, and of the position table where there is one: (B, T), (T,) | (B, T) → (B, T, C)."""
+        """Rows of the token table, and of the position table where there is one: (B, T), (T,) |
+        (B, T) → (B, T, C).
+        """
         return self.wte(idx) if self.config.rotary else self.wte(idx) + self.wpe(position)
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """Without values, which init_weight gives: to draw them on the meta device, torch would load its compiler first."""
+    """Without values, which init_weight gives: to draw them on the meta device, torch would load
+    its compiler first.
+    """
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 class GPT(nn.Module):
-    """Token ids to the logits of the next token: (B, T) → (B, T, V). In GPT-2 the head's matrix is the token table.
+    """Token ids to the logits of the next token: (B, T) → (B, T, V). In GPT-2 the head's matrix is
+    the token table.
 
-    n_vocab: ids that the tokenizer has; None: as many as rows, V. Rows from there on only fill the table up to a size
-    that devices like: no text has their ids, and their logits are −∞, so that they take no probability from the others.
+    n_vocab: ids that the tokenizer has; None: as many as rows, V. Rows from there on only fill the
+    table up to a size that devices like: no text has their ids, and their logits are −∞, so that
+    they take no probability from the others.
     """
 
     def __init__(self, config: ModelConfig, n_vocab: int | None = None) -> None:
@@ -170,7 +191,9 @@ class GPT(nn.Module):
         self.tie()
 
     def tie(self) -> "GPT":
-        """Make the head's matrix the token table, where it is: moving a model to another device cuts the tie."""
+        """Make the head's matrix the token table, where it is: moving a model to another device
+        cuts the tie.
+        """
         if self.config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
         return self
@@ -178,20 +201,25 @@ class GPT(nn.Module):
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits and, with targets, the mean cross-entropy in nats/token.
 
-        idx, targets: (B, T) int64, T ≤ block_size. Returns logits (B, T, V) and the loss, a scalar; without targets,
-        logits (B, 1, V) of the last position, and None.
+        idx, targets: (B, T) int64, T ≤ block_size. Returns logits (B, T, V) and the loss, a scalar;
+        without targets, logits (B, 1, V) of the last position, and None.
         """
         if targets is None:
             return self._logits(idx, last_only=True), None
         logits = self._logits(idx)
-        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1))
+        return logits, F.cross_entropy(
+            logits.view(-1, logits.size(-1)).float(), targets.reshape(-1)
+        )
 
     def refuse_unknown(self, highest: int) -> None:
-        """Raises BadDataError for an id that the token table has no row for; the lookup itself would not tell whose."""
+        """Raises BadDataError for an id that the token table has no row for; the lookup itself
+        would not tell whose.
+        """
         rows = self.transformer.wte.weight.size(0)
         if highest >= rows:
             raise BadDataError(
-                f"the tokenizer gives id {highest}, the model has {rows} rows: they are not of one model"
+                f"the tokenizer gives id {highest}, the model has {rows} rows: they are not of one "
+                "model"
             )
 
     def logits(self, idx: Tensor) -> Tensor:
@@ -205,7 +233,9 @@ class GPT(nn.Module):
         return self.head(x[:, -1:] if last_only else x)
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits, (B, T, C) → (B, T, V): the −∞ of rows without an id is the product's bias, which costs no time."""
+        """Logits, (B, T, C) → (B, T, V): the −∞ of rows without an id is the product's bias, which
+        costs no time.
+        """
         weight = self.lm_head.weight
         if self.n_vocab >= weight.size(0):
             return self.lm_head(x)
@@ -220,34 +250,49 @@ class GPT(nn.Module):
         return self
 
     def crop_block_size(self, block_size: int) -> None:
-        """Keep the first `block_size` positions only: a shorter context from weights trained with a longer one."""
+        """Keep the first `block_size` positions only: a shorter context from weights trained with a
+        longer one.
+        """
         assert block_size <= self.config.block_size
-        self.config = self.transformer.config = self.config.model_copy(update={"block_size": block_size})
+        self.config = self.transformer.config = self.config.model_copy(
+            update={"block_size": block_size}
+        )
         if not self.config.rotary:
-            self.transformer.wpe = nn.Embedding.from_pretrained(self.transformer.wpe.weight[:block_size], freeze=False)
+            self.transformer.wpe = nn.Embedding.from_pretrained(
+                self.transformer.wpe.weight[:block_size], freeze=False
+            )
 
     def num_params(self, non_embedding: bool = False) -> int:
-        """Parameters, the tied table counted once; non_embedding: without the position table, as nanoGPT prints it."""
+        """Parameters, the tied table counted once; non_embedding: without the position table, as
+        nanoGPT prints it.
+        """
         total = sum(p.numel() for p in self.parameters())
-        return total - (self.transformer.wpe.weight.numel() if non_embedding and not self.config.rotary else 0)
+        return total - (
+            self.transformer.wpe.weight.numel() if non_embedding and not self.config.rotary else 0
+        )
 
     def flops_per_token(self) -> int:
-        """Floating-point operations of forward and backward: 6 N for the matrices, 12·L·H·D·T for attention.
+        """Floating-point operations of forward and backward: 6 N for the matrices, 12·L·H·D·T for
+        attention.
 
-        N: parameters without the position table, and without the token table where the head has one of its own.
-        Source: Chowdhery et al. 2022, "PaLM", appendix B.
+        N: parameters without the position table, and without the token table where the head has one
+        of its own. Source: Chowdhery et al. 2022, "PaLM", appendix B.
         """
         c = self.config
-        n = self.num_params(non_embedding=True) - (0 if c.tied_head else self.transformer.wte.weight.numel())
+        n = self.num_params(non_embedding=True) - (
+            0 if c.tied_head else self.transformer.wte.weight.numel()
+        )
         return 6 * n + 12 * c.n_layer * c.n_embd * c.block_size
 
 
 @torch.no_grad()
 def init_weight(name: str, parameter: nn.Parameter, seed: int, n_layer: int) -> None:
-    """nanoGPT's initialisation: N(0, 0.02), the two residual projections of a block N(0, 0.02 / √(2·n_layer)).
+    """nanoGPT's initialisation: N(0, 0.02), the two residual projections of a block N(0, 0.02 /
+    √(2·n_layer)).
 
-    Each weight has a generator of its own, seeded by (seed, its name in GPT), on the CPU: the values depend neither on
-    the device, nor on the number of ranks, nor on which other weights there are.
+    Each weight has a generator of its own, seeded by (seed, its name in GPT), on the CPU: the
+    values depend neither on the device, nor on the number of ranks, nor on which other weights
+    there are.
     """
     if name.endswith("bias"):
         parameter.zero_()
@@ -256,7 +301,9 @@ def init_weight(name: str, parameter: nn.Parameter, seed: int, n_layer: int) -> 
     else:
         scale = 1 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 1.0
         generator = torch.Generator().manual_seed(_seed_of(seed, name))
-        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02 * scale, generator=generator))
+        parameter.copy_(
+            torch.empty(parameter.shape).normal_(0.0, 0.02 * scale, generator=generator)
+        )
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -1,7 +1,8 @@
 """AdamW over two groups and the learning rate as a function of the step.
 
-Sources: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; Loshchilov & Hutter 2017, "SGDR", §3
-(the cosine); Brown et al. 2020, "Language Models are Few-Shot Learners", appendix B (the values).
+Sources: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; Loshchilov & Hutter
+2017, "SGDR", §3 (the cosine); Brown et al. 2020, "Language Models are Few-Shot Learners", appendix
+B (the values).
 """
 
 import math
@@ -13,7 +14,9 @@ from nanogpt_dist.config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of the update that follows `step` updates: linear warm-up, then a cosine down to min_lr."""
+    """The rate of the update that follows `step` updates: linear warm-up, then a cosine down to
+    min_lr.
+    """
     if not config.decay_lr:
         return config.learning_rate
     if step < config.warmup_iters:
@@ -22,11 +25,15 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step >= decay_iters:
         return config.min_lr
     progress = (step - config.warmup_iters) / (decay_iters - config.warmup_iters)  # 0 → 1
-    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.learning_rate - config.min_lr)
+    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (
+        config.learning_rate - config.min_lr
+    )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Every parameter in exactly one group: matrices and tables decay, biases and LayerNorms do not."""
+    """Every parameter in exactly one group: matrices and tables decay, biases and LayerNorms do
+    not.
+    """
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -37,4 +44,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW as the config says, in its fused form (CPU, CUDA and MPS have one)."""
     groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+    )

@@ -1,11 +1,12 @@
-"""How the model is laid over the ranks: whole in one process (single), whole on each (ddp), or shared out (fsdp).
+"""How the model is laid over the ranks: whole in one process (single), whole on each (ddp), or
+shared out (fsdp).
 
-fsdp is FSDP2: each block is a group of its own, gathered when it is at work; tables, last LayerNorm and the tied head
-are the root's; fsdp.py does it. On a replicate × shard mesh (HSDP) `shard` ranks share one copy, of which there are
-`replicate`.
+fsdp is FSDP2: each block is a group of its own, gathered when it is at work; tables, last LayerNorm
+and the tied head are the root's; fsdp.py does it. On a replicate × shard mesh (HSDP) `shard` ranks
+share one copy, of which there are `replicate`.
 
-Sources: Li et al. 2020, "PyTorch Distributed"; Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
-(checkpointing).
+Sources: Li et al. 2020, "PyTorch Distributed"; Chen et al. 2016, "Training Deep Nets with Sublinear
+Memory Cost" (checkpointing).
 """
 
 import contextlib
@@ -31,7 +32,8 @@ from nanogpt_dist.tensors import is_sharded
 
 DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
 
-# Selective checkpointing keeps what these give: most of the arithmetic, and a good half of the memory, is theirs.
+# Selective checkpointing keeps what these give: most of the arithmetic, and a good half of the
+# memory, is theirs.
 KEPT = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -44,14 +46,18 @@ KEPT = [
 
 @dataclass(frozen=True)
 class Layout:
-    """strategy: single | ddp | fsdp. replicate × shard = the ranks; shard is 1 unless the strategy is fsdp."""
+    """strategy: single | ddp | fsdp. replicate × shard = the ranks; shard is 1 unless the strategy
+    is fsdp.
+    """
 
     strategy: str
     replicate: int
     shard: int
 
     def __str__(self) -> str:
-        copies = f", {self.replicate} copies of {self.shard} shards" if self.strategy == "fsdp" else ""
+        copies = (
+            f", {self.replicate} copies of {self.shard} shards" if self.strategy == "fsdp" else ""
+        )
         return f"{self.strategy}{copies}"
 
     def autocast_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -60,22 +66,34 @@ class Layout:
 
 
 def plan_layout(config: TrainConfig, world: World) -> Layout:
-    """The Layout that config asks for. Raises ConfigError where it does not fit the number of ranks."""
+    """The Layout that config asks for. Raises ConfigError where it does not fit the number of
+    ranks.
+    """
     strategy = _fitting(config, world) if config.strategy == "auto" else str(config.strategy)
     if strategy == "single" and world.size > 1:
-        raise ConfigError(f"--strategy single on {world.size} ranks would train {world.size} models: leave it out")
+        raise ConfigError(
+            f"--strategy single on {world.size} ranks would train {world.size} models: leave it out"
+        )
     if strategy != "fsdp":
         for name in ("mesh", "cpu_offload"):
             if getattr(config, name):
                 flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} needs --strategy fsdp, this is {strategy}: add it, or leave --{flag} out")
+                raise ConfigError(
+                    f"--{flag} needs --strategy fsdp, this is {strategy}: add it, or leave "
+                    f"--{flag} out"
+                )
         return Layout(strategy, world.size, 1)
     if config.mesh is None:
         return Layout(strategy, 1, world.size)
     replicate, shard = map(int, config.mesh.split("x"))
     if replicate * shard != world.size:
-        fits = ", ".join(f"{world.size // n}x{n}" for n in range(world.size, 0, -1) if world.size % n == 0)
-        raise ConfigError(f"--mesh {config.mesh} is for {replicate * shard} ranks, there are {world.size}; give {fits}")
+        fits = ", ".join(
+            f"{world.size // n}x{n}" for n in range(world.size, 0, -1) if world.size % n == 0
+        )
+        raise ConfigError(
+            f"--mesh {config.mesh} is for {replicate * shard} ranks, there are {world.size}; give "
+            f"{fits}"
+        )
     return Layout(strategy, replicate, shard)
 
 
@@ -89,13 +107,19 @@ def _asks_for_fsdp(config: TrainConfig) -> bool:
 
 
 def _fitting(config: TrainConfig, world: World) -> str:
-    """single in one process; several share the model out where they are told how, or if a whole one is too large."""
+    """single in one process; several share the model out where they are told how, or if a whole one
+    is too large.
+    """
     if _asks_for_fsdp(config):
         return "fsdp"
     if world.size == 1:
         return "single"
     needed = STATE_BYTES * _parameters(config)
-    return "ddp" if needed <= DDP_SHARE * total_memory_bytes(world.device) / _neighbours(world) else "fsdp"
+    return (
+        "ddp"
+        if needed <= DDP_SHARE * total_memory_bytes(world.device) / _neighbours(world)
+        else "fsdp"
+    )
 
 
 def check_memory(config: TrainConfig, layout: Layout, world: World) -> str | None:
@@ -106,7 +130,14 @@ def check_memory(config: TrainConfig, layout: Layout, world: World) -> str | Non
     device = torch.device("cpu") if config.cpu_offload else world.device
     on_gpu = device.type == "cuda"
     total, free = total_memory_bytes(device), free_memory_bytes(device)
-    return on_memory(_parameters(config), 1 if on_gpu else world.local_size, layout.shard, total, free, not on_gpu)
+    return on_memory(
+        _parameters(config),
+        1 if on_gpu else world.local_size,
+        layout.shard,
+        total,
+        free,
+        not on_gpu,
+    )
 
 
 def _parameters(config: TrainConfig) -> int:
@@ -129,8 +160,9 @@ def lay_out(
 ) -> tuple[GPT, nn.Module]:
     """The model, and what to call for a training pass: model(idx, targets) → (logits, loss).
 
-    init=False leaves the weights as they are in memory, for whoever loads them all. The values of the others depend on
-    the seed alone. Under fsdp the parameters are DTensors, of which each rank only ever holds its shards and one group.
+    init=False leaves the weights as they are in memory, for whoever loads them all. The values of
+    the others depend on the seed alone. Under fsdp the parameters are DTensors, of which each rank
+    only ever holds its shards and one group.
     """
     compile_it = config.compile if config.compile is not None else world.device.type == "cuda"
     with torch.device("meta"):
@@ -138,7 +170,8 @@ def lay_out(
     for block in model.transformer.h:
         if config.activation_checkpointing != "none":
             block.forward = _checkpointed(block.forward, config.activation_checkpointing)
-        if compile_it and layout.strategy == "fsdp":  # the gathering between blocks cannot be compiled
+        # the gathering between blocks cannot be compiled
+        if compile_it and layout.strategy == "fsdp":
             block.forward = torch.compile(block.forward)
     if cpu_fast.chosen(config, world.device, dtype):
         cpu_fast.use(model)
@@ -162,11 +195,21 @@ def lay_out(
 
 
 def _groups(model: GPT) -> list[tuple[str, nn.Module]]:
-    """What is gathered at a time, with the prefix of its parameters' names: each block, and last the rest, the root."""
-    return [(f"transformer.h.{i}.", block) for i, block in enumerate(model.transformer.h)] + [("", model)]
+    """What is gathered at a time, with the prefix of its parameters' names: each block, and last
+    the rest, the root.
+    """
+    return [(f"transformer.h.{i}.", block) for i, block in enumerate(model.transformer.h)] + [
+        ("", model)
+    ]
 
 
-def _materialize(model: GPT, prefix: str, group: nn.Module, device: torch.device, seed: int | None) -> None:
+def _materialize(
+    model: GPT,
+    prefix: str,
+    group: nn.Module,
+    device: torch.device,
+    seed: int | None,
+) -> None:
     """Give a group that is on the meta device memory on `device`, and its initial values."""
     for module in group.modules():
         mine = list(module.parameters(recurse=False))
@@ -176,13 +219,16 @@ def _materialize(model: GPT, prefix: str, group: nn.Module, device: torch.device
     model.tie()
     if seed is not None:
         for name, parameter in group.named_parameters():
-            if isinstance(group, GPT) and name.startswith("transformer.h."):  # has its values already
+            # has its values already
+            if isinstance(group, GPT) and name.startswith("transformer.h."):
                 continue
             init_weight(prefix + name, parameter, seed, model.config.n_layer)
 
 
 def _checkpointed(forward: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:
-    """A block's `forward`, (B, T, C) → (B, T, C), that keeps its input, by `selective` the costly values, too."""
+    """A block's `forward`, (B, T, C) → (B, T, C), that keeps its input, by `selective` the costly
+    values, too.
+    """
     options: dict[str, Any] = {}
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, KEPT)
@@ -196,13 +242,16 @@ def _checkpointed(forward: Callable[..., Tensor], mode: str) -> Callable[..., Te
 
 
 def reducing(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """For a forward and backward pass: gradients are summed over the ranks in the `last` one of an update, once.
+    """For a forward and backward pass: gradients are summed over the ranks in the `last` one of an
+    update, once.
 
-    Until then fsdp, too, keeps them whole: 4 bytes a parameter, where there is more than one micro-batch.
+    Until then fsdp, too, keeps them whole: 4 bytes a parameter, where there is more than one
+    micro-batch.
     """
     if isinstance(wrapped, DistributedDataParallel) and not last:
         return wrapped.no_sync()
-    if hasattr(wrapped, "set_requires_gradient_sync"):  # as fsdp makes it; to name its class would be to import it
+    # as fsdp makes it; to name its class would be to import it
+    if hasattr(wrapped, "set_requires_gradient_sync"):
         wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
     return contextlib.nullcontext()
 

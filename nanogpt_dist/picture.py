@@ -1,4 +1,6 @@
-"""The model as an SVG picture: the boxes of the drawing, with the shape that flows at each arrow."""
+"""The model as an SVG picture: the boxes of the drawing, with the shape that flows at each
+arrow.
+"""
 
 from xml.sax.saxutils import escape
 
@@ -12,14 +14,20 @@ LEFT = (WIDTH - BOX_WIDTH) / 2
 TITLE = 76  # characters of the title
 BESIDE = 6.8  # pixels of a character of a label
 RAIL = LEFT - 70  # where the residual stream passes a sublayer by
-COLOURS = {"table": "#dbeafe", "norm": "#fef3c7", "attention": "#dcfce7", "mlp": "#fce7f3", "head": "#ede9fe"}
+COLOURS = {
+    "table": "#dbeafe",
+    "norm": "#fef3c7",
+    "attention": "#dcfce7",
+    "mlp": "#fce7f3",
+    "head": "#ede9fe",
+}
 
 STYLE = """
 text { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; fill: #111827 }
 .shape, .count { font-size: 11px; fill: #4b5563 } .title { font-size: 15px; font-weight: bold }
 rect { stroke: #374151; stroke-width: 1; rx: 6 } .frame { fill: none; stroke: #9ca3af; stroke-dasharray: 6 4 }
 path { stroke: #374151; fill: none; stroke-width: 1.4 } .arrow { marker-end: url(#tip) }
-"""
+"""  # noqa: E501
 
 
 class _Canvas:
@@ -29,14 +37,19 @@ class _Canvas:
         self.y, self.parts = 30.0, list[str]()
 
     def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
-        self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>')
+        self.parts.append(
+            f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+        )
 
     def path(self, d: str, arrow: bool = True) -> None:
-        self.parts.append(f'<path d="{d}"{" class=" + chr(34) + "arrow" + chr(34) if arrow else ""}/>')
+        self.parts.append(
+            f'<path d="{d}"{" class=" + chr(34) + "arrow" + chr(34) if arrow else ""}/>'
+        )
 
     def box(self, name: str, text: str, count: str, colour: str) -> None:
         self.parts.append(
-            f'<rect x="{LEFT:g}" y="{self.y:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" fill="{COLOURS[colour]}"/>'
+            f'<rect x="{LEFT:g}" y="{self.y:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" '
+            f'fill="{COLOURS[colour]}"/>'
         )
         self.text(LEFT + 10, self.y + 18, name)
         self.text(LEFT + 10, self.y + 34, text, "shape")
@@ -49,7 +62,12 @@ class _Canvas:
         self.y += GAP
 
 
-def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Component], title: str) -> str:
+def draw_svg(
+    config: ModelConfig,
+    parameters: Parameters,
+    components: list[Component],
+    title: str,
+) -> str:
     """The whole model from token ids to logits, as the text of an SVG file."""
     at = {component.name: component for component in components}
     attention, mlp = boxes(config, at)
@@ -57,7 +75,8 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
     says = f": {parameters.total:,} parameters"
     canvas.text(WIDTH / 2, canvas.y, one_line(title, TITLE - len(says)) + says, "title", "middle")
     labels = [flows_into(name, at) for name in (*attention, *mlp)]
-    frame = max(BOX_WIDTH + 248, WIDTH / 2 - LEFT + 124 + 20 + BESIDE * max(map(len, labels)))  # its width
+    # its width
+    frame = max(BOX_WIDTH + 248, WIDTH / 2 - LEFT + 124 + 20 + BESIDE * max(map(len, labels)))
     canvas.y += 14
     canvas.arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}")
     canvas.box("wte", "token table, V × C", count(parameters, "wte"), "table")
@@ -71,7 +90,8 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
     for names, colour in ((attention, "attention"), (mlp, "mlp")):
         _sublayer(canvas, names, colour, parameters, at)
     canvas.parts.append(
-        f'<rect class="frame" x="{LEFT - 124:g}" y="{top:g}" width="{frame:g}" height="{canvas.y - top:g}"/>'
+        f'<rect class="frame" x="{LEFT - 124:g}" y="{top:g}" width="{frame:g}" '
+        f'height="{canvas.y - top:g}"/>'
     )
     canvas.arrow(shape(at["h"].output_letters, at["h"].output))
     canvas.box("ln_f", attention["h.ln_1"], count(parameters, "ln_f"), "norm")
@@ -89,21 +109,29 @@ def draw_svg(config: ModelConfig, parameters: Parameters, components: list[Compo
 <rect x="0" y="0" width="{width:g}" height="{height:g}" style="fill: white; stroke: none"/>
 {body}
 </svg>
-"""
+"""  # noqa: E501
 
 
 def _sublayer(
-    canvas: _Canvas, names: dict[str, str], colour: str, parameters: Parameters, at: dict[str, Component]
+    canvas: _Canvas,
+    names: dict[str, str],
+    colour: str,
+    parameters: Parameters,
+    at: dict[str, Component],
 ) -> None:
     """Boxes in a row, and beside them the residual stream, which is added at the end."""
     start = canvas.y
     for name, text in names.items():
         canvas.arrow(flows_into(name, at))
-        canvas.box(name, text, count(parameters, name), "norm" if name.startswith("h.ln") else colour)
+        canvas.box(
+            name, text, count(parameters, name), "norm" if name.startswith("h.ln") else colour
+        )
     canvas.path(f"M {WIDTH / 2:g} {canvas.y:g} v {GAP / 2:g}", arrow=False)
     canvas.y += GAP / 2
     middle = canvas.y + 10
     canvas.path(f"M {WIDTH / 2:g} {start + 8:g} H {RAIL:g} V {middle:g} H {WIDTH / 2 - 12:g}")
-    canvas.parts.append(f'<circle cx="{WIDTH / 2:g}" cy="{middle:g}" r="10" fill="white" stroke="#374151"/>')
+    canvas.parts.append(
+        f'<circle cx="{WIDTH / 2:g}" cy="{middle:g}" r="10" fill="white" stroke="#374151"/>'
+    )
     canvas.text(WIDTH / 2, middle + 5, "+", "", "middle")
     canvas.y = middle + 10

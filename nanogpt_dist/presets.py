@@ -1,6 +1,8 @@
-"""Named recipes: what differs from the defaults in config.py. A preset is a plain dict; flags go on top.
+"""Named recipes: what differs from the defaults in config.py. A preset is a plain dict; flags go on
+top.
 
-Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2.
+Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners", table 2.
 """
 
 import difflib
@@ -38,11 +40,24 @@ OPENAI_SIZES: dict[str, dict[str, Any]] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-124m": {**PRETRAIN, "eval_interval": 1000},
-    "gpt2-350m": {**PRETRAIN, **MEDIUM, "eval_interval": 1000, "learning_rate": 3e-4, "min_lr": 3e-5},
-    "gpt2-774m": {**PRETRAIN, **LARGE, "eval_interval": 1000, "learning_rate": 2.5e-4, "min_lr": 2.5e-5},
+    "gpt2-350m": {
+        **PRETRAIN,
+        **MEDIUM,
+        "eval_interval": 1000,
+        "learning_rate": 3e-4,
+        "min_lr": 3e-5,
+    },
+    "gpt2-774m": {
+        **PRETRAIN,
+        **LARGE,
+        "eval_interval": 1000,
+        "learning_rate": 2.5e-4,
+        "min_lr": 2.5e-5,
+    },
     "gpt2-1558m": {**PRETRAIN, **XL, "eval_interval": 1000, "learning_rate": 2e-4, "min_lr": 2e-5},
     **OPENAI_SIZES,
-    # nanoGPT's finetune_shakespeare and eval_gpt2…: OpenAI's weights; evaluated over the whole val split.
+    # nanoGPT's finetune_shakespeare and eval_gpt2…: OpenAI's weights; evaluated over the whole val
+    # split.
     "finetune-shakespeare": {
         "init_from": "gpt2-xl",
         "dataset": "data/shakespeare",
@@ -116,25 +131,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """The config of a preset or of a file, with `overrides` on top and out_dir filled in (out/NAME).
+    """The config of a preset or of a file, with `overrides` on top and out_dir filled in
+    (out/NAME).
 
-    name: a key of PRESETS, a path that ends in .toml, one of nanoGPT's configs, which ends in .py, or a folder with a
-    config.toml: a run, which is its own out_dir, or a checkpoint; None: gpt2-124m.
-    Raises ConfigError, MissingInputError.
+    name: a key of PRESETS, a path that ends in .toml, one of nanoGPT's configs, which ends in .py,
+    or a folder with a config.toml: a run, which is its own out_dir, or a checkpoint; None:
+    gpt2-124m. Raises ConfigError, MissingInputError.
     """
     name, overrides = name or DEFAULT_PRESET, dict(overrides or {})
     values, run = dict(read(name)), runs.named(name)
-    out_dir = overrides.get("out_dir") or (_own_out_dir(run, values) if run else values.get("out_dir"))
+    out_dir = overrides.get("out_dir") or (
+        _own_out_dir(run, values) if run else values.get("out_dir")
+    )
     out_dir = out_dir or f"out/{Path(name).stem}"
     for given in (values, overrides):
-        if given.get("init_from") in ("scratch", "resume"):  # nanoGPT's words: a run is begun, or gone on with, anyhow
+        # nanoGPT's words: a run is begun, or gone on with, anyhow
+        if given.get("init_from") in ("scratch", "resume"):
             given["init_from"] = None
     try:
         source = overrides.get("init_from", values.get("init_from"))
         ours = run or runs.checkpoint_named(name)
         if ours and isinstance(dataset := values.get("dataset"), str):
             values["dataset"] = runs.dataset_of(ours, dataset)
-        if source and ("init_from" in overrides or not ours):  # a run's settings have the architecture already
+        # a run's settings have the architecture already
+        if source and ("init_from" in overrides or not ours):
             values = with_architecture_of(str(source), Path(str(out_dir)), values, overrides)
         return resolve(values, {**overrides, "out_dir": out_dir})
     except ConfigError as error:
@@ -142,10 +162,15 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
 
 
 def _own_out_dir(run: Path, values: dict[str, Any]) -> str:
-    """`run` itself. Raises ConfigError where it has not begun, and its config.toml names another folder."""
+    """`run` itself. Raises ConfigError where it has not begun, and its config.toml names another
+    folder.
+    """
     other = values.get("out_dir")
     if other and not runs.has_begun(run) and Path(str(other)).resolve() != run.resolve():
-        raise ConfigError(f"{run / runs.CONFIG} has out_dir = {str(other)!r}; type --out-dir with the one you mean")
+        raise ConfigError(
+            f"{run / runs.CONFIG} has out_dir = {str(other)!r}; type --out-dir with the one you "
+            "mean"
+        )
     return str(run)
 
 
@@ -165,14 +190,18 @@ def read(name: str) -> dict[str, Any]:
     if Path(name).is_dir():
         raise ConfigError(f"{name} {_why_no_run(Path(name))}")
     near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
+    hint = (
+        f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
+    )
     raise ConfigError(f"no preset {name}; {hint}")
 
 
 def _why_no_run(folder: Path) -> str:
     if (folder.resolve().parent / runs.CONFIG).is_file():
         return f"is a folder of a run: type {shlex.join(['nanogpt', 'train', str(folder.parent)])}"
-    kept = next((step / runs.CONFIG for step in storage.list_steps(runs.checkpoints_of(folder))), None)
+    kept = next(
+        (step / runs.CONFIG for step in storage.list_steps(runs.checkpoints_of(folder))), None
+    )
     if kept is not None:
         return f"has lost its {runs.CONFIG}: {shlex.join(['cp', str(kept), str(folder)])}"
     if (folder / "config.json").is_file():
@@ -181,15 +210,24 @@ def _why_no_run(folder: Path) -> str:
     return f"has no {runs.CONFIG}, so it is no run; give a run, a preset or a .toml file"
 
 
-def with_architecture_of(source: str, run: Path, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`values` with the architecture of the weights in `source`; block_size may be shorter than theirs.
+def with_architecture_of(
+    source: str,
+    run: Path,
+    values: dict[str, Any],
+    overrides: dict[str, Any],
+) -> dict[str, Any]:
+    """`values` with the architecture of the weights in `source`; block_size may be shorter than
+    theirs.
 
     run: that has begun from the same source remembers it, and goes on where the source is gone.
     Raises ConfigError where `overrides` contradict it, and what lineage.source.find() raises.
     """
     from nanogpt_dist.lineage.source import architecture
 
-    theirs = {name: TrainConfig.model_fields[name].default for name in ModelConfig.model_fields.keys() - {"dropout"}}
+    theirs = {
+        name: TrainConfig.model_fields[name].default
+        for name in ModelConfig.model_fields.keys() - {"dropout"}
+    }
     known = read_toml(run / "config.toml") if (run / "config.toml").is_file() else {}
     if known.get("init_from") == source:
         theirs.update({name: value for name, value in known.items() if name in theirs})
@@ -197,16 +235,21 @@ def with_architecture_of(source: str, run: Path, values: dict[str, Any], overrid
         theirs.update(architecture(source))
     for name, given in overrides.items():
         if name in theirs.keys() - {"block_size"} and given != theirs[name]:
-            raise ConfigError(f"the weights of {source} have {name} {theirs[name]}, not {given}; leave it out")
+            raise ConfigError(
+                f"the weights of {source} have {name} {theirs[name]}, not {given}; leave it out"
+            )
     longest = theirs["block_size"]
     if overrides.get("block_size", 0) > longest:
-        raise ConfigError(f"the weights of {source} have block_size {longest}; it can be made shorter, not longer")
+        raise ConfigError(
+            f"the weights of {source} have block_size {longest}; it can be made shorter, not longer"
+        )
     wanted = overrides.get("block_size", values.get("block_size", longest))
     return {**values, **theirs, "block_size": min(wanted, longest)}
 
 
 def rows_for(tokenizer: "Tokenizer") -> int:
-    """The rows of the token embedding where nobody says how many: a multiple of 64, as GPUs like it.
+    """The rows of the token embedding where nobody says how many: a multiple of 64, as GPUs like
+    it.
 
     Characters get exactly theirs, as in nanoGPT.
     """
@@ -214,21 +257,29 @@ def rows_for(tokenizer: "Tokenizer") -> int:
 
 
 def fit_vocabulary(name: str, config: TrainConfig, tokenizer: "Tokenizer") -> TrainConfig:
-    """`config` of load(name), whose vocab_size was not typed, with the rows that the data set's tokenizer wants.
+    """`config` of load(name), whose vocab_size was not typed, with the rows that the data set's
+    tokenizer wants.
 
-    A run that has begun keeps its own rows, and a preset's hold where all ids fit; else the data decides.
+    A run that has begun keeps its own rows, and a preset's hold where all ids fit; else the data
+    decides.
     """
     rows = config.vocab_size if name in PRESETS else None
     if config.init_from or (config.vocab_size is not None and rows is None):
         return config  # the weights have them, or a file says so
     begun = os.path.join(config.out_dir or "", "config.toml")
-    known = read_toml(Path(begun)).get("vocab_size") if config.out_dir and os.path.isfile(begun) else None
+    known = (
+        read_toml(Path(begun)).get("vocab_size")
+        if config.out_dir and os.path.isfile(begun)
+        else None
+    )
     fits = [size for size in (known, rows) if isinstance(size, int) and size >= tokenizer.n_vocab]
     return config.model_copy(update={"vocab_size": fits[0] if fits else rows_for(tokenizer)})
 
 
 def with_vocabulary(config: Config) -> Config:
-    """`config` with a vocab_size, its own or the GPT-2 presets', and an end of text where it wants one."""
+    """`config` with a vocab_size, its own or the GPT-2 presets', and an end of text where it wants
+    one.
+    """
     vocabulary = {} if config.vocab_size else PRETRAIN
     eot = {"eot_id": config.eot_id or 0} if config.intra_document else {}
     return config.model_copy(update={**vocabulary, **eot})

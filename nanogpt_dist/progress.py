@@ -1,4 +1,6 @@
-"""How a run is doing: speed, MFU, memory, time left; to the terminal and to the run folder. Only rank 0 tells."""
+"""How a run is doing: speed, MFU, memory, time left; to the terminal and to the run folder. Only
+rank 0 tells.
+"""
 
 import math
 import time
@@ -18,16 +20,26 @@ from nanogpt_dist.update import Update, Updater
 
 
 class Progress:
-    """Keeps the clock of the updates (evaluations and saves are left out of it) and writes what is due."""
+    """Keeps the clock of the updates (evaluations and saves are left out of it) and writes what is
+    due.
+    """
 
     def __init__(
-        self, run: Path, config: TrainConfig, world: World, updater: Updater, state: TrainState, console: Console
+        self,
+        run: Path,
+        config: TrainConfig,
+        world: World,
+        updater: Updater,
+        state: TrainState,
+        console: Console,
     ) -> None:
         self.config, self.world, self.console = config, world, console
         self.batch_tokens = config.global_batch_size * config.block_size
         self.first_step = state.step
-        self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss  # val loss, in nats/token
-        self.seconds = 0.0  # spent in updates since this process started, less the first: it warms up
+        # val loss, in nats/token
+        self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss
+        # spent in updates since this process started, less the first: it warms up
+        self.seconds = 0.0
         self.timed = 0  # updates in `seconds`
         self.recent = (0.0, 0)  # the same since the last log line
         self.flops_per_token = updater.model.flops_per_token()
@@ -63,7 +75,8 @@ class Progress:
 
     def _log(self, recorder: Recorder, state: TrainState, update: Update) -> None:
         seconds, updates = self.recent
-        speed = updates * self.batch_tokens / seconds if updates else None  # the first update is not timed
+        # the first update is not timed
+        speed = updates * self.batch_tokens / seconds if updates else None
         mfu = speed * self.flops_per_token / self.peak_flops if speed else None
         values = {
             "step": state.step,
@@ -77,8 +90,9 @@ class Progress:
         }
         recorder.update(
             values,
-            f"step {state.step:,}/{self.config.max_iters:,} · loss {update.loss:.4f} · lr {update.learning_rate:.2e} · "
-            f"norm {update.grad_norm:.2f}" + self._pace(state, speed, mfu),
+            f"step {state.step:,}/{self.config.max_iters:,} · loss {update.loss:.4f} · lr "
+            f"{update.learning_rate:.2e} · norm "
+            f"{update.grad_norm:.2f}" + self._pace(state, speed, mfu),
         )
 
     def _pace(self, state: TrainState, speed: float | None, mfu: float | None) -> str:
@@ -93,8 +107,9 @@ class Progress:
         if self.recorder is not None:
             self.recorder.evaluation(
                 {"step": state.step, **asdict(found)},
-                f"step {state.step:,} · val loss {found.val_loss:.4f} ± {found.standard_error:.4f} nats/token · "
-                f"{found.bits_per_byte:.3f} bits/byte" + (" · best so far" if lowest else ""),
+                f"step {state.step:,} · val loss {found.val_loss:.4f} ± {found.standard_error:.4f} "
+                f"nats/token · {found.bits_per_byte:.3f} "
+                "bits/byte" + (" · best so far" if lowest else ""),
             )
 
     def restart_clock(self) -> None:

@@ -11,25 +11,51 @@ from nanogpt_dist import attempts, checkpoint, runs, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.distributed import World
-from nanogpt_dist.errors import BadDataError, ConfigError, Exit, NanogptError, StorageError, explain, one_line
+from nanogpt_dist.errors import (
+    BadDataError,
+    ConfigError,
+    Exit,
+    NanogptError,
+    StorageError,
+    explain,
+    one_line,
+)
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
 
-# A run goes on only with these as they were: they fix the weights' shapes, or which tokens an update sees.
+# A run goes on only with these as they were: they fix the weights' shapes, or which tokens an
+# update sees.
 FIXED = (*sorted(ModelConfig.model_fields.keys() - {"dropout"}), "seed", "global_batch_size")
 
 # With others of these it goes on, otherwise than it began: worth a line.
 TRAINING = (
-    *("max_iters", "learning_rate", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "weight_decay"),
+    *(
+        "max_iters",
+        "learning_rate",
+        "decay_lr",
+        "warmup_iters",
+        "lr_decay_iters",
+        "min_lr",
+        "weight_decay",
+    ),
     *("beta1", "beta2", "grad_clip", "dropout", "dtype", "cpu_fast", "deterministic"),
-    *("eval_interval", "eval_iters", "save_interval", "always_save_checkpoint", "keep_checkpoints", "keep_every"),
+    *(
+        "eval_interval",
+        "eval_iters",
+        "save_interval",
+        "always_save_checkpoint",
+        "keep_checkpoints",
+        "keep_every",
+    ),
 )
 
 
 @contextlib.contextmanager
 def run_folder(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The run's folder, locked by rank 0 against a second run; and what raises StorageError once it was moved away."""
+    """The run's folder, locked by rank 0 against a second run; and what raises StorageError once it
+    was moved away.
+    """
     assert config.out_dir is not None
     run, lock = Path(config.out_dir), storage.RunLock(Path(config.out_dir))
     with contextlib.ExitStack() as stack:
@@ -44,7 +70,9 @@ def run_folder(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callab
 
 @contextlib.contextmanager
 def noting_failure(run: Path, world: World, refuse_moved: Callable[[], None]) -> Iterator[None]:
-    """An error that ends the block stands in the run's status.json, too, as long as the folder is there."""
+    """An error that ends the block stands in the run's status.json, too, as long as the folder is
+    there.
+    """
     try:
         yield
     except BaseException as error:
@@ -60,19 +88,28 @@ def _note(run: Path, world: World, error: BaseException) -> None:
     if told:  # by another rank
         return
     code, line = explain(error)
-    with contextlib.suppress(NanogptError):  # a full disk may be what ended the run: its own error says so
+    # a full disk may be what ended the run: its own error says so
+    with contextlib.suppress(NanogptError):
         before = runs.read_json(run / "status.json")
         verdict = "stopped" if code == Exit.STOPPED else "failed"
-        runs.write_status(run, verdict, code, before.get("step", 0), one_line(line), before.get("checkpoint"))
+        runs.write_status(
+            run, verdict, code, before.get("step", 0), one_line(line), before.get("checkpoint")
+        )
         if code == Exit.STOPPED:
             attempts.ended(run, verdict)
 
 
 def resume_point(
-    run: Path, config: TrainConfig, data: DataFolder, fresh: bool, world: World, console: Console,
+    run: Path,
+    config: TrainConfig,
+    data: DataFolder,
+    fresh: bool,
+    world: World,
+    console: Console,
     branch_from: Path | None = None,
-) -> Path | None:  # fmt: skip
-    """The checkpoint to go on from, None for step 0. Rank 0 looks and verifies; all ranks are told the name.
+) -> Path | None:
+    """The checkpoint to go on from, None for step 0. Rank 0 looks and verifies; all ranks are told
+    the name.
 
     branch_from: another run's checkpoint, with which this run begins.
     """
@@ -90,14 +127,24 @@ def resume_point(
                 if changed := _changed(checkpoint.load_config(found), config):
                     console.line(f"note: not as the checkpoint had it: {', '.join(changed)}")
                 if moved := _moved(found, world):
-                    console.line(f"note: {moved}: the same tokens in the same order, rounded otherwise")
+                    console.line(
+                        f"note: {moved}: the same tokens in the same order, rounded otherwise"
+                    )
                 chosen = found.name
     chosen = world.text_from_lead(chosen)
     return runs.checkpoints_of(run) / chosen if chosen else None
 
 
-def _perhaps_back(run: Path, newest: Path | None, config: TrainConfig, world: World, console: Console) -> Path | None:
-    """The checkpoint to start from: the one before `newest` if that was tried in vain. Notes the start."""
+def _perhaps_back(
+    run: Path,
+    newest: Path | None,
+    config: TrainConfig,
+    world: World,
+    console: Console,
+) -> Path | None:
+    """The checkpoint to start from: the one before `newest` if that was tried in vain. Notes the
+    start.
+    """
     step, settings = _step_of(newest), attempts.digest(config, world.size)
     chosen = newest
     if attempts.steps_back(run, step, settings):
@@ -105,8 +152,8 @@ def _perhaps_back(run: Path, newest: Path | None, config: TrainConfig, world: Wo
         older = [path for path in storage.list_steps(newest.parent) if _step_of(path) < step]
         chosen = next((path for path in older if not storage.verify(path)), newest)
         console.line(
-            f"warning: {attempts.IN_VAIN} attempts in a row ended without a checkpoint after {newest.name}; starting "
-            f"from {chosen.name}, once"
+            f"warning: {attempts.IN_VAIN} attempts in a row ended without a checkpoint after "
+            f"{newest.name}; starting from {chosen.name}, once"
         )
     attempts.begun(run, step, _step_of(chosen), settings)
     return chosen
@@ -117,39 +164,55 @@ def _step_of(checkpoint: Path | None) -> int:
 
 
 def forget_lost_best(run: Path, state: TrainState, world: World) -> None:
-    """A best checkpoint that is gone is the best no more: else nothing worse would ever be called so again."""
+    """A best checkpoint that is gone is the best no more: else nothing worse would ever be called
+    so again.
+    """
     there = world.leads and state.best_step is not None
     there = there and (runs.checkpoints_of(run) / storage.step_name(state.best_step or 0)).is_dir()
     if not world.any(there):
         state.best_step = state.best_val_loss = None
 
 
-def forget_other_best(start: Path, state: TrainState, config: TrainConfig, evaluator: Evaluator) -> str | None:
-    """A best val loss over other windows than `evaluator`'s is compared no more. Returns what to tell of that."""
+def forget_other_best(
+    start: Path,
+    state: TrainState,
+    config: TrainConfig,
+    evaluator: Evaluator,
+) -> str | None:
+    """A best val loss over other windows than `evaluator`'s is compared no more. Returns what to
+    tell of that.
+    """
     saved = checkpoint.load_config(start)
     before = spread(evaluator.split.tokens, saved.block_size, saved.eval_iters * saved.batch_size)
     if state.best_val_loss is None or np.array_equal(before.starts, evaluator.windows.starts):
         return None
     best, state.best_val_loss, state.best_step = (state.best_val_loss, state.best_step), None, None
     return (
-        f"the best val loss so far, {best[0]:.4f} at step {best[1]}, was over {len(before.starts):,} windows of the "
-        f"val split, from here on it is over {len(evaluator.windows.starts):,}: they are not compared"
+        f"the best val loss so far, {best[0]:.4f} at step {best[1]}, was over "
+        f"{len(before.starts):,} windows of the val split, from here on it is over "
+        f"{len(evaluator.windows.starts):,}: they are not compared"
     )
 
 
 def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Raises ConfigError where `found` has other shapes or another order of the data, BadDataError for other data."""
+    """Raises ConfigError where `found` has other shapes or another order of the data, BadDataError
+    for other data.
+    """
     if changed := _changed(checkpoint.load_config(found), config, FIXED):
-        raise ConfigError(f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir")
+        raise ConfigError(
+            f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir"
+        )
     _, facts = checkpoint.load_state(found)
     if origin := facts.get("imported_from"):  # of its data only the tokenizer is known
         if facts.get("tokenizer_fingerprint") != data.tokenizer.fingerprint:
-            raise BadDataError(f"{found.name} ({origin}) has other ids than {data.path}; give another --dataset")
+            raise BadDataError(
+                f"{found.name} ({origin}) has other ids than {data.path}; give another --dataset"
+            )
         return
     if facts.get("dataset_id") != data.dataset_id:
         raise BadDataError(
-            f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, {data.path} is "
-            f"{data.dataset_id[:12]}; give another --out-dir or the old --dataset"
+            f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, "
+            f"{data.path} is {data.dataset_id[:12]}; give another --out-dir or the old --dataset"
         )
 
 
@@ -157,7 +220,11 @@ def _moved(found: Path, world: World) -> str | None:
     """What differs in the machine, where resuming is then not bitwise."""
     _, facts = checkpoint.load_state(found)
     now = {"world_size": world.size, "threads_per_rank": torch.get_num_threads()}
-    changed = [f"{name} {facts[name]} (now {value})" for name, value in now.items() if facts.get(name, value) != value]
+    changed = [
+        f"{name} {facts[name]} (now {value})"
+        for name, value in now.items()
+        if facts.get(name, value) != value
+    ]
     return ", ".join(changed) or None
 
 

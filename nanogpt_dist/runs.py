@@ -1,6 +1,8 @@
-"""The run folder out/NAME: who may write in it, what it says of itself, and how to find a checkpoint in it. No torch.
+"""The run folder out/NAME: who may write in it, what it says of itself, and how to find a
+checkpoint in it. No torch.
 
-config.toml · run.json · status.json · metrics.jsonl · tensorboard/ · run.lock · checkpoints/step-00001000/
+config.toml · run.json · status.json · metrics.jsonl · tensorboard/ · run.lock ·
+checkpoints/step-00001000/
 """
 
 import json
@@ -32,7 +34,8 @@ def checkpoints_of(run: Path) -> Path:
 def spelt(checkpoint: Path) -> Path:
     """`checkpoint` by a path that ends in its step's name and says in which run it stands.
 
-    Links are followed only where they must be: a run's folder of checkpoints may be one, to another disk.
+    Links are followed only where they must be: a run's folder of checkpoints may be one, to another
+    disk.
     """
     direct = storage.step_of(checkpoint.name) is not None and ".." not in checkpoint.parts
     return checkpoint if direct and len(checkpoint.parents) > 2 else checkpoint.resolve()
@@ -44,7 +47,9 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` is one checkpoint, by its name or, where it was renamed, by what is in it."""
+    """Whether `folder` is one checkpoint, by its name or, where it was renamed, by what is in
+    it.
+    """
     if not folder.is_dir():
         return False
     named = any(storage.step_of(path.name) is not None for path in (folder, folder.resolve()))
@@ -53,17 +58,25 @@ def is_checkpoint(folder: Path) -> bool:
 
 def has_begun(folder: Path) -> bool:
     """Whether a run has written in `folder`: a config.toml alone may be anybody's."""
-    return any((folder / mark).exists() for mark in ("run.json", "status.json", storage.LOCK, "checkpoints"))
+    return any(
+        (folder / mark).exists()
+        for mark in ("run.json", "status.json", storage.LOCK, "checkpoints")
+    )
 
 
 def named(name: str) -> Path | None:
-    """The folder that `name` means as a run: one with a config.toml, or this file of a run that has begun; else None.
+    """The folder that `name` means as a run: one with a config.toml, or this file of a run that has
+    begun; else None.
 
     It is its own out_dir, whatever a config.toml says that came from elsewhere.
     """
     path = Path(name)
     folder = path.parent if path.name == CONFIG else path
-    if not (folder / CONFIG).is_file() or is_checkpoint(folder) or (path.name == CONFIG and not has_begun(folder)):
+    if (
+        not (folder / CONFIG).is_file()
+        or is_checkpoint(folder)
+        or (path.name == CONFIG and not has_begun(folder))
+    ):
         return None
     return folder if folder.name not in ("", "..") else folder.resolve()
 
@@ -71,11 +84,15 @@ def named(name: str) -> Path | None:
 def dataset_of(run: Path, dataset: str) -> str:
     """`dataset` of a run's settings as it is found from here.
 
-    A relative path starts where the run was started, mostly a folder above the run: `nanogpt train ../project/out/a`.
+    A relative path starts where the run was started, mostly a folder above the run:
+    `nanogpt train ../project/out/a`.
     """
     if os.path.exists(dataset):
         return dataset
-    return next((str(above / dataset) for above in run.resolve().parents if (above / dataset).is_dir()), dataset)
+    return next(
+        (str(above / dataset) for above in run.resolve().parents if (above / dataset).is_dir()),
+        dataset,
+    )
 
 
 def checkpoint_named(name: str) -> Path | None:
@@ -86,7 +103,9 @@ def checkpoint_named(name: str) -> Path | None:
 
 
 def kept_for_good(checkpoints: Path) -> set[str]:
-    """The names of checkpoints that --keep-every promised to keep when they were saved, as their own settings say."""
+    """The names of checkpoints that --keep-every promised to keep when they were saved, as their
+    own settings say.
+    """
     kept = set()
     for folder in storage.list_steps(checkpoints):
         try:
@@ -96,7 +115,11 @@ def kept_for_good(checkpoints: Path) -> set[str]:
         except OSError:  # cannot be read now: it may have been promised
             kept.add(folder.name)
             continue
-        if isinstance(every, int) and every > 0 and (storage.step_of(folder.name) or 0) % every == 0:
+        if (
+            isinstance(every, int)
+            and every > 0
+            and (storage.step_of(folder.name) or 0) % every == 0
+        ):
             kept.add(folder.name)
     return kept
 
@@ -149,16 +172,32 @@ def describe(run: Path, world_size: int, threads: int, **more: Any) -> None:
     )
 
 
-def write_status(run: Path, verdict: str, code: int, step: int, message: str, checkpoint: str | None) -> None:
-    """Write status.json: verdict running | done | stopped | failed, the exit code, and the newest checkpoint's name."""
+def write_status(
+    run: Path,
+    verdict: str,
+    code: int,
+    step: int,
+    message: str,
+    checkpoint: str | None,
+) -> None:
+    """Write status.json: verdict running | done | stopped | failed, the exit code, and the newest
+    checkpoint's name.
+    """
     write_json(
         run / "status.json",
-        {"verdict": verdict, "code": code, "step": step, "message": message, "checkpoint": checkpoint},
+        {
+            "verdict": verdict,
+            "code": code,
+            "step": step,
+            "message": message,
+            "checkpoint": checkpoint,
+        },
     )
 
 
 def verdict_of(run: Path) -> str | None:
-    """How `run` stands: running | done | stopped | failed | killed; None where status.json does not say.
+    """How `run` stands: running | done | stopped | failed | killed; None where status.json does not
+    say.
 
     killed: status.json says running, but no living process holds the run's lock.
     """
@@ -174,24 +213,29 @@ def verdict_of(run: Path) -> str | None:
 def resume_point(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
     """The newest good checkpoint to go on from, None to start at step 0.
 
-    Raises CannotCreateError for `fresh` in a folder that has checkpoints, and MissingInputError where status.json tells
-    of a checkpoint but none is left: starting over is never chosen for the user.
+    Raises CannotCreateError for `fresh` in a folder that has checkpoints, and MissingInputError
+    where status.json tells of a checkpoint but none is left: starting over is never chosen for the
+    user.
     """
     checkpoints = checkpoints_of(run)
     steps = storage.list_steps(checkpoints)
     if fresh:
         if steps:
             raise CannotCreateError(
-                f"{run} holds a run at {steps[0].name}; --fresh needs another --out-dir, or rm -r {run}"
+                f"{run} holds a run at {steps[0].name}; --fresh needs another --out-dir, or rm -r "
+                f"{run}"
             )
         return None
     if not steps and (lost := read_json(run / "status.json").get("checkpoint")):
-        raise MissingInputError(f"{run} has lost its checkpoint {lost}; restore it, or start over with --fresh")
+        raise MissingInputError(
+            f"{run} has lost its checkpoint {lost}; restore it, or start over with --fresh"
+        )
     return storage.newest_good(checkpoints, warn) if steps else None
 
 
 def branch(checkpoint: Path, run: Path) -> None:
-    """Give `run` a copy of `checkpoint` to go on from; a run that has begun already is left as it is.
+    """Give `run` a copy of `checkpoint` to go on from; a run that has begun already is left as it
+    is.
 
     Raises MissingInputError, BadDataError, StorageError.
     """
@@ -202,7 +246,9 @@ def branch(checkpoint: Path, run: Path) -> None:
     step = storage.step_of(checkpoint.resolve().name)
     step = read_json(checkpoint / "state.json").get("step") if step is None else step
     if not isinstance(step, int) or step < 0:
-        raise BadDataError(f"{checkpoint} does not say its step; name it step-00001000, after its step")
+        raise BadDataError(
+            f"{checkpoint} does not say its step; name it step-00001000, after its step"
+        )
 
     def fill(staging: Path) -> None:
         for entry in manifest["files"]:
@@ -211,7 +257,11 @@ def branch(checkpoint: Path, run: Path) -> None:
     storage.commit(checkpoints_of(run), storage.step_name(step), fill, {"step": step})
 
 
-def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str], None] = lambda _: None) -> Path:
+def find_checkpoint(
+    target: str | None,
+    best: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Path:
     """The checkpoint that RUN, CHECKPOINT or nothing (the newest run under out/) means, verified.
 
     A run stands for its newest good checkpoint, or with `best` for the one of the lowest val loss.
@@ -220,24 +270,37 @@ def find_checkpoint(target: str | None, best: bool = False, warn: Callable[[str]
     path = Path(target) if target else newest_run(OUT)
     path = path.parent if path.name == CONFIG and path.is_file() else path
     if not path.is_dir():
-        raise MissingInputError(f"{path} does not exist or is no folder; give a run (out/NAME) or a checkpoint in it")
+        raise MissingInputError(
+            f"{path} does not exist or is no folder; give a run (out/NAME) or a checkpoint in it"
+        )
     if is_checkpoint(path):
         if best:
-            raise UsageError(f"--best chooses among a run's checkpoints, and {path} is one: leave it out")
+            raise UsageError(
+                f"--best chooses among a run's checkpoints, and {path} is one: leave it out"
+            )
         storage.good(path)
         return path
-    folder = path if storage.list_steps(path) else checkpoints_of(path)  # RUN/checkpoints stands for RUN
+    # RUN/checkpoints stands for RUN
+    folder = path if storage.list_steps(path) else checkpoints_of(path)
     newest = storage.newest_good(folder, warn, rename_bad=False)  # we do not hold the run's lock
     if newest is None:
         if (path / "config.json").is_file():
-            made = shlex.join(["nanogpt", "import", "hf", str(path), "--out-dir", f"out/{path.resolve().name}"])
-            raise MissingInputError(f"{path} is a folder of Hugging Face's, no run; type --init-from, or {made}")
-        raise MissingInputError(f"{path} holds no checkpoint; give a run (out/NAME) that has one, or a checkpoint")
+            made = shlex.join(
+                ["nanogpt", "import", "hf", str(path), "--out-dir", f"out/{path.resolve().name}"]
+            )
+            raise MissingInputError(
+                f"{path} is a folder of Hugging Face's, no run; type --init-from, or {made}"
+            )
+        raise MissingInputError(
+            f"{path} holds no checkpoint; give a run (out/NAME) that has one, or a checkpoint"
+        )
     if not best:
         return newest
     step = read_json(newest / "state.json").get("best_step")
     if type(step) is not int or step < 0:
-        raise MissingInputError(f"no evaluation of {path} was saved with a checkpoint: leave --best out")
+        raise MissingInputError(
+            f"no evaluation of {path} was saved with a checkpoint: leave --best out"
+        )
     chosen = folder / storage.step_name(step)
     storage.good(chosen)
     return chosen
@@ -247,5 +310,7 @@ def newest_run(out: Path) -> Path:
     """The run under `out` that was started last and has a checkpoint. Raises MissingInputError."""
     runs = [run for run in out.glob("*/") if storage.list_steps(checkpoints_of(run))]
     if not runs:
-        raise MissingInputError(f"no run with a checkpoint under {out}/; type: nanogpt quickstart, or name a run")
+        raise MissingInputError(
+            f"no run with a checkpoint under {out}/; type: nanogpt quickstart, or name a run"
+        )
     return max(runs, key=lambda run: str(read_json(run / "run.json").get("started", "")))

@@ -1,11 +1,13 @@
-"""Text from a model: choose the next token, append, repeat. Never an id that the tokenizer cannot decode.
+"""Text from a model: choose the next token, append, repeat. Never an id that the tokenizer cannot
+decode.
 
-What is drawn for the i-th sample after a prompt is a function of the seed and i: not of what else is drawn with it.
+What is drawn for the i-th sample after a prompt is a function of the seed and i: not of what else
+is drawn with it.
 
 Shape letters: B samples, V ids that the tokenizer has.
 
-Sources: Fan et al. 2018, "Hierarchical Neural Story Generation", §5.2 (top-k); Holtzman et al. 2020, "The Curious Case
-of Neural Text Degeneration", §3.1 (top-p).
+Sources: Fan et al. 2018, "Hierarchical Neural Story Generation", §5.2 (top-k); Holtzman et al.
+2020, "The Curious Case of Neural Text Degeneration", §3.1 (top-p).
 """
 
 import codecs
@@ -34,7 +36,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model wrote after `prompt`: `ids` end before the end-of-text token or the first stop text."""
+    """What the model wrote after `prompt`: `ids` end before the end-of-text token or the first stop
+    text.
+    """
 
     prompt: str
     text: str
@@ -48,7 +52,9 @@ def generator_of(seed: int, index: int) -> torch.Generator:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """All but the smallest set of tokens, at least one, of total probability ≥ p set to −∞: (B, V) → (B, V)."""
+    """All but the smallest set of tokens, at least one, of total probability ≥ p set to −∞: (B, V)
+    → (B, V).
+    """
     ordered, index = logits.sort(descending=True)
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability  # probability of all that is more likely
@@ -63,24 +69,30 @@ def choose(logits: Tensor, settings: Settings, generators: Sequence[torch.Genera
     index = None
     if settings.top_k is not None and settings.top_k < logits.size(-1):
         logits, index = logits.topk(settings.top_k)  # (B, K): all else is done on these
-    logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature  # ≤ 0: nothing overflows
+    # ≤ 0: nothing overflows
+    logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
     if settings.top_p is not None:
         logits = keep_top_p(logits, settings.top_p)
     reached = logits.softmax(-1).cumsum(-1)  # (B, K)
-    drawn = torch.cat([torch.rand(1, 1, generator=each) for each in generators]).to(logits.device)  # (B, 1), in [0, 1)
-    chosen = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)  # the first that goes beyond
+    # (B, 1), in [0, 1)
+    drawn = torch.cat([torch.rand(1, 1, generator=each) for each in generators]).to(logits.device)
+    # the first that goes beyond
+    chosen = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)
     last = (reached < reached[:, -1:]).sum(-1, keepdim=True)  # the last that has a probability
     chosen = torch.minimum(chosen, last)
     return chosen if index is None else index.gather(1, chosen)
 
 
 def generate(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], settings: Settings, indices: Sequence[int] | None = None
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """The next token of every row, again and again: B prompts, none empty → max_new_tokens × (B,).
 
-    indices: which sample after its prompt a row is; None: each the first. The context is cropped to the model's last
-    block_size tokens. Raises BadDataError for weights that diverged.
+    indices: which sample after its prompt a row is; None: each the first. The context is cropped to
+    the model's last block_size tokens. Raises BadDataError for weights that diverged.
     """
     logits = decoder.start(prompts, settings.max_new_tokens)  # (B, V)
     generators = [generator_of(settings.seed, index) for index in indices or [0] * len(prompts)]
@@ -92,26 +104,43 @@ def generate(
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids; an empty prompt is the end-of-text token, which documents follow, or else first_text()."""
+    """The prompt's ids; an empty prompt is the end-of-text token, which documents follow, or else
+    first_text().
+    """
     ids = tokenizer.encode(prompt).tolist()
     if ids:
         return ids
-    return [tokenizer.eot_id] if tokenizer.eot_id is not None else tokenizer.encode(first_text(tokenizer)).tolist()
+    return (
+        [tokenizer.eot_id]
+        if tokenizer.eot_id is not None
+        else tokenizer.encode(first_text(tokenizer)).tolist()
+    )
 
 
 def first_text(tokenizer: Tokenizer) -> str:
-    """What a sample begins with where nothing is asked for: a line break, or else the first character."""
+    """What a sample begins with where nothing is asked for: a line break, or else the first
+    character.
+    """
     lacks = tokenizer.kind == "char" and b"\n" not in tokenizer.tokens
     return tokenizer.decode([0]) if lacks else "\n"
 
 
 def sample(
-    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], count: int, settings: Settings
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    count: int,
+    settings: Settings,
 ) -> list[Sample]:
     """`count` samples after each prompt, all in one batch."""
     each, indices = _several(prompts, count)
-    rows = write_on(decoder, tokenizer, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices)
-    return [finish(prompt, row, tokenizer, settings.stop) for prompt, row in zip(each, rows, strict=True)]
+    rows = write_on(
+        decoder, tokenizer, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices
+    )
+    return [
+        finish(prompt, row, tokenizer, settings.stop)
+        for prompt, row in zip(each, rows, strict=True)
+    ]
 
 
 def write_on(
@@ -121,7 +150,9 @@ def write_on(
     settings: Settings,
     indices: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The ids that follow each context, up to the end of text or the token that completes a stop text."""
+    """The ids that follow each context, up to the end of text or the token that completes a stop
+    text.
+    """
     rows: list[list[int]] = [[] for _ in contexts]
     done = [False] * len(rows)
     for new in generate(decoder, contexts, settings, indices):
@@ -130,24 +161,37 @@ def write_on(
                 done[row] = chosen in tokenizer.stop_ids
                 if not done[row]:
                     rows[row].append(chosen)
-                    done[row] = _find_stop(_tail(rows[row], tokenizer, settings.stop), settings.stop) is not None
+                    done[row] = (
+                        _find_stop(_tail(rows[row], tokenizer, settings.stop), settings.stop)
+                        is not None
+                    )
         if all(done):
             break
     return rows
 
 
 def stream(
-    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], count: int, settings: Settings
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    count: int,
+    settings: Settings,
 ) -> Iterator[tuple[int, str]]:
-    """sample()'s texts piece by piece: (number of the sample, piece), one sample after the other, at least one of each.
+    """sample()'s texts piece by piece: (number of the sample, piece), one sample after the other,
+    at least one of each.
 
     They are drawn in one batch, as there: of all but the one that is told the pieces wait.
     """
     each, indices = _several(prompts, count)
     texts = [_Pieces(tokenizer, settings.stop) for _ in each]
     waiting, now = [""] * len(each), 0
-    for new in generate(decoder, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices):
-        waiting = [had + text.add(chosen) for had, text, chosen in zip(waiting, texts, new.tolist(), strict=True)]
+    for new in generate(
+        decoder, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices
+    ):
+        waiting = [
+            had + text.add(chosen)
+            for had, text, chosen in zip(waiting, texts, new.tolist(), strict=True)
+        ]
         while now < len(each) and (texts[now].done or waiting[now]):
             yield now, waiting[now]
             waiting[now] = ""
@@ -166,7 +210,9 @@ def _several(prompts: Sequence[str], count: int) -> tuple[list[str], list[int]]:
 
 
 class _Pieces:
-    """The text of a sample as it comes. Held back: a character's first bytes, and what may begin a stop text."""
+    """The text of a sample as it comes. Held back: a character's first bytes, and what may begin a
+    stop text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
         self.tokenizer, self.stops = tokenizer, stops
@@ -201,7 +247,9 @@ def _find_stop(text: str, stops: tuple[str, ...]) -> int | None:
 
 
 def _tail(ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> str:
-    """The end of the text so far, long enough to hold any stop text that the last token completed."""
+    """The end of the text so far, long enough to hold any stop text that the last token
+    completed.
+    """
     if not stops:
         return ""
     bytes_needed = 2 * max(len(stop.encode()) for stop in stops)

@@ -1,4 +1,6 @@
-"""When a run saves, and what it does when saving fails. The commit is storage's, the content checkpoint.py's."""
+"""When a run saves, and what it does when saving fails. The commit is storage's, the content
+checkpoint.py's.
+"""
 
 import contextlib
 import functools
@@ -40,58 +42,83 @@ def due(config: TrainConfig, step: int, evaluated: bool, improved: bool) -> bool
 class Saver:
     """Commits checkpoints of one run, tells when that fails, keeps the newest few and the best.
 
-    A commit may go on in a thread, from a copy in CPU memory (config.async_save); at most one at a time.
+    A commit may go on in a thread, from a copy in CPU memory (config.async_save); at most one at a
+    time.
     """
 
     def __init__(
-        self, run: Path, config: TrainConfig, world: World, data: DataFolder, console: Console, newest: Path | None,
-        refuse_moved: Callable[[], None] = lambda: None, began_from: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        run: Path,
+        config: TrainConfig,
+        world: World,
+        data: DataFolder,
+        console: Console,
+        newest: Path | None,
+        refuse_moved: Callable[[], None] = lambda: None,
+        began_from: str | None = None,
+    ) -> None:
         self.folder, self.run, self.config = runs.checkpoints_of(run), run, config
         self.world, self.data, self.console = world, data, console
-        self.newest, self.began_from = newest, began_from  # began_from: whose the first weights were
-        self.refuse_moved = refuse_moved  # raises StorageError where the run folder is elsewhere now
+        # began_from: whose the first weights were
+        self.newest, self.began_from = newest, began_from
+        # raises StorageError where the run folder is elsewhere now
+        self.refuse_moved = refuse_moved
         self.resumed_from = {newest.name} if newest is not None else set()
         self.failures = 0
         self.writing: Writing | None = None
-        self._beside: bool | None = None  # whether commits go on beside the training; decided at the first one
+        # whether commits go on beside the training; decided at the first one
+        self._beside: bool | None = None
         self._copies: dict[str, Tensor] = {}  # where this rank's values are meanwhile
 
     def improves(self, state: TrainState) -> bool:
-        """Whether the val loss is below that of every checkpoint, the one that is being written included."""
+        """Whether the val loss is below that of every checkpoint, the one that is being written
+        included.
+        """
         known = [state, self.writing.state] if self.writing is not None else [state]
         lowest = min(math.inf if one.best_val_loss is None else one.best_val_loss for one in known)
         return state.val_loss is not None and state.val_loss < lowest
 
     def save(self, state: TrainState, updater: Updater, evaluated: bool, required: bool) -> None:
-        """Commit `state`, as the best checkpoint so far if it was `evaluated` and improves(); all ranks together.
+        """Commit `state`, as the best checkpoint so far if it was `evaluated` and improves(); all
+        ranks together.
 
-        On a full disk warn and go on, unless `required` or for the third time in a row. Raises ConfigError where the
-        weights are not finite, StorageError.
+        On a full disk warn and go on, unless `required` or for the third time in a row. Raises
+        ConfigError where the weights are not finite, StorageError.
         """
         self.finish(state)
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
         with self.world.together():
             self.refuse_moved()
-        best = evaluated and self.improves(state)  # now that it is known what became of the one before
-        saved = replace(state, best_val_loss=state.val_loss, best_step=state.step) if best else state
+        # now that it is known what became of the one before
+        best = evaluated and self.improves(state)
+        saved = (
+            replace(state, best_val_loss=state.val_loss, best_step=state.step) if best else state
+        )
         if self._beside is None:
             self._beside = self._is_to_go_on_beside(updater)
         later = self._beside and not required
         copies = self._copies if later else None
-        mine = checkpoint.contents(saved, updater.model, updater.optimizer, self.world.leads, copies)
-        self.writing = Writing(mine.state, functools.partial(self._commit, mine, self._about(updater)), later)
+        mine = checkpoint.contents(
+            saved, updater.model, updater.optimizer, self.world.leads, copies
+        )
+        self.writing = Writing(
+            mine.state, functools.partial(self._commit, mine, self._about(updater)), later
+        )
         if not later:
             self.finish(state, required)
 
     @property
     def ended(self) -> bool:
-        """Whether this rank's part of a commit in the background has ended; True where there is none."""
+        """Whether this rank's part of a commit in the background has ended; True where there is
+        none.
+        """
         return self.writing is None or self.writing.ended
 
     def finish(self, state: TrainState, required: bool = False) -> None:
-        """Wait for a commit in the background and note in `state` what became of it; all ranks together."""
+        """Wait for a commit in the background and note in `state` what became of it; all ranks
+        together.
+        """
         if self.writing is None:
             return
         writing, self.writing = self.writing, None
@@ -101,7 +128,9 @@ class Saver:
             if required or self.failures >= MAX_FAILURES:
                 raise error
             good = f"; the last good one is {self.newest.name}" if self.newest else ""
-            self.console.line(f"warning: not saved at step {writing.state.step}, training goes on{good}: {error}")
+            self.console.line(
+                f"warning: not saved at step {writing.state.step}, training goes on{good}: {error}"
+            )
             return
         if error is not None:
             raise error
@@ -111,7 +140,9 @@ class Saver:
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
-        """A block that is not left by an error while a commit is under way, unless other ranks may be gone."""
+        """A block that is not left by an error while a commit is under way, unless other ranks may
+        be gone.
+        """
         try:
             yield
         except NanogptError as error:
@@ -120,7 +151,9 @@ class Saver:
             raise
 
     def _is_to_go_on_beside(self, updater: Updater) -> bool:
-        """What is set; else whether a copy of weights and moments is a small part of the memory of each machine."""
+        """What is set; else whether a copy of weights and moments is a small part of the memory of
+        each machine.
+        """
         if self.config.async_save is not None:
             return self.config.async_save
         needed = SAVED_BYTES * updater.model.num_params() / updater.layout.shard
@@ -141,13 +174,19 @@ class Saver:
         }
 
     def _commit(self, mine: Contents, about: dict[str, Any]) -> None:
-        """On all ranks, each of which may take as long as it does; perhaps in a thread beside the training."""
-        path = checkpoint.save(self.world.patient, self.folder, mine, self.config, self.data.tokenizer, about)
+        """On all ranks, each of which may take as long as it does; perhaps in a thread beside the
+        training.
+        """
+        path = checkpoint.save(
+            self.world.patient, self.folder, mine, self.config, self.data.tokenizer, about
+        )
         if not self.world.leads:
             return
         try:
             self._follow_up(mine.state, path.name)
-        except StorageError as error:  # the checkpoint is durable already: no reason to call it not saved
+        except (
+            StorageError
+        ) as error:  # the checkpoint is durable already: no reason to call it not saved
             self.console.line(f"warning: {path.name} is saved, but {error}")
 
     def _follow_up(self, state: TrainState, name: str) -> None:
@@ -165,7 +204,9 @@ class Writing:
     def __init__(self, state: TrainState, commit: Callable[[], None], later: bool) -> None:
         self.state, self._commit = state, commit
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="save", daemon=True) if later else None
+        self._thread = (
+            threading.Thread(target=self._run, name="save", daemon=True) if later else None
+        )
         if self._thread is not None:
             self._thread.start()
         else:
@@ -193,5 +234,7 @@ def enough_room(folder: Path, updater: Updater, keep: int) -> str | None:
     needed = SAVED_BYTES * updater.model.num_params() * (keep + 2)
     free = shutil.disk_usage(folder).free
     return (
-        f"{needed / 2**30:.1f} GiB for checkpoints, {free / 2**30:.1f} GiB free at {folder}" if free < needed else None
+        f"{needed / 2**30:.1f} GiB for checkpoints, {free / 2**30:.1f} GiB free at {folder}"
+        if free < needed
+        else None
     )

@@ -1,4 +1,6 @@
-"""A polite request to stop (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C): obeyed at once before the work, else remembered."""
+"""A polite request to stop (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C): obeyed at once before the work, else
+remembered.
+"""
 
 import signal
 import time
@@ -6,15 +8,18 @@ from types import FrameType
 
 from nanogpt_dist.errors import StoppedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)  # HUP: no terminal; USR1: a batch system
+# HUP: no terminal; USR1: a batch system
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 DEBOUNCE_S = 1.0  # torchrun passes on the Ctrl-C that the terminal has sent already
 IMPATIENT_S = 5.0
 
 
 class StopRequest:
-    """Truthy once a signal of SIGNALS came; before defer() the first such signal raises StoppedError where it finds us.
+    """Truthy once a signal of SIGNALS came; before defer() the first such signal raises
+    StoppedError where it finds us.
 
-    A second Ctrl-C within five seconds leaves at once by KeyboardInterrupt. told: that error's message.
+    A second Ctrl-C within five seconds leaves at once by KeyboardInterrupt. told: that error's
+    message.
     """
 
     def __init__(self, told: str = "stopped; the same command starts or resumes it") -> None:
@@ -26,9 +31,11 @@ class StopRequest:
         return self._asked_at is not None
 
     def listen(self) -> "StopRequest":
-        """Take over the signals of this process, but for those that it inherited as ignored (nohup).
+        """Take over the signals of this process, but for those that it inherited as ignored
+        (nohup).
 
-        SIGUSR1 in any case: a launcher has it ignored until we listen, as whoever does not dies of it.
+        SIGUSR1 in any case: a launcher has it ignored until we listen, as whoever does not dies of
+        it.
         """
         for number in SIGNALS:
             if number == signal.SIGUSR1 or signal.getsignal(number) is not signal.SIG_IGN:

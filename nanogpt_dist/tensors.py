@@ -1,10 +1,12 @@
 """Named tensors to safetensors files and back, whole or each rank its parts.
 
-A file holds {name: data}. Where data is but a part of a tensor, the header's metadata says so under "parts": JSON
-{name: {"shape": of the whole, "offsets": of the part in each dimension}}. Parts are boxes, and so is what a rank holds
-of a tensor: any layout reads what any other wrote, by cutting the one with the other. Nothing here needs a group.
+A file holds {name: data}. Where data is but a part of a tensor, the header's metadata says so under
+"parts": JSON {name: {"shape": of the whole, "offsets": of the part in each dimension}}. Parts are
+boxes, and so is what a rank holds of a tensor: any layout reads what any other wrote, by cutting
+the one with the other. Nothing here needs a group.
 
-Source: torch.distributed.checkpoint (DCP) goes about it in the same way; its storage writes pickles.
+Source: torch.distributed.checkpoint (DCP) goes about it in the same way; its storage writes
+pickles.
 """
 
 import json
@@ -29,7 +31,13 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 PARTS = "parts"  # key in a file's metadata
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+    "I64": torch.int64,
+}
 
 Shape = tuple[int, ...]
 
@@ -66,12 +74,15 @@ class Stored:
 
 
 def parts_to_write(
-    tensors: Mapping[str, Tensor], leads: bool, copies: dict[str, Tensor] | None = None
+    tensors: Mapping[str, Tensor],
+    leads: bool,
+    copies: dict[str, Tensor] | None = None,
 ) -> dict[str, Part]:
     """What this rank has to write of `tensors`, so that all ranks together write each element once.
 
-    Of a sharded tensor: its own shard, if it is of the first copy. Of any other, all, if it `leads`.
-    copies: tensors in CPU memory, by name, to hold the values as they are now; the missing ones are added.
+    Of a sharded tensor: its own shard, if it is of the first copy. Of any other, all, if it
+    `leads`. copies: tensors in CPU memory, by name, to hold the values as they are now; the missing
+    ones are added.
     """
     parts = {}
     for name, tensor in tensors.items():
@@ -101,12 +112,16 @@ def _held(tensor: Tensor) -> tuple[Tensor, Shape]:
         return tensor, (0,) * tensor.ndim
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    _, offsets = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
     return tensor.to_local(), tuple(offsets)
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether it is a DTensor. Asked in this way its class is not imported, which takes half a second."""
+    """Whether it is a DTensor. Asked in this way its class is not imported, which takes half a
+    second.
+    """
     return hasattr(tensor, "device_mesh")
 
 
@@ -114,7 +129,10 @@ def _is_mine(tensor: Tensor, leads: bool) -> bool:
     if not is_sharded(tensor):
         return leads
     where = tensor.device_mesh.get_coordinate() or ()
-    return all(not place.is_replicate() or at == 0 for place, at in zip(tensor.placements, where, strict=True))
+    return all(
+        not place.is_replicate() or at == 0
+        for place, at in zip(tensor.placements, where, strict=True)
+    )
 
 
 def read_whole(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -127,18 +145,27 @@ def read_whole(files: Iterable[Path]) -> dict[str, Tensor]:
 
 def whole_parts(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
     """Each tensor as a part that is all of it."""
-    return {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return {
+        name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    }
 
 
 def fill(target: Tensor, whole: Tensor) -> None:
     """Give `target`, plain or sharded, the values of `whole`, of which each rank takes its part."""
     held, begin = _held(target)
-    held.copy_(whole[tuple(slice(at, at + size) for at, size in zip(begin, held.shape, strict=True))])
+    held.copy_(
+        whole[tuple(slice(at, at + size) for at, size in zip(begin, held.shape, strict=True))]
+    )
 
 
 def write(path: Path, parts: Mapping[str, Part], about: Mapping[str, str] | None = None) -> None:
     """Write `parts` as one file; about: more for its header. Raises StorageError."""
-    notes = {name: {"shape": part.shape, "offsets": part.offsets} for name, part in parts.items() if not part.is_whole}
+    notes = {
+        name: {"shape": part.shape, "offsets": part.offsets}
+        for name, part in parts.items()
+        if not part.is_whole
+    }
     try:
         mode = usual_mode(path)
         save_file(
@@ -150,26 +177,34 @@ def write(path: Path, parts: Mapping[str, Part], about: Mapping[str, str] | None
     except (SafetensorError, OSError) as error:
         needed = sum(part.data.numel() * part.data.element_size() for part in parts.values())
         free = free_bytes(path.parent)
-        raise StorageError(f"cannot write {path.name}: {error}; needed {needed:,} bytes, free {free:,}") from error
+        raise StorageError(
+            f"cannot write {path.name}: {error}; needed {needed:,} bytes, free {free:,}"
+        ) from error
 
 
 def index(files: Iterable[Path]) -> dict[str, Stored]:
     """What the files hold together, by name.
 
-    Raises BadDataError where one is no safetensors file, or where the parts of a tensor do not make it up.
+    Raises BadDataError where one is no safetensors file, or where the parts of a tensor do not make
+    it up.
     """
     found: dict[str, Stored] = {}
     for path in files:
         for name, dtype, offsets, sizes, shape in _entries(path):
             known = found.setdefault(name, Stored(dtype, shape, []))
             if known.shape != shape or known.dtype != dtype:
-                raise BadDataError(f"{path}: {name} is {list(shape)} {dtype}, elsewhere {list(known.shape)}")
+                raise BadDataError(
+                    f"{path}: {name} is {list(shape)} {dtype}, elsewhere {list(known.shape)}"
+                )
             known.parts.append(StoredPart(path, offsets, sizes))
     for name, known in found.items():
         elements = sum(math.prod(part.sizes) for part in known.parts)
         distinct = len({part.offsets for part in known.parts}) == len(known.parts)
         if elements != math.prod(known.shape) or not distinct:
-            raise BadDataError(f"the parts of {name} have {elements:,} elements, the whole {math.prod(known.shape):,}")
+            raise BadDataError(
+                f"the parts of {name} have {elements:,} elements, the whole "
+                f"{math.prod(known.shape):,}"
+            )
     return found
 
 
@@ -183,20 +218,36 @@ def _entries(path: Path) -> list[tuple[str, torch.dtype, Shape, Shape, Shape]]:
                 entry = file.get_slice(name)
                 sizes = tuple(entry.get_shape())
                 note = notes.get(name, {"shape": sizes, "offsets": [0] * len(sizes)})
-                offsets, shape = tuple(torch.Size(note["offsets"])), tuple(torch.Size(note["shape"]))
+                offsets, shape = (
+                    tuple(torch.Size(note["offsets"])),
+                    tuple(torch.Size(note["shape"])),
+                )
                 if len({len(offsets), len(sizes), len(shape)}) != 1 or any(
-                    not 0 <= at <= at + size <= whole for at, size, whole in zip(offsets, sizes, shape, strict=True)
+                    not 0 <= at <= at + size <= whole
+                    for at, size, whole in zip(offsets, sizes, shape, strict=True)
                 ):
-                    raise BadDataError(f"{path}: the part {list(offsets)} + {list(sizes)} of {name} is not within it")
+                    raise BadDataError(
+                        f"{path}: the part {list(offsets)} + {list(sizes)} of {name} is not within "
+                        "it"
+                    )
                 found.append((name, DTYPES[entry.get_dtype()], offsets, sizes, shape))
             return found
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise BadDataError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """A safetensors file, open for reading. Raises SafetensorError, MissingInputError, StorageError."""
+    """A safetensors file, open for reading. Raises SafetensorError, MissingInputError,
+    StorageError.
+    """
     if not path.exists():
         raise MissingInputError(f"{path} is missing; restore it, or use another checkpoint")
     with told(path), safe_open(path, framework="pt") as file:
@@ -216,8 +267,12 @@ def read_into(targets: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> No
             ends = zip(begin, held.shape, part.offsets, part.sizes, strict=True)
             high = [min(ours + n, theirs + m) for ours, n, theirs, m in ends]
             if all(a < b for a, b in zip(low, high, strict=True)):
-                theirs = tuple(slice(a - at, b - at) for a, b, at in zip(low, high, part.offsets, strict=True))
-                ours = tuple(slice(a - at, b - at) for a, b, at in zip(low, high, begin, strict=True))
+                theirs = tuple(
+                    slice(a - at, b - at) for a, b, at in zip(low, high, part.offsets, strict=True)
+                )
+                ours = tuple(
+                    slice(a - at, b - at) for a, b, at in zip(low, high, begin, strict=True)
+                )
                 wanted[part.path].append((name, theirs, held[ours]))
     for path, boxes in wanted.items():
         try:

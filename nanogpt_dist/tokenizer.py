@@ -1,7 +1,9 @@
-"""Text to token ids and back: GPT-2's byte-pair encoding, one trained on the spot, characters, or plain bytes.
+"""Text to token ids and back: GPT-2's byte-pair encoding, one trained on the spot, characters, or
+plain bytes.
 
-All are one class: a list of byte strings, the ordinary token of each id, and special tokens behind them, of which one
-is end of text, except for characters. What differs is only how text is cut into those tokens.
+All are one class: a list of byte strings, the ordinary token of each id, and special tokens behind
+them, of which one is end of text, except for characters. What differs is only how text is cut into
+those tokens.
 """
 
 import binascii
@@ -33,7 +35,10 @@ MAX_BPE = 1_000_000  # ids of a vocabulary trained here
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")  # of a tokenizer: it is shown in messages
 PIECE_CHARS = 1 << 20  # longer text is cut, where that does not change its ids
 
-PROBE = "Hello, world! It's 1984: naïve café, 東京 🙂.\n\n\tdef f(x):    return x ** 2  # <|endoftext|>\r\n"
+PROBE = (
+    "Hello, world! It's 1984: naïve café, 東京 🙂.\n\n\tdef f(x):    return x ** 2  # "
+    "<|endoftext|>\r\n"
+)
 
 
 def named(text: str) -> str:
@@ -47,10 +52,11 @@ def id_type(n_vocab: int) -> np.dtype:
 
 
 class Tokenizer:
-    """Ids 0 … len(tokens)-1 are `tokens`, byte strings; `specials` have ids behind them, maybe with gaps.
+    """Ids 0 … len(tokens)-1 are `tokens`, byte strings; `specials` have ids behind them, maybe with
+    gaps.
 
-    eot_id: of end of text, the special token called `end_of_text`; None: there is none. n_vocab: the largest id + 1.
-    stops: other special tokens that end a sample, as a chat's turn does.
+    eot_id: of end of text, the special token called `end_of_text`; None: there is none. n_vocab:
+    the largest id + 1. stops: other special tokens that end a sample, as a chat's turn does.
     """
 
     def __init__(
@@ -63,7 +69,8 @@ class Tokenizer:
         end_of_text: str | None = END_OF_TEXT,
         stops: Sequence[str] = (),
     ) -> None:
-        """pattern: of a bpe, by default GPT-2's; specials: by default end of text alone, with the next id.
+        """pattern: of a bpe, by default GPT-2's; specials: by default end of text alone, with the
+        next id.
 
         Raises BadDataError where `tokens` or `specials` cannot be a vocabulary of that kind.
         """
@@ -76,13 +83,23 @@ class Tokenizer:
         _check_tokens(self)
         self.eot_id = self.specials[self.end_of_text] if self.end_of_text else None
         self.n_vocab = max([len(self.tokens) - 1, *self.specials.values()]) + 1
-        self.stop_ids = {self.specials[name] for name in [*filter(None, [self.end_of_text]), *self.stops]}
+        self.stop_ids = {
+            self.specials[name] for name in [*filter(None, [self.end_of_text]), *self.stops]
+        }
         self.dtype = id_type(self.n_vocab)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of all that decides ids and bytes: kind, pattern, specials, tokens; not of the name."""
-        rule: list[Any] = [FORMAT, 1, self.kind, self.pattern.text if self.pattern else None, self.end_of_text]
+        """sha256 (hex) of all that decides ids and bytes: kind, pattern, specials, tokens; not of
+        the name.
+        """
+        rule: list[Any] = [
+            FORMAT,
+            1,
+            self.kind,
+            self.pattern.text if self.pattern else None,
+            self.end_of_text,
+        ]
         if self.specials != ({} if self.kind == "char" else {END_OF_TEXT: len(self.tokens)}):
             rule.append(sorted(self.specials.items()))
         digest = hashlib.sha256(json.dumps(rule).encode())
@@ -95,20 +112,25 @@ class Tokenizer:
         return self.pattern is None or self.pattern.border is not None
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`, uint16 where n_vocab ≤ 65,536, else uint32; "<|endoftext|>" in it is ordinary text.
+        """The ids of `text`, uint16 where n_vocab ≤ 65,536, else uint32; "<|endoftext|>" in it is
+        ordinary text.
 
-        Raises BadDataError for what has no ids: half of a surrogate pair, a character that is not in the vocabulary.
+        Raises BadDataError for what has no ids: half of a surrogate pair, a character that is not
+        in the vocabulary.
         """
         parts = [self._encode_piece(piece) for piece in self.pieces(text)]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     @property
     def warning(self) -> str:
-        """What is odd in how this tokenizer has encoded since this process started; mostly nothing: ""."""
+        """What is odd in how this tokenizer has encoded since this process started; mostly nothing:
+        "".
+        """
         return self._encode_pairs.warning if "_encode_pairs" in self.__dict__ else ""
 
     def pieces(self, text: str | Iterable[str]) -> Iterator[str]:
-        """`text` in parts of about a million characters whose ids, one after the other, are the ids of `text`.
+        """`text` in parts of about a million characters whose ids, one after the other, are the ids
+        of `text`.
 
         text: may come in chunks, cut anywhere, and then takes no more memory than a few parts.
         Raises BadDataError where a word is too long to be encoded.
@@ -116,11 +138,21 @@ class Tokenizer:
         if self.pattern:
             return patterns.cut(text, PIECE_CHARS, self.pattern)
         chunks = (text,) if isinstance(text, str) else text
-        return (chunk[i : i + PIECE_CHARS] for chunk in chunks for i in range(0, len(chunk), PIECE_CHARS))
+        return (
+            chunk[i : i + PIECE_CHARS]
+            for chunk in chunks
+            for i in range(0, len(chunk), PIECE_CHARS)
+        )
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for; special ones by their names. Raises BadDataError for an id that is none."""
-        numbers = (ids if isinstance(ids, np.ndarray) else np.asarray(list(ids), dtype=np.int64)).ravel().tolist()
+        """The bytes that `ids` stand for; special ones by their names. Raises BadDataError for an
+        id that is none.
+        """
+        numbers = (
+            (ids if isinstance(ids, np.ndarray) else np.asarray(list(ids), dtype=np.int64))
+            .ravel()
+            .tolist()
+        )
         try:
             return b"".join(map(self._bytes_of.__getitem__, numbers))
         except KeyError as error:
@@ -128,11 +160,15 @@ class Tokenizer:
             raise BadDataError(f"{wrong}, whose ids are 0 to {self.n_vocab - 1}") from None
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD. Raises as decode_bytes."""
+        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD. Raises as
+        decode_bytes.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
-        """(n_vocab,) int64: UTF-8 bytes of text that each id stands for; 0 for special ones, which are no text."""
+        """(n_vocab,) int64: UTF-8 bytes of text that each id stands for; 0 for special ones, which
+        are no text.
+        """
         lengths = np.zeros(self.n_vocab, dtype=np.int64)
         lengths[: len(self.tokens)] = [len(token) for token in self.tokens]
         return lengths
@@ -146,7 +182,9 @@ class Tokenizer:
         return [int(i) for i in self.encode(text)]
 
     def to_json(self) -> bytes:
-        """The tokenizer as `load` reads it: self-describing, the same bytes for the same tokenizer."""
+        """The tokenizer as `load` reads it: self-describing, the same bytes for the same
+        tokenizer.
+        """
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -175,9 +213,14 @@ class Tokenizer:
             return self._ids(text)
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
-            raise TextError(f"the text holds {code}, half of a surrogate pair, which UTF-8 cannot write") from None
+            raise TextError(
+                f"the text holds {code}, half of a surrogate pair, which UTF-8 cannot write"
+            ) from None
         except ValueError:
-            reason = f"{len(text):,} characters, with a very long run of white space, are too much for {self.name}"
+            reason = (
+                f"{len(text):,} characters, with a very long run of white space, are too much for "
+                f"{self.name}"
+            )
             raise TextError(f"{reason}; cut the document or leave it out") from None
 
     def _ids(self, text: str) -> np.ndarray:
@@ -207,7 +250,9 @@ class Tokenizer:
         unknown = codes[self._code_points[positions] != codes]
         if unknown.size:
             char = chr(unknown[0])
-            raise TextError(f"character {char!r} (U+{unknown[0]:04X}) is not among {self.name}'s {self.n_vocab}")
+            raise TextError(
+                f"character {char!r} (U+{unknown[0]:04X}) is not among {self.name}'s {self.n_vocab}"
+            )
         return positions.astype(self.dtype)
 
     @cached_property
@@ -232,21 +277,34 @@ def _check_tokens(tokenizer: Tokenizer) -> None:
         return
     singles = {bytes([i]) for i in range(256)}
     if not tokens or b"" in tokens or len(set(tokens)) != len(tokens):
-        raise BadDataError(f"tokenizer {name}: tokens must be there, not empty, and different from each other")
+        raise BadDataError(
+            f"tokenizer {name}: tokens must be there, not empty, and different from each other"
+        )
     numbers = list(tokenizer.specials.values())
-    if len(set(numbers)) != len(numbers) or not all(len(tokens) <= number < MAX_ID for number in numbers):
-        raise BadDataError(f"tokenizer {name}: special tokens need ids of their own, behind the {len(tokens)} others")
+    if len(set(numbers)) != len(numbers) or not all(
+        len(tokens) <= number < MAX_ID for number in numbers
+    ):
+        raise BadDataError(
+            f"tokenizer {name}: special tokens need ids of their own, behind the {len(tokens)} "
+            "others"
+        )
     if kind == "byte" and tokens != sorted(singles):
-        raise BadDataError(f"tokenizer {name}: a byte tokenizer has the 256 bytes in order, nothing else")
+        raise BadDataError(
+            f"tokenizer {name}: a byte tokenizer has the 256 bytes in order, nothing else"
+        )
     if kind == "bpe" and not singles.issubset(tokens):
-        raise BadDataError(f"tokenizer {name}: not every single byte has an id, so some text could not be encoded")
+        raise BadDataError(
+            f"tokenizer {name}: not every single byte has an id, so some text could not be encoded"
+        )
     if kind == "char":
         try:
             ordered = sorted({char for token in tokens for char in token.decode()})
         except UnicodeDecodeError:
             ordered = []
         if [char.encode() for char in ordered] != tokens:
-            raise BadDataError(f"tokenizer {name}: a character vocabulary is one character per id, in order")
+            raise BadDataError(
+                f"tokenizer {name}: a character vocabulary is one character per id, in order"
+            )
 
 
 # ---- where tokenizers come from
@@ -258,14 +316,18 @@ def byte() -> Tokenizer:
 
 
 def char(text: Iterable[str]) -> Tokenizer:
-    """The distinct characters of `text` (a string or several) in order. Raises BadDataError if there is none."""
+    """The distinct characters of `text` (a string or several) in order. Raises BadDataError if
+    there is none.
+    """
     chars: set[str] = set()
     for part in text:
         chars.update(part)
     try:
         return Tokenizer("char", "char", [c.encode() for c in sorted(chars)])
     except UnicodeEncodeError as error:
-        raise BadDataError(f"the text holds U+{ord(error.object[0]):04X}, half of a surrogate pair") from None
+        raise BadDataError(
+            f"the text holds U+{ord(error.object[0]):04X}, half of a surrogate pair"
+        ) from None
 
 
 def gpt2() -> Tokenizer:
@@ -274,7 +336,8 @@ def gpt2() -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], n_vocab: int) -> Tokenizer:
-    """A byte-pair encoding of `n_vocab` ids, end of text included, learnt from `texts` under GPT-2's pattern.
+    """A byte-pair encoding of `n_vocab` ids, end of text included, learnt from `texts` under
+    GPT-2's pattern.
 
     n_vocab ≥ 257. Raises BadDataError where the texts are too few for that many merges.
     """
@@ -287,7 +350,9 @@ def bpe_size(spec: str) -> int | None:
     if not (match := re.fullmatch(r"bpe:([0-9]+)", spec)):
         return None
     if len(match[1]) > len(str(MAX_BPE)) or not 257 <= int(match[1]) <= MAX_BPE:
-        raise UsageError(f"{spec[:40]}: bytes and end of text alone are 257 ids; give bpe:257 to bpe:{MAX_BPE}")
+        raise UsageError(
+            f"{spec[:40]}: bytes and end of text alone are 257 ids; give bpe:257 to bpe:{MAX_BPE}"
+        )
     return int(match[1])
 
 
@@ -296,10 +361,13 @@ def load(path: Path) -> Tokenizer:
     path = Path(path)
     content = parse_object(read_file(path))
     if content.get("format") != FORMAT:
-        raise BadDataError(f"{shown(path)} is not a tokenizer.json that nanogpt wrote; was it edited or cut off?")
+        raise BadDataError(
+            f"{shown(path)} is not a tokenizer.json that nanogpt wrote; was it edited or cut off?"
+        )
     if content.get("version") != VERSION:
         raise BadDataError(
-            f"{shown(path)} has version {str(content.get('version'))[:20]}, this nanogpt reads {VERSION}; make it again"
+            f"{shown(path)} has version {str(content.get('version'))[:20]}, this nanogpt reads "
+            f"{VERSION}; make it again"
         )
     if content.get("kind") == "library":
         return _load_library(path, content)
@@ -311,18 +379,24 @@ def load(path: Path) -> Tokenizer:
         or not NAME.fullmatch(name)
         or kind not in get_args(Kind)
         or not isinstance(tokens, list)
-        or not (isinstance(specials, dict) and all(type(number) is int for number in specials.values()))
+        or not (
+            isinstance(specials, dict) and all(type(number) is int for number in specials.values())
+        )
         or not isinstance(pattern, str if kind == "bpe" else NoneType)
         or not (end_of_text is None or (isinstance(end_of_text, str) and end_of_text in specials))
         or not _are_texts(content.get("stops", []))
     ):
-        raise BadDataError(f"{shown(path)}: name, kind, pattern or tokens are missing or wrong; make it again")
+        raise BadDataError(
+            f"{shown(path)}: name, kind, pattern or tokens are missing or wrong; make it again"
+        )
     try:
         decoded = [binascii.a2b_base64(token, strict_mode=True) for token in tokens]
     except (binascii.Error, TypeError, ValueError):
         raise BadDataError(f"{shown(path)}: a token is not base64; make it again") from None
     try:
-        tokenizer = Tokenizer(name, kind, decoded, pattern, specials, end_of_text, content.get("stops", []))
+        tokenizer = Tokenizer(
+            name, kind, decoded, pattern, specials, end_of_text, content.get("stops", [])
+        )
     except BadDataError as error:
         raise BadDataError(f"{shown(path)}: {error}") from None
     return _with_its_fingerprint(path, content, tokenizer)
@@ -332,22 +406,33 @@ def _load_library(path: Path, content: dict[str, Any]) -> Tokenizer:
     """A tokenizer that Hugging Face's library is to encode. Raises BadDataError."""
     from nanogpt_dist.library_tokenizer import of_library
 
-    name, end_of_text, stops = content.get("name"), content.get("end_of_text"), content.get("stops", [])
+    name, end_of_text, stops = (
+        content.get("name"),
+        content.get("end_of_text"),
+        content.get("stops", []),
+    )
     named = isinstance(name, str) and NAME.fullmatch(name)
     if not named or not isinstance(end_of_text, str | None) or not _are_texts(stops):
-        raise BadDataError(f"{shown(path)}: name, end of text or stops are missing or wrong; make it again")
+        raise BadDataError(
+            f"{shown(path)}: name, end of text or stops are missing or wrong; make it again"
+        )
     try:
         tokenizer = of_library(str(name), content["library"], end_of_text, stops, ())
     except BadDataError as error:
         raise BadDataError(f"{shown(path)}: {error}; make it again") from None
     except (TypeError, KeyError, AttributeError, ValueError):
-        raise BadDataError(f"{shown(path)}: its library's content is missing or wrong; make it again") from None
+        raise BadDataError(
+            f"{shown(path)}: its library's content is missing or wrong; make it again"
+        ) from None
     return _with_its_fingerprint(path, content, tokenizer)
 
 
 def _with_its_fingerprint(path: Path, content: dict[str, Any], tokenizer: Tokenizer) -> Tokenizer:
     if content.get("fingerprint") != tokenizer.fingerprint:
-        raise BadDataError(f"{shown(path)}: its tokens do not match its fingerprint: edited or damaged; make it again")
+        raise BadDataError(
+            f"{shown(path)}: its tokens do not match its fingerprint: edited or damaged; make it "
+            "again"
+        )
     return tokenizer
 
 
@@ -365,11 +450,18 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file with a tokenizer. Raises MissingInputError, BadDataError for one that is far too long."""
+    """The bytes of a file with a tokenizer. Raises MissingInputError, BadDataError for one that is
+    far too long.
+    """
     if not path.is_file():
-        raise MissingInputError(f"{shown(path)} does not exist; every folder of nanogpt prepare has a tokenizer.json")
+        raise MissingInputError(
+            f"{shown(path)} does not exist; every folder of nanogpt prepare has a tokenizer.json"
+        )
     with told(path), path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise BadDataError(f"{shown(path)} is longer than any tokenizer ({MAX_FILE_BYTES:,} bytes); name another file")
+        raise BadDataError(
+            f"{shown(path)} is longer than any tokenizer ({MAX_FILE_BYTES:,} bytes); name another "
+            "file"
+        )
     return data

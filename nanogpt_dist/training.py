@@ -1,4 +1,6 @@
-"""The training run in the order of time: open the data, find where to go on, build; update · log · evaluate · save."""
+"""The training run in the order of time: open the data, find where to go on, build; update · log ·
+evaluate · save.
+"""
 
 import contextlib
 import math
@@ -19,7 +21,13 @@ from nanogpt_dist.metrics import Console
 from nanogpt_dist.parallel import check_memory, plan_layout
 from nanogpt_dist.presets import rows_for
 from nanogpt_dist.progress import Progress
-from nanogpt_dist.resuming import forget_lost_best, forget_other_best, noting_failure, resume_point, run_folder
+from nanogpt_dist.resuming import (
+    forget_lost_best,
+    forget_other_best,
+    noting_failure,
+    resume_point,
+    run_folder,
+)
 from nanogpt_dist.saving import Saver, due, enough_room
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.stopping import StopRequest
@@ -40,12 +48,17 @@ class Result:
 
 
 def train(
-    config: TrainConfig, world: World, stop: StopRequest, fresh: bool = False, branch_from: Path | None = None
+    config: TrainConfig,
+    world: World,
+    stop: StopRequest,
+    fresh: bool = False,
+    branch_from: Path | None = None,
 ) -> Result:
-    """Make max_iters updates, or fewer if `stop` is asked for, from the newest good checkpoint of config.out_dir on.
+    """Make max_iters updates, or fewer if `stop` is asked for, from the newest good checkpoint of
+    config.out_dir on.
 
-    fresh: go on from nothing; refused where there are checkpoints. branch_from: another run's checkpoint, with which a
-    run begins that has none yet. Everything is saved when it returns.
+    fresh: go on from nothing; refused where there are checkpoints. branch_from: another run's
+    checkpoint, with which a run begins that has none yet. Everything is saved when it returns.
     Raises NanogptError, the same on all ranks.
     """
     console = Console(world.leads)
@@ -57,13 +70,18 @@ def train(
         dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
         joined = cpu_fast.chosen(config, world.device, dtype)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
-    world.refuse_differences(version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config))
+    world.refuse_differences(
+        version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config)
+    )
     with run_folder(config, world) as (run, refuse_moved):
         start = resume_point(run, config, data, fresh, world, console, branch_from)
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
         forget_lost_best(run, state, world)
         if start and state.step >= config.max_iters:
-            console.line(f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by --max-iters")
+            console.line(
+                f"{run} is finished: {state.step} updates made, {config.max_iters} asked for by "
+                "--max-iters"
+            )
             return _finish(config, run, state, start, None, world, console)
         with world.together():
             hardly = check_memory(config, layout, world)
@@ -76,10 +94,25 @@ def train(
                 updater.load(start, facts)
             began_from = facts.get("began_from") or facts.get("imported_from") or config.init_from
         else:
-            began_from = config.init_from and begin_from(config.init_from, updater, data, world, console)
-        saver = Saver(run, config, world, data, console, newest=start, refuse_moved=refuse_moved, began_from=began_from)
+            began_from = config.init_from and begin_from(
+                config.init_from, updater, data, world, console
+            )
+        saver = Saver(
+            run,
+            config,
+            world,
+            data,
+            console,
+            newest=start,
+            refuse_moved=refuse_moved,
+            began_from=began_from,
+        )
         before = state.best_step
-        if start and before is not None and (other := forget_other_best(start, state, config, evaluator)):
+        if (
+            start
+            and before is not None
+            and (other := forget_other_best(start, state, config, evaluator))
+        ):
             console.line(f"note: {other}")
             saver.resumed_from.add(storage.step_name(before))  # not lost for that
         with contextlib.ExitStack() as stack:
@@ -98,11 +131,21 @@ def train(
 
 
 def loop(
-    config: TrainConfig, world: World, state: TrainState, ahead: Ahead, updater: Updater, evaluator: Evaluator,
-    saver: Saver, progress: Progress, stop: StopRequest,
-) -> Path:  # fmt: skip
-    """From state.step to max_iters, or to where a rank is asked to stop; returns the checkpoint of the last step."""
-    skipped, owed = 0, False  # updates left out in a row; whether a save waits for the next good one
+    config: TrainConfig,
+    world: World,
+    state: TrainState,
+    ahead: Ahead,
+    updater: Updater,
+    evaluator: Evaluator,
+    saver: Saver,
+    progress: Progress,
+    stop: StopRequest,
+) -> Path:
+    """From state.step to max_iters, or to where a rank is asked to stop; returns the checkpoint of
+    the last step.
+    """
+    # updates left out in a row; whether a save waits for the next good one
+    skipped, owed = 0, False
     stop.defer()
     while state.step < config.max_iters:
         with world.together():  # a damaged shard is found here
@@ -143,21 +186,34 @@ def loop(
 
 
 def _refuse_not_finite(state: TrainState, saver: Saver) -> None:
-    """Raises ConfigError, on all ranks, where the val loss is none: a checkpoint of that would bury the good ones."""
+    """Raises ConfigError, on all ranks, where the val loss is none: a checkpoint of that would bury
+    the good ones.
+    """
     if state.val_loss is None or math.isfinite(state.val_loss):
         return
     saver.finish(state)  # a commit under way may tell it of an earlier step
-    good = f"the last good checkpoint is {saver.newest.name}" if saver.newest else "there is no checkpoint yet"
+    good = (
+        f"the last good checkpoint is {saver.newest.name}"
+        if saver.newest
+        else "there is no checkpoint yet"
+    )
     error = ConfigError(
-        f"the val loss is {state.val_loss} at step {state.step}, nothing is saved; {good}: go on with a "
-        f"--learning-rate below {saver.config.learning_rate:g}"
+        f"the val loss is {state.val_loss} at step {state.step}, nothing is saved; {good}: go on "
+        f"with a --learning-rate below {saver.config.learning_rate:g}"
     )
     error.agreed = True
     raise error
 
 
-def begin_from(name: str, updater: Updater, data: DataFolder, world: World, console: Console) -> str:
-    """Give the model its first weights, fetched by one rank of each machine; returns whose they are.
+def begin_from(
+    name: str,
+    updater: Updater,
+    data: DataFolder,
+    world: World,
+    console: Console,
+) -> str:
+    """Give the model its first weights, fetched by one rank of each machine; returns whose they
+    are.
 
     Raises as source.find() and load().
     """
@@ -172,14 +228,17 @@ def begin_from(name: str, updater: Updater, data: DataFolder, world: World, cons
             same = True  # nothing is known
     console.line(f"weights of {name}")
     if not same:
-        console.line(f"warning: the weights of {name} were trained on other ids than {data.tokenizer.name}'s")
+        console.line(
+            f"warning: the weights of {name} were trained on other ids than {data.tokenizer.name}'s"
+        )
     return found.origin
 
 
 def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
     """`config` with vocab_size and eot_id filled in from the data.
 
-    Raises ConfigError where the data has ids beyond vocab_size, or no end of text where the model needs it.
+    Raises ConfigError where the data has ids beyond vocab_size, or no end of text where the model
+    needs it.
     """
     n_vocab, eot_id = data.tokenizer.n_vocab, data.tokenizer.eot_id
     if config.intra_document and config.eot_id is None:
@@ -190,31 +249,46 @@ def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
         return config.model_copy(update={"vocab_size": rows_for(data.tokenizer)})
     if config.vocab_size < n_vocab:
         raise ConfigError(
-            f"vocab_size {config.vocab_size} is less than the {n_vocab} ids of {data.path}; leave it out, or type "
-            f"--vocab-size {n_vocab}"
+            f"vocab_size {config.vocab_size} is less than the {n_vocab} ids of {data.path}; leave "
+            f"it out, or type --vocab-size {n_vocab}"
         )
     return config
 
 
 def told(config: TrainConfig) -> dict[str, str]:
     """Each setting as text, but for those that may differ between machines."""
-    return {name: str(value) for name, value in config.model_dump(exclude={"dataset", "device"}).items()}
+    return {
+        name: str(value) for name, value in config.model_dump(exclude={"dataset", "device"}).items()
+    }
 
 
 def read_plan(
-    config: TrainConfig, data: DataFolder, world: World, dtype: torch.dtype, joined: bool = False
+    config: TrainConfig,
+    data: DataFolder,
+    world: World,
+    dtype: torch.dtype,
+    joined: bool = False,
 ) -> tuple[Batches, Evaluator]:
-    """What this rank reads: the batches of every update, and the windows of every evaluation (in `dtype`).
+    """What this rank reads: the batches of every update, and the windows of every evaluation (in
+    `dtype`).
 
     joined: micro-batches may be larger than config.batch_size.
     """
     val = data.split("val")
     batches = plan_batches(config, data.split("train"), data.dataset_id, world, joined)
     windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
-    return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype)
+    return batches, Evaluator(
+        val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype
+    )
 
 
-def plan_batches(config: TrainConfig, split: Ids, dataset_id: str, world: World, joined: bool = False) -> Batches:
+def plan_batches(
+    config: TrainConfig,
+    split: Ids,
+    dataset_id: str,
+    world: World,
+    joined: bool = False,
+) -> Batches:
     """What this rank reads of `split` in each update. Raises ConfigError, BadDataError."""
     order = Order(config.seed, dataset_id, config.block_size, split.tokens)
     at_most = cpu_fast.joined_batch_size(config, world.local_size) if joined else config.batch_size
@@ -222,28 +296,41 @@ def plan_batches(config: TrainConfig, split: Ids, dataset_id: str, world: World,
     return Batches(split, order, config.global_batch_size, batch_size, world.rank, world.size)
 
 
-def _judge_skipped(skipped: int, at_most: int, state: TrainState, update: Update, progress: Progress) -> None:
+def _judge_skipped(
+    skipped: int,
+    at_most: int,
+    state: TrainState,
+    update: Update,
+    progress: Progress,
+) -> None:
     progress.console.line(
-        f"warning: update {state.step} left out, its gradient's norm is {update.grad_norm} (loss {update.loss:.4f})"
+        f"warning: update {state.step} left out, its gradient's norm is {update.grad_norm} (loss "
+        f"{update.loss:.4f})"
     )
     if skipped >= at_most:
         error = ConfigError(
-            f"no finite gradient in {skipped} updates up to step {state.step}; go on from the last checkpoint with a "
-            f"--learning-rate below {progress.config.learning_rate:g}"
+            f"no finite gradient in {skipped} updates up to step {state.step}; go on from the last "
+            f"checkpoint with a --learning-rate below {progress.config.learning_rate:g}"
         )
         error.agreed = True  # all ranks have seen the same norms
         raise error
 
 
 def _introduce(
-    console: Console, world: World, updater: Updater, batches: Batches, run: Path, start: Path | None
+    console: Console,
+    world: World,
+    updater: Updater,
+    batches: Batches,
+    run: Path,
+    start: Path | None,
 ) -> None:
     config, dtype, data = updater.config, str(updater.dtype).removeprefix("torch."), batches.split
     n_vocab = data.n_vocab
     epochs = config.max_iters * config.global_batch_size / batches.order.windows
     console.line(
-        f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, {updater.layout}, "
-        f"{torch.get_num_threads()} threads each · {config.dataset}: {data.tokens:,} tokens, {epochs:.3g} epochs"
+        f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
+        f"{updater.layout}, {torch.get_num_threads()} threads each · {config.dataset}: "
+        f"{data.tokens:,} tokens, {epochs:.3g} epochs"
     )
     console.line(
         f"{config.global_batch_size * config.block_size:,} tokens an update = {world.size} ranks × "
@@ -254,8 +341,8 @@ def _introduce(
     console.line(f"{run}: " + (f"going on from {start.name}" if start else "starting at step 0"))
     if config.vocab_size is not None and config.vocab_size - 64 >= n_vocab:
         console.line(
-            f"note: {config.vocab_size - n_vocab:,} of {config.vocab_size:,} rows of the token table are unused; "
-            f"--vocab-size {math.ceil(n_vocab / 64) * 64} would do"
+            f"note: {config.vocab_size - n_vocab:,} of {config.vocab_size:,} rows of the token "
+            f"table are unused; --vocab-size {math.ceil(n_vocab / 64) * 64} would do"
         )
     for line in advice.on_schedule(config, epochs):
         console.line(f"warning: {line}")

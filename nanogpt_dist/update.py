@@ -1,4 +1,5 @@
-"""One update of the weights: forward and backward over the global batch, one all-reduce, clip, AdamW.
+"""One update of the weights: forward and backward over the global batch, one all-reduce, clip,
+AdamW.
 
 Shape letters: B sequences in a micro-batch, T = block_size.
 """
@@ -27,7 +28,9 @@ from nanogpt_dist.parallel import Layout, lay_out, reducing, reshard, whole
 
 @dataclass(frozen=True)
 class Update:
-    """What one update was: the loss is the mean over the whole global batch, in nats/token, on every rank."""
+    """What one update was: the loss is the mean over the whole global batch, in nats/token, on
+    every rank.
+    """
 
     loss: float
     grad_norm: float
@@ -40,7 +43,8 @@ MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
 
 
 class Updater:
-    """A model, its optimizer, and how they are laid over the ranks. init: with initial weights, else to be loaded.
+    """A model, its optimizer, and how they are laid over the ranks. init: with initial weights,
+    else to be loaded.
 
     n_vocab: ids of the data; None: as many as the model has rows.
     """
@@ -59,22 +63,27 @@ class Updater:
         self.model, self.wrapped = lay_out(config, layout, world, dtype, init, n_vocab)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
-        self.timed: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext  # a benchmark has a clock
+        # a benchmark has a clock
+        self.timed: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext
         self.max_skipped = MAX_SKIPPED_FP16 if self.scaler.is_enabled() else MAX_SKIPPED
         if layout.strategy == "ddp" and world.size > 2:
             self._settle_buckets()
 
     def load(self, saved: Path, facts: dict[str, Any]) -> None:
-        """Go on from a verified checkpoint. Raises BadDataError where it is of another architecture."""
+        """Go on from a verified checkpoint. Raises BadDataError where it is of another
+        architecture.
+        """
         checkpoint.load_weights(saved, self.model)
         checkpoint.load_optimizer(saved, self.model, self.optimizer)
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
     def update(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> Update:
-        """Make the update that follows `step` updates from this rank's micro-batches ((B, T), (B, T)).
+        """Make the update that follows `step` updates from this rank's micro-batches ((B, T),
+        (B, T)).
 
-        A gradient that is not finite changes nothing. It has been reduced by then, so all ranks see the same one.
+        A gradient that is not finite changes nothing. It has been reduced by then, so all ranks see
+        the same one.
         """
         torch.manual_seed(dropout_seed(self.config.seed, step, self.world.rank))
         rate = learning_rate(step, self.config)
@@ -87,8 +96,11 @@ class Updater:
         total = self.world.sum(loss)
         with self.timed("optimizer"):
             self.scaler.unscale_(self.optimizer)
-            norms = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf))
-            norm, summed = torch.stack([norms.to(total.device), total]).tolist()  # the only wait for the device
+            norms = whole(
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+            )
+            # the only wait for the device
+            norm, summed = torch.stack([norms.to(total.device), total]).tolist()
             finite = math.isfinite(norm)
             if finite:
                 self.optimizer.step()
@@ -103,8 +115,9 @@ class Updater:
         return found
 
     def _settle_buckets(self) -> None:
-        """DDP orders its buckets anew after the first backward pass, and the order of a sum over more than two ranks
-        follows them. A pass for nothing, or the first update of a resumed run would be rounded otherwise.
+        """DDP orders its buckets anew after the first backward pass, and the order of a sum over
+        more than two ranks follows them. A pass for nothing, or the first update of a resumed run
+        would be rounded otherwise.
         """
         config = self.config
         sequences = micro_batch_size(config.batch_size, config.global_batch_size, self.world.size)
@@ -115,7 +128,10 @@ class Updater:
     def _forward_backward(self, x: Tokens, y: Tokens, count: int) -> Tensor:
         """Add the gradient of this micro-batch's share of the loss; returns the share, a scalar."""
         inputs, targets = self._to_device(x), self._to_device(y)
-        with self.timed("forward"), autocast(self.world.device, self.layout.autocast_dtype(self.dtype)):
+        with (
+            self.timed("forward"),
+            autocast(self.world.device, self.layout.autocast_dtype(self.dtype)),
+        ):
             _, loss = self.wrapped(inputs, targets)
         with self.timed("backward"):
             self.scaler.scale(loss / count).backward()
@@ -129,5 +145,12 @@ class Updater:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of everything random in one update of one rank: a resumed run draws what the uninterrupted one drew."""
-    return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:8], "little") >> 1
+    """Seed of everything random in one update of one rank: a resumed run draws what the
+    uninterrupted one drew.
+    """
+    return (
+        int.from_bytes(
+            hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:8], "little"
+        )
+        >> 1
+    )

@@ -1,4 +1,6 @@
-"""Tokenizers by name or out of a file: ours, tiktoken's encodings, byte-level BPEs of Hugging Face's tokenizer.json."""
+"""Tokenizers by name or out of a file: ours, tiktoken's encodings, byte-level BPEs of Hugging
+Face's tokenizer.json.
+"""
 
 import hashlib
 import random
@@ -10,7 +12,13 @@ from threading import Thread
 from typing import Any
 
 from nanogpt_dist import bpe, patterns
-from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError, clipped
+from nanogpt_dist.errors import (
+    BadDataError,
+    HubUnavailableError,
+    MissingInputError,
+    UsageError,
+    clipped,
+)
 from nanogpt_dist.library_tokenizer import of_library, read_by_library
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import (
@@ -53,9 +61,11 @@ RANKS = {
         {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
     ),
 }
-# What no token has that was learnt under GPT-2's pattern: letters at digits, a mark at a letter or a line's end.
+# What no token has that was learnt under GPT-2's pattern: letters at digits, a mark at a letter or
+# a line's end.
 NOT_GPT2S = re.compile(r"[A-Za-z][0-9]|[0-9][A-Za-z]|[!-&(-/:-@\[-`{-~][A-Za-z\r\n]")
-# Letters, marks, contractions, digits, all kinds of space: what two patterns would cut in different ways.
+# Letters, marks, contractions, digits, all kinds of space: what two patterns would cut in different
+# ways.
 PROBES = (
     PROBE,
     "I'LL we'll 1234567 a1b2\t\tx \n\n  y\r\n\r\nz  .\n ...!\n\u3000\u00a0q  ",
@@ -65,22 +75,27 @@ FETCH_S = 120.0
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """`gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or of Hugging Face's
-    library, ranks as tiktoken writes them (then with GPT-2's pattern), or nanoGPT's meta.pkl.
+    """`gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or
+    of Hugging Face's library, ranks as tiktoken writes them (then with GPT-2's pattern), or
+    nanoGPT's meta.pkl.
 
-    Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError; HubUnavailableError.
+    Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError;
+    HubUnavailableError.
     """
     if spec in ("gpt2", "byte"):
         return gpt2() if spec == "gpt2" else byte()
     if spec in TIKTOKEN:
         return of_tiktoken(spec)
     if spec == "char" or bpe_size(spec):
-        raise UsageError(f"{spec} is made from text: type nanogpt prepare CORPUS --tokenizer {spec}")
+        raise UsageError(
+            f"{spec} is made from text: type nanogpt prepare CORPUS --tokenizer {spec}"
+        )
     path = Path(spec)
     if not path.is_file():
         names = ", ".join(TIKTOKEN)
         raise MissingInputError(
-            f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken, meta.pkl"
+            f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken, "
+            "meta.pkl"
         )
     name = named(path.stem)
     if path.suffix == ".pkl":
@@ -105,24 +120,36 @@ def of_gpt2_files(folder: Path) -> Tokenizer:
 
 
 def _of_ranks(path: Path, name: str) -> Tokenizer:
-    """The ranks in a .tiktoken file, which does not name its pattern: known by its sha256, else GPT-2's."""
+    """The ranks in a .tiktoken file, which does not name its pattern: known by its sha256, else
+    GPT-2's.
+    """
     data = read_file(path)
     pattern, specials = RANKS.get(hashlib.sha256(data).hexdigest(), (None, None))
     if re.search(rb" 50255\n\S+ 50257\n", data):
         wrong = "p50k_base has end of text within its ranks, which is not read"
-        raise BadDataError(f"{shown(path)}: {wrong}; give gpt2, which has all but its runs of spaces")
+        raise BadDataError(
+            f"{shown(path)}: {wrong}; give gpt2, which has all but its runs of spaces"
+        )
     tokens = bpe.parse_ranks(data, shown(path))
     if pattern is None:
         odd = next((token for token in tokens if NOT_GPT2S.search(token.decode("latin-1"))), None)
         named = re.match(r"cl100k|o200k|p50k", path.stem)
         if odd is not None or named:
-            why = f"it is called {named[0]}, whose ranks it has not" if named else f"it has {ascii(odd)[:30]}"
-            raise BadDataError(f"{shown(path)}: not learnt under GPT-2's pattern ({why}); give a tokenizer.json")
+            why = (
+                f"it is called {named[0]}, whose ranks it has not"
+                if named
+                else f"it has {ascii(odd)[:30]}"
+            )
+            raise BadDataError(
+                f"{shown(path)}: not learnt under GPT-2's pattern ({why}); give a tokenizer.json"
+            )
     return Tokenizer(name, "bpe", tokens, pattern, specials)
 
 
 def of_nanogpt_meta(path: Path) -> Tokenizer:
-    """The characters in nanoGPT's meta.pkl, which is read without executing anything. Raises as read_plain()."""
+    """The characters in nanoGPT's meta.pkl, which is read without executing anything. Raises as
+    read_plain().
+    """
     from nanogpt_dist.lineage.pickles import read_plain
 
     meta = read_plain(path)
@@ -136,7 +163,9 @@ def of_nanogpt_meta(path: Path) -> Tokenizer:
 
 
 def of_tiktoken(name: str) -> Tokenizer:
-    """One of tiktoken's encodings, from its cache (TIKTOKEN_CACHE_DIR) or its address. Raises HubUnavailableError."""
+    """One of tiktoken's encodings, from its cache (TIKTOKEN_CACHE_DIR) or its address. Raises
+    HubUnavailableError.
+    """
     import tiktoken
 
     fetched: Future[tiktoken.Encoding] = Future()
@@ -144,14 +173,18 @@ def of_tiktoken(name: str) -> Tokenizer:
     def fetch() -> None:
         try:
             fetched.set_result(tiktoken.get_encoding(name))
-        except Exception as error:  # requests' errors, a wrong sha256, a cache that cannot be written
+        except (
+            Exception
+        ) as error:  # requests' errors, a wrong sha256, a cache that cannot be written
             fetched.set_exception(error)
 
     Thread(target=fetch, daemon=True).start()  # the download has no time limit of its own
     try:
         encoding = fetched.result(FETCH_S)
     except Exception as error:
-        missing = f"{name} is not in TIKTOKEN_CACHE_DIR and cannot be fetched ({type(error).__name__})"
+        missing = (
+            f"{name} is not in TIKTOKEN_CACHE_DIR and cannot be fetched ({type(error).__name__})"
+        )
         advice = "set it to a folder with tiktoken's files, or give its .tiktoken file"
         raise HubUnavailableError(f"{missing}; {advice}") from error
     ranks = encoding._mergeable_ranks
@@ -160,9 +193,11 @@ def of_tiktoken(name: str) -> Tokenizer:
 
 
 def of_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: str) -> Tokenizer:
-    """The byte-level BPE in a tokenizer.json: as ranks where they say the same, else as the library has it.
+    """The byte-level BPE in a tokenizer.json: as ranks where they say the same, else as the library
+    has it.
 
-    folder: where its configuration lies, which may name the end of text and more tokens. shown: the file, for messages.
+    folder: where its configuration lies, which may name the end of text and more tokens. shown: the
+    file, for messages.
 
     Raises BadDataError for any other kind of tokenizer.
     """
@@ -183,20 +218,37 @@ def of_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: 
         raise BadDataError(f"{shown}: {wrong}; give another tokenizer") from None
 
 
-def _of_ranks_within(content: Mapping[str, Any], name: str, end: str | None, stops: Sequence[str]) -> Tokenizer:
-    """A tokenizer.json that is no more than ranks, a pattern and special tokens; proven equal on probing texts.
+def _of_ranks_within(
+    content: Mapping[str, Any],
+    name: str,
+    end: str | None,
+    stops: Sequence[str],
+) -> Tokenizer:
+    """A tokenizer.json that is no more than ranks, a pattern and special tokens; proven equal on
+    probing texts.
 
     Raises BadDataError with what ranks cannot say.
     """
     model = content["model"]
-    if model.get("type") != "BPE" or content.get("normalizer") or not isinstance(model.get("vocab"), dict):
+    if (
+        model.get("type") != "BPE"
+        or content.get("normalizer")
+        or not isinstance(model.get("vocab"), dict)
+    ):
         raise BadDataError("a byte-level BPE without normalizer is needed")
-    odd = [setting for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(setting)]
+    odd = [
+        setting
+        for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+        if model.get(setting)
+    ]
     if odd:
         raise BadDataError(f"its model has {odd[0]}")
     for token in content["added_tokens"]:
         if not token.get("special"):
-            raise BadDataError(f"its added token {ascii(token['content'])[:30]} is not special: it is found in text")
+            raise BadDataError(
+                f"its added token {ascii(token['content'])[:30]} is not special: it is found in "
+                "text"
+            )
     specials = {token["content"]: token["id"] for token in content["added_tokens"]}
     ids = {token: number for token, number in model["vocab"].items() if token not in specials}
     if sorted(ids.values()) != list(range(len(ids))):
@@ -206,14 +258,20 @@ def _of_ranks_within(content: Mapping[str, Any], name: str, end: str | None, sto
     except KeyError:
         raise BadDataError("its tokens are not bytes") from None
     _check_merges(tokens, ids, model)
-    tokenizer = Tokenizer(name, "bpe", tokens, _pattern(content.get("pre_tokenizer")), specials, end, stops)
+    tokenizer = Tokenizer(
+        name, "bpe", tokens, _pattern(content.get("pre_tokenizer")), specials, end, stops
+    )
     _prove(tokenizer, content)
     return tokenizer
 
 
 def _check_merges(tokens: list[bytes], ids: Mapping[str, int], model: Mapping[str, Any]) -> None:
-    """Its merges come in the order of the ids and make every token, as if each pair's rank were its token's id."""
-    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    """Its merges come in the order of the ids and make every token, as if each pair's rank were its
+    token's id.
+    """
+    pairs = [
+        tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
+    ]
     made = [ids.get("".join(pair), -1) for pair in pairs]
     if made != sorted(made) or -1 in made:
         raise BadDataError("its merges do not come in the order of its ids")
@@ -245,16 +303,28 @@ def _pattern(given: Any) -> str:
         regex = pattern.get("Regex")
         if steps[0].get("behavior") == "Isolated" and isinstance(regex, str):
             if re.search(r"(?:[+*?]|\{[\d,]+\})\+", regex):
-                raise BadDataError("its pattern has possessive quantifiers, which the two libraries read in two ways")
+                raise BadDataError(
+                    "its pattern has possessive quantifiers, which the two libraries read in two "
+                    "ways"
+                )
             return regex
     raise BadDataError("its pre-tokenizer is more than one pattern")
 
 
 def _prove(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
-    """Both encode the probes equally, each special token's name aside, which is ordinary text here."""
-    plain: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    """Both encode the probes equally, each special token's name aside, which is ordinary text
+    here.
+    """
+    plain: dict[str, Any] = {
+        "added_tokens": [],
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+    }
     oracle = read_by_library({**content, **plain})
     for probe in (*PROBES, *_generated(tokenizer.tokens)):
         theirs = oracle.encode(probe, add_special_tokens=False).ids
         if tokenizer.encode(probe).tolist() != theirs:
-            raise BadDataError(f"it encodes {re.sub(r'[^ -~]', '?', probe[:20])!r} … in another way than tiktoken")
+            raise BadDataError(
+                f"it encodes {re.sub(r'[^ -~]', '?', probe[:20])!r} … in another way than tiktoken"
+            )

@@ -1,4 +1,5 @@
-"""Weights & Biases beside TensorBoard: the same scalars, by wandb's own client. Needs the extra `wandb`.
+"""Weights & Biases beside TensorBoard: the same scalars, by wandb's own client. Needs the extra
+`wandb`.
 
 WANDB_MODE=offline writes them into the run folder, for `wandb sync` where there is a network.
 """
@@ -12,12 +13,15 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.storage.durable import printable
 
-ID = "wandb_id"  # file in the run folder: what a resumed run is called at W&B, and which folder that is
+# file in the run folder: what a resumed run is called at W&B, and which folder that is
+ID = "wandb_id"
 INIT_TIMEOUT_S = 60
 
 
 class WandbBoard:
-    """A run of W&B's that goes on when ours does. What fails is raised as wandb raises it: telling is best effort."""
+    """A run of W&B's that goes on when ours does. What fails is raised as wandb raises it: telling
+    is best effort.
+    """
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
         wandb = import_wandb()
@@ -32,12 +36,15 @@ class WandbBoard:
             config=config.model_dump(),
             settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True),
         )
-        # A resumed run makes some updates again: its own step is the axis, not wandb's, which only grows.
+        # A resumed run makes some updates again: its own step is the axis, not wandb's, which only
+        # grows.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, group: str, values: dict[str, Any], step: int) -> None:
         """Log scalars as GROUP/NAME at `step`."""
-        self._run.log({"step": step, **{f"{group}/{name}": value for name, value in values.items()}})
+        self._run.log(
+            {"step": step, **{f"{group}/{name}": value for name, value in values.items()}}
+        )
 
     def close(self) -> None:
         """Wait until everything is written or sent."""
@@ -49,14 +56,18 @@ def import_wandb() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError(f"--wandb-log needs wandb ({error}): type pip install 'nanogpt-dist[wandb]'") from None
+        raise ConfigError(
+            f"--wandb-log needs wandb ({error}): type pip install 'nanogpt-dist[wandb]'"
+        ) from None
     return wandb
 
 
 def _identity(run: Path) -> tuple[str, bool]:
-    """The run's name at W&B, and whether it is new since this is a copy of another run, which keeps its own.
+    """The run's name at W&B, and whether it is new since this is a copy of another run, which keeps
+    its own.
 
-    A run that was renamed is the same folder (inode) still; one that was moved to another disk looks like a copy.
+    A run that was renamed is the same folder (inode) still; one that was moved to another disk
+    looks like a copy.
     """
     path, inode, place = run / ID, str(run.stat().st_ino), printable(run.resolve())
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []

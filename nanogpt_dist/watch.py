@@ -1,8 +1,10 @@
-"""Who is to blame when a run stands still or breaks: names, stacks, and a thread that looks at the clock.
+"""Who is to blame when a run stands still or breaks: names, stacks, and a thread that looks at the
+clock.
 
-Each rank registers in the store of its process group. When a collective fails, each survivor leaves a note there, and
-whoever leaves none is the one that was lost: killed, stopped, hanging, or behind a cut cable. A rank that fails by
-itself leaves its reason. Nothing here waits for long: the store may be gone as well.
+Each rank registers in the store of its process group. When a collective fails, each survivor leaves
+a note there, and whoever leaves none is the one that was lost: killed, stopped, hanging, or behind
+a cut cable. A rank that fails by itself leaves its reason. Nothing here waits for long: the store
+may be gone as well.
 """
 
 import contextlib
@@ -51,8 +53,9 @@ class Watch:
 
     @contextlib.contextmanager
     def over(self, run: Path, timeout_s: float, orphaned: Callable[[], None]) -> Any:
-        """Watch a training in the folder `run`: on SIGUSR2, or without a beat for timeout_s, the stacks of all threads
-        go to run/stacks. orphaned: called once if the process that started this one dies.
+        """Watch a training in the folder `run`: on SIGUSR2, or without a beat for timeout_s, the
+        stacks of all threads go to run/stacks. orphaned: called once if the process that started
+        this one dies.
         """
         path = run / "stacks" / f"rank-{self.rank:05d}.txt"
         ended = threading.Event()
@@ -61,7 +64,9 @@ class Watch:
             self._stacks = open(path, "w", encoding="utf-8")  # noqa: SIM115
             faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
         self._beat = time.monotonic()
-        threading.Thread(target=self._guard, args=(ended, timeout_s, orphaned), name="watch", daemon=True).start()
+        threading.Thread(
+            target=self._guard, args=(ended, timeout_s, orphaned), name="watch", daemon=True
+        ).start()
         try:
             yield
         finally:
@@ -79,7 +84,12 @@ class Watch:
                 path.unlink()
                 path.parent.rmdir()  # not while another rank's are there
 
-    def _guard(self, ended: threading.Event, timeout_s: float, orphaned: Callable[[], None]) -> None:
+    def _guard(
+        self,
+        ended: threading.Event,
+        timeout_s: float,
+        orphaned: Callable[[], None],
+    ) -> None:
         parent, told = os.getppid(), -1.0
         while not ended.wait(POLL_S):
             if os.getppid() != parent and "RANK" in os.environ:
@@ -90,7 +100,10 @@ class Watch:
                 self.dump()
                 step = "" if self._step is None else f" after step {self._step}"
                 where = f"; see {self._stacks.name}" if self._stacks is not None else ""
-                print(f"nanogpt: rank {self.rank}: nothing for {timeout_s:g} s{step}{where}", file=sys.stderr)
+                print(
+                    f"nanogpt: rank {self.rank}: nothing for {timeout_s:g} s{step}{where}",
+                    file=sys.stderr,
+                )
 
     def dump(self) -> None:
         """Write the stacks of this process's threads where they belong."""
@@ -103,15 +116,19 @@ class Watch:
             traceback.print_exception(error, file=self._stacks)
 
     def leave(self, error: BaseException) -> BaseException:
-        """The error to leave with: for one of the group, one that names who was lost; any other as it is.
+        """The error to leave with: for one of the group, one that names who was lost; any other as
+        it is.
 
-        All ranks that still can call it. Those that come together print one line: the others' are quiet.
+        All ranks that still can call it. Those that come together print one line: the others' are
+        quiet.
         """
         if self._store is None or (isinstance(error, NanogptError) and error.agreed):
             return error
         if self._left is None:
             found: list[BaseException] = []
-            asking = threading.Thread(target=lambda: found.append(self._roll_call(error)), daemon=True)
+            asking = threading.Thread(
+                target=lambda: found.append(self._roll_call(error)), daemon=True
+            )
             asking.start()
             asking.join(ROLL_CALL_S)
             self._left = found[0] if found else self._nobody_answers(error)
@@ -123,8 +140,8 @@ class Watch:
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         self._show(error)
         return StorageError(
-            f"lost the other ranks{self._at()}: {place} does not answer; see whether that host and the network "
-            "work; the same command resumes"
+            f"lost the other ranks{self._at()}: {place} does not answer; see whether that host and "
+            "the network work; the same command resumes"
         )
 
     def _roll_call(self, error: BaseException) -> BaseException:
@@ -132,17 +149,23 @@ class Watch:
         lost = is_lost_peer(error)
         try:
             self._store.set_timeout(timedelta(seconds=STORE_S))
-            self._store.set(f"left/{self.rank}", json.dumps(None if lost else one_line(explain(error)[1])))
+            self._store.set(
+                f"left/{self.rank}", json.dumps(None if lost else one_line(explain(error)[1]))
+            )
             if not lost:
                 return error
             self._show(error)
             notes = self._notes()
-            members = {rank: json.loads(self._store.get(f"member/{rank}")) for rank in range(self.size)}
+            members = {
+                rank: json.loads(self._store.get(f"member/{rank}")) for rank in range(self.size)
+            }
         except (RuntimeError, ValueError):  # the store is gone
             return self._nobody_answers(error)
         named = StorageError(self._name(notes, members))
         missing = {rank: member for rank, member in members.items() if rank not in notes}
-        named.quiet = self._is_blamed() or self.rank != min(rank for rank, note in notes.items() if note is None)
+        named.quiet = self._is_blamed() or self.rank != min(
+            rank for rank, note in notes.items() if note is None
+        )
         if not named.quiet:
             self._blame(missing)
         return named
@@ -159,18 +182,25 @@ class Watch:
 
     def _name(self, notes: dict[int, str | None], members: dict[int, Any]) -> str:
         missing = [rank for rank in range(self.size) if rank not in notes]
-        # A death breaks the connections of some ranks first: others, alive and well, may still wait for these.
+        # A death breaks the connections of some ranks first: others, alive and well, may still wait
+        # for these.
         missing = [rank for rank in missing if _is_gone(*members[rank])] or missing
         reasons = {rank: note for rank, note in notes.items() if note is not None}
         if missing:
-            who = "lost " + "; ".join(f"rank {rank} {_fate(*members[rank])}" for rank in missing[:2])
+            who = "lost " + "; ".join(
+                f"rank {rank} {_fate(*members[rank])}" for rank in missing[:2]
+            )
             who += f" and {len(missing) - 2} more" if len(missing) > 2 else ""
         elif reasons:
             rank, reason = next(iter(reasons.items()))
             who = f"rank {rank} failed: {clipped(reason, 90)}"
         else:
             who = "the ranks lost each other: see whether the network works"
-        stacks = f"; stacks in {Path(self._stacks.name).parent}" if self._stacks is not None and missing else ""
+        stacks = (
+            f"; stacks in {Path(self._stacks.name).parent}"
+            if self._stacks is not None and missing
+            else ""
+        )
         return f"{who}{self._at()}{stacks}; the same command resumes"
 
     def _at(self) -> str:
@@ -182,11 +212,17 @@ class Watch:
         return self._store.check([f"blamed/{self.rank}"])
 
     def _blame(self, missing: dict[int, Any]) -> None:
-        """Those that hang or are stopped on this machine write their stacks, and find themselves alone."""
+        """Those that hang or are stopped on this machine write their stacks, and find themselves
+        alone.
+        """
         assert self._store is not None
         for rank in missing:
             self._store.set(f"blamed/{rank}", "")
-        woken = [pid for _, place, pid in missing.values() if place == _place() and _state(pid) not in DEAD]
+        woken = [
+            pid
+            for _, place, pid in missing.values()
+            if place == _place() and _state(pid) not in DEAD
+        ]
         for pid in woken:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGUSR2)
@@ -198,7 +234,9 @@ class Watch:
 def _place() -> str:
     """Where process ids mean the same: one boot of one machine, one container."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink(
+            "/proc/self/ns/pid"
+        )
     except OSError:
         return socket.gethostname()
 
@@ -220,4 +258,7 @@ def _fate(host: str, place: str, pid: int) -> str:
     if place != _place():
         return f"(pid {pid} on {host}), which does not answer"
     state, where = _state(pid), "" if host == socket.gethostname() else f" on {host}"
-    return f"(pid {pid}{where}), which {'has died' if state in DEAD else 'is stopped' if state in STOPPED else 'hangs'}"
+    return (
+        f"(pid {pid}{where}), which "
+        f"{'has died' if state in DEAD else 'is stopped' if state in STOPPED else 'hangs'}"
+    )

@@ -1,1 +1,3 @@
-"""Raw text to shards: corpora (the catalogue), documents (readers), encode (parallel), build (the whole line)."""
+"""Raw text to shards: corpora (the catalogue), documents (readers), encode (parallel), build (the
+whole line).
+"""

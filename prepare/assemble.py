@@ -1,4 +1,6 @@
-"""Encoded units to shards, in order, while others are still being encoded. Shard borders depend on the ids alone."""
+"""Encoded units to shards, in order, while others are still being encoded. Shard borders depend on
+the ids alone.
+"""
 
 import zlib
 from collections import deque
@@ -28,7 +30,9 @@ READ_BYTES = 8 << 20
 
 @dataclass
 class Tally:
-    """What went into the shards. documents, bytes: of each split; by_ingredient: [tokens, documents] of each."""
+    """What went into the shards. documents, bytes: of each split; by_ingredient: [tokens,
+    documents] of each.
+    """
 
     documents: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     bytes: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -54,7 +58,8 @@ class Tally:
 
 
 class Assembler:
-    """Writes both splits of an output folder out of the units in its work folder, going on after the shards in it.
+    """Writes both splits of an output folder out of the units in its work folder, going on after
+    the shards in it.
 
     with Assembler(work, recipe, tokenizer, units) as assembler:
         while not assembler.advance():
@@ -62,7 +67,12 @@ class Assembler:
     """
 
     def __init__(
-        self, work: Work, recipe: Recipe, tokenizer: Tokenizer, units: Sequence[Unit], shard_tokens: int = SHARD_TOKENS
+        self,
+        work: Work,
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        units: Sequence[Unit],
+        shard_tokens: int = SHARD_TOKENS,
     ) -> None:
         self.work, self.recipe, self.units = work, recipe, units
         self.dtype = tokenizer.dtype
@@ -70,7 +80,9 @@ class Assembler:
         self.committed: dict[SplitName, int] = {}
         for split in SPLITS:
             done = work.good_shards(recipe.name, split)
-            self.writers[split] = ShardWriter(work.out, recipe.name, split, tokenizer, shard_tokens, done)
+            self.writers[split] = ShardWriter(
+                work.out, recipe.name, split, tokenizer, shard_tokens, done
+            )
             self.committed[split] = sum(shard.tokens for shard in done)
         self.tally = Tally(by_ingredient=[[0, 0] for _ in recipe.ingredients])
         self.position = dict.fromkeys(SPLITS, 0)  # ids of the units so far
@@ -83,16 +95,24 @@ class Assembler:
             self._open.enter_context(writer)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._open.__exit__(kind, error, at)
 
     def missing(self) -> list[Unit]:
-        """The units that have to be encoded, or encoded again, because ids of theirs are in no shard and no file.
+        """The units that have to be encoded, or encoded again, because ids of theirs are in no
+        shard and no file.
 
         Their records go, so that nobody waits for what is not there.
         """
         kept = {unit.index for unit in self._needed_no_more()}
-        missing = [unit for unit in self.units if unit.index not in kept and not self._is_whole(unit)]
+        missing = [
+            unit for unit in self.units if unit.index not in kept and not self._is_whole(unit)
+        ]
         for unit in missing:
             self.work.forget(unit.index)
         return missing
@@ -105,7 +125,11 @@ class Assembler:
                 position[split] += int(documents["tokens"][documents["split"] == index].sum())
             if all(position[split] <= self.committed[split] for split in SPLITS):
                 yield unit
-        yield from (unit for unit in self.units if not takings.wants(unit) and self.work.read(unit.index) is None)
+        yield from (
+            unit
+            for unit in self.units
+            if not takings.wants(unit) and self.work.read(unit.index) is None
+        )
 
     def _is_whole(self, unit: Unit) -> bool:
         """Whether all files of a unit are there."""
@@ -113,15 +137,21 @@ class Assembler:
         if found is None:
             return False
         record = found[0]
-        return self.work.has(unit.index, "train", record.train) and self.work.has(unit.index, "val", record.val)
+        return self.work.has(unit.index, "train", record.train) and self.work.has(
+            unit.index, "val", record.val
+        )
 
     def advance(self) -> bool:
-        """Put in all units whose turn it is and that are done; whether that was the last. Raises StorageError."""
+        """Put in all units whose turn it is and that are done; whether that was the last. Raises
+        StorageError.
+        """
         for unit, record, documents in self.takings.new():
             self.tally.add(documents, unit.ingredient)
             sizes = {"train": record.train, "val": record.val}
             for index, split in enumerate(SPLITS):
-                self._put_in_split(unit, split, documents[documents["split"] == index], sizes[split])
+                self._put_in_split(
+                    unit, split, documents[documents["split"] == index], sizes[split]
+                )
         return self.takings.complete
 
     def finish(self) -> None:
@@ -130,14 +160,21 @@ class Assembler:
             writer.close()
         self._note_commits()
 
-    def _put_in_split(self, unit: Unit, split: SplitName, documents: np.ndarray, expected: tuple[int, int]) -> None:
+    def _put_in_split(
+        self,
+        unit: Unit,
+        split: SplitName,
+        documents: np.ndarray,
+        expected: tuple[int, int],
+    ) -> None:
         stops = np.cumsum(documents["tokens"])
         tokens = int(stops[-1]) if len(stops) else 0
         first = self.position[split]
         self.position[split] += tokens
         path = unit_path(self.work.units, unit.index, split)
         self.parts[split].append((self.position[split], path))
-        skip = min(max(self.committed[split] - first, 0), tokens)  # these are in shards of an earlier process
+        # these are in shards of an earlier process
+        skip = min(max(self.committed[split] - first, 0), tokens)
         if skip < tokens:
             ends = stops[documents["ends"] & (documents["tokens"] > 0)]
             self._copy(unit, path, split, skip, tokens, ends, expected)
@@ -185,5 +222,6 @@ class Assembler:
     def _damaged(self, unit: Unit) -> StorageError:
         self.work.forget(unit.index)
         return StorageError(
-            f"{shown(self.work.units)}: unit {unit.index} was damaged on the disk; run the same command again"
+            f"{shown(self.work.units)}: unit {unit.index} was damaged on the disk; run the same "
+            "command again"
         )

@@ -1,7 +1,9 @@
-"""From a corpus to a data folder, whose bytes depend on text, tokenizer and options only: `build(...)`.
+"""From a corpus to a data folder, whose bytes depend on text, tokenizer and options only:
+`build(...)`.
 
-The folder is filled in units: each is encoded by some process of some rank, and recorded; the leading rank puts them
-together into shards meanwhile. Killed at any time, the same call goes on with the units that are missing.
+The folder is filled in units: each is encoded by some process of some rank, and recorded; the
+leading rank puts them together into shards meanwhile. Killed at any time, the same call goes on
+with the units that are missing.
 """
 
 import hashlib
@@ -36,9 +38,10 @@ from prepare.vocabulary import make_tokenizer
 class Machine:
     """How to go about it, which the ids do not show.
 
-    workers: processes that encode. streaming: fetch files of the hub when they are needed, and keep none. fresh: start
-    over where an unfinished run was. progress: told what is being done, bytes of the sources done and in all, tokens.
-    note: told what is left out, and what is gone on with. shard_tokens: ids in a shard.
+    workers: processes that encode. streaming: fetch files of the hub when they are needed, and keep
+    none. fresh: start over where an unfinished run was. progress: told what is being done, bytes of
+    the sources done and in all, tokens. note: told what is left out, and what is gone on with.
+    shard_tokens: ids in a shard.
     """
 
     workers: int | None = None
@@ -58,15 +61,20 @@ def build(
     machine: Machine | None = None,
     mix: Mapping[str, float] | None = None,
 ) -> Manifest | None:
-    """Prepare `corpus` into the folder `out` and return its manifest; None in a rank that only encodes.
+    """Prepare `corpus` into the folder `out` and return its manifest; None in a rank that only
+    encodes.
 
-    sources: files or folders to read. mix: instead of one corpus, the weights of several, by name or by path.
-    A folder that was finished with the same inputs and options is verified and left as it is.
-    Raises UsageError, MissingInputError, BadDataError, HubUnavailableError, CannotCreateError, StorageError.
+    sources: files or folders to read. mix: instead of one corpus, the weights of several, by name
+    or by path. A folder that was finished with the same inputs and options is verified and left as
+    it is. Raises UsageError, MissingInputError, BadDataError, HubUnavailableError,
+    CannotCreateError, StorageError.
     """
     machine, work = machine or Machine(), Work(out)
     if machine.ranks.size > 1 and any(str(path) in STDIN for path in sources):
-        raise UsageError("several ranks cannot share standard input; write it to a file, and give that as --source")
+        raise UsageError(
+            "several ranks cannot share standard input; write it to a file, and give that as "
+            "--source"
+        )
     with ExitStack() as stack:
         try:
             given = stack.enter_context(with_standard_input(sources))
@@ -106,7 +114,9 @@ class _Run:
             missing = assembler.missing()
             self.machine.ranks.announce(work)
             if len(missing) < len(units):
-                self.machine.note(f"going on: {len(units) - len(missing)} of {len(units)} units were done before")
+                self.machine.note(
+                    f"going on: {len(units) - len(missing)} of {len(units)} units were done before"
+                )
             meter = Meter(work, units, self.machine.ranks, self.machine.progress)
             meter.start(missing)
             assembler.advance()
@@ -124,7 +134,9 @@ class _Run:
         return manifest
 
     def follow(self) -> None:
-        """Encode this rank's share of what is missing, until that is done or the leading rank needs no more."""
+        """Encode this rank's share of what is missing, until that is done or the leading rank needs
+        no more.
+        """
         refuse_strangers(self.work)
         if not self.machine.ranks.wait_for_plan(self.work):
             return
@@ -144,16 +156,33 @@ class _Run:
 
     def _inputs(self, key: Mapping[str, Any] | None) -> Inputs:
         pinned = key["sources"] if key else []
-        return find_inputs(self.asked, self.work.out, self.options, self.work.read_plan()[1], pinned, self.machine.note)
+        return find_inputs(
+            self.asked,
+            self.work.out,
+            self.options,
+            self.work.read_plan()[1],
+            pinned,
+            self.machine.note,
+        )
 
     def _plan(self, inputs: Inputs) -> tuple[list[Shelf], list[Unit]]:
-        downloads = self.work.downloads / str(self.machine.ranks.rank) if self.machine.streaming else None
+        downloads = (
+            self.work.downloads / str(self.machine.ranks.rank) if self.machine.streaming else None
+        )
         shelves = inputs.open(self.stack, downloads, self.machine.note)
         known = inputs.recipe.known
         return shelves, plan(inputs.recipe, shelves, known.cuttable if known else True)
 
     def _share(self, recipe: Recipe, tokenizer: Tokenizer, shelves: list[Shelf]) -> Share:
-        return Share(self.work, recipe, tokenizer, shelves, self.machine.workers, self.machine.ranks, self.machine.note)
+        return Share(
+            self.work,
+            recipe,
+            tokenizer,
+            shelves,
+            self.machine.workers,
+            self.machine.ranks,
+            self.machine.note,
+        )
 
     def _key(self, recipe: Recipe) -> dict[str, Any]:
         """All that decides units and shards, as JSON has it."""
@@ -161,13 +190,17 @@ class _Run:
         return dict(json.loads(json.dumps(key)))
 
     def _follow_key(self, old: Mapping[str, Any] | None, new: dict[str, Any]) -> None:
-        """Take units of the plan `new` only, of which `old` has to be another reading. Raises CannotCreateError."""
+        """Take units of the plan `new` only, of which `old` has to be another reading. Raises
+        CannotCreateError.
+        """
         if old is not None:
             if old["errors"] == "strict":  # what was done under it holds under any
                 old = {**old, "errors": new["errors"]}
             if what := difference(old, new):
                 advice = "finish it, add --fresh, or choose another --out"
-                raise CannotCreateError(f"{shown(self.work.out)} holds an unfinished prepare with {what}; {advice}")
+                raise CannotCreateError(
+                    f"{shown(self.work.out)} holds an unfinished prepare with {what}; {advice}"
+                )
         decisive = {name: value for name, value in new.items() if name != "errors"}
         self.work.digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -180,7 +213,11 @@ class _Run:
         self.work.write_plan(new, inputs.hashes)
 
     def _tokenizer(
-        self, key: Mapping[str, Any] | None, recipe: Recipe, units: list[Unit], shelves: list[Shelf]
+        self,
+        key: Mapping[str, Any] | None,
+        recipe: Recipe,
+        units: list[Unit],
+        shelves: list[Shelf],
     ) -> Tokenizer:
         """The tokenizer of the folder; one that is made of the text is made once."""
         path = self.work.out / TOKENIZER
@@ -188,7 +225,9 @@ class _Run:
             return load(path)
         total = sum(unit.bytes for unit in units)
         report = self.machine.progress
-        made = make_tokenizer(recipe, units, shelves, lambda done: report("vocabulary", done, total, 0))
+        made = make_tokenizer(
+            recipe, units, shelves, lambda done: report("vocabulary", done, total, 0)
+        )
         made.save(path)
         return made
 
@@ -205,23 +244,37 @@ class _Run:
         for index in assembler.takings.without_tokens():
             one = self.asked[index]
             name = shown(one.given[0]) if one.given else one.corpus.name
-            self.machine.note(f"{name} gave no tokens: its first document is larger than its part of the mix")
+            self.machine.note(
+                f"{name} gave no tokens: its first document is larger than its part of the mix"
+            )
 
     def _finished(self) -> Manifest:
-        """The manifest of a finished folder, if it is what the recipe would make, and every byte of it is good."""
+        """The manifest of a finished folder, if it is what the recipe would make, and every byte of
+        it is good.
+        """
         out = self.work.out
         try:
             manifest, _ = Manifest.read(out)
         except BadDataError as error:
-            raise CannotCreateError(f"{error}; its folder is left alone: remove it, or choose another --out") from None
+            raise CannotCreateError(
+                f"{error}; its folder is left alone: remove it, or choose another --out"
+            ) from None
         pinned = list(pinned_sources(manifest))
-        recipe = find_inputs(self.asked, self.work.out, self.options, {}, pinned, self.machine.note).recipe
+        recipe = find_inputs(
+            self.asked, self.work.out, self.options, {}, pinned, self.machine.note
+        ).recipe
         if what := difference(key_of(manifest, recipe), recipe.key()):
             raise CannotCreateError(f"{shown(out)} was prepared with {what}; choose another --out")
         if bad := verify_folder(out):
             name, reason = bad[0]
-            raise BadDataError(f"{shown(out)} is damaged ({name}: {reason[:60]}); rm -r it, then run the same command")
+            raise BadDataError(
+                f"{shown(out)} is damaged ({name}: {reason[:60]}); rm -r it, then run the same "
+                "command"
+            )
         if self.machine.fresh:
-            self.machine.note(f"{shown(out)} is finished, so --fresh has nothing to drop; rm -r it to make it again")
+            self.machine.note(
+                f"{shown(out)} is finished, so --fresh has nothing to drop; rm -r it to make it "
+                "again"
+            )
         remove_leftovers(out)
         return manifest

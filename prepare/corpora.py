@@ -1,4 +1,6 @@
-"""The catalogue: what `nanogpt prepare CORPUS` can prepare. Entries are data; sources.py gets at the text."""
+"""The catalogue: what `nanogpt prepare CORPUS` can prepare. Entries are data; sources.py gets at
+the text.
+"""
 
 import difflib
 import re
@@ -13,9 +15,10 @@ from nanogpt_dist.shards.manifest import SplitRule
 class Corpus:
     """A corpus and the defaults that go with it.
 
-    origin: the running Python's own library, one file at an address, a repository of data sets on the Hugging Face hub,
-    or files that the user names. split None: `characters` for a single .txt file, else `documents`.
-    documents, tokens (train and val, under `tokenizer`): what is known to come out. preset: what trains well on it.
+    origin: the running Python's own library, one file at an address, a repository of data sets on
+    the Hugging Face hub, or files that the user names. split None: `characters` for a single .txt
+    file, else `documents`. documents, tokens (train and val, under `tokenizer`): what is known to
+    come out. preset: what trains well on it.
     """
 
     name: str
@@ -27,7 +30,8 @@ class Corpus:
     split: SplitRule | None
     preset: str | None = None
     address: str | None = None
-    bytes: int = 0  # of the file at the address; of what a corpus of the hub fetches, about; 0: not known
+    # of the file at the address; of what a corpus of the hub fetches, about; 0: not known
+    bytes: int = 0
     sha256: str = ""
     column: str = "text"
     config: str | None = None  # of the repository at the address
@@ -55,7 +59,8 @@ CORPORA: dict[str, Corpus] = {
     for corpus in (
         Corpus(
             name="python-stdlib",
-            description="The standard library of the Python that runs this, 12 MB of source code; no network",
+            description="The standard library of the Python that runs this, 12 MB of source code; "
+            "no network",
             licence="PSF-2.0",
             origin="stdlib",
             tokenizer="bpe:4096",
@@ -64,7 +69,12 @@ CORPORA: dict[str, Corpus] = {
             preset="quickstart",
         ),
         # With gpt2's ids 301,966 tokens to train on and 36,059 to validate, as nanoGPT has them.
-        Corpus(name="shakespeare", description="Tiny Shakespeare, plays", tokenizer="gpt2", **SHAKESPEARE),  # type: ignore[arg-type]
+        Corpus(
+            name="shakespeare",
+            description="Tiny Shakespeare, plays",
+            tokenizer="gpt2",
+            **SHAKESPEARE,  # type: ignore[arg-type]
+        ),
         # 65 characters; 1,003,854 and 111,540 tokens.
         Corpus(
             name="shakespeare_char",
@@ -75,7 +85,8 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             name="openwebtext",
-            description="OpenWebText, 40 GB of text, the open twin of GPT-2's training data, split as nanoGPT does",
+            description="OpenWebText, 40 GB of text, the open twin of GPT-2's training data, split "
+            "as nanoGPT does",
             address="Skylion007/openwebtext",
             licence="CC0-1.0",
             val_fraction=0.0005,
@@ -136,7 +147,8 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             name="text",
-            description="Files of yours: .txt .md .jsonl .parquet .arrow, .gz, .zst, folders, or - (--source)",
+            description="Files of yours: .txt .md .jsonl .parquet .arrow, .gz, .zst, folders, or - "
+            "(--source)",
             licence="yours to know",
             origin="files",
             tokenizer="gpt2",
@@ -153,13 +165,21 @@ def find(name: str) -> Corpus:
         return CORPORA[name]
     near = difflib.get_close_matches(name, CORPORA, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(CORPORA)}."
-    raise UsageError(f"no corpus {name[:40]}; {hint} Or type: nanogpt prepare text --source PATH, or prepare hf REPO")
+    raise UsageError(
+        f"no corpus {name[:40]}; {hint} Or type: nanogpt prepare text --source PATH, or prepare hf "
+        "REPO"
+    )
 
 
 def repository(repo: str) -> Corpus:
-    """Any other repository of the hub, e.g. `roneneldan/TinyStories`. Raises UsageError for what is no such name."""
+    """Any other repository of the hub, e.g. `roneneldan/TinyStories`. Raises UsageError for what is
+    no such name.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
-        raise UsageError(f"{repo[:60]} is not the name of a repository on the hub; type: nanogpt prepare hf OWNER/NAME")
+        raise UsageError(
+            f"{repo[:60]} is not the name of a repository on the hub; type: nanogpt prepare hf "
+            "OWNER/NAME"
+        )
     return Corpus(
         name=plain_name(repo.split("/")[1]) or "hf",
         description=f"{repo} on the Hugging Face hub",
@@ -178,13 +198,20 @@ def plain_name(name: str) -> str:
 
 
 def from_hub(corpus: Corpus, config: str | None, split: str | None, revision: str | None) -> Corpus:
-    """A corpus of the hub with another configuration, split or revision. Raises UsageError for one from elsewhere."""
+    """A corpus of the hub with another configuration, split or revision. Raises UsageError for one
+    from elsewhere.
+    """
     given = {"config": config, "hub_split": split, "revision": revision}
     changed = {name: value for name, value in given.items() if value is not None}
     if changed and corpus.origin != "hub":
         flag = "--" + next(iter(changed)).replace("hub_", "")
-        raise UsageError(f"{flag} is for corpora of the hub, which {corpus.name} is not; leave it out")
+        raise UsageError(
+            f"{flag} is for corpora of the hub, which {corpus.name} is not; leave it out"
+        )
     if corpus.name not in CORPORA:  # of two parts of a repository, each has its own name
-        parts = [corpus.name, *(plain_name(part) for part in (config, split) if part and part != "train")]
+        parts = [
+            corpus.name,
+            *(plain_name(part) for part in (config, split) if part and part != "train"),
+        ]
         changed["name"] = "-".join(part for part in parts if part)
     return replace(corpus, **changed)  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
-"""Documents out of a part of a file: a text file is one, a line of .jsonl or a row of .parquet or .arrow is one.
+"""Documents out of a part of a file: a text file is one, a line of .jsonl or a row of .parquet or
+.arrow is one.
 
-A part is `start` to `stop`: bytes of text and lines, row groups of parquet, record batches of arrow, or the whole of
-a compressed file. A line belongs to the part in which it begins, so parts may be cut anywhere; the values of an array
-belong to the part in which that begins. Nothing is held in memory but a document, and of a long text not even that. A
-byte order mark at the start of a text or a line is no text. With errors `skip` whatever is no text is left out: a
-document is made all the same, so that it is counted.
+A part is `start` to `stop`: bytes of text and lines, row groups of parquet, record batches of
+arrow, or the whole of a compressed file. A line belongs to the part in which it begins, so parts
+may be cut anywhere; the values of an array belong to the part in which that begins. Nothing is held
+in memory but a document, and of a long text not even that. A byte order mark at the start of a text
+or a line is no text. With errors `skip` whatever is no text is left out: a document is made all the
+same, so that it is counted.
 """
 
 import json
@@ -39,10 +41,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Document:
-    """text: a string, or for a long one its chunks, which can be read again; number: of its line or row, from 1.
+    """text: a string, or for a long one its chunks, which can be read again; number: of its line or
+    row, from 1.
 
-    value: its number in a file of values that are not one a line, from 1. replaced: U+FFFD stands for what was not
-    UTF-8; skipped: it is left out for what it holds, and `text` is empty.
+    value: its number in a file of values that are not one a line, from 1. replaced: U+FFFD stands
+    for what was not UTF-8; skipped: it is left out for what it holds, and `text` is empty.
     """
 
     text: str | Iterable[str]
@@ -54,7 +57,9 @@ class Document:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a file. column: the field with the text, where there are fields; errors: what to do about bad text."""
+    """A part of a file. column: the field with the text, where there are fields; errors: what to do
+    about bad text.
+    """
 
     path: Path
     format: Format
@@ -64,7 +69,9 @@ class Part:
     errors: Errors
 
     def documents(self) -> Iterator[Document]:
-        """The documents in order. Raises BadDataError with file, line or row, and byte; StorageError."""
+        """The documents in order. Raises BadDataError with file, line or row, and byte;
+        StorageError.
+        """
         with told(self.path):
             if self.format.kind == "text":
                 yield from _text(self)
@@ -79,12 +86,16 @@ class Part:
             return shown(self.path)
         if self.format.kind == "lines":
             line = _lines_before(self.path, self.start) + document.number
-            return f"{shown(self.path)}:{line}{f': value {document.value}' if document.value else ''}"
+            return (
+                f"{shown(self.path)}:{line}{f': value {document.value}' if document.value else ''}"
+            )
         row = _rows_before(self.path, self.format, self.start) + document.number
         return f"{shown(self.path)}: row {row}"
 
     def or_skipped(self, read: Callable[[], Document], number: int, value: int = 0) -> Document:
-        """What `read` returns; where it raises BadDataError and errors is `skip`, a document that is left out."""
+        """What `read` returns; where it raises BadDataError and errors is `skip`, a document that
+        is left out.
+        """
         try:
             return read()
         except BadDataError:
@@ -106,7 +117,9 @@ def _text(part: Part) -> Iterator[Document]:
 
 
 def _readable(chunks: Iterable[str], errors: Errors) -> Iterable[str]:
-    """`chunks`, which can be read again. Raises BadDataError now, not later, where errors is `skip`."""
+    """`chunks`, which can be read again. Raises BadDataError now, not later, where errors is
+    `skip`.
+    """
     if errors == "skip":
         for _ in chunks:
             pass
@@ -132,9 +145,15 @@ def _values_of(part: Part, file: BinaryIO) -> Iterator[Document]:
     """The objects of an array, or of a file that has them over several lines."""
     try:
         for number, (line, data) in enumerate(values(file, LONG_LINE_BYTES), 1):
-            yield part.or_skipped(lambda: _record(part, data, Document("", line, number)), line, number)  # noqa: B023
+            yield part.or_skipped(
+                lambda: _record(part, data, Document("", line, number)),  # noqa: B023
+                line,
+                number,
+            )
     except ValueError as error:  # there is no telling where the next one begins
-        raise BadDataError(f"{shown(part.path)}:{error}; mend the file, or write a line for each object") from None
+        raise BadDataError(
+            f"{shown(part.path)}:{error}; mend the file, or write a line for each object"
+        ) from None
 
 
 def _lines_of(part: Part, file: BinaryIO, position: int, stop: int | None) -> Iterator[Document]:
@@ -161,12 +180,17 @@ def _lines_of(part: Part, file: BinaryIO, position: int, stop: int | None) -> It
 def _long_line(part: Part, start: int, stop: int, number: int) -> Document:
     assert part.column is not None
     where = part.where(Document("", number))
-    return Document(_readable(LongField(part.path, start, stop, part.column, part.errors, where), part.errors), number)
+    return Document(
+        _readable(LongField(part.path, start, stop, part.column, part.errors, where), part.errors),
+        number,
+    )
 
 
 def _refused_long_line(part: Part, number: int) -> Document:
     where = part.where(Document("", number))
-    raise BadDataError(f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file, or give --errors skip")
+    raise BadDataError(
+        f"{where}: longer than {LONG_LINE_BYTES:,} bytes; unpack the file, or give --errors skip"
+    )
 
 
 def _line_start(file: BinaryIO, position: int) -> int:
@@ -202,24 +226,36 @@ def _record(part: Part, data: bytes, where: Document) -> Document:
     line, replaced, bad = decode(data.rstrip(b"\r\n"), part.errors)
     if bad is not None:
         byte = f"byte {data[bad]:#04x} is not UTF-8"
-        raise BadDataError(f"{part.where(where)}:{bad}: {byte}; convert the file, or give --errors replace or skip")
+        raise BadDataError(
+            f"{part.where(where)}:{bad}: {byte}; convert the file, or give --errors replace or skip"
+        )
     text = _field(part, line, where)
     if "\\u" in line:  # only an escape can bring in half of a surrogate pair
         try:
             text.encode()
         except UnicodeEncodeError as error:
             if part.errors != "replace":
-                code = f"character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair"
-                raise BadDataError(f"{part.where(where)}: {code}; mend it, or give --errors replace or skip") from None
-            text, replaced = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
+                code = f"character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair"  # noqa: E501
+                raise BadDataError(
+                    f"{part.where(where)}: {code}; mend it, or give --errors replace or skip"
+                ) from None
+            text, replaced = (
+                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+                True,
+            )
     return Document(text, where.number, where.value, replaced)
 
 
 def _field(part: Part, line: str, where: Document) -> str:
     try:
-        row = json.loads(line, parse_int=float)  # an int of 5,000 digits would be an error; we want the text only
+        # an int of 5,000 digits would be an error; we want the text only
+        row = json.loads(line, parse_int=float)
     except (ValueError, RecursionError) as error:
-        reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        reason = (
+            f"column {error.colno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else "too deep"
+        )
         advice = "each line is one object; mend it, or give --errors skip"
         raise BadDataError(f"{part.where(where)}: not JSON ({reason}); {advice}") from None
     assert part.column is not None
@@ -234,15 +270,27 @@ def _no_text(row: Any, column: str) -> str:
     column = column[:40]
     if isinstance(row, str):
         return (
-            f"a string, not an object with a field {column}; type: jq -c '.. | strings | {{text: .}}' FILE > NEW.jsonl"
+            f"a string, not an object with a field {column}; type: jq -c '.. | strings | {{text: "
+            ".}' FILE > NEW.jsonl"
         )
     if not isinstance(row, dict):
-        return f"{_KINDS[type(row)]}, not an object with a field {column}; mend it, or give --errors skip"
+        return (
+            f"{_KINDS[type(row)]}, not an object with a field {column}; mend it, or give --errors "
+            "skip"
+        )
     if column in row:
-        return f"field {column} holds {_KINDS[type(row[column])]}, not text; give --errors skip, or another --column"
+        return (
+            f"field {column} holds {_KINDS[type(row[column])]}, not text; give --errors skip, or "
+            "another --column"
+        )
     fields = ", ".join(map(str, row))[:60]
     inner = next(
-        (name for name, value in row.items() if isinstance(value, list) and value and type(value[0]) is dict), ""
+        (
+            name
+            for name, value in row.items()
+            if isinstance(value, list) and value and type(value[0]) is dict
+        ),
+        "",
     )
     if re.fullmatch(r"\w{1,20}", inner):
         advice = f"for those in {inner} type: jq -c '.{inner}[]' FILE > NEW.jsonl"
@@ -253,7 +301,9 @@ def _no_text(row: Any, column: str) -> str:
 
 def _table(part: Part) -> Iterator[Document]:
     assert part.column is not None
-    for number, value in enumerate(rows(part.path, part.format.kind, part.column, part.start, part.stop), 1):
+    for number, value in enumerate(
+        rows(part.path, part.format.kind, part.column, part.start, part.stop), 1
+    ):
         if isinstance(value, str):
             yield Document(value, number)
         else:
@@ -264,7 +314,9 @@ def _cell(part: Part, value: bytes | None, number: int) -> Document:
     """The document in bytes. Raises BadDataError for such as are not UTF-8, and for null."""
     where = part.where(Document("", number))
     if value is None:
-        raise BadDataError(f"{where}: null in column {part.column}; remove such rows, or give --errors skip")
+        raise BadDataError(
+            f"{where}: null in column {part.column}; remove such rows, or give --errors skip"
+        )
     text, replaced, bad = decode(value, part.errors)
     if bad is not None:
         what = f"byte {bad} of column {part.column} is not UTF-8"

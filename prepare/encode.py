@@ -1,4 +1,6 @@
-"""One unit of work: the documents of a few slices to token ids in files of their own, with a record written last."""
+"""One unit of work: the documents of a few slices to token ids in files of their own, with a record
+written last.
+"""
 
 import json
 import os
@@ -22,10 +24,18 @@ FLUSH_IDS = 1 << 20
 TRACE_BYTES = 256
 WHOLE, EMPTY, REPLACED, SKIPPED = range(4)  # what became of a document
 
-# For each document, or what of it lies in a slice: which of SPLITS; whether it ends here; what became of it; how
-# often it holds the text of end of text; its ids, end of text included; its UTF-8 bytes.
+# For each document, or what of it lies in a slice: which of SPLITS; whether it ends here; what
+# became of it; how often it holds the text of end of text; its ids, end of text included; its UTF-8
+# bytes.
 DOCUMENT = np.dtype(
-    [("split", "u1"), ("ends", "?"), ("status", "u1"), ("special", "<u4"), ("tokens", "<i8"), ("bytes", "<i8")]
+    [
+        ("split", "u1"),
+        ("ends", "?"),
+        ("status", "u1"),
+        ("special", "<u4"),
+        ("tokens", "<i8"),
+        ("bytes", "<i8"),
+    ]
 )
 
 
@@ -47,9 +57,11 @@ class Job:
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What a unit has become: files of the work folder, each with [bytes, CRC32]. documents: the table of them.
+    """What a unit has become: files of the work folder, each with [bytes, CRC32]. documents: the
+    table of them.
 
-    plan: the digest of the plan that it is a unit of. warning: of the tokenizer that has encoded it; not kept.
+    plan: the digest of the plan that it is a unit of. warning: of the tokenizer that has encoded
+    it; not kept.
     """
 
     unit: int
@@ -60,13 +72,17 @@ class UnitRecord:
     warning: str = ""
 
     def to_json(self) -> bytes:
-        return json.dumps({name: value for name, value in asdict(self).items() if name != "warning"}).encode()
+        return json.dumps(
+            {name: value for name, value in asdict(self).items() if name != "warning"}
+        ).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Raises ValueError, TypeError or KeyError for what to_json did not write."""
         content = json.loads(data)
-        train, val, documents = ((int(size), int(crc)) for size, crc in map(content.get, (*SPLITS, "documents")))
+        train, val, documents = (
+            (int(size), int(crc)) for size, crc in map(content.get, (*SPLITS, "documents"))
+        )
         return cls(int(content["unit"]), str(content["plan"]), train, val, documents)
 
 
@@ -75,10 +91,16 @@ def unit_path(folder: Path, unit: int, kind: str) -> Path:
     return folder / f"{unit:06d}.{kind}"
 
 
-def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None = None) -> UnitRecord:
+def encode_unit(
+    job: Job,
+    tokenizer: Tokenizer,
+    folder: Path,
+    trace: Path | None = None,
+) -> UnitRecord:
     """Encode a unit into `folder`, the record last, so that a unit with a record is whole.
 
-    trace: a file that always names the document at hand. Raises BadDataError naming the document, StorageError.
+    trace: a file that always names the document at hand. Raises BadDataError naming the document,
+    StorageError.
     """
     parts = {name: _PartFile(unit_path(folder, job.unit, name)) for name in (*SPLITS, "documents")}
     try:
@@ -88,7 +110,9 @@ def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None
         for part in parts.values():
             part.abort()
         raise
-    record = UnitRecord(job.unit, job.plan, files["train"], files["val"], files["documents"], tokenizer.warning)
+    record = UnitRecord(
+        job.unit, job.plan, files["train"], files["val"], files["documents"], tokenizer.warning
+    )
     path = unit_path(folder, job.unit, "json")
     temporary = path.with_name(staging_name(path.name))
     with told(path):
@@ -97,7 +121,13 @@ def encode_unit(job: Job, tokenizer: Tokenizer, folder: Path, trace: Path | None
     return record
 
 
-def _encode(job: Job, tokenizer: Tokenizer, splits: "_Splits", table: "_PartFile", trace: Path | None) -> None:
+def _encode(
+    job: Job,
+    tokenizer: Tokenizer,
+    splits: "_Splits",
+    table: "_PartFile",
+    trace: Path | None,
+) -> None:
     """Write the ids of all documents in order, and the rows about them to `table`."""
     documents = tokens = 0
     rows: list[tuple[int, bool, int, int, int, int]] = []
@@ -112,15 +142,31 @@ def _encode(job: Job, tokenizer: Tokenizer, splits: "_Splits", table: "_PartFile
                 splits.add(encoded.split, ids)
         except TextError as error:
             if part.errors != "skip":
-                raise BadDataError(f"{part.where(document)}: {error}; --errors skip leaves it out") from None
+                raise BadDataError(
+                    f"{part.where(document)}: {error}; --errors skip leaves it out"
+                ) from None
             splits.take_back()
-            encoded, count = _Document(job, tokenizer, piece, row, replace(document, text="", skipped=True)), 0
+            encoded, count = (
+                _Document(job, tokenizer, piece, row, replace(document, text="", skipped=True)),
+                0,
+            )
         except BadDataError as error:
             raise BadDataError(f"{part.where(document)}: {error}") from None
         tokens += count
-        rows.append((SPLITS.index(encoded.split), piece.ends, encoded.status, encoded.special, count, encoded.bytes))
+        rows.append(
+            (
+                SPLITS.index(encoded.split),
+                piece.ends,
+                encoded.status,
+                encoded.special,
+                count,
+                encoded.bytes,
+            )
+        )
         documents += piece.ends and encoded.status in (WHOLE, REPLACED)
-        if (job.max_documents and documents >= job.max_documents) or (job.max_tokens and tokens >= job.max_tokens):
+        if (job.max_documents and documents >= job.max_documents) or (
+            job.max_tokens and tokens >= job.max_tokens
+        ):
             break
         if len(rows) >= 4096:
             table.write(np.array(rows, DOCUMENT))
@@ -137,16 +183,27 @@ def _note_down(trace: Path, document: str) -> None:
 
 
 def _documents(job: Job) -> Iterator[tuple[Slice, Part, int, Document]]:
-    """The documents of a unit, each with its slice, that part of the file, and its number in the slice from 0."""
+    """The documents of a unit, each with its slice, that part of the file, and its number in the
+    slice from 0.
+    """
     for piece, part in job.slices:
         for row, document in enumerate(part.documents()):
             yield piece, part, row, document
 
 
 class _Document:
-    """A document being encoded: iterate over its ids; then `bytes`, `special` and `status` are known."""
+    """A document being encoded: iterate over its ids; then `bytes`, `special` and `status` are
+    known.
+    """
 
-    def __init__(self, job: Job, tokenizer: Tokenizer, piece: Slice, row: int, document: Document) -> None:
+    def __init__(
+        self,
+        job: Job,
+        tokenizer: Tokenizer,
+        piece: Slice,
+        row: int,
+        document: Document,
+    ) -> None:
         self.job, self.tokenizer, self.piece, self.document = job, tokenizer, piece, document
         text = document.text
         self.bytes, self.special, self.status = 0, 0, SKIPPED if document.skipped else EMPTY
@@ -164,26 +221,37 @@ class _Document:
             tail = (tail + text)[1 - len(END_OF_TEXT) :]
             yield self.tokenizer.encode(text)
         if self.bytes:
-            replaced = self.piece.replaced or self.document.replaced or getattr(self.document.text, "replaced", False)
+            replaced = (
+                self.piece.replaced
+                or self.document.replaced
+                or getattr(self.document.text, "replaced", False)
+            )
             self.status = REPLACED if replaced else WHOLE
             if self.job.eot == "append" and self.piece.ends:
                 yield eot
 
 
 class _Splits:
-    """The ids of both splits on their way to their files, in large pieces; a document can be taken back."""
+    """The ids of both splits on their way to their files, in large pieces; a document can be taken
+    back.
+    """
 
     def __init__(self, files: Mapping[str, "_PartFile"]) -> None:
         self.files: dict[SplitName, _PartFile] = {split: files[split] for split in SPLITS}
         self.waiting: dict[SplitName, list[np.ndarray]] = {split: [] for split in SPLITS}
         self.held = 0
-        self.before: dict[SplitName, tuple[int, tuple[int, int]]] = {}  # arrays waiting, and how far the file was
+        # arrays waiting, and how far the file was
+        self.before: dict[SplitName, tuple[int, tuple[int, int]]] = {}
 
     def begin(self, text: str | Iterable[str]) -> None:
-        """A document begins. Of one that may be written in several pieces nothing else is in them."""
+        """A document begins. Of one that may be written in several pieces nothing else is in
+        them.
+        """
         if not isinstance(text, str) or self.held + 4 * len(text) >= FLUSH_IDS:
             self.flush()
-        self.before = {split: (len(self.waiting[split]), file.position) for split, file in self.files.items()}
+        self.before = {
+            split: (len(self.waiting[split]), file.position) for split, file in self.files.items()
+        }
 
     def add(self, split: SplitName, ids: np.ndarray) -> None:
         self.waiting[split].append(ids)

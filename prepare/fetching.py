@@ -20,12 +20,18 @@ class Fetcher:
     note: is told, from the other thread too, when the hub gives trouble.
     """
 
-    def __init__(self, files: HubFiles, folder: Path | None = None, note: Note | None = None) -> None:
+    def __init__(
+        self,
+        files: HubFiles,
+        folder: Path | None = None,
+        note: Note | None = None,
+    ) -> None:
         self.files, self.folder, self.note = files, folder, note
         self._listener = Listener(note=note)
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._futures: dict[int, Future[Path]] = {}
-        self._thread = threading.Thread(target=self._work, name="hub", daemon=True)  # must not keep a process alive
+        # must not keep a process alive
+        self._thread = threading.Thread(target=self._work, name="hub", daemon=True)
 
     def __enter__(self) -> "Fetcher":
         if self.folder is not None and self.folder.is_dir():
@@ -57,9 +63,16 @@ class Fetcher:
             raise
 
     def release(self, index: int) -> None:
-        """The file is not needed any more: a copy in `folder` is removed, one in the user's cache stays."""
+        """The file is not needed any more: a copy in `folder` is removed, one in the user's cache
+        stays.
+        """
         future = self._futures.pop(index, None)
-        if self.folder is not None and future is not None and future.done() and not future.exception():
+        if (
+            self.folder is not None
+            and future is not None
+            and future.done()
+            and not future.exception()
+        ):
             discard(future.result())
 
     def _want(self, index: int) -> Future[Path]:

@@ -1,10 +1,19 @@
-"""The manifest: made of what went into the shards, and compared with what is asked for where it is there already."""
+"""The manifest: made of what went into the shards, and compared with what is asked for where it is
+there already.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.manifest import CorpusRecord, CountsRecord, FileRecord, Manifest, SplitRecord, TokenizerRecord
+from nanogpt_dist.shards.manifest import (
+    CorpusRecord,
+    CountsRecord,
+    FileRecord,
+    Manifest,
+    SplitRecord,
+    TokenizerRecord,
+)
 from nanogpt_dist.storage.durable import sha256_file
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.assemble import Assembler
@@ -14,7 +23,12 @@ from prepare.recipe import Recipe, sources_key
 from prepare.split import SPLITS
 
 
-def make_manifest(work: Work, recipe: Recipe, tokenizer: Tokenizer, assembler: Assembler) -> Manifest:
+def make_manifest(
+    work: Work,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    assembler: Assembler,
+) -> Manifest:
     """The manifest of the shards that `assembler` has written."""
     saved, tally = work.out / TOKENIZER, assembler.tally
     shards = {split: assembler.writers[split].records for split in SPLITS}
@@ -33,7 +47,9 @@ def make_manifest(work: Work, recipe: Recipe, tokenizer: Tokenizer, assembler: A
         errors=recipe.errors,
         max_documents=recipe.max_documents,
         max_tokens=recipe.max_tokens,
-        counts=CountsRecord(empty=tally.empty, replaced=tally.replaced, skipped=tally.skipped, special=tally.special),
+        counts=CountsRecord(
+            empty=tally.empty, replaced=tally.replaced, skipped=tally.skipped, special=tally.special
+        ),
         splits={
             split: SplitRecord(
                 tokens=sum(shard.tokens for shard in shards[split]),
@@ -50,7 +66,9 @@ def make_manifest(work: Work, recipe: Recipe, tokenizer: Tokenizer, assembler: A
                 licence=ingredient.corpus.licence,
                 address=ingredient.corpus.address,
                 config=ingredient.corpus.config,
-                hub_split=ingredient.corpus.hub_split if ingredient.corpus.origin == "hub" else None,
+                hub_split=ingredient.corpus.hub_split
+                if ingredient.corpus.origin == "hub"
+                else None,
                 revision=ingredient.revision,
                 column=ingredient.column,
                 weight=ingredient.weight,
@@ -59,7 +77,9 @@ def make_manifest(work: Work, recipe: Recipe, tokenizer: Tokenizer, assembler: A
                 documents=documents,
                 files=ingredient.files,
             )
-            for ingredient, (tokens, documents) in zip(recipe.ingredients, tally.by_ingredient, strict=True)
+            for ingredient, (tokens, documents) in zip(
+                recipe.ingredients, tally.by_ingredient, strict=True
+            )
         ],
     )
 
@@ -67,13 +87,25 @@ def make_manifest(work: Work, recipe: Recipe, tokenizer: Tokenizer, assembler: A
 def pinned_sources(made: Manifest) -> list[Mapping[str, Any]]:
     """The sources of a finished folder, as Recipe.key has them."""
     return [
-        sources_key(s.corpus, s.address, s.config, s.hub_split, s.revision, s.column, s.weight, s.split, s.files)
+        sources_key(
+            s.corpus,
+            s.address,
+            s.config,
+            s.hub_split,
+            s.revision,
+            s.column,
+            s.weight,
+            s.split,
+            s.files,
+        )
         for s in made.sources
     ]
 
 
 def key_of(made: Manifest, recipe: Recipe) -> dict[str, Any]:
-    """The key of the recipe that a finished folder was made with; what it does not tell is taken from `recipe`."""
+    """The key of the recipe that a finished folder was made with; what it does not tell is taken
+    from `recipe`.
+    """
     return {
         "corpus": made.name,
         "tokenizer": made.tokenizer.spec,
@@ -92,28 +124,43 @@ def refuse_empty_split(recipe: Recipe, assembler: Assembler) -> None:
     total = sum(tally.documents.values())
     if not total:
         if recipe.max_tokens:
-            raise BadDataError(f"no document fits into --max-tokens {recipe.max_tokens:,}; give more")
+            raise BadDataError(
+                f"no document fits into --max-tokens {recipe.max_tokens:,}; give more"
+            )
         if len(recipe.ingredients) > 1:
-            raise BadDataError("a part of the mix has no text, so nothing can be taken of the others; leave it out")
+            raise BadDataError(
+                "a part of the mix has no text, so nothing can be taken of the others; leave it out"
+            )
         if tally.skipped:
             raise BadDataError(
-                f"every document was skipped ({tally.skipped:,}); --errors strict tells what is in the first"
+                f"every document was skipped ({tally.skipped:,}); --errors strict tells what is in "
+                "the first"
             )
-        raise BadDataError(f"there is no text in the sources ({tally.empty} empty documents); give others")
+        raise BadDataError(
+            f"there is no text in the sources ({tally.empty} empty documents); give others"
+        )
     rule = recipe.ingredients[0].split
     for split in SPLITS:
         if not assembler.position[split]:
-            advice = f"{'raise' if split == 'val' else 'lower'} --val-fraction (now {rule.val_fraction:g})"
+            advice = (
+                f"{'raise' if split == 'val' else 'lower'} --val-fraction (now "
+                f"{rule.val_fraction:g})"
+            )
             if total == 1 and rule.rule == "documents":
                 advice = _for_one_document(recipe)
-            raise BadDataError(f"the {split} split got none of {total} documents; {advice}, or add text")
+            raise BadDataError(
+                f"the {split} split got none of {total} documents; {advice}, or add text"
+            )
 
 
 def _for_one_document(recipe: Recipe) -> str:
     """What to do about a single document, which cannot go to both splits."""
     only = recipe.ingredients[0]
     if recipe.takes_parts:
-        return "one document cannot go to both, and a part of it is not taken: leave limits and --mix out"
+        return (
+            "one document cannot go to both, and a part of it is not taken: leave limits and --mix "
+            "out"
+        )
     if len(only.files) == 1 and only.format(0) == Format("text"):
         return "one document cannot go to both: for a single text type --split-by characters"
     return "one document cannot go to both: give it as one .txt, which is cut in two"

@@ -1,4 +1,5 @@
-"""The output folder while it is being filled: whose it is, what is done already, and what a killed run has left.
+"""The output folder while it is being filled: whose it is, what is done already, and what a killed
+run has left.
 
     out/tokenizer.json, NAME_train_000000.bin, …       what stays, each whole or absent
     out/.prepare/lock                                   held by the process that puts the shards together
@@ -7,8 +8,9 @@
     out/.prepare/units/000012.{train,val,documents}     a unit's ids; .json: its record, written last: the journal
     out/.prepare/shards/NAME_train_000000.json          the manifest's entry for a shard that is on the disk
 
-A folder with .prepare and without a manifest is unfinished; with a manifest it is finished, and .prepare goes.
-"""
+A folder with .prepare and without a manifest is unfinished; with a manifest it is finished, and
+.prepare goes.
+"""  # noqa: E501
 
 import json
 import re
@@ -24,7 +26,14 @@ from pydantic import ValidationError
 
 from nanogpt_dist.errors import CannotCreateError
 from nanogpt_dist.shards.manifest import MANIFEST, ShardRecord
-from nanogpt_dist.storage.durable import fsync_folder, make_folder, sha256_file, shown, told, write_atomic
+from nanogpt_dist.storage.durable import (
+    fsync_folder,
+    make_folder,
+    sha256_file,
+    shown,
+    told,
+    write_atomic,
+)
 from nanogpt_dist.storage.runlock import RunLock
 from prepare.encode import DOCUMENT, UnitRecord, unit_path
 from prepare.sources import Hashes
@@ -59,7 +68,9 @@ class Work:
             data = self.plan.read_bytes()
         try:
             content = json.loads(data)
-            hashes = {path: (tuple(stamp), digest) for path, (stamp, digest) in content["hashes"].items()}
+            hashes = {
+                path: (tuple(stamp), digest) for path, (stamp, digest) in content["hashes"].items()
+            }
             return dict(content["key"]), hashes
         except (TypeError, KeyError, ValueError, AttributeError):
             return None, {}
@@ -94,10 +105,14 @@ class Work:
         unit_path(self.units, unit, "json").unlink(missing_ok=True)
 
     def record_shard(self, shard: ShardRecord) -> None:
-        write_atomic(self.shards / f"{Path(shard.file.name).stem}.json", shard.model_dump_json().encode())
+        write_atomic(
+            self.shards / f"{Path(shard.file.name).stem}.json", shard.model_dump_json().encode()
+        )
 
     def good_shards(self, name: str, split: str) -> list[ShardRecord]:
-        """The first shards of a split that are there and whole; what comes behind them is removed."""
+        """The first shards of a split that are there and whole; what comes behind them is
+        removed.
+        """
         good: list[ShardRecord] = []
         while (shard := self._shard(f"{name}_{split}_{len(good):06d}")) is not None:
             good.append(shard)
@@ -115,7 +130,11 @@ class Work:
             return None
         for file in (shard.file, shard.checksums, shard.ends):
             path = self.out / file.name
-            if not path.is_file() or path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
+            if (
+                not path.is_file()
+                or path.stat().st_size != file.bytes
+                or sha256_file(path) != file.sha256
+            ):
                 return None
         return shard
 
@@ -130,9 +149,11 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def claimed(out: Path, fresh: bool) -> Iterator[Work]:
-    """Hold `out`, made if need be, for the block; undo what was made if nothing in it is worth keeping.
+    """Hold `out`, made if need be, for the block; undo what was made if nothing in it is worth
+    keeping.
 
-    fresh: drop what an unfinished run has left. Raises CannotCreateError: in use, not writable, holds other files.
+    fresh: drop what an unfinished run has left. Raises CannotCreateError: in use, not writable,
+    holds other files.
     """
     work = Work(out)
     refuse_strangers(work)
@@ -168,10 +189,17 @@ def refuse_strangers(work: Work) -> None:
         raise CannotCreateError(f"{shown(out)} is not a folder; choose another --out")
     with told(out):
         names = sorted(path.name for path in out.iterdir())
-    # Without the work folder no prepare was here, so even a file that is named like ours is somebody's.
-    others = [name for name in names if name != WORK and not _OURS.fullmatch(name)] if WORK in names else names
+    # Without the work folder no prepare was here, so even a file that is named like ours is
+    # somebody's.
+    others = (
+        [name for name in names if name != WORK and not _OURS.fullmatch(name)]
+        if WORK in names
+        else names
+    )
     if others and not work.finished:
-        raise CannotCreateError(f"{shown(out)} holds {others[0][:40]}, no leftover of prepare; choose another --out")
+        raise CannotCreateError(
+            f"{shown(out)} holds {others[0][:40]}, no leftover of prepare; choose another --out"
+        )
 
 
 def _sweep(work: Work) -> None:
@@ -211,7 +239,9 @@ def clear(work: Work) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Of a finished folder: its work folder, where its run was killed at the very end. Raises CannotCreateError."""
+    """Of a finished folder: its work folder, where its run was killed at the very end. Raises
+    CannotCreateError.
+    """
     work = Work(out)
     if work.folder.is_dir() and work.finished:
         with RunLock(work.folder, LOCK, "--out", work.out):

@@ -1,7 +1,9 @@
-"""Data sets on the Hugging Face hub: which files they have, and how those get here, every byte checked.
+"""Data sets on the Hugging Face hub: which files they have, and how those get here, every byte
+checked.
 
-Which files belong to a split is for `datasets` to say, which knows the README's YAML and the usual patterns.
-Sizes and hashes come from the hub, the files through its own cache (HF_HOME), at one commit.
+Which files belong to a split is for `datasets` to say, which knows the README's YAML and the usual
+patterns. Sizes and hashes come from the hub, the files through its own cache (HF_HOME), at one
+commit.
 """
 
 import hashlib
@@ -16,7 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, StorageError, UsageError
+from nanogpt_dist.errors import (
+    BadDataError,
+    HubUnavailableError,
+    MissingInputError,
+    StorageError,
+    UsageError,
+)
 from nanogpt_dist.hub import (
     AGAIN,
     Listener,
@@ -33,8 +41,14 @@ from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write
 from prepare.tables import RowGroup, groups_of_metadata
 
 PACKABLE = (".jsonl", ".ndjson", ".json", ".txt", ".md")  # these also with .gz or .zst behind
-ENDINGS = (".parquet", ".arrow", *PACKABLE, *(ending + pack for ending in PACKABLE for pack in (".gz", ".zst")))
-EXPORT = "refs/convert/parquet"  # where the hub keeps its own parquet of what a loading script yields
+ENDINGS = (
+    ".parquet",
+    ".arrow",
+    *PACKABLE,
+    *(ending + pack for ending in PACKABLE for pack in (".gz", ".zst")),
+)
+# where the hub keeps its own parquet of what a loading script yields
+EXPORT = "refs/convert/parquet"
 NAMES_AT_ONCE = 100  # in one question for sizes and hashes
 FOOTER_BYTES = 1 << 16  # of a .parquet file, fetched at once; some have more
 Note = Callable[[str], None]
@@ -51,7 +65,9 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of one split, in the order that `datasets` reads them. revision: the commit they are taken from."""
+    """The files of one split, in the order that `datasets` reads them. revision: the commit they
+    are taken from.
+    """
 
     repo: str
     revision: str
@@ -59,14 +75,20 @@ class HubFiles:
 
 
 def list_files(
-    repo: str, config: str | None, split: str, revision: str | None = None, note: Note | None = None
+    repo: str,
+    config: str | None,
+    split: str,
+    revision: str | None = None,
+    note: Note | None = None,
 ) -> HubFiles:
-    """The data files of `split` in the configuration `config` (None: the repository's default) of a dataset.
+    """The data files of `split` in the configuration `config` (None: the repository's default) of a
+    dataset.
 
-    A repository that still has a loading script is read from the hub's parquet export; then `revision` is ignored.
-    The answer is kept under HF_HOME: for a full commit, and offline, the hub is not asked again.
-    Raises UsageError for a configuration, split, revision or file ending that does not exist, with those that do;
-    MissingInputError for a dataset that is not there or closed; HubUnavailableError; StorageError.
+    A repository that still has a loading script is read from the hub's parquet export; then
+    `revision` is ignored. The answer is kept under HF_HOME: for a full commit, and offline, the hub
+    is not asked again. Raises UsageError for a configuration, split, revision or file ending that
+    does not exist, with those that do; MissingInputError for a dataset that is not there or closed;
+    HubUnavailableError; StorageError.
     """
     hub = hub_library()
     commit_given = re.fullmatch("[0-9a-f]{40}", revision or "") is not None
@@ -81,7 +103,10 @@ def list_files(
             commit, names = _exported(repo, config, split, commit, missing)
         strange = [name for name in names if not name.lower().endswith(ENDINGS)]
         if strange or not names:
-            raise UsageError(f"cannot read {', '.join(strange)[:60] or 'nothing'} of {repo[:50]}; {_what_we_read()}")
+            raise UsageError(
+                f"cannot read {', '.join(strange)[:60] or 'nothing'} of {repo[:50]}; "
+                f"{_what_we_read()}"
+            )
         files = HubFiles(repo, commit, tuple(_facts(repo, commit, names)))
     for asked in {revision, commit}:
         _remember(files, config, split, asked)
@@ -93,7 +118,9 @@ def _what_we_read() -> str:
 
 
 class _NotThereError(Exception):
-    """`datasets` does not find what was asked for; the message is for the user. script: for want of an export."""
+    """`datasets` does not find what was asked for; the message is for the user. script: for want of
+    an export.
+    """
 
     script = False
 
@@ -101,9 +128,12 @@ class _NotThereError(Exception):
 def _names(repo: str, config: str | None, split: str, commit: str) -> list[str]:
     """Paths in the repository, as `datasets` would read them. Raises _NotThereError."""
     datasets = datasets_library()
-    with tempfile.TemporaryDirectory(prefix="nanogpt-") as scratch:  # not what was loaded here some other day
+    # not what was loaded here some other day
+    with tempfile.TemporaryDirectory(prefix="nanogpt-") as scratch:
         try:
-            builder = datasets.load_dataset_builder(repo, config, revision=commit, cache_dir=scratch)
+            builder = datasets.load_dataset_builder(
+                repo, config, revision=commit, cache_dir=scratch
+            )
         except RuntimeError as error:
             if "script" not in str(error):
                 raise
@@ -119,7 +149,9 @@ def _names(repo: str, config: str | None, split: str, commit: str) -> list[str]:
             raise denied(repo) from error
         except FileNotFoundError as error:
             raise _NotThereError(f"{repo[:60]} has no data files; {_what_we_read()}") from error
-    of_split = {str(name): list(addresses) for name, addresses in (builder.config.data_files or {}).items()}
+    of_split = {
+        str(name): list(addresses) for name, addresses in (builder.config.data_files or {}).items()
+    }
     if split not in of_split:
         raise _NotThereError(_choice(repo, "split", split, of_split))
     return [address.partition(f"@{commit}/")[2] for address in of_split[split]]
@@ -127,14 +159,22 @@ def _names(repo: str, config: str | None, split: str, commit: str) -> list[str]:
 
 def _choice(repo: str, kind: str, asked: str | None, there: Any) -> str:
     return (
-        f"{repo[:50]} has no {kind} {str(asked or 'by default')[:30]}; choose one of: {', '.join(sorted(there))[:80]}"
+        f"{repo[:50]} has no {kind} {str(asked or 'by default')[:30]}; choose one of: "
+        f"{', '.join(sorted(there))[:80]}"
     )
 
 
-def _exported(repo: str, config: str | None, split: str, commit: str, missing: _NotThereError) -> tuple[str, list[str]]:
+def _exported(
+    repo: str,
+    config: str | None,
+    split: str,
+    commit: str,
+    missing: _NotThereError,
+) -> tuple[str, list[str]]:
     """Commit and files of the hub's parquet export: CONFIG/SPLIT/0000.parquet and so on.
 
-    Tried for a loading script, and where `commit` is the export's own. Raises UsageError, MissingInputError.
+    Tried for a loading script, and where `commit` is the export's own. Raises UsageError,
+    MissingInputError.
     """
     hub = hub_library()
     api = hub.HfApi()
@@ -145,10 +185,17 @@ def _exported(repo: str, config: str | None, split: str, commit: str, missing: _
     if not missing.script and commit != export:
         raise UsageError(str(missing)) from missing
     if export is None:
-        raise MissingInputError(f"{repo[:60]} has a loading script and no parquet export; prepare its files as text")
+        raise MissingInputError(
+            f"{repo[:60]} has a loading script and no parquet export; prepare its files as text"
+        )
 
     def entries(path: str) -> list[str]:
-        return [entry.path for entry in api.list_repo_tree(repo, path or None, repo_type="dataset", revision=export)]
+        return [
+            entry.path
+            for entry in api.list_repo_tree(
+                repo, path or None, repo_type="dataset", revision=export
+            )
+        ]
 
     configs = [path for path in entries("") if "." not in path]
     config = config or (configs[0] if len(configs) == 1 else "default")
@@ -157,14 +204,20 @@ def _exported(repo: str, config: str | None, split: str, commit: str, missing: _
     splits = [path.rpartition("/")[2] for path in entries(config)]
     if split not in splits and f"partial-{split}" in splits:
         part = f"the hub's parquet export has only a part of {repo[:50]}"
-        raise MissingInputError(f"{part}, its split partial-{split[:20]}; take that one, or prepare its files as text")
+        raise MissingInputError(
+            f"{part}, its split partial-{split[:20]}; take that one, or prepare its files as text"
+        )
     if split not in splits:
         raise UsageError(_choice(repo, "split", split, splits))
-    return export, sorted(name for name in entries(f"{config}/{split}") if name.endswith(".parquet"))
+    return export, sorted(
+        name for name in entries(f"{config}/{split}") if name.endswith(".parquet")
+    )
 
 
 def _facts(repo: str, commit: str, names: list[str]) -> Iterator[HubFile]:
-    """Size and sha256 of each file; small ones outside of LFS have a git hash only, so these are fetched."""
+    """Size and sha256 of each file; small ones outside of LFS have a git hash only, so these are
+    fetched.
+    """
     hub = hub_library()
     found: dict[str, Any] = {}
     for start in range(0, len(names), NAMES_AT_ONCE):
@@ -173,7 +226,9 @@ def _facts(repo: str, commit: str, names: list[str]) -> Iterator[HubFile]:
         found |= {entry.path: entry for entry in answer}
     for name in names:
         if name not in found:
-            raise HubUnavailableError(f"hub says nothing about {name[-60:]} of {repo[:50]}; {AGAIN}")
+            raise HubUnavailableError(
+                f"hub says nothing about {name[-60:]} of {repo[:50]}; {AGAIN}"
+            )
         entry = found[name]
         if entry.lfs:
             yield HubFile(name, entry.size, entry.lfs["sha256"])
@@ -182,8 +237,16 @@ def _facts(repo: str, commit: str, names: list[str]) -> Iterator[HubFile]:
             yield HubFile(name, entry.size, sha256_file(path))
 
 
-def fetch(repo: str, commit: str, name: str, folder: Path | None, is_good: Callable[[Path], bool]) -> Path:
-    """As hub.fetch(), of a dataset; where the hub serves other bytes than it says, it is asked anew what there is."""
+def fetch(
+    repo: str,
+    commit: str,
+    name: str,
+    folder: Path | None,
+    is_good: Callable[[Path], bool],
+) -> Path:
+    """As hub.fetch(), of a dataset; where the hub serves other bytes than it says, it is asked anew
+    what there is.
+    """
     try:
         return fetch_file(repo, commit, name, folder, is_good)
     except WrongBytesError:
@@ -191,8 +254,14 @@ def fetch(repo: str, commit: str, name: str, folder: Path | None, is_good: Calla
         raise
 
 
-def row_groups(files: HubFiles, index: int, column: str, note: Note | None = None) -> list[RowGroup]:
-    """The row groups of a .parquet file, from its last bytes only: in the user's cache, or asked from the hub.
+def row_groups(
+    files: HubFiles,
+    index: int,
+    column: str,
+    note: Note | None = None,
+) -> list[RowGroup]:
+    """The row groups of a .parquet file, from its last bytes only: in the user's cache, or asked
+    from the hub.
 
     The footer is not covered by the file's hash until the whole file is here.
     Raises BadDataError, also when there is no such column, HubUnavailableError, MissingInputError.
@@ -202,19 +271,25 @@ def row_groups(files: HubFiles, index: int, column: str, note: Note | None = Non
     name = files.files[index].name
     with heard_by(Listener(note=note)), told_hub(files.repo, files.revision):
         try:
-            footer = parquet.read_metadata(_cached(files, index) or BufferReader(_footer(files, index)))
+            footer = parquet.read_metadata(
+                _cached(files, index) or BufferReader(_footer(files, index))
+            )
         except ArrowException:  # the copy in the cache is damaged, or the bytes were on the way
             try:
                 footer = parquet.read_metadata(BufferReader(_footer(files, index)))
             except ArrowException as error:
-                raise BadDataError(f"{name[-80:]} of {files.repo[:50]} is no parquet file; {AGAIN}") from error
+                raise BadDataError(
+                    f"{name[-80:]} of {files.repo[:50]} is no parquet file; {AGAIN}"
+                ) from error
     return groups_of_metadata(footer, footer.schema.to_arrow_schema(), column, name[-60:])
 
 
 def _cached(files: HubFiles, index: int) -> str | None:
     """Where the user's cache has the file, whole though unchecked."""
     file = files.files[index]
-    path = hub_library().try_to_load_from_cache(files.repo, file.name, revision=files.revision, repo_type="dataset")
+    path = hub_library().try_to_load_from_cache(
+        files.repo, file.name, revision=files.revision, repo_type="dataset"
+    )
     return path if isinstance(path, str) and Path(path).stat().st_size == file.bytes else None
 
 
@@ -233,12 +308,18 @@ def _tail(files: HubFiles, file: HubFile, size: int) -> bytes:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     address = hub.hf_hub_url(files.repo, file.name, repo_type="dataset", revision=files.revision)
-    headers = {**build_hf_headers(), "Range": f"bytes={file.bytes - size}-", "Accept-Encoding": "identity"}
+    headers = {
+        **build_hf_headers(),
+        "Range": f"bytes={file.bytes - size}-",
+        "Accept-Encoding": "identity",
+    }
     answer = get_session().get(address, headers=headers)
     hf_raise_for_status(answer)
     data: bytes = answer.content[-size:]  # all of it, should the hub not serve parts
     if len(data) != size:
-        raise HubUnavailableError(f"hub served {len(data):,} bytes of {file.name[-60:]}, not {size:,}; {AGAIN}")
+        raise HubUnavailableError(
+            f"hub served {len(data):,} bytes of {file.name[-60:]}, not {size:,}; {AGAIN}"
+        )
     return data
 
 
@@ -255,18 +336,25 @@ def _remember(files: HubFiles, config: str | None, split: str, revision: str | N
     folder = _notes(files.repo)
     with suppress(OSError, StorageError):  # a cache that is read-only
         make_folder(folder)
-        write_atomic(folder / _note_name(config, split, revision), json.dumps(asdict(files), indent=1).encode())
+        write_atomic(
+            folder / _note_name(config, split, revision),
+            json.dumps(asdict(files), indent=1).encode(),
+        )
 
 
 def _recall(repo: str, config: str | None, split: str, revision: str | None) -> HubFiles | None:
     try:
         note = json.loads((_notes(repo) / _note_name(config, split, revision)).read_bytes())
-        return HubFiles(note["repo"], note["revision"], tuple(HubFile(**file) for file in note["files"]))
+        return HubFiles(
+            note["repo"], note["revision"], tuple(HubFile(**file) for file in note["files"])
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def _forget(repo: str) -> None:
-    """Lets the hub be asked again: what it said about the files may have been wrong, not the files."""
+    """Lets the hub be asked again: what it said about the files may have been wrong, not the
+    files.
+    """
     with suppress(OSError):
         remove(_notes(repo))

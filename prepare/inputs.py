@@ -1,4 +1,6 @@
-"""What is read: the corpora that are asked for, their files on this disk or on the hub, and the recipe they make."""
+"""What is read: the corpora that are asked for, their files on this disk or on the hub, and the
+recipe they make.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,15 +28,23 @@ HF = "hf:"  # in front of a repository in a mix
 
 @dataclass(frozen=True)
 class Wanted:
-    """One corpus that is asked for. given: files or folders to read for it; weight: its part of a mix."""
+    """One corpus that is asked for. given: files or folders to read for it; weight: its part of a
+    mix.
+    """
 
     corpus: Corpus
     given: tuple[Path, ...] = ()
     weight: float | None = None
 
 
-def wanted(corpus: str | Corpus, given: Sequence[Path], mix: Mapping[str, float] | None) -> list[Wanted]:
-    """What is asked for; in a mix a name of the catalogue, hf:OWNER/NAME, or a path. Raises UsageError."""
+def wanted(
+    corpus: str | Corpus,
+    given: Sequence[Path],
+    mix: Mapping[str, float] | None,
+) -> list[Wanted]:
+    """What is asked for; in a mix a name of the catalogue, hf:OWNER/NAME, or a path. Raises
+    UsageError.
+    """
     if not mix:
         return [Wanted(find(corpus) if isinstance(corpus, str) else corpus, tuple(given))]
     return [_part_of_mix(name, weight) for name, weight in mix.items()]
@@ -47,22 +57,26 @@ def _part_of_mix(name: str, weight: float) -> Wanted:
         return Wanted(repository(name.removeprefix(HF)), (), weight)
     if not Path(name).exists() and not any(char in name for char in "*?["):
         near = "hf:OWNER/NAME for a repository of the hub, or a path"
-        raise UsageError(f"--mix: {name[:60]!r} is neither a corpus (--list) nor there; give {near}")
+        raise UsageError(
+            f"--mix: {name[:60]!r} is neither a corpus (--list) nor there; give {near}"
+        )
     local = replace(CORPORA["text"], name=plain_name(Path(name).name) or "text")
     return Wanted(local, (Path(name),), weight)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The recipe, and where the files of each of its ingredients are. hashes: of local files, for the next run."""
+    """The recipe, and where the files of each of its ingredients are. hashes: of local files, for
+    the next run.
+    """
 
     recipe: Recipe
     found: "list[Sources | HubFiles]"
     hashes: Hashes
 
     def open(self, stack: ExitStack, downloads: Path | None, note: Note) -> list[Shelf]:
-        """A shelf for each ingredient. downloads: where files of the hub go for as long as they are needed; None: its
-        cache, where they stay. Raises HubUnavailableError.
+        """A shelf for each ingredient. downloads: where files of the hub go for as long as they are
+        needed; None: its cache, where they stay. Raises HubUnavailableError.
         """
         return [
             self._shelf(stack, ingredient, found, downloads, note)
@@ -85,16 +99,27 @@ class Inputs:
 
     def local(self) -> list[Sources]:
         """The ingredients whose files are the user's own."""
-        return [found for found in self.found if isinstance(found, Sources) and all(file.path for file in found.files)]
+        return [
+            found
+            for found in self.found
+            if isinstance(found, Sources) and all(file.path for file in found.files)
+        ]
 
 
 def find_inputs(
-    asked: list[Wanted], out: Path, options: Options, known: Hashes, pinned: list[Any], note: Note
+    asked: list[Wanted],
+    out: Path,
+    options: Options,
+    known: Hashes,
+    pinned: list[Any],
+    note: Note,
 ) -> Inputs:
-    """Find all files, and hash those that are here, but for what is `known`; nothing in the folder `out` is read.
+    """Find all files, and hash those that are here, but for what is `known`; nothing in the folder
+    `out` is read.
 
-    pinned: the sources, as Recipe.key has them, of what stands in the output folder: a corpus of the hub is read at the
-    revision that it was begun with. Raises UsageError, MissingInputError, BadDataError, HubUnavailableError.
+    pinned: the sources, as Recipe.key has them, of what stands in the output folder: a corpus of
+    the hub is read at the revision that it was begun with. Raises UsageError, MissingInputError,
+    BadDataError, HubUnavailableError.
     """
     ingredients: list[Ingredient] = []
     found: list[Sources | HubFiles] = []
@@ -103,35 +128,55 @@ def find_inputs(
         corpus = one.corpus
         if corpus.origin == "hub" and not one.given:
             files = _on_hub(corpus, pinned[index] if index < len(pinned) else {}, note)
-            recorded = [SourceRecord(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in files.files]
-            ingredients.append(make_ingredient(corpus, recorded, files.revision, options, one.weight))
+            recorded = [
+                SourceRecord(name=file.name, bytes=file.bytes, sha256=file.sha256)
+                for file in files.files
+            ]
+            ingredients.append(
+                make_ingredient(corpus, recorded, files.revision, options, one.weight)
+            )
             found.append(files)
             continue
         sources = find_sources(corpus, one.given, out)
         if sources.ignored:
             names = one_line(", ".join(sources.ignored), 80)
-            note(f"not read, for an unknown ending or as a link to a folder ({len(sources.ignored)}): {names}")
+            note(
+                "not read, for an unknown ending or as a link to a folder "
+                f"({len(sources.ignored)}): {names}"
+            )
         for text in sources.notes:
             note(text)
         recorded = records(corpus, sources, known)
         for file, record in zip(sources.files, recorded, strict=True):
             if file.path and file.stamp:
                 hashes[printable(file.path)] = file.stamp, record.sha256
-        own = replace(options, column=_column_of(sources, options, note)) if one.weight is not None else options
+        own = (
+            replace(options, column=_column_of(sources, options, note))
+            if one.weight is not None
+            else options
+        )
         ingredients.append(make_ingredient(corpus, recorded, sources.revision, own, one.weight))
         found.append(sources)
     return Inputs(make_recipe(ingredients, options), found, hashes)
 
 
 def _column_of(sources: Sources, options: Options, note: Note) -> str | None:
-    """--column for one part of a mix; None, its usual one, where its first document has no such field."""
-    fields = ((file, form) for file in sources.files if (form := format_of(file.name)) and form.has_fields)
+    """--column for one part of a mix; None, its usual one, where its first document has no such
+    field.
+    """
+    fields = (
+        (file, form) for file in sources.files if (form := format_of(file.name)) and form.has_fields
+    )
     file, form = next(fields, (None, None))
     if options.column is None or file is None or form is None or file.path is None:
         return options.column
     try:
         in_groups = form.kind in ("parquet", "arrow")
-        stop = len(row_groups(file.path, form.kind, options.column)) if in_groups else file.path.stat().st_size
+        stop = (
+            len(row_groups(file.path, form.kind, options.column))
+            if in_groups
+            else file.path.stat().st_size
+        )
         next(iter(Part(file.path, form, 0, stop, options.column, "strict").documents()), None)
     except BadDataError:
         note(f"{file.name[-60:]} has no text in {options.column}: its usual column is read")
@@ -143,6 +188,9 @@ def _on_hub(corpus: Corpus, pinned: Mapping[str, Any], note: Note) -> "HubFiles"
     from prepare.hub import list_files
 
     assert corpus.address is not None
-    same = all(pinned.get(name) == value for name, value in (("corpus", corpus.name), ("address", corpus.address)))
+    same = all(
+        pinned.get(name) == value
+        for name, value in (("corpus", corpus.name), ("address", corpus.address))
+    )
     revision = corpus.revision or (pinned.get("revision") if same else None)
     return list_files(corpus.address, corpus.config, corpus.hub_split, revision, note)

@@ -1,7 +1,7 @@
 """Values of JSON one behind the other, over as many lines as they take, or the same in one array.
 
-`json.dump(rows, file)`, `jq` and `python -m json.tool` write such files. They are read from their start to their end, a
-value at a time.
+`json.dump(rows, file)`, `jq` and `python -m json.tool` write such files. They are read from their
+start to their end, a value at a time.
 """
 
 import codecs
@@ -18,7 +18,9 @@ _NUMBER = re.compile(r"[-+.0-9eE]*")
 
 
 def holds_values(head: bytes) -> bool:
-    """Whether a file that begins with `head` is an array, or an object over several lines, not one object a line."""
+    """Whether a file that begins with `head` is an array, or an object over several lines, not one
+    object a line.
+    """
     text = head.decode(errors="replace").removeprefix("\ufeff").lstrip()
     if not text.startswith("{"):
         return text.startswith("[")
@@ -32,8 +34,8 @@ def holds_values(head: bytes) -> bool:
 def values(file: BinaryIO, at_most: int) -> Iterator[tuple[int, bytes]]:
     """The line on which each value begins, and its bytes as they stand there.
 
-    Raises ValueError with line and reason, also where the file ends within an array, or a value has more than `at_most`
-    characters. OSError.
+    Raises ValueError with line and reason, also where the file ends within an array, or a value has
+    more than `at_most` characters. OSError.
     """
     reader = _Reader(file, at_most)
     while reader.skip_to_value():
@@ -41,7 +43,9 @@ def values(file: BinaryIO, at_most: int) -> Iterator[tuple[int, bytes]]:
 
 
 class _Reader:
-    """A file as text, of which only what is at hand is held. Bytes that are not UTF-8 stay what they are."""
+    """A file as text, of which only what is at hand is held. Bytes that are not UTF-8 stay what
+    they are.
+    """
 
     def __init__(self, file: BinaryIO, at_most: int) -> None:
         self.file, self.at_most = file, at_most
@@ -75,7 +79,9 @@ class _Reader:
         while True:
             try:
                 _, end = _DECODER.raw_decode(self.text, self.at)
-                whole = end < len(self.text) or self.ended or not _NUMBER.fullmatch(self.text, self.at)
+                whole = (
+                    end < len(self.text) or self.ended or not _NUMBER.fullmatch(self.text, self.at)
+                )
                 reason = ""
             except (ValueError, RecursionError) as error:
                 whole, reason = self.ended, "too deep"
@@ -87,7 +93,8 @@ class _Reader:
                 raise ValueError(f"{self.line}: not JSON ({reason} in the value that begins here)")
             if len(self.text) - self.at > self.at_most:
                 raise ValueError(
-                    f"{self.line}: not JSON ({reason or 'a number'}), or longer than {self.at_most:,} characters"
+                    f"{self.line}: not JSON ({reason or 'a number'}), or longer than "
+                    f"{self.at_most:,} characters"
                 )
             self.read_on()
         found = self.line, self.text[self.at : end].encode(errors="surrogateescape")

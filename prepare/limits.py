@@ -1,4 +1,6 @@
-"""How much of each ingredient is taken: documents, tokens, and the weights of a mix. Whole documents, in order."""
+"""How much of each ingredient is taken: documents, tokens, and the weights of a mix. Whole
+documents, in order.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +21,9 @@ class Limits:
         self.taken = [0] * len(self.tokens)  # tokens of each ingredient
 
     def take(self, ingredient: int, documents: np.ndarray) -> int:
-        """How many rows of encode.DOCUMENT to take; whole documents, and no more once one did not fit."""
+        """How many rows of encode.DOCUMENT to take; whole documents, and no more once one did not
+        fit.
+        """
         wanted = len(documents)
         left, budget = self.documents[ingredient], self.tokens[ingredient]
         if left is not None:
@@ -43,7 +47,8 @@ class Limits:
 class Takings:
     """The units whose turn it is, as far as they are done, each with the documents to take of it.
 
-    A mix begins only when it is known how much each ingredient has: the scarcest one decides how much is taken of all.
+    A mix begins only when it is known how much each ingredient has: the scarcest one decides how
+    much is taken of all.
     """
 
     def __init__(self, work: Work, recipe: Recipe, units: Sequence[Unit]) -> None:
@@ -53,8 +58,12 @@ class Takings:
         self.weights = [ingredient.weight or 1.0 for ingredient in recipe.ingredients]
         self.mixed = recipe.ingredients[0].weight is not None
         self.limits = None if self.mixed else Limits([recipe.max_documents], [recipe.max_tokens])
-        self.waiting = [[unit for unit in reversed(units) if unit.ingredient == i] for i in range(len(self.weights))]
-        self.totals = [0] * len(self.weights)  # tokens of each ingredient's units, in order, as far as they are done
+        self.waiting = [
+            [unit for unit in reversed(units) if unit.ingredient == i]
+            for i in range(len(self.weights))
+        ]
+        # tokens of each ingredient's units, in order, as far as they are done
+        self.totals = [0] * len(self.weights)
 
     def wants(self, unit: Unit) -> bool:
         """Whether something of the unit may be taken, as far as one can know yet."""
@@ -64,7 +73,9 @@ class Takings:
         return bool(self.waiting[unit.ingredient])
 
     def new(self) -> Iterator[tuple[Unit, UnitRecord, np.ndarray]]:
-        """What can be taken now and was not yet. Where a unit is missing, it ends, and can be asked again later."""
+        """What can be taken now and was not yet. Where a unit is missing, it ends, and can be asked
+        again later.
+        """
         self._look()
         while self.limits is not None and self.next < len(self.units):
             unit = self.units[self.next]
@@ -84,8 +95,14 @@ class Takings:
         return self.limits is not None and self.next == len(self.units)
 
     def without_tokens(self) -> list[int]:
-        """The ingredients of a mix, all taken, that gave nothing: mostly since their first document is too large."""
-        return [i for i, taken in enumerate(self.limits.taken) if not taken] if self.mixed and self.limits else []
+        """The ingredients of a mix, all taken, that gave nothing: mostly since their first document
+        is too large.
+        """
+        return (
+            [i for i, taken in enumerate(self.limits.taken) if not taken]
+            if self.mixed and self.limits
+            else []
+        )
 
     def _look(self) -> None:
         """Of a mix: count what is done, until each ingredient has enough or has given all."""
@@ -95,9 +112,16 @@ class Takings:
             while waiting and (found := self.work.read(waiting[-1].index)) is not None:
                 waiting.pop()
                 self.totals[ingredient] += int(found[1]["tokens"].sum())
-                if self.max_tokens and self.totals[ingredient] >= self.max_tokens * self.weights[ingredient]:
+                if (
+                    self.max_tokens
+                    and self.totals[ingredient] >= self.max_tokens * self.weights[ingredient]
+                ):
                     waiting.clear()
         if not any(self.waiting):
-            whole = min(total / weight for total, weight in zip(self.totals, self.weights, strict=True))
+            whole = min(
+                total / weight for total, weight in zip(self.totals, self.weights, strict=True)
+            )
             whole = min(whole, self.max_tokens or whole)
-            self.limits = Limits([None] * len(self.weights), [int(whole * weight + 1e-6) for weight in self.weights])
+            self.limits = Limits(
+                [None] * len(self.weights), [int(whole * weight + 1e-6) for weight in self.weights]
+            )

@@ -1,4 +1,6 @@
-"""The text in a line of JSON that is too long to be read whole: found in the file, and unescaped in chunks."""
+"""The text in a line of JSON that is too long to be read whole: found in the file, and unescaped in
+chunks.
+"""
 
 import json
 import mmap
@@ -13,13 +15,17 @@ from prepare.textfile import BOM, decode
 CHUNK_BYTES = 1 << 20
 WINDOW_BYTES = 64 << 20  # searched at a time
 _SPACE = re.compile(rb"[ \t\r\n]*")
-_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
+)
 _BRACKET = re.compile(rb'[\[\]{}"]')
 _AFTER_SCALAR = re.compile(rb"[,}\]]")
 
 
 def line_end(path: Path, start: int) -> int:
-    """Where the line ends that begins at byte `start`: behind its line feed, or at the end of the file."""
+    """Where the line ends that begins at byte `start`: behind its line feed, or at the end of the
+    file.
+    """
     with path.open("rb") as file:
         file.seek(start)
         while (data := file.readline(CHUNK_BYTES)) and not data.endswith(b"\n"):
@@ -28,14 +34,24 @@ def line_end(path: Path, start: int) -> int:
 
 
 class LongField:
-    """The string in field `column` of the object at bytes start … stop of a file, in chunks; it can be read again.
+    """The string in field `column` of the object at bytes start … stop of a file, in chunks; it can
+    be read again.
 
-    Only that field is checked to the letter; of the others only where they end. where: the line, for messages.
-    replaced: whether the last reading put U+FFFD in the place of what is not UTF-8.
-    Raises BadDataError where the line is no object with such a field, or its text is bad and errors is not `replace`.
+    Only that field is checked to the letter; of the others only where they end. where: the line,
+    for messages. replaced: whether the last reading put U+FFFD in the place of what is not UTF-8.
+    Raises BadDataError where the line is no object with such a field, or its text is bad and errors
+    is not `replace`.
     """
 
-    def __init__(self, path: Path, start: int, stop: int, column: str, errors: Errors, where: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        stop: int,
+        column: str,
+        errors: Errors,
+        where: str,
+    ) -> None:
         self.path, self.errors, self.where, self.column = path, errors, where, column
         self.replaced = False
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -44,7 +60,10 @@ class LongField:
     def __iter__(self) -> Iterator[str]:
         self.replaced = False
         start, stop = self.range
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             while start < stop:
                 end = _chunk_end(data, start, stop)
                 yield self._unescaped(data[start:end])
@@ -55,7 +74,9 @@ class LongField:
         text, replaced, bad = decode(data, self.errors)
         if bad is not None:
             byte = f"byte {data[bad]:#04x} is not UTF-8"
-            raise BadDataError(f"{self.where}: {byte}; convert the file, or give --errors replace or skip")
+            raise BadDataError(
+                f"{self.where}: {byte}; convert the file, or give --errors replace or skip"
+            )
         try:
             text = json.loads(f'"{text}"')
         except ValueError:
@@ -65,12 +86,17 @@ class LongField:
         except UnicodeEncodeError:
             if self.errors != "replace":
                 raise self._refused("half of a surrogate pair") from None
-            text, replaced = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
+            text, replaced = (
+                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+                True,
+            )
         self.replaced = self.replaced or replaced
         return text
 
     def _refused(self, reason: str) -> BadDataError:
-        return BadDataError(f"{self.where}: {reason} in field {self.column[:40]}; each line is one object of JSON")
+        return BadDataError(
+            f"{self.where}: {reason} in field {self.column[:40]}; each line is one object of JSON"
+        )
 
     def _find(self, data: mmap.mmap, start: int, stop: int) -> tuple[int, int]:
         """Where the field's string begins and ends, without its quotes."""
@@ -84,7 +110,10 @@ class LongField:
             at = _skip_space(data, self._expect(data, key_stop + 1, stop, b":"))
             if data[at : at + 1] == b'"':
                 string_start, string_stop = at + 1, self._string_end(data, at + 1, stop)
-                if key_stop - key_start < 1000 and self._unescaped(data[key_start:key_stop]) == self.column:
+                if (
+                    key_stop - key_start < 1000
+                    and self._unescaped(data[key_start:key_stop]) == self.column
+                ):
                     found = string_start, string_stop
                 at = string_stop + 1
             else:
@@ -94,7 +123,9 @@ class LongField:
                 break
             at = self._expect(data, at, stop, b",")
         if found is None:
-            raise BadDataError(f"{self.where}: no text in field {self.column[:40]}; choose one with --column")
+            raise BadDataError(
+                f"{self.where}: no text in field {self.column[:40]}; choose one with --column"
+            )
         return found
 
     def _expect(self, data: mmap.mmap, at: int, stop: int, char: bytes) -> int:

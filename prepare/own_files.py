@@ -1,4 +1,6 @@
-"""What nanogpt itself has written among a user's files, which is no text to prepare: data folders, runs, tokenizers."""
+"""What nanogpt itself has written among a user's files, which is no text to prepare: data folders,
+runs, tokenizers.
+"""
 
 import os
 import stat
@@ -15,12 +17,18 @@ _MARKS = tuple(f'"format": "{name}"'.encode() for name in (tokenizer.FORMAT, man
 
 
 class OwnFiles:
-    """Tells our own files from the user's. out: the folder that is being filled, of which nothing is read."""
+    """Tells our own files from the user's. out: the folder that is being filled, of which nothing
+    is read.
+    """
 
     def __init__(self, out: Path | None) -> None:
         self.out = out.resolve() if out else None
         self.streams = {(info.st_dev, info.st_ino) for info in map(_stream, (1, 2)) if info}
-        self._is_checkpoint, self._is_run, self._is_out = cache(_is_checkpoint), cache(_is_run), cache(self._in_out)
+        self._is_checkpoint, self._is_run, self._is_out = (
+            cache(_is_checkpoint),
+            cache(_is_run),
+            cache(self._in_out),
+        )
 
     def is_output(self, path: Path) -> bool:
         """Whether this command writes the file: it lies in `out`, or standard output goes to it."""
@@ -31,7 +39,9 @@ class OwnFiles:
         return (info.st_dev, info.st_ino) in self.streams
 
     def is_ours(self, path: Path) -> bool:
-        """Whether nanogpt has written the file at some time: by the folder in which it lies, or by its first bytes."""
+        """Whether nanogpt has written the file at some time: by the folder in which it lies, or by
+        its first bytes.
+        """
         if path.name in RUN_FILES and self._is_run(path.parent):
             return True
         if any(self._is_checkpoint(folder) for folder in path.parents):
@@ -47,7 +57,9 @@ class OwnFiles:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.toml").is_file() and any((folder / name).is_file() for name in ("run.json", "status.json"))
+    return (folder / "config.toml").is_file() and any(
+        (folder / name).is_file() for name in ("run.json", "status.json")
+    )
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -1,4 +1,6 @@
-"""The plain bytes of a file that may be compressed: gzip or zstandard, in any number of members or frames."""
+"""The plain bytes of a file that may be compressed: gzip or zstandard, in any number of members or
+frames.
+"""
 
 import gzip
 import io
@@ -11,8 +13,10 @@ from typing import Any, BinaryIO
 from nanogpt_dist.errors import BadDataError, clipped
 from nanogpt_dist.storage.durable import shown
 
-MAX_WINDOW = 1 << 31  # of zstandard, as `zstd --long=31` writes it: so much memory may the reading of a file take
-READ_BYTES = 1 << 12  # of a frame at a time: they may hold 32,768 times as much, all of which is then in memory
+# of zstandard, as `zstd --long=31` writes it: so much memory may the reading of a file take
+MAX_WINDOW = 1 << 31
+# of a frame at a time: they may hold 32,768 times as much, all of which is then in memory
+READ_BYTES = 1 << 12
 _SKIPPED = b"\x2a\x4d\x18"  # behind the first byte of a frame of zstandard with no data in it
 _MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
@@ -41,19 +45,28 @@ def _reason(path: Path, compression: str, error: str) -> str:
     with path.open("rb") as raw:
         head = raw.read(4)
     if "Dictionary" in error:
-        return f"{shown(path)} needs the dictionary that it was compressed with; unpack it: zstd -d -D DICTIONARY FILE"
+        return (
+            f"{shown(path)} needs the dictionary that it was compressed with; unpack it: zstd -d "
+            "-D DICTIONARY FILE"
+        )
     for other, magic in _MAGIC.items():
         if other != compression and head.startswith(magic):
-            return f"{shown(path)} is a {other} file, whatever its name says; rename it to end in {other}"
+            return (
+                f"{shown(path)} is a {other} file, whatever its name says; rename it to end in "
+                f"{other}"
+            )
     if head and not head.startswith(_MAGIC[compression]) and head[1:] != _SKIPPED:
         return (
-            f"{shown(path)} is not compressed: rename it without {compression}; or damaged at its start: get it again"
+            f"{shown(path)} is not compressed: rename it without {compression}; or damaged at its "
+            "start: get it again"
         )
     return f"{shown(path)} is damaged or cut off ({clipped(error, 60)}); get it again"
 
 
 class _ZstandardReader(io.RawIOBase):
-    """Frames one after the other; unlike the library's own reader it notices when the last one is cut off."""
+    """Frames one after the other; unlike the library's own reader it notices when the last one is
+    cut off.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
         self.raw, self.frame = raw, None
@@ -77,7 +90,9 @@ class _ZstandardReader(io.RawIOBase):
     def _advance(self) -> bytes:
         import zstandard
 
-        frame: Any = self.frame or zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+        frame: Any = (
+            self.frame or zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+        )
         plain = frame.decompress(self.compressed)
         self.frame, self.compressed = (None, frame.unused_data) if frame.eof else (frame, b"")
         return plain

@@ -1,4 +1,6 @@
-"""Units encoded by several processes; one that dies costs time only, and what kills it again and again is named."""
+"""Units encoded by several processes; one that dies costs time only, and what kills it again and
+again is named.
+"""
 
 import signal
 import threading
@@ -17,11 +19,19 @@ from prepare.encode import Job, UnitRecord, encode_unit
 AGAIN = 2  # times that a unit is tried by itself, after a worker has died while it was at hand
 
 
-def encode_units(jobs: Iterable[Job], tokenizer: Path, folder: Path, workers: int, trace: Path) -> Iterator[UnitRecord]:
-    """Encode units into `folder` with the tokenizer saved at `tokenizer`; records as they are done, in any order.
+def encode_units(
+    jobs: Iterable[Job],
+    tokenizer: Path,
+    folder: Path,
+    workers: int,
+    trace: Path,
+) -> Iterator[UnitRecord]:
+    """Encode units into `folder` with the tokenizer saved at `tokenizer`; records as they are done,
+    in any order.
 
-    workers: processes; 1: this one. trace: a file for the name of the document at hand, where one kills its worker.
-    Raises BadDataError for text without ids, StorageError where a worker keeps dying.
+    workers: processes; 1: this one. trace: a file for the name of the document at hand, where one
+    kills its worker. Raises BadDataError for text without ids, StorageError where a worker keeps
+    dying.
     """
     if workers == 1:
         loaded = load(tokenizer)
@@ -35,7 +45,10 @@ def encode_units(jobs: Iterable[Job], tokenizer: Path, folder: Path, workers: in
         with _pool(workers, tokenizer, folder) as pool:
             try:
                 while True:
-                    while len(running) < 2 * workers and (at_hand := at_hand or next(source, None)) is not None:
+                    while (
+                        len(running) < 2 * workers
+                        and (at_hand := at_hand or next(source, None)) is not None
+                    ):
                         running[_submit(pool, at_hand)] = at_hand
                         at_hand = None
                     if not running:
@@ -57,7 +70,9 @@ def encode_units(jobs: Iterable[Job], tokenizer: Path, folder: Path, workers: in
 
 
 def _alone(job: Job, tokenizer: Path, folder: Path, trace: Path) -> UnitRecord:
-    """A unit in a process of its own, AGAIN times if that dies; then the trace tells at which document."""
+    """A unit in a process of its own, AGAIN times if that dies; then the trace tells at which
+    document.
+    """
     for _ in range(AGAIN):
         trace.unlink(missing_ok=True)
         with _pool(1, tokenizer, folder) as pool:
@@ -65,9 +80,14 @@ def _alone(job: Job, tokenizer: Path, folder: Path, trace: Path) -> UnitRecord:
                 return _submit(pool, job, trace).result()
             except BrokenProcessPool:
                 pass
-    document = one_line(trace.read_text(errors="replace"), 80) if trace.exists() else "the start of the worker"
+    document = (
+        one_line(trace.read_text(errors="replace"), 80)
+        if trace.exists()
+        else "the start of the worker"
+    )
     raise StorageError(
-        f"a worker died {AGAIN + 1} times, now at {document}: killed, or out of memory; see the system log"
+        f"a worker died {AGAIN + 1} times, now at {document}: killed, or out of memory; see the "
+        "system log"
     )
 
 
@@ -86,7 +106,9 @@ def _pool(workers: int, tokenizer: Path, folder: Path) -> Iterator[ProcessPoolEx
 
 
 def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "Future[UnitRecord]":
-    """Hand out a unit. Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them."""
+    """Hand out a unit. Workers start in here, and inherit that they do not hear Ctrl-C: the parent
+    stops them.
+    """
     with _undisturbed():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -97,15 +119,20 @@ def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A request to stop is heard at the end of the block only: a process half started cannot be cleaned up.
+    """A request to stop is heard at the end of the block only: a process half started cannot be
+    cleaned up.
 
-    Blocking signals would not do: another thread may take them, and the handler runs in this one all the same.
+    Blocking signals would not do: another thread may take them, and the handler runs in this one
+    all the same.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in SIGNALS}
+    handlers = {
+        number: signal.signal(number, lambda number, frame: heard.append(number))
+        for number in SIGNALS
+    }
     try:
         yield
     finally:
@@ -122,7 +149,8 @@ _worker: tuple[Tokenizer, Path] | None = None
 
 def _start_worker(tokenizer: Path, folder: Path) -> None:
     global _worker
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the pool itself stops workers by SIGTERM
+    # the pool itself stops workers by SIGTERM
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = load(tokenizer), folder
 

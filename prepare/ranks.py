@@ -1,4 +1,6 @@
-"""Several processes, on one machine or many, at the same output folder: under torchrun, or as a Slurm array."""
+"""Several processes, on one machine or many, at the same output folder: under torchrun, or as a
+Slurm array.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ SLURM, TORCHRUN = "slurm:", "torchrun:"
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `size`; run: what tells this run from an earlier one on the same folder."""
+    """This process's number among `size`; run: what tells this run from an earlier one on the same
+    folder.
+    """
 
     rank: int = 0
     size: int = 1
@@ -31,17 +35,25 @@ class Ranks:
     def of(cls, environment: Mapping[str, str]) -> "Ranks":
         """What torchrun or Slurm says. Raises UsageError for an array whose numbers have gaps."""
         if int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment:
-            parts = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+            parts = (
+                "TORCHELASTIC_RUN_ID",
+                "MASTER_ADDR",
+                "MASTER_PORT",
+                "TORCHELASTIC_RESTART_COUNT",
+            )
             run = ":".join(environment.get(part, "") for part in parts)
             return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), f"{TORCHRUN}{run}")
         if int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) > 1:
             names = ("ID", "COUNT", "MIN", "MAX", "STEP")
-            number, size, first, last, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
+            number, size, first, last, step = (
+                int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names
+            )
             if (last - first) // step + 1 != size:
                 raise UsageError(
-                    f"a Slurm array of {size} from {first} to {last} has gaps; type sbatch --array=0-{size - 1}"
+                    f"a Slurm array of {size} from {first} to {last} has gaps; type sbatch "
+                    f"--array=0-{size - 1}"
                 )
-            run = f"{SLURM}{environment.get('SLURM_ARRAY_JOB_ID', '')}:{environment.get('SLURM_RESTART_COUNT', '0')}"
+            run = f"{SLURM}{environment.get('SLURM_ARRAY_JOB_ID', '')}:{environment.get('SLURM_RESTART_COUNT', '0')}"  # noqa: E501
             return cls((number - first) // step, size, run)
         return cls()
 
@@ -51,7 +63,9 @@ class Ranks:
         return self.rank == 0
 
     def leave_with_launcher(self) -> None:
-        """End this process when torchrun is gone: killed, it leaves its ranks behind, which would hold the folder."""
+        """End this process when torchrun is gone: killed, it leaves its ranks behind, which would
+        hold the folder.
+        """
         if self.run.startswith(TORCHRUN):
             launcher = os.getppid()
 
@@ -65,12 +79,16 @@ class Ranks:
     def announce(self, work: Work) -> None:
         """Tell the other ranks that plan and tokenizer are there."""
         if self.size > 1:
-            write_atomic(work.run, json.dumps({"run": self.run, "holder": holder(work.folder / LOCK)}).encode())
+            write_atomic(
+                work.run,
+                json.dumps({"run": self.run, "holder": holder(work.folder / LOCK)}).encode(),
+            )
 
     def _announced(self, work: Work) -> dict[str, Any] | None:
         """What the leading rank of this run has announced.
 
-        torchrun may call each of its runs the same: then only what the holder of the lock says counts.
+        torchrun may call each of its runs the same: then only what the holder of the lock says
+        counts.
         """
         content = read_json(work.run)
         if not isinstance(content, dict) or content.get("run") != self.run:
@@ -81,7 +99,8 @@ class Ranks:
         return content if current is not None and content.get("holder") == current else None
 
     def wait_for_plan(self, work: Work) -> bool:
-        """Until the leading rank has announced this run; False where the folder is finished already.
+        """Until the leading rank has announced this run; False where the folder is finished
+        already.
 
         Raises what the leading rank has ended with; StorageError where nothing comes.
         """
@@ -93,7 +112,9 @@ class Ranks:
                     raise error_of(int(content["code"]), f"rank 0: {content['line']}")
                 return True
             if seen and not work.folder.is_dir() and not work.finished:
-                raise StorageError("rank 0 has ended without a plan; see what it says, and start all ranks again")
+                raise StorageError(
+                    "rank 0 has ended without a plan; see what it says, and start all ranks again"
+                )
             seen = seen or work.folder.is_dir()
             if time.monotonic() - started > WAIT_S:
                 waited = f"rank 0 has made no plan in {WAIT_S:,.0f} s"
@@ -104,7 +125,12 @@ class Ranks:
     def report(self, work: Work, error: BaseException) -> None:
         """Tell the other ranks why this one has ended."""
         if self.size > 1 and isinstance(error, NanogptError) and work.folder.is_dir():
-            told = {"run": self.run, "code": int(error.code), "line": str(error), "holder": holder(work.folder / LOCK)}
+            told = {
+                "run": self.run,
+                "code": int(error.code),
+                "line": str(error),
+                "holder": holder(work.folder / LOCK),
+            }
             with suppress(NanogptError):
                 path = work.run if self.leads else work.folder / f"failed-{self.rank}"
                 write_atomic(path, json.dumps(told).encode())
@@ -114,9 +140,17 @@ class Ranks:
         if self.size > 1:
             for path in work.folder.glob("failed-*"):
                 failure = read_json(path) or {}
-                raise error_of(int(failure.get("code", 70)), f"rank {path.name[7:]}: {failure.get('line', 'failed')}")
+                raise error_of(
+                    int(failure.get("code", 70)),
+                    f"rank {path.name[7:]}: {failure.get('line', 'failed')}",
+                )
 
-    def wait_for_others(self, work: Work, advance: Callable[[], bool], look: Callable[[], None]) -> None:
+    def wait_for_others(
+        self,
+        work: Work,
+        advance: Callable[[], bool],
+        look: Callable[[], None],
+    ) -> None:
         """Call `advance` until it says that all is done, and `look` meanwhile.
 
         Raises what another rank has ended with; StorageError where nothing comes.

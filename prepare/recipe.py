@@ -21,8 +21,9 @@ MIX = "mix"  # the name of a data set out of several corpora
 class Options:
     """What the user asks for; None: what the corpus says.
 
-    val_fraction: of the documents, rows or characters. eot: where end of text goes in each document. errors: what to
-    do about text that is not UTF-8. max_documents, max_tokens: of both splits together, from the start.
+    val_fraction: of the documents, rows or characters. eot: where end of text goes in each
+    document. errors: what to do about text that is not UTF-8. max_documents, max_tokens: of both
+    splits together, from the start.
     """
 
     tokenizer: str | None = None
@@ -38,7 +39,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One corpus of a recipe. column: the field that is read, if files have fields; weight: its part of a mix."""
+    """One corpus of a recipe. column: the field that is read, if files have fields; weight: its
+    part of a mix.
+    """
 
     corpus: Corpus
     files: list[SourceRecord]
@@ -54,7 +57,9 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Recipe:
-    """spec: gpt2, byte, char, bpe:N, tiktoken's name, or file; known: the tokenizer, unless the text is to make it."""
+    """spec: gpt2, byte, char, bpe:N, tiktoken's name, or file; known: the tokenizer, unless the
+    text is to make it.
+    """
 
     name: str
     ingredients: tuple[Ingredient, ...]
@@ -114,13 +119,31 @@ def sources_key(
     files: Sequence[SourceRecord],
 ) -> dict[str, Any]:
     """What of a source decides the bytes, as JSON has it; the names are those of the options."""
-    rule = {"split-by": split.rule, "val-fraction": split.val_fraction, "seed": split.seed} if split else {}
-    where = {"corpus": corpus, "address": address, "config": config, "split": hub_split, "revision": revision}
-    return {**where, "column": column, "weight": weight, **rule, "files": [file.model_dump() for file in files]}
+    rule = (
+        {"split-by": split.rule, "val-fraction": split.val_fraction, "seed": split.seed}
+        if split
+        else {}
+    )
+    where = {
+        "corpus": corpus,
+        "address": address,
+        "config": config,
+        "split": hub_split,
+        "revision": revision,
+    }
+    return {
+        **where,
+        "column": column,
+        "weight": weight,
+        **rule,
+        "files": [file.model_dump() for file in files],
+    }
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """What two keys differ in first, in a few words, the old one first; None where they are equal."""
+    """What two keys differ in first, in a few words, the old one first; None where they are
+    equal.
+    """
     for name in ("corpus", "tokenizer"):
         if old[name] != new[name]:
             return f"{name} {old[name]}, not {new[name]}"
@@ -133,7 +156,10 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
             return f"other source files ({len(a['files'])}, now {len(b['files'])}, or changed ones)"
         for name, value in a.items():
             if name != "files" and value != b.get(name):
-                return f"{'' if name in ('corpus', 'address', 'weight') else '--'}{name} {value}, not {b.get(name)}"
+                return (
+                    f"{'' if name in ('corpus', 'address', 'weight') else '--'}{name} {value}, not "
+                    f"{b.get(name)}"
+                )
     for name in ("eot", "errors", "max_documents", "max_tokens"):
         if old[name] != new[name]:
             return f"--{name.replace('_', '-')} {old[name]}, not {new[name]}"
@@ -141,20 +167,31 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
 
 
 def make_ingredient(
-    corpus: Corpus, files: list[SourceRecord], revision: str | None, options: Options, weight: float | None = None
+    corpus: Corpus,
+    files: list[SourceRecord],
+    revision: str | None,
+    options: Options,
+    weight: float | None = None,
 ) -> Ingredient:
     """A corpus with the options on top. Raises UsageError where they do not go together."""
     val_fraction = corpus.val_fraction if options.val_fraction is None else options.val_fraction
     if not 0 < val_fraction < 1:
-        raise UsageError(f"--val-fraction {val_fraction:g} is not between 0 and 1; type for example 0.05")
+        raise UsageError(
+            f"--val-fraction {val_fraction:g} is not between 0 and 1; type for example 0.05"
+        )
     formats = [format_of(file.name) or Format("text") for file in files]
     one_text = len(files) == 1 and not formats[0].has_fields
     plain = one_text and files[0].name.lower().endswith(".txt")
-    rule = options.split_by or corpus.split or ("characters" if plain and weight is None else "documents")
+    rule = (
+        options.split_by
+        or corpus.split
+        or ("characters" if plain and weight is None else "documents")
+    )
     if rule == "characters" and not one_text:
         raise UsageError(
-            f"a split by characters cuts one text in two; {files[0].name[-40:]}{' …' if len(files) > 1 else ''} holds "
-            "documents: type --split-by documents"
+            "a split by characters cuts one text in two; "
+            f"{files[0].name[-40:]}{' …' if len(files) > 1 else ''} holds documents: type "
+            "--split-by documents"
         )
     has_fields = any(form.has_fields for form in formats)
     return Ingredient(
@@ -168,10 +205,14 @@ def make_ingredient(
 
 
 def make_recipe(ingredients: list[Ingredient], options: Options) -> Recipe:
-    """The recipe for one ingredient, or a mix of several. Raises UsageError, MissingInputError, BadDataError."""
+    """The recipe for one ingredient, or a mix of several. Raises UsageError, MissingInputError,
+    BadDataError.
+    """
     mixed = ingredients[0].weight is not None
     if mixed and options.max_documents:
-        raise UsageError("--max-documents says nothing about the parts of a --mix; give --max-tokens")
+        raise UsageError(
+            "--max-documents says nothing about the parts of a --mix; give --max-tokens"
+        )
     spec = options.tokenizer or ("gpt2" if mixed else ingredients[0].corpus.tokenizer)
     made_of_text = spec == "char" or bpe_size(spec) is not None
     recipe = Recipe(
@@ -184,13 +225,20 @@ def make_recipe(ingredients: list[Ingredient], options: Options) -> Recipe:
         max_documents=options.max_documents,
         max_tokens=options.max_tokens,
     )
-    if recipe.takes_parts and any(ingredient.split.rule == "characters" for ingredient in ingredients):
-        raise UsageError("limits and mixes take whole documents, but this is one text cut in two; --split-by documents")
+    if recipe.takes_parts and any(
+        ingredient.split.rule == "characters" for ingredient in ingredients
+    ):
+        raise UsageError(
+            "limits and mixes take whole documents, but this is one text cut in two; --split-by "
+            "documents"
+        )
     return recipe
 
 
 def parse_mix(mix: str) -> dict[str, float]:
-    """`a=0.7,b=0.3` as {"a": 0.7, "b": 0.3}, in that order. Raises UsageError unless they add up to 1."""
+    """`a=0.7,b=0.3` as {"a": 0.7, "b": 0.3}, in that order. Raises UsageError unless they add up to
+    1.
+    """
     weights: dict[str, float] = {}
     for part in mix.split(","):
         name, equals, number = part.strip().rpartition("=")
@@ -199,8 +247,13 @@ def parse_mix(mix: str) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         if not (name and equals and 0 < weight < 1) or name in weights:
-            raise UsageError(f"--mix {mix[:60]}: {part[:40]!r} is not NAME=PART; type for example --mix a=0.7,b=0.3")
+            raise UsageError(
+                f"--mix {mix[:60]}: {part[:40]!r} is not NAME=PART; type for example --mix "
+                "a=0.7,b=0.3"
+            )
         weights[name] = weight
     if len(weights) < 2 or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
-        raise UsageError(f"--mix {mix[:60]} has to name two corpora or more, and its parts have to add up to 1")
+        raise UsageError(
+            f"--mix {mix[:60]} has to name two corpora or more, and its parts have to add up to 1"
+        )
     return weights

@@ -33,7 +33,8 @@ class Share:
     note: Callable[[str], None]
 
     def encode(self, units: Sequence[Unit], takings: Takings) -> Iterator[tuple[Unit, int]]:
-        """Encode those of `units` that are this rank's, as long as they are wanted; each with its tokens when done.
+        """Encode those of `units` that are this rank's, as long as they are wanted; each with its
+        tokens when done.
 
         Raises BadDataError, StorageError, HubUnavailableError.
         """
@@ -44,7 +45,9 @@ class Share:
         jobs = self._jobs(mine, takings, needs)
         warned = False  # each worker would
         by_index = {unit.index: unit for unit in mine}
-        for record in encode_units(jobs, self.work.out / TOKENIZER, self.work.units, workers, self.work.trace):
+        for record in encode_units(
+            jobs, self.work.out / TOKENIZER, self.work.units, workers, self.work.trace
+        ):
             unit = by_index[record.unit]
             needs.met(unit)
             if record.warning and not warned:
@@ -69,7 +72,9 @@ class Share:
             yield Job(
                 unit=unit.index,
                 plan=self.work.digest,
-                slices=parts_of(unit, ingredient, self.shelves[unit.ingredient], self.recipe.errors),
+                slices=parts_of(
+                    unit, ingredient, self.shelves[unit.ingredient], self.recipe.errors
+                ),
                 split=ingredient.split,
                 eot=self.recipe.eot_of(self.tokenizer),
                 max_documents=max_documents,
@@ -105,15 +110,21 @@ class _Needs:
 
 
 def default_workers() -> int:
-    """One process for each core that we may use, at most 8; fewer where torchrun has started several of us here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One process for each core that we may use, at most 8; fewer where torchrun has started
+    several of us here.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     here = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, min(cores, 8) // (int(here) if here.isdecimal() and int(here) else 1))
 
 
 @dataclass
 class Meter:
-    """Bytes and tokens of the units that are done, for a progress bar; with other ranks, theirs too."""
+    """Bytes and tokens of the units that are done, for a progress bar; with other ranks, theirs
+    too.
+    """
 
     work: Work
     units: Sequence[Unit]
@@ -135,5 +146,7 @@ class Meter:
     def look(self) -> None:
         """Report how far the work is."""
         if self.ranks.size > 1:
-            self.bytes = sum(self.units[index].bytes for index in self.work.done() if index < len(self.units))
+            self.bytes = sum(
+                self.units[index].bytes for index in self.work.done() if index < len(self.units)
+            )
         self.report("tokens", self.bytes, self.total, self.tokens)

@@ -1,4 +1,6 @@
-"""Where the files of one ingredient lie while they are read: on this disk, or fetched from the hub on demand."""
+"""Where the files of one ingredient lie while they are read: on this disk, or fetched from the hub
+on demand.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,9 @@ class Shelf(Protocol):
         """The file, whole and on this disk. Raises HubUnavailableError."""
 
     def row_groups(self, file: int, column: str) -> list[RowGroup]:
-        """The groups of a table, for which the file need not be here. Raises BadDataError, HubUnavailableError."""
+        """The groups of a table, for which the file need not be here. Raises BadDataError,
+        HubUnavailableError.
+        """
 
     def expect(self, file: int) -> None:
         """The file will be asked for: it may be fetched ahead."""
@@ -58,7 +62,8 @@ class HubShelf:
 
     def __init__(self, files: "HubFiles", fetcher: "Fetcher") -> None:
         self.files, self.fetcher = files, fetcher
-        self.planned: dict[int, tuple[str, list[RowGroup]]] = {}  # by the footers, which no hash covers
+        # by the footers, which no hash covers
+        self.planned: dict[int, tuple[str, list[RowGroup]]] = {}
 
     def path(self, file: int) -> Path:
         path = self.fetcher.path(file)
@@ -66,7 +71,9 @@ class HubShelf:
             column, groups = self.planned.pop(file)
             if row_groups(path, "parquet", column) != groups:
                 name = self.files.files[file].name[-60:]
-                raise HubUnavailableError(f"the hub gave a wrong footer for {name}; run the same command again")
+                raise HubUnavailableError(
+                    f"the hub gave a wrong footer for {name}; run the same command again"
+                )
         return path
 
     def row_groups(self, file: int, column: str) -> list[RowGroup]:

@@ -1,4 +1,6 @@
-"""The files that the text of a corpus lies in: the user's, the running Python's library, or one public address."""
+"""The files that the text of a corpus lies in: the user's, the running Python's library, or one
+public address.
+"""
 
 import glob
 import hashlib
@@ -15,7 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanogpt_dist.errors import BadDataError, HubUnavailableError, MissingInputError, UsageError, one_line
+from nanogpt_dist.errors import (
+    BadDataError,
+    HubUnavailableError,
+    MissingInputError,
+    UsageError,
+    one_line,
+)
 from nanogpt_dist.shards.manifest import SourceRecord
 from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
@@ -26,8 +34,10 @@ from prepare.unread import beside_records, how_to_read, is_about
 DOWNLOAD_TIMEOUT_S = 30
 DOWNLOAD_WAITS_S = (0.5, 2.0)
 DOWNLOADED = "input.txt"  # what a downloaded file is called in the manifest
-STDIN = {"-": "stdin.txt", "-.jsonl": "stdin.jsonl"}  # how standard input is given, and what it is called then
-# Of the standard library: its tests, what others installed there, and a file of build settings with local paths.
+# how standard input is given, and what it is called then
+STDIN = {"-": "stdin.txt", "-.jsonl": "stdin.jsonl"}
+# Of the standard library: its tests, what others installed there, and a file of build settings with
+# local paths.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _BUILD_SETTINGS = "_sysconfigdata"
 
@@ -39,7 +49,9 @@ Hashes = Mapping[str, tuple[Stamp, str]]  # by path: the sha256 of a file as it 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read. name: relative to the source that was given; path None: still to be downloaded."""
+    """A file to read. name: relative to the source that was given; path None: still to be
+    downloaded.
+    """
 
     name: str
     path: Path | None
@@ -50,7 +62,8 @@ class Source:
 class Sources:
     """The files of a corpus in the order they are read.
 
-    ignored: what stands beside them in the folders given; notes: what else is to be told about these.
+    ignored: what stands beside them in the folders given; notes: what else is to be told about
+    these.
     """
 
     files: tuple[Source, ...]
@@ -60,32 +73,42 @@ class Sources:
 
 
 def find_sources(corpus: Corpus, given: Sequence[Path], out: Path | None = None) -> Sources:
-    """The files to read for `corpus`, where `given` stands in for the download or is the corpus. Nothing is written.
+    """The files to read for `corpus`, where `given` stands in for the download or is the corpus.
+    Nothing is written.
 
-    out: the folder to be filled, of which nothing is read; nor is what nanogpt has written in the folders given.
-    Raises UsageError, MissingInputError.
+    out: the folder to be filled, of which nothing is read; nor is what nanogpt has written in the
+    folders given. Raises UsageError, MissingInputError.
     """
     if corpus.origin == "stdlib":
         if given:
-            raise UsageError(f"{corpus.name} takes no --source; for files type: nanogpt prepare text --source PATH")
+            raise UsageError(
+                f"{corpus.name} takes no --source; for files type: nanogpt prepare text --source "
+                "PATH"
+            )
         return _standard_library()
     if corpus.origin == "download":
         if len(given) > 1:
-            raise UsageError(f"{corpus.name} is one file: give --source once, or none to download it")
+            raise UsageError(
+                f"{corpus.name} is one file: give --source once, or none to download it"
+            )
         if given:
             return Sources((_known_file(corpus, given[0]),))
         return Sources((Source(DOWNLOADED, None),))
     if not given:
-        raise UsageError(f"{corpus.name} needs --source PATH, a file or a folder; it may be given several times")
+        raise UsageError(
+            f"{corpus.name} needs --source PATH, a file or a folder; it may be given several times"
+        )
     return _local_files(given, OwnFiles(out))
 
 
 def records(corpus: Corpus, sources: Sources, known: Hashes | None = None) -> list[SourceRecord]:
-    """Name, size and sha256 of every file; of one still to be downloaded those that the catalogue promises.
+    """Name, size and sha256 of every file; of one still to be downloaded those that the catalogue
+    promises.
 
     known: hashes that need not be computed again where the file is still the same.
     """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashlib lets other threads run
+    # hashlib lets other threads run
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return list(threads.map(lambda file: _record(corpus, file, known or {}), sources.files))
 
 
@@ -100,7 +123,9 @@ def _record(corpus: Corpus, file: Source, known: Hashes) -> SourceRecord:
 
 @contextmanager
 def on_disk(corpus: Corpus, sources: Sources) -> Iterator[Sources]:
-    """`sources` with every file there, for as long as the block runs. Raises HubUnavailableError."""
+    """`sources` with every file there, for as long as the block runs. Raises
+    HubUnavailableError.
+    """
     if all(file.path for file in sources.files):
         yield sources
         return
@@ -112,14 +137,19 @@ def on_disk(corpus: Corpus, sources: Sources) -> Iterator[Sources]:
 
 @contextmanager
 def with_standard_input(given: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    """`given` with a file in the place of `-` (text) or `-.jsonl` (lines): standard input, read to its end."""
+    """`given` with a file in the place of `-` (text) or `-.jsonl` (lines): standard input, read to
+    its end.
+    """
     if not any(str(path) in STDIN for path in given):
         yield given
         return
     if sum(str(path) in STDIN for path in given) > 1:
         raise UsageError("standard input can be read once; give --source - once")
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("--source - reads standard input, which is a terminal here; type: … | nanogpt prepare text …")
+        raise UsageError(
+            "--source - reads standard input, which is a terminal here; type: … | nanogpt prepare "
+            "text …"
+        )
     with tempfile.TemporaryDirectory(prefix="nanogpt-") as folder:
         paths = []
         for path in given:
@@ -133,15 +163,21 @@ def with_standard_input(given: Sequence[Path]) -> Iterator[Sequence[Path]]:
 
 
 def refuse_changed(sources: Sources) -> None:
-    """Raises BadDataError where a file is not any more what it was before it was hashed and read."""
+    """Raises BadDataError where a file is not any more what it was before it was hashed and
+    read.
+    """
     for file in sources.files:
         assert file.path is not None
         if _stamp(file.path) != file.stamp:
-            raise BadDataError(f"{shown(file.path)} changed while it was read; run the same command again")
+            raise BadDataError(
+                f"{shown(file.path)} changed while it was read; run the same command again"
+            )
 
 
 def _download(corpus: Corpus) -> bytes:
-    """The file at the corpus's address, asked for a few times: it is small, and a copy may be given instead."""
+    """The file at the corpus's address, asked for a few times: it is small, and a copy may be given
+    instead.
+    """
     by_hand = f"download {corpus.address} by hand and give --source FILE"
     for wait_s in (*DOWNLOAD_WAITS_S, None):
         try:
@@ -174,12 +210,19 @@ def _standard_library() -> Sources:
     paths = [
         path
         for path in _walk(root, _NOT_LIBRARY)
-        if path.suffix == ".py" and not path.is_symlink() and not path.name.startswith(_BUILD_SETTINGS)
+        if path.suffix == ".py"
+        and not path.is_symlink()
+        and not path.name.startswith(_BUILD_SETTINGS)
     ]
     if not paths:
-        raise MissingInputError("this Python came without library sources; try: nanogpt prepare text --source PATH")
+        raise MissingInputError(
+            "this Python came without library sources; try: nanogpt prepare text --source PATH"
+        )
     files = sorted((path.relative_to(root).as_posix(), path) for path in paths)
-    return Sources(tuple(_source(name, path) for name, path in files), revision=f"Python {platform.python_version()}")
+    return Sources(
+        tuple(_source(name, path) for name, path in files),
+        revision=f"Python {platform.python_version()}",
+    )
 
 
 def _local_files(given: Sequence[Path], own: OwnFiles) -> Sources:
@@ -191,22 +234,32 @@ def _local_files(given: Sequence[Path], own: OwnFiles) -> Sources:
         if path.is_dir():
             walked = [found for found in _walk(path) if not own.is_output(found)]
             inside = sorted((found.relative_to(path).as_posix(), found) for found in walked)
-            readable = {name: found for name, found in inside if is_readable(name) and not found.is_dir()}
+            readable = {
+                name: found for name, found in inside if is_readable(name) and not found.is_dir()
+            }
             written = {name for name, found in readable.items() if own.is_ours(found)}
             ours += sorted(written)
             readable = {name: found for name, found in readable.items() if name not in written}
             beside = beside_records(list(readable))
-            files += [_source(name, found) for name, found in readable.items() if name not in beside]
-            ignored += [name for name, _ in inside if not is_readable(name) or Path(path, name).is_dir()]
+            files += [
+                _source(name, found) for name, found in readable.items() if name not in beside
+            ]
+            ignored += [
+                name for name, _ in inside if not is_readable(name) or Path(path, name).is_dir()
+            ]
             notes += _notes(path, readable, beside)
         else:
             files.append(_source(path.name, path))
             if not is_readable(path.name):
                 raise UsageError(f"cannot read {shown(path)}: {how_to_read(path.name)}")
     if not files:
-        raise MissingInputError(f"nothing to read in {shown(given[0])}{_why_nothing(given[0], own, ignored, ours)}")
+        raise MissingInputError(
+            f"nothing to read in {shown(given[0])}{_why_nothing(given[0], own, ignored, ours)}"
+        )
     if ours:
-        notes.append(f"not read, as nanogpt wrote it ({len(ours)}): {one_line(', '.join(ours), 80)}")
+        notes.append(
+            f"not read, as nanogpt wrote it ({len(ours)}): {one_line(', '.join(ours), 80)}"
+        )
     _refuse_twice(files)
     return Sources(tuple(files), ignored=tuple(ignored), notes=tuple(notes))
 
@@ -222,18 +275,28 @@ def _why_nothing(given: Path, own: OwnFiles, ignored: Sequence[str], ours: Seque
 
 
 def _notes(folder: Path, readable: Mapping[str, Path], beside: set[str]) -> Iterator[str]:
-    """What of a folder is not read although it could be, or is read although it may be about the others."""
+    """What of a folder is not read although it could be, or is read although it may be about the
+    others.
+    """
     if beside:
         names = one_line(", ".join(sorted(beside)), 80)
-        yield f"not read, as about the data ({len(beside)}): {names}; name those as --source that are text"
+        yield (
+            f"not read, as about the data ({len(beside)}): {names}; name those as --source that "
+            "are text"
+        )
     about = [name for name in readable if is_about(name) and name not in beside]
     if about and len(readable) > 1:
         names = one_line(", ".join(about), 80)
-        yield f"read as documents like the others ({len(about)}): {names}; without them: --source '{folder}/PATTERN'"
+        yield (
+            f"read as documents like the others ({len(about)}): {names}; without them: --source "
+            f"'{folder}/PATTERN'"
+        )
 
 
 def _expanded(given: Sequence[Path], own: OwnFiles, ours: list[str]) -> Iterator[Path]:
-    """`given` with patterns (`logs/*.txt`, `**/*.md`) replaced by what they match, in order; our own go to `ours`."""
+    """`given` with patterns (`logs/*.txt`, `**/*.md`) replaced by what they match, in order; our
+    own go to `ours`.
+    """
     for path in given:
         if path.exists() or not glob.has_magic(str(path)):
             yield path
@@ -253,12 +316,16 @@ def _refuse_twice(files: list[Source]) -> None:
     for file in files:
         assert file.path is not None
         if (real := file.path.resolve()) in seen:
-            raise UsageError(f"{shown(file.path)} is among the sources twice; give each file or folder once")
+            raise UsageError(
+                f"{shown(file.path)} is among the sources twice; give each file or folder once"
+            )
         seen.add(real)
 
 
 def _walk(root: Path, without: Iterable[str] = ()) -> Iterator[Path]:
-    """All files and links to folders under `root`, hidden ones left out, in no order; no link is followed."""
+    """All files and links to folders under `root`, hidden ones left out, in no order; no link is
+    followed.
+    """
     for folder, names, files in os.walk(root, onerror=_raise):
         names[:] = [name for name in names if name not in without and not name.startswith(".")]
         links = [name for name in names if os.path.islink(os.path.join(folder, name))]
@@ -271,12 +338,14 @@ def _raise(error: OSError) -> None:
 
 
 def _known_file(corpus: Corpus, path: Path) -> Source:
-    """The user's copy of a file to download: the same bytes are the same data set, whatever the copy is called."""
+    """The user's copy of a file to download: the same bytes are the same data set, whatever the
+    copy is called.
+    """
     source = _source(DOWNLOADED, path)
     if sha256_file(path) != corpus.sha256:
         raise UsageError(
-            f"{shown(path)} is not the known text of {corpus.name} (another sha256); type: nanogpt prepare text "
-            f"--source FILE --tokenizer {corpus.tokenizer}"
+            f"{shown(path)} is not the known text of {corpus.name} (another sha256); type: nanogpt "
+            f"prepare text --source FILE --tokenizer {corpus.tokenizer}"
         )
     return source
 
@@ -287,7 +356,8 @@ def _source(name: str, path: Path) -> Source:
     source = Source(name, path, _stamp(path))
     if source.stamp and source.stamp[0] < LFS_BYTES and _begins_with(path, LFS_POINTER):
         raise BadDataError(
-            f"{shown(path)} is a pointer of Git LFS, not the file itself; in its clone type: git lfs pull"
+            f"{shown(path)} is a pointer of Git LFS, not the file itself; in its clone type: git "
+            "lfs pull"
         )
     return source
 

@@ -1,4 +1,6 @@
-"""Which text is trained on and which is kept for validation. It depends on the text and the seed, not on the order."""
+"""Which text is trained on and which is kept for validation. It depends on the text and the seed,
+not on the order.
+"""
 
 import hashlib
 import math
@@ -20,17 +22,22 @@ def by_hash(chunks: Iterable[bytes], rule: SplitRuleRecord) -> SplitName:
     digest = hashlib.blake2b(digest_size=8, key=rule.seed.to_bytes(8, "little"))
     for chunk in chunks:
         digest.update(chunk)
-    return "val" if int.from_bytes(digest.digest(), "little") < rule.val_fraction * 2**64 else "train"
+    return (
+        "val" if int.from_bytes(digest.digest(), "little") < rule.val_fraction * 2**64 else "train"
+    )
 
 
 def shuffled_val_rows(rows: int, rule: SplitRuleRecord) -> np.ndarray:
-    """The rows kept for validation, in order, as datasets' `train_test_split(val_fraction, seed=seed)` draws them."""
+    """The rows kept for validation, in order, as datasets'
+    `train_test_split(val_fraction, seed=seed)` draws them.
+    """
     val_rows = math.ceil(rule.val_fraction * rows)
     return np.sort(np.random.default_rng(rule.seed).permutation(rows)[:val_rows])
 
 
 def character_border(text: TextPart, rule: SplitRuleRecord) -> int:
-    """The byte behind the byte order mark at which the train part of a text ends, rounded as nanoGPT does.
+    """The byte behind the byte order mark at which the train part of a text ends, rounded as
+    nanoGPT does.
 
     Raises BadDataError for what is not UTF-8.
     """

@@ -1,4 +1,6 @@
-"""Rows of parquet and arrow files: how many there are in which group, and the texts of one column."""
+"""Rows of parquet and arrow files: how many there are in which group, and the texts of one
+column.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,9 @@ class RowGroup:
 
 
 def row_groups(path: Path, kind: Kind, column: str) -> list[RowGroup]:
-    """The groups of a file, without reading its text. Raises BadDataError, also for a column that holds no text."""
+    """The groups of a file, without reading its text. Raises BadDataError, also for a column that
+    holds no text.
+    """
     with _told(path, kind):
         if kind == "parquet":
             from pyarrow import parquet
@@ -44,13 +48,24 @@ def groups_of_metadata(metadata: Any, schema: Any, column: str, name: str) -> li
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         chunks = [group.column(i) for i in range(group.num_columns)]
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+        size = sum(
+            chunk.total_uncompressed_size
+            for chunk in chunks
+            if chunk.path_in_schema.split(".")[0] == column
+        )
         groups.append(RowGroup(group.num_rows, size))
     return groups
 
 
-def rows(path: Path, kind: Kind, column: str, start: int, stop: int) -> Iterator[str | bytes | None]:
-    """The column's values in groups start … stop: text, bytes where they are not UTF-8, None for null.
+def rows(
+    path: Path,
+    kind: Kind,
+    column: str,
+    start: int,
+    stop: int,
+) -> Iterator[str | bytes | None]:
+    """The column's values in groups start … stop: text, bytes where they are not UTF-8, None for
+    null.
 
     Raises BadDataError for a damaged file, OSError.
     """
@@ -105,7 +120,9 @@ def _text_or_bytes(value: bytes | None) -> str | bytes | None:
 
 @contextmanager
 def _arrow_batches(path: Path) -> Iterator[Iterator[Any]]:
-    """The record batches of an arrow file or stream (`datasets` caches are streams), mapped, not read."""
+    """The record batches of an arrow file or stream (`datasets` caches are streams), mapped, not
+    read.
+    """
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as mapped:
@@ -120,13 +137,21 @@ def _arrow_batches(path: Path) -> Iterator[Iterator[Any]]:
 def _check_column(schema: Any, column: str, name: str) -> None:
     names, column = ", ".join(schema.names)[:60], column[:40]
     if column not in schema.names:
-        raise BadDataError(f"{name}: no text column {column}; it has: {names}; choose one with --column")
+        raise BadDataError(
+            f"{name}: no text column {column}; it has: {names}; choose one with --column"
+        )
     if (count := schema.names.count(column)) > 1:
-        raise BadDataError(f"{name}: no text column {column}, but {count} columns of that name; rename them")
+        raise BadDataError(
+            f"{name}: no text column {column}, but {count} columns of that name; rename them"
+        )
     kind = schema.field(column).type
     if not (_is_text(kind) or _is_bytes(kind) or str(kind) == "null"):
         others = ", ".join(field.name for field in schema if _is_text(field.type))[:60]
-        advice = f"choose with --column of: {others}" if others else "no column does; write a text into each row"
+        advice = (
+            f"choose with --column of: {others}"
+            if others
+            else "no column does; write a text into each row"
+        )
         raise BadDataError(f"{name}: column {column} holds {str(kind)[:40]}, not text; {advice}")
 
 
@@ -151,7 +176,11 @@ def _told(path: Path, kind: Kind) -> Iterator[None]:
 
     try:
         yield
-    except (ArrowException, UnicodeDecodeError, OSError) as error:  # names of columns are to be UTF-8
+    except (
+        ArrowException,
+        UnicodeDecodeError,
+        OSError,
+    ) as error:  # names of columns are to be UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's: damaged pages are OSErrors without a number
         raise BadDataError(

@@ -1,4 +1,6 @@
-"""Text out of UTF-8: strictly, or with U+FFFD for what is not; long texts in chunks, and where they may be cut."""
+"""Text out of UTF-8: strictly, or with U+FFFD for what is not; long texts in chunks, and where they
+may be cut.
+"""
 
 import codecs
 import mmap
@@ -14,16 +16,20 @@ from prepare.plain import open_plain_bytes
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 32  # by which UTF-16 is known
 BOM = b"\xef\xbb\xbf"
-# Whatever the pattern of a known tokenizer, a token ends where a space follows a letter or digit of ASCII, a character
-# of two bytes from U+00C0 on, or one in Chinese, and where one of 、。！，？ does the latter.
+# Whatever the pattern of a known tokenizer, a token ends where a space follows a letter or digit of
+# ASCII, a character of two bytes from U+00C0 on, or one in Chinese, and where one of 、。！，？ does the  # noqa: E501
+# latter.
 _HAN = rb"(?:\xe4[\xb8-\xbf]|[\xe5-\xe9][\x80-\xbf])[\x80-\xbf]"
 _BORDER = re.compile(
-    rb"(?:[A-Za-z0-9]|[\xc3-\xdf][\x80-\xbf]|%b)(?= )|%b(?=\xe3\x80[\x81\x82]|\xef\xbc[\x81\x8c\x9f])" % (_HAN, _HAN)
+    rb"(?:[A-Za-z0-9]|[\xc3-\xdf][\x80-\xbf]|%b)(?= )|%b(?=\xe3\x80[\x81\x82]|\xef\xbc[\x81\x8c\x9f])"  # noqa: E501
+    % (_HAN, _HAN)
 )
 
 
 def decode(data: bytes, errors: Errors) -> tuple[str, bool, int | None]:
-    """`data` as text; whether something was replaced; the offset of the first bad byte, where nothing was."""
+    """`data` as text; whether something was replaced; the offset of the first bad byte, where
+    nothing was.
+    """
     try:
         return data.decode(), False, None
     except UnicodeDecodeError as error:
@@ -35,12 +41,19 @@ def decode(data: bytes, errors: Errors) -> tuple[str, bool, int | None]:
 class TextPart:
     """The text in bytes start … stop of a file, in chunks; it can be read again.
 
-    A compressed file is read whole. replaced: whether the last reading put U+FFFD in the place of what is not UTF-8.
-    Raises BadDataError with line and byte for what is not UTF-8, unless errors is `replace`; for UTF-16 always.
+    A compressed file is read whole. replaced: whether the last reading put U+FFFD in the place of
+    what is not UTF-8. Raises BadDataError with line and byte for what is not UTF-8, unless errors
+    is `replace`; for UTF-16 always.
     """
 
     def __init__(self, path: Path, compression: str, start: int, stop: int, errors: Errors) -> None:
-        self.path, self.compression, self.start, self.stop, self.errors = path, compression, start, stop, errors
+        self.path, self.compression, self.start, self.stop, self.errors = (
+            path,
+            compression,
+            start,
+            stop,
+            errors,
+        )
         self.replaced = False
 
     def __iter__(self) -> Iterator[str]:
@@ -110,7 +123,8 @@ class TextPart:
                 data = file.read(CHUNK_BYTES)
         where = f"{shown(self.path)}:{line}:{column}"
         raise BadDataError(
-            f"{where}: byte {byte:#04x} is not UTF-8; convert the file, or give --errors replace or skip"
+            f"{where}: byte {byte:#04x} is not UTF-8; convert the file, or give --errors replace "
+            "or skip"
         )
 
 
@@ -128,7 +142,9 @@ def utf16(head: bytes) -> str | None:
 
 def not_utf8(path: Path, kind: str) -> str:
     """What to type for a file in another encoding."""
-    return f"{shown(path)} is {kind}, not UTF-8; convert it: iconv -f {kind} -t UTF-8 FILE > NEWFILE"
+    return (
+        f"{shown(path)} is {kind}, not UTF-8; convert it: iconv -f {kind} -t UTF-8 FILE > NEWFILE"
+    )
 
 
 def next_border(path: Path, position: int) -> int:

@@ -1,4 +1,5 @@
-"""The work, cut into units: a function of the sources alone, so that workers, ranks and kills do not show.
+"""The work, cut into units: a function of the sources alone, so that workers, ranks and kills do
+not show.
 
 A unit is what one worker encodes in one go, and what is done again at most when it is killed.
 """
@@ -29,9 +30,10 @@ PLAN_VERSION = 2  # of how sources are cut, and of what is noted about units
 class Slice:
     """start … stop of file number `file` of an ingredient, as documents.Part has them.
 
-    size: bytes of the sources that it is. split: of all of its text, where the plan knows it; begins, ends: whether the
-    document that it is a part of does so here; replaced: whether that is not UTF-8. rows: of a table; val_rows: those
-    kept for validation, from 0, where the plan draws them.
+    size: bytes of the sources that it is. split: of all of its text, where the plan knows it;
+    begins, ends: whether the document that it is a part of does so here; replaced: whether that is
+    not UTF-8. rows: of a table; val_rows: those kept for validation, from 0, where the plan draws
+    them.
     """
 
     file: int
@@ -46,7 +48,9 @@ class Slice:
     val_rows: frozenset[int] | None = None
 
     def split_of(self, utf8: Iterable[bytes], row: int, rule: SplitRuleRecord) -> SplitName:
-        """The split of a document, whose UTF-8 comes in chunks, and which is row number `row` of the slice."""
+        """The split of a document, whose UTF-8 comes in chunks, and which is row number `row` of
+        the slice.
+        """
         if self.split:
             return self.split
         if self.val_rows is not None:
@@ -78,13 +82,16 @@ def plan_key() -> dict[str, Any]:
 
 
 def plan(recipe: Recipe, shelves: Sequence[Shelf], cuttable: bool) -> list[Unit]:
-    """All units, in the order of the output. cuttable: whether the tokenizer lets a long text be cut at its borders.
+    """All units, in the order of the output. cuttable: whether the tokenizer lets a long text be
+    cut at its borders.
 
-    Raises BadDataError, StorageError, HubUnavailableError; UsageError for files that the split does not go with.
+    Raises BadDataError, StorageError, HubUnavailableError; UsageError for files that the split does
+    not go with.
     """
     total = sum(file.bytes for ingredient in recipe.ingredients for file in ingredient.files)
     size = min(max(total // UNITS, UNIT_BYTES[0]), UNIT_BYTES[1])
-    if recipe.takes_parts or recipe.errors == "skip":  # a document is taken whole or not at all, so it is in one unit
+    # a document is taken whole or not at all, so it is in one unit
+    if recipe.takes_parts or recipe.errors == "skip":
         cuttable = False
     units: list[Unit] = []
     for number, (ingredient, shelf) in enumerate(zip(recipe.ingredients, shelves, strict=True)):
@@ -115,7 +122,12 @@ def _grouped(slices: list[Slice], size: int) -> Iterator[list[Slice]]:
 
 
 def _slices(
-    recipe: Recipe, ingredient: Ingredient, shelf: Shelf, file: int, size: int, cuttable: bool
+    recipe: Recipe,
+    ingredient: Ingredient,
+    shelf: Shelf,
+    file: int,
+    size: int,
+    cuttable: bool,
 ) -> Iterator[Slice]:
     record = ingredient.files[file]
     form = ingredient.format(file)
@@ -126,8 +138,12 @@ def _slices(
         for start in range(0, record.bytes, size):
             stop = min(record.bytes, start + size)
             yield Slice(file, start, stop, stop - start)
-    elif ingredient.split.rule == "characters" or (form == Format("text") and record.bytes > size and cuttable):
-        yield from _text_slices(recipe.errors, ingredient, shelf, file, size if cuttable else record.bytes)
+    elif ingredient.split.rule == "characters" or (
+        form == Format("text") and record.bytes > size and cuttable
+    ):
+        yield from _text_slices(
+            recipe.errors, ingredient, shelf, file, size if cuttable else record.bytes
+        )
     else:
         yield Slice(file, 0, record.bytes, record.bytes)
 
@@ -142,13 +158,22 @@ def _row_slices(file: int, groups: list[RowGroup], size: int) -> Iterator[Slice]
         start = stop
 
 
-def _text_slices(errors: Errors, ingredient: Ingredient, shelf: Shelf, file: int, size: int) -> Iterator[Slice]:
+def _text_slices(
+    errors: Errors,
+    ingredient: Ingredient,
+    shelf: Shelf,
+    file: int,
+    size: int,
+) -> Iterator[Slice]:
     """Slices of one long text, whose split needs all of it to be read once."""
     path, record, form = shelf.path(file), ingredient.files[file], ingredient.format(file)
     whole = TextPart(path, form.compression, 0, record.bytes, errors)
     in_two = ingredient.split.rule == "characters"
     if form.compression and in_two:
-        raise UsageError(f"--split-by characters cuts plain text only; unpack {record.name[-60:]}, or leave it out")
+        raise UsageError(
+            f"--split-by characters cuts plain text only; unpack {record.name[-60:]}, or leave it "
+            "out"
+        )
     try:
         if not in_two:
             split = by_hash((chunk.encode() for chunk in whole), ingredient.split)
@@ -158,42 +183,61 @@ def _text_slices(errors: Errors, ingredient: Ingredient, shelf: Shelf, file: int
     except BadDataError:
         if errors != "skip":
             raise
-        yield Slice(file, 0, record.bytes, record.bytes)  # it will be met again as it is encoded, and counted
+        # it will be met again as it is encoded, and counted
+        yield Slice(file, 0, record.bytes, record.bytes)
         return
     for split, first, last in ranges:
         start = first
         while start < last:
             stop = min(last, next_border(path, start + size))
-            yield Slice(file, start, stop, stop - start, split, start == first, stop == last, whole.replaced)
+            yield Slice(
+                file, start, stop, stop - start, split, start == first, stop == last, whole.replaced
+            )
             start = stop
 
 
-def _both_splits(whole: TextPart, ingredient: Ingredient, size: int) -> list[tuple[SplitName, int, int]]:
+def _both_splits(
+    whole: TextPart,
+    ingredient: Ingredient,
+    size: int,
+) -> list[tuple[SplitName, int, int]]:
     border = character_border(whole, ingredient.split)
     if whole.replaced:
-        raise BadDataError(f"{whole.path.name[-60:]} is not UTF-8, which a split by characters needs; convert it")
+        raise BadDataError(
+            f"{whole.path.name[-60:]} is not UTF-8, which a split by characters needs; convert it"
+        )
     with whole.path.open("rb") as file:
         border += 3 if file.read(3) == BOM else 0
     return [("train", 0, border), ("val", border, size)]
 
 
 def _drawn(slices: list[Slice], ingredient: Ingredient, max_documents: int | None) -> list[Slice]:
-    """The slices of tables with the rows that are drawn for validation, out of those that will be read."""
+    """The slices of tables with the rows that are drawn for validation, out of those that will be
+    read.
+    """
     if not all(ingredient.format(piece.file).kind in ("parquet", "arrow") for piece in slices):
         raise UsageError(
-            f"the split of {ingredient.corpus.name} counts rows, of .parquet or .arrow; give --split-by documents"
+            f"the split of {ingredient.corpus.name} counts rows, of .parquet or .arrow; give "
+            "--split-by documents"
         )
     total = sum(piece.rows for piece in slices)
     val_rows = shuffled_val_rows(min(total, max_documents or total), ingredient.split)
     drawn, first = [], 0
     for piece in slices:
         low, high = np.searchsorted(val_rows, [first, first + piece.rows])
-        drawn.append(replace(piece, val_rows=frozenset(int(row) - first for row in val_rows[low:high])))
+        drawn.append(
+            replace(piece, val_rows=frozenset(int(row) - first for row in val_rows[low:high]))
+        )
         first += piece.rows
     return drawn
 
 
-def parts_of(unit: Unit, ingredient: Ingredient, shelf: Shelf, errors: Errors) -> tuple[tuple[Slice, Part], ...]:
+def parts_of(
+    unit: Unit,
+    ingredient: Ingredient,
+    shelf: Shelf,
+    errors: Errors,
+) -> tuple[tuple[Slice, Part], ...]:
     """The slices of a unit with the files they are parts of, which are fetched if need be."""
     return tuple(
         (

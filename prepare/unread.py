@@ -1,4 +1,6 @@
-"""Files that are not read: what they are by their names, what to type instead, and what is only about the others."""
+"""Files that are not read: what they are by their names, what to type instead, and what is only
+about the others.
+"""
 
 import re
 from collections.abc import Sequence
@@ -43,10 +45,16 @@ def how_to_read(name: str) -> str:
         form = format_of(inner)
         if (form is None and "." in inner[1:]) or (form and form.kind in ("parquet", "arrow")):
             return f"unpack it: {_PACKERS[ending]} FILE > NEWFILE, and give that"
-        return f"type: {_PACKERS[ending]} FILE | {_STDIN}{'.jsonl' if form and form.has_fields else ''}"
+        return (
+            f"type: {_PACKERS[ending]} FILE | "
+            f"{_STDIN}{'.jsonl' if form and form.has_fields else ''}"
+        )
     for table, read in _TABLES.items():
         if inner.endswith(table):
-            return f"a table; type: python -c \"import pandas; pandas.{read}('FILE').to_parquet('FILE.parquet')\""
+            return (
+                'a table; type: python -c "import pandas; '
+                f"pandas.{read}('FILE').to_parquet('FILE.parquet')\""
+            )
     if inner.endswith(".pdf"):
         return "take its text out: pdftotext FILE FILE.txt"
     if inner.endswith(_MARKED_UP):
@@ -57,11 +65,13 @@ def how_to_read(name: str) -> str:
 
 
 _ABOUT = re.compile(
-    r"(readme|licen[sc]e|copying|notice|citation|contributing|code_of_conduct|changelog)([-._][\w.-]*)?", re.I
+    r"(readme|licen[sc]e|copying|notice|citation|contributing|code_of_conduct|changelog)([-._][\w.-]*)?",
+    re.I,
 )
 _TEXTS = (Format("text"), Format("text", ".gz"), Format("text", ".zst"))
 _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_CACHED = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what map() and filter() of `datasets` have made of the others
+# what map() and filter() of `datasets` have made of the others
+_CACHED = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")
 
 
 def is_about(path: str) -> bool:
@@ -70,14 +80,26 @@ def is_about(path: str) -> bool:
 
 
 def beside_records(paths: Sequence[str]) -> set[str]:
-    """Those files of a folder that stand beside files of records, and are about them: a clone's README.md, and what
-    `datasets` writes beside .arrow in save_to_disk and in its cache.
+    """Those files of a folder that stand beside files of records, and are about them: a clone's
+    README.md, and what `datasets` writes beside .arrow in save_to_disk and in its cache.
     """
-    tables = {path for path in paths if (form := format_of(path)) and form.kind in ("parquet", "arrow")}
+    tables = {
+        path for path in paths if (form := format_of(path)) and form.kind in ("parquet", "arrow")
+    }
     names = {path: path.rpartition("/")[2] for path in paths}
-    found = {path for path in paths if names[path] in _OF_DATASETS and (tables or names[path] != "state.json")}
-    if not any((form := format_of(path)) and form.has_fields for path in paths if path not in found):
+    found = {
+        path
+        for path in paths
+        if names[path] in _OF_DATASETS and (tables or names[path] != "state.json")
+    }
+    if not any(
+        (form := format_of(path)) and form.has_fields for path in paths if path not in found
+    ):
         return set()
     found |= {path for path in paths if is_about(path) and format_of(path) in _TEXTS}
     folders = {path.rpartition("/")[0] for path in found if names[path] == "dataset_info.json"}
-    return found | {path for path in tables if path.rpartition("/")[0] in folders and _CACHED.fullmatch(names[path])}
+    return found | {
+        path
+        for path in tables
+        if path.rpartition("/")[0] in folders and _CACHED.fullmatch(names[path])
+    }

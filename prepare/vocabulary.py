@@ -1,4 +1,6 @@
-"""Tokenizers that are made from the text: its characters, or byte pairs learnt from its train split."""
+"""Tokenizers that are made from the text: its characters, or byte pairs learnt from its train
+split.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,25 +16,42 @@ TRAIN_BPE_BYTES = 256 << 20  # read this much of the sources at most to learn a 
 Report = Callable[[int], None]  # told the bytes of the sources read so far
 
 
-def make_tokenizer(recipe: Recipe, units: Sequence[Unit], shelves: Sequence[Shelf], report: Report) -> Tokenizer:
-    """The recipe's tokenizer. Characters come from both splits, as in nanoGPT; byte pairs from the train split only.
+def make_tokenizer(
+    recipe: Recipe,
+    units: Sequence[Unit],
+    shelves: Sequence[Shelf],
+    report: Report,
+) -> Tokenizer:
+    """The recipe's tokenizer. Characters come from both splits, as in nanoGPT; byte pairs from the
+    train split only.
 
     Raises UsageError, BadDataError, StorageError.
     """
     if recipe.known:
         return recipe.known
     if recipe.spec == "char":
-        characters = {char for _, chunk in _texts(recipe, units, shelves, report) for char in set(chunk)}
+        characters = {
+            char for _, chunk in _texts(recipe, units, shelves, report) for char in set(chunk)
+        }
         if not characters:
-            raise BadDataError("there is no text in the sources to take characters from; give others")
+            raise BadDataError(
+                "there is no text in the sources to take characters from; give others"
+            )
         return char(characters)
     size = bpe_size(recipe.spec)
     assert size is not None
     return train_bpe(_train_texts(recipe, units, shelves, report), size)
 
 
-def _train_texts(recipe: Recipe, units: Sequence[Unit], shelves: Sequence[Shelf], report: Report) -> Iterator[str]:
-    budgets = [int(TRAIN_BPE_BYTES * (ingredient.weight or 1.0)) for ingredient in recipe.ingredients]
+def _train_texts(
+    recipe: Recipe,
+    units: Sequence[Unit],
+    shelves: Sequence[Shelf],
+    report: Report,
+) -> Iterator[str]:
+    budgets = [
+        int(TRAIN_BPE_BYTES * (ingredient.weight or 1.0)) for ingredient in recipe.ingredients
+    ]
     chosen = []
     for unit in units:
         if budgets[unit.ingredient] > 0:
@@ -44,11 +63,16 @@ def _train_texts(recipe: Recipe, units: Sequence[Unit], shelves: Sequence[Shelf]
             found = True
             yield chunk
     if not found:
-        raise BadDataError(f"no document to learn {recipe.spec} from; lower --val-fraction or add text")
+        raise BadDataError(
+            f"no document to learn {recipe.spec} from; lower --val-fraction or add text"
+        )
 
 
 def _texts(
-    recipe: Recipe, units: Iterable[Unit], shelves: Sequence[Shelf], report: Report
+    recipe: Recipe,
+    units: Iterable[Unit],
+    shelves: Sequence[Shelf],
+    report: Report,
 ) -> Iterator[tuple[str, str]]:
     """All text, in chunks, each with its split."""
     read = 0

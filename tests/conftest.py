@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 CLONE = Path(__file__).resolve().parents[1]
 SHARED = CLONE.parent / "shared"  # corpora and vocabularies that stand beside the clone, if they do
 
-# One thread per process: equal bits everywhere, and no two processes spinning on the same two cores.
+# One thread per process: equal bits everywhere, and no two processes spinning on the same two
+# cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -31,8 +32,28 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # A model that makes an update in milliseconds.
 TINY = [
-    *("--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-size", "4"),
-    *("--gradient-accumulation-steps", "2", "--learning-rate", "1e-2", "--min-lr", "1e-3", "--warmup-iters", "5"),
+    *(
+        "--n-layer",
+        "2",
+        "--n-head",
+        "2",
+        "--n-embd",
+        "32",
+        "--block-size",
+        "32",
+        "--batch-size",
+        "4",
+    ),
+    *(
+        "--gradient-accumulation-steps",
+        "2",
+        "--learning-rate",
+        "1e-2",
+        "--min-lr",
+        "1e-3",
+        "--warmup-iters",
+        "5",
+    ),
     *("--eval-iters", "2", "--device", "cpu", "--dtype", "float32"),
 ]
 
@@ -40,15 +61,34 @@ TINY = [
 def command(*arguments: object, ranks: int = 0) -> list[str]:
     """The command line of `nanogpt ARGUMENTS`, with ranks under torchrun."""
     torchrun = [
-        *("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node"),
+        *(
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr",
+            "127.0.0.1",
+            "--nproc-per-node",
+        ),
         str(ranks),
     ]
-    return [sys.executable, *(torchrun if ranks else []), str(CLONE / "nanogpt"), *map(str, arguments)]
+    return [
+        sys.executable,
+        *(torchrun if ranks else []),
+        str(CLONE / "nanogpt"),
+        *map(str, arguments),
+    ]
 
 
 def in_ranks(script: str, ranks: int, *arguments: object) -> str:
     """Run tests/ranks/SCRIPT.py under torchrun to a good end; what it wrote to standard error."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+    ]
     line += ["--nproc-per-node", str(ranks), "-m", f"tests.ranks.{script}", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=CLONE)
     assert done.returncode == 0, done.stderr[:6000]
@@ -57,9 +97,15 @@ def in_ranks(script: str, ranks: int, *arguments: object) -> str:
 
 @pytest.fixture
 def nanogpt(tmp_path: Path) -> Run:
-    """Run `nanogpt ARGUMENTS` in an empty folder of its own; ranks=N: under torchrun; code=C: what it must return."""
+    """Run `nanogpt ARGUMENTS` in an empty folder of its own; ranks=N: under torchrun; code=C: what
+    it must return.
+    """
 
-    def run(*arguments: object, ranks: int = 0, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object,
+        ranks: int = 0,
+        code: int | None = 0,
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command(*arguments, ranks=ranks),
             cwd=tmp_path,
@@ -76,12 +122,20 @@ def nanogpt(tmp_path: Path) -> Run:
     return run
 
 
-def build(corpus: str, out: Path, sources: Sequence[Path] = (), mix: str | None = None, **given: Any) -> "Manifest":
+def build(
+    corpus: str,
+    out: Path,
+    sources: Sequence[Path] = (),
+    mix: str | None = None,
+    **given: Any,
+) -> "Manifest":
     """prepare.build.build, with the fields of Options and Machine as arguments."""
     from prepare import build as prepare_build
     from prepare.recipe import Options, parse_mix
 
-    options = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
+    options = {
+        field.name: given.pop(field.name) for field in fields(Options) if field.name in given
+    }
     machine = prepare_build.Machine(**given)
     weights = parse_mix(mix) if mix else None
     manifest = prepare_build.build(corpus, out, sources, Options(**options), machine, weights)
@@ -94,18 +148,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data folder: some of Python's own sources, byte by byte, 257 ids."""
     folder = tmp_path_factory.mktemp("corpus")
     stdlib = Path(os.__file__).parent
-    texts = [(stdlib / name).read_text(encoding="utf-8") for name in ("argparse.py", "ast.py", "bisect.py", "heapq.py")]
+    texts = [
+        (stdlib / name).read_text(encoding="utf-8")
+        for name in ("argparse.py", "ast.py", "bisect.py", "heapq.py")
+    ]
     (folder / "stdlib.txt").write_text("\n".join(texts), encoding="utf-8")
     build("text", folder / "data", sources=[folder / "stdlib.txt"], tokenizer="byte", workers=1)
     return folder / "data"
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 def write_jsonl(path: Path, documents: list[str], column: str = "text") -> Path:
-    path.write_text("".join(json.dumps({column: text}) + "\n" for text in documents), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({column: text}) + "\n" for text in documents), encoding="utf-8"
+    )
     return path
 
 

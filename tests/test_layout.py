@@ -1,4 +1,6 @@
-"""The rules of the house: who may import whom, what leaves torch alone, and that importing does nothing."""
+"""The rules of the house: who may import whom, what leaves torch alone, and that importing does
+nothing.
+"""
 
 import ast
 import subprocess
@@ -15,9 +17,22 @@ ALLOWED = {
     "launch": {"launch", "nanogpt_dist.config", "nanogpt_dist.errors"},
     "cli": {"cli", "launch", "prepare", "nanogpt_dist"},
 }
-TORCH_FREE = ["cli", "launch", "prepare", "nanogpt_dist/config.py", "nanogpt_dist/presets.py", "nanogpt_dist/runs.py"]
-TORCH_FREE += ["nanogpt_dist/storage", "nanogpt_dist/shards", "nanogpt_dist/tokenizer.py", "nanogpt_dist/batches.py"]
-LINEAGE = ("source", "recipes", "pickles", "hf_tokenizer", "card")  # of what others write, the part without weights
+TORCH_FREE = [
+    "cli",
+    "launch",
+    "prepare",
+    "nanogpt_dist/config.py",
+    "nanogpt_dist/presets.py",
+    "nanogpt_dist/runs.py",
+]
+TORCH_FREE += [
+    "nanogpt_dist/storage",
+    "nanogpt_dist/shards",
+    "nanogpt_dist/tokenizer.py",
+    "nanogpt_dist/batches.py",
+]
+# of what others write, the part without weights
+LINEAGE = ("source", "recipes", "pickles", "hf_tokenizer", "card")
 TORCH_FREE += [
     "nanogpt_dist/hub.py",
     "nanogpt_dist/comparing.py",
@@ -27,7 +42,9 @@ OURS = [path for folder in ALLOWED for path in sorted((CLONE / folder).rglob("*.
 
 
 def imports(path: Path, everywhere: bool) -> set[str]:
-    """Modules that a file imports: anywhere in it, or at its top level only, outside of any `if`."""
+    """Modules that a file imports: anywhere in it, or at its top level only, outside of any
+    `if`.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if everywhere else iter(tree.body)
     found: set[str] = set()
@@ -54,27 +71,37 @@ def test_torch_stays_out(place: str) -> None:
     assert files
     for path in files:
         everywhere = not place.startswith("cli")  # commands import torch inside their functions
-        assert not {name for name in imports(path, everywhere) if name.split(".")[0] == "torch"}, path
+        assert not {name for name in imports(path, everywhere) if name.split(".")[0] == "torch"}, (
+            path
+        )
 
 
 def test_help_imports_neither_torch_nor_datasets() -> None:
     code = (
         "import sys; sys.argv = ['nanogpt', '--help']; from cli.main import main; main(); "
-        "print({'torch', 'datasets', 'transformers', 'tiktoken'} & set(sys.modules), file=sys.stderr)"
+        "print({'torch', 'datasets', 'transformers', 'tiktoken'} & set(sys.modules), "
+        "file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True, timeout=60
+    )
     assert done.stderr.strip() == "set()", done.stderr
 
 
 def test_a_model_is_built_without_torchs_compiler() -> None:
-    """Which takes torch a second to load: evaluating and sampling do without, training has it for its optimizer."""
+    """Which takes torch a second to load: evaluating and sampling do without, training has it for
+    its optimizer.
+    """
     code = (
-        "import sys, torch; from nanogpt_dist.config import ModelConfig; from nanogpt_dist.model import GPT;"
-        "import nanogpt_dist.checkpoint, nanogpt_dist.evaluation, nanogpt_dist.sampling, nanogpt_dist.training;"
-        "torch.set_default_device('meta'); GPT(ModelConfig(vocab_size=64));"
-        "print({'torch._dynamo', 'torch._inductor', 'torch.distributed.tensor'} & set(sys.modules))"
+        "import sys, torch; from nanogpt_dist.config import ModelConfig; from nanogpt_dist.model "
+        "import GPT;import nanogpt_dist.checkpoint, nanogpt_dist.evaluation, "
+        "nanogpt_dist.sampling, nanogpt_dist.training;torch.set_default_device('meta'); "
+        "GPT(ModelConfig(vocab_size=64));print({'torch._dynamo', 'torch._inductor', "
+        "'torch.distributed.tensor'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CLONE, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
@@ -82,12 +109,25 @@ def test_no_pickle_and_no_code_from_data() -> None:
     for path in OURS:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {
-            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert not names & {"eval", "exec", "compile"}, path
-        calls = {ast.unparse(node.func): ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not calls.keys() & {"pickle.load", "pickle.loads", "pickle.dump", "numpy.load", "np.load"}, path
-        if path == CLONE / "nanogpt_dist/lineage/nanogpt.py":  # nanoGPT's own file is torch's: tensors and values only
+        calls = {
+            ast.unparse(node.func): ast.unparse(node)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+        }
+        assert not calls.keys() & {
+            "pickle.load",
+            "pickle.loads",
+            "pickle.dump",
+            "numpy.load",
+            "np.load",
+        }, path
+        # nanoGPT's own file is torch's: tensors and values only
+        if path == CLONE / "nanogpt_dist/lineage/nanogpt.py":
             assert "weights_only=True" in calls["torch.load"]
         else:
             assert not calls.keys() & {"torch.load", "torch.save"}, path

@@ -10,8 +10,14 @@ from cli.main import app
 from cli.options import nanogpt_style
 from tests.conftest import CLONE
 
-LINES = [line for name in ("README.md", "CONTRIBUTING.md") for line in (CLONE / name).read_text("utf-8").splitlines()]
-TYPED = sorted({line.split(" #")[0].strip() for line in LINES if re.match(r"    (\S+ .*)?nanogpt [a-z]", line)})
+LINES = [
+    line
+    for name in ("README.md", "CONTRIBUTING.md")
+    for line in (CLONE / name).read_text("utf-8").splitlines()
+]
+TYPED = sorted(
+    {line.split(" #")[0].strip() for line in LINES if re.match(r"    (\S+ .*)?nanogpt [a-z]", line)}
+)
 MADE = sorted({line.split()[1] for line in LINES if re.match(r"    make [a-z]", line)})
 
 
@@ -32,7 +38,9 @@ def understand(words: list[str]) -> None:
     group = typer.main.get_command(app)
     context = group.make_context("nanogpt", arguments)
     while hasattr(group, "resolve_command"):
-        name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        name, command, rest = group.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
         assert command is not None
         context = command.make_context(name, rest, parent=context)
         group = command

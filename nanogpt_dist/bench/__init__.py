@@ -1,1 +1,3 @@
-"""How fast this machine trains, samples, reads data and writes checkpoints. `nanogpt bench` prints what these find."""
+"""How fast this machine trains, samples, reads data and writes checkpoints. `nanogpt bench` prints
+what these find.
+"""

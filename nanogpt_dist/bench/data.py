@@ -1,4 +1,6 @@
-"""The speed at which updates get their tokens: from a data folder, or from shards of random ids made for it."""
+"""The speed at which updates get their tokens: from a data folder, or from shards of random ids
+made for it.
+"""
 
 import tempfile
 import time
@@ -23,9 +25,11 @@ FAR = 10**6  # updates
 
 @dataclass(frozen=True)
 class DataSpeed:
-    """open_ms: to open the folder; far_ms: to get the tokens of the millionth update, without those before it.
+    """open_ms: to open the folder; far_ms: to get the tokens of the millionth update, without those
+    before it.
 
-    ms_per_update: those of an update. memory_growth_bytes: what the process held more at the end of the reading.
+    ms_per_update: those of an update. memory_growth_bytes: what the process held more at the end of
+    the reading.
     """
 
     tokens_per_second: float
@@ -44,7 +48,13 @@ class DataSpeed:
     peak_tflops: None = None
 
 
-def bench_data(config: TrainConfig, dataset: Path | None, megabytes: int, updates: int, seconds: float) -> DataSpeed:
+def bench_data(
+    config: TrainConfig,
+    dataset: Path | None,
+    megabytes: int,
+    updates: int,
+    seconds: float,
+) -> DataSpeed:
     """Get the tokens of `updates` updates, or of as many as fit into `seconds`; at least of 3.
 
     dataset: a data folder; None: `megabytes` of random ids, in a folder for temporary files.
@@ -57,14 +67,18 @@ def bench_data(config: TrainConfig, dataset: Path | None, megabytes: int, update
 
 
 def random_shards(folder: Path, megabytes: int) -> Path:
-    """A data folder in `folder` with as many MB of ids as GPT-2's tokenizer has them. Raises StorageError."""
+    """A data folder in `folder` with as many MB of ids as GPT-2's tokenizer has them. Raises
+    StorageError.
+    """
     drawn = np.random.default_rng(0)
     with told(folder):
         left = megabytes * 10**6
         for number in range(-(-left // SHARD_BYTES)):
             size = min(SHARD_BYTES, left)
             left -= size
-            drawn.integers(50256, size=max(1, size // 2), dtype=np.uint16).tofile(folder / f"train_{number:03d}.bin")
+            drawn.integers(50256, size=max(1, size // 2), dtype=np.uint16).tofile(
+                folder / f"train_{number:03d}.bin"
+            )
         drawn.integers(50256, size=4096, dtype=np.uint16).tofile(folder / "val.bin")
     return import_shards([folder], "gpt2")[0]
 

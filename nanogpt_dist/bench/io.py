@@ -1,4 +1,6 @@
-"""The speed of checkpoints: how long one takes, how long the training stands still for it, how long reading takes."""
+"""The speed of checkpoints: how long one takes, how long the training stands still for it, how long
+reading takes.
+"""
 
 import secrets
 import shutil
@@ -23,9 +25,10 @@ from nanogpt_dist.update import Updater
 class IoSpeed:
     """Of checkpoints of `bytes` bytes: weights and AdamW's moments, in fp32.
 
-    ms_per_update: how long an update waits for a save that goes on beside it, which is for the copy; first_copy_ms: for
-    the first of them, which gets its memory. save_ms: until a checkpoint is on the disk, with the hash of every file.
-    verify_ms: to read it and compare the hashes; load_ms: into the model, after that.
+    ms_per_update: how long an update waits for a save that goes on beside it, which is for the
+    copy; first_copy_ms: for the first of them, which gets its memory. save_ms: until a checkpoint
+    is on the disk, with the hash of every file. verify_ms: to read it and compare the hashes;
+    load_ms: into the model, after that.
     """
 
     bytes: int
@@ -46,7 +49,8 @@ class IoSpeed:
 
 
 def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> IoSpeed:
-    """Save `rounds` times into a folder in `folder`, which is removed, and read the last; all ranks together.
+    """Save `rounds` times into a folder in `folder`, which is removed, and read the last; all ranks
+    together.
 
     Raises ConfigError, CannotCreateError, StorageError.
     """
@@ -71,7 +75,9 @@ def _measure(updater: Updater, place: Path, rounds: int) -> IoSpeed:
     saving: list[float] = []
     for step in range(1, rounds + 1):
         start = time.perf_counter()
-        mine = checkpoint.contents(TrainState(step=step), updater.model, updater.optimizer, world.leads, copies)
+        mine = checkpoint.contents(
+            TrainState(step=step), updater.model, updater.optimizer, world.leads, copies
+        )
         copying.append(time.perf_counter() - start)
         with world.together():
             if world.leads:
@@ -84,7 +90,8 @@ def _measure(updater: Updater, place: Path, rounds: int) -> IoSpeed:
     start = time.perf_counter()
     with world.together():
         assert storage.verify(saved) == []
-        size = sum(path.stat().st_size for path in saved.iterdir())  # while no rank can have removed the folder
+        # while no rank can have removed the folder
+        size = sum(path.stat().st_size for path in saved.iterdir())
     verified = time.perf_counter()
     with world.together():
         updater.load(saved, {})

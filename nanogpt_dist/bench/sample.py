@@ -18,7 +18,8 @@ from nanogpt_dist.sampling import Settings, choose, generator_of
 
 @dataclass(frozen=True)
 class SampleSpeed:
-    """tokens_per_second: new ones, of all rows, the reading of the prompts counted in. ms_per_update: a token each row.
+    """tokens_per_second: new ones, of all rows, the reading of the prompts counted in.
+    ms_per_update: a token each row.
 
     weights_gb_per_second: how fast the weights are read, each of them once for a token of each row.
     """
@@ -42,17 +43,23 @@ class SampleSpeed:
 
 
 def bench_sample(
-    architecture: ModelConfig, device: torch.device, dtype: str, num_samples: int, prompt_tokens: int,
-    max_new_tokens: int, rounds: int,
-) -> SampleSpeed:  # fmt: skip
-    """Draw `num_samples` rows together, `rounds` times after once for nothing; medians. Raises ConfigError.
+    architecture: ModelConfig,
+    device: torch.device,
+    dtype: str,
+    num_samples: int,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    rounds: int,
+) -> SampleSpeed:
+    """Draw `num_samples` rows together, `rounds` times after once for nothing; medians. Raises
+    ConfigError.
 
     dtype: auto | float32 | bfloat16 | int8, the format of the weights.
     """
     if prompt_tokens + max_new_tokens > architecture.block_size:
         raise ConfigError(
-            f"{prompt_tokens} + {max_new_tokens} tokens are more than the block_size of {architecture.block_size}: "
-            "give a shorter --prompt-tokens or --max-new-tokens"
+            f"{prompt_tokens} + {max_new_tokens} tokens are more than the block_size of "
+            f"{architecture.block_size}: give a shorter --prompt-tokens or --max-new-tokens"
         )
     architecture = with_vocabulary(architecture)
     assert architecture.vocab_size is not None
@@ -61,8 +68,13 @@ def bench_sample(
         model = GPT(architecture).init_weights(0).eval()
     decoder = Decoder(model, architecture.vocab_size, weights)
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(architecture.vocab_size, (num_samples, prompt_tokens), generator=generator).tolist()
-    settings, draw = Settings(max_new_tokens=max_new_tokens), [generator_of(0, i) for i in range(num_samples)]
+    prompts = torch.randint(
+        architecture.vocab_size, (num_samples, prompt_tokens), generator=generator
+    ).tolist()
+    settings, draw = (
+        Settings(max_new_tokens=max_new_tokens),
+        [generator_of(0, i) for i in range(num_samples)],
+    )
     prefills: list[float] = []
     passes: list[float] = []
     whole: list[float] = []

@@ -29,9 +29,11 @@ LOOKED_AT = 2  # further updates, with a clock at each phase
 
 @dataclass(frozen=True)
 class TrainSpeed:
-    """tokens_per_second and mfu are over all ranks, by the median update; peak_tflops and memory_bytes are of one.
+    """tokens_per_second and mfu are over all ranks, by the median update; peak_tflops and
+    memory_bytes are of one.
 
-    phases: milliseconds of each in one update; communication is under way beside forward and backward. None: not asked.
+    phases: milliseconds of each in one update; communication is under way beside forward and
+    backward. None: not asked.
     """
 
     tokens_per_second: float
@@ -68,7 +70,12 @@ class RandomIds:
 
 
 def bench_train(
-    config: TrainConfig, world: World, data: DataFolder | None, updates: int, seconds: float, trace: Path | None = None
+    config: TrainConfig,
+    world: World,
+    data: DataFolder | None,
+    updates: int,
+    seconds: float,
+    trace: Path | None = None,
 ) -> TrainSpeed:
     """Make `updates` updates, or as many as fit into `seconds`, at least 3; all ranks together.
 
@@ -80,7 +87,9 @@ def bench_train(
             storage.probe_writable(trace)
     config = with_vocabulary(config) if data is None else fit_to_data(config, data)
     dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
-    updater = Updater(config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab)
+    updater = Updater(
+        config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab
+    )
     batches = _batches(config, data, world, dtype)
     with contextlib.closing(Ahead(batches)) as ahead:
         took = _time(updater, ahead, updates, seconds)
@@ -118,7 +127,9 @@ def _time(updater: Updater, ahead: Ahead, updates: int, seconds: float) -> list[
     for step in range(WARM_UP):
         updater.update(step, ahead.of(step))
     deadline = time.perf_counter() + seconds
-    while len(took) < updates and (len(took) < AT_LEAST or not updater.world.any(time.perf_counter() > deadline)):
+    while len(took) < updates and (
+        len(took) < AT_LEAST or not updater.world.any(time.perf_counter() > deadline)
+    ):
         step = WARM_UP + len(took)
         start = time.perf_counter()
         updater.update(step, ahead.of(step))
@@ -127,8 +138,15 @@ def _time(updater: Updater, ahead: Ahead, updates: int, seconds: float) -> list[
     return took
 
 
-def _look(updater: Updater, ahead: Ahead, step: int, trace: Path | None) -> tuple[dict[str, float], Path | None]:
-    """Milliseconds of the phases of updates from `step` on, and the file of the trace that is asked for."""
+def _look(
+    updater: Updater,
+    ahead: Ahead,
+    step: int,
+    trace: Path | None,
+) -> tuple[dict[str, float], Path | None]:
+    """Milliseconds of the phases of updates from `step` on, and the file of the trace that is asked
+    for.
+    """
     world = updater.world
     phases = updater.timed = Phases(world.device)
     for at in range(step, step + LOOKED_AT):
@@ -149,9 +167,20 @@ def _look(updater: Updater, ahead: Ahead, step: int, trace: Path | None) -> tupl
     return each, written
 
 
-def _batches(config: TrainConfig, data: DataFolder | None, world: World, dtype: torch.dtype) -> Batches:
+def _batches(
+    config: TrainConfig,
+    data: DataFolder | None,
+    world: World,
+    dtype: torch.dtype,
+) -> Batches:
     joined = cpu_fast.chosen(config, world.device, dtype)
     if data is not None:
         return plan_batches(config, data.split("train"), data.dataset_id, world, joined)
     assert config.vocab_size is not None
-    return plan_batches(config, RandomIds(WINDOWS * config.block_size + 1, config.vocab_size), "random", world, joined)
+    return plan_batches(
+        config,
+        RandomIds(WINDOWS * config.block_size + 1, config.vocab_size),
+        "random",
+        world,
+        joined,
+    )

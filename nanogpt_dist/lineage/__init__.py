@@ -8,4 +8,4 @@ nanogpt.py        nanoGPT's ckpt.pt, in and out
 recipes.py        nanoGPT's config/*.py, read as literals
 pickles.py        nanoGPT's meta.pkl, read without executing anything
 llmc.py           llm.c's weight and tokenizer files, out
-"""
+"""  # noqa: E501

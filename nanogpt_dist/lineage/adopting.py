@@ -1,4 +1,6 @@
-"""Foreign weights become a run: a folder with one checkpoint, which train, eval and sample take as their own."""
+"""Foreign weights become a run: a folder with one checkpoint, which train, eval and sample take as
+their own.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,9 @@ ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=
 
 @dataclass(frozen=True)
 class Foreign:
-    """What is taken over: weights and AdamW's moments by our names (moments: NAME.exp_avg …), and where it stood."""
+    """What is taken over: weights and AdamW's moments by our names (moments: NAME.exp_avg …), and
+    where it stood.
+    """
 
     config: TrainConfig
     weights: dict[str, Tensor]
@@ -37,8 +41,9 @@ class Foreign:
 def adopt(foreign: Foreign, run: Path) -> Path:
     """Write `run` with one checkpoint of what is taken over, and return that.
 
-    Raises BadDataError where weights or moments are not those of the architecture, CannotCreateError where the folder
-    has checkpoints, ConfigError where a value is not finite, StorageError.
+    Raises BadDataError where weights or moments are not those of the architecture,
+    CannotCreateError where the folder has checkpoints, ConfigError where a value is not finite,
+    StorageError.
     """
     if storage.list_steps(runs.checkpoints_of(run)):
         raise CannotCreateError(f"{run} holds a run already; give another --out-dir")
@@ -52,11 +57,15 @@ def adopt(foreign: Foreign, run: Path) -> Path:
             "layout": "imported",
         }
         mine = Contents(foreign.state, whole_parts(foreign.weights), whole_parts(foreign.moments))
-        written = checkpoint.save(ALONE, runs.checkpoints_of(run), mine, config, foreign.tokenizer, about)
+        written = checkpoint.save(
+            ALONE, runs.checkpoints_of(run), mine, config, foreign.tokenizer, about
+        )
         storage.write_latest(runs.checkpoints_of(run), written.name)
         storage.write_atomic(run / "config.toml", to_run_toml(config).encode())
         runs.describe(run, 1, torch.get_num_threads(), imported_from=foreign.origin)
-        runs.write_status(run, "stopped", 0, foreign.state.step, f"imported from {foreign.origin}", written.name)
+        runs.write_status(
+            run, "stopped", 0, foreign.state.step, f"imported from {foreign.origin}", written.name
+        )
     return written
 
 
@@ -70,7 +79,9 @@ def of_hugging_face(source: Source) -> Foreign:
 
 
 def origin_of(found: Path) -> tuple[str | None, bool]:
-    """Whose the first weights of a verified checkpoint were, None for ours; and whether they are as they came."""
+    """Whose the first weights of a verified checkpoint were, None for ours; and whether they are as
+    they came.
+    """
     facts = checkpoint.load_state(found)[1]
     imported = facts.get("imported_from")
     origin = imported or facts.get("began_from") or checkpoint.load_config(found).init_from
@@ -78,7 +89,9 @@ def origin_of(found: Path) -> tuple[str | None, bool]:
 
 
 def weights_of(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:
-    """Config, weights and state of a verified checkpoint, whole and in memory: what an export takes."""
+    """Config, weights and state of a verified checkpoint, whole and in memory: what an export
+    takes.
+    """
     return checkpoint.load_config(found), _tensors(found, "model"), checkpoint.load_state(found)[0]
 
 
@@ -98,14 +111,21 @@ def _refuse_other_shapes(foreign: Foreign) -> None:
     if ids > rows:
         raise BadDataError(f"{foreign.origin}: {ids} ids in its tokenizer, {rows} in its model")
     with torch.device("meta"):
-        wanted = {name: tuple(p.shape) for name, p in GPT(foreign.config.architecture()).named_parameters()}
+        wanted = {
+            name: tuple(p.shape)
+            for name, p in GPT(foreign.config.architecture()).named_parameters()
+        }
     found = {name: tuple(tensor.shape) for name, tensor in foreign.weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise BadDataError(
-                f"{foreign.origin}: {name} is {found.get(name, 'absent')}, its sizes ask for {wanted.get(name, 'none')}"
+                f"{foreign.origin}: {name} is {found.get(name, 'absent')}, its sizes ask for "
+                f"{wanted.get(name, 'none')}"
             )
     for name, tensor in foreign.moments.items():
         parameter, _, kind = name.rpartition(".")
         if parameter not in wanted or (kind != "step" and tuple(tensor.shape) != wanted[parameter]):
-            raise UsageError(f"{foreign.origin}: its optimizer state does not fit its weights; add --no-optimizer")
+            raise UsageError(
+                f"{foreign.origin}: its optimizer state does not fit its weights; add "
+                "--no-optimizer"
+            )

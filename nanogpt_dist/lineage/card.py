@@ -27,13 +27,15 @@ def model_card(
 ) -> str:
     """README.md of the export, in Markdown with the hub's header.
 
-    origin: whose weights the run began with, None for its own; as_imported: they have not been trained since. Of
-    weights of others nothing is told but what is known: what their training read, and at which rate, is theirs to say.
+    origin: whose weights the run began with, None for its own; as_imported: they have not been
+    trained since. Of weights of others nothing is told but what is known: what their training read,
+    and at which rate, is theirs to say.
     """
     rows = {
         "parameters": f"{parameters:,}",
         "architecture": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
-        f"context {config.block_size:,}, {'with' if config.bias else 'without'} biases, {config.gelu} GELU",
+        f"context {config.block_size:,}, {'with' if config.bias else 'without'} "
+        f"biases, {config.gelu} GELU",
         "tokenizer": f"{tokenizer.name}, {tokenizer.n_vocab:,} ids",
     }
     if not as_imported:
@@ -69,19 +71,24 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True, te
 
 Rows of the token table beyond the tokenizer's ids, which padded it in training, are left out. `<|endoftext|>` within a
 text is the special token to this tokenizer{special}.
-"""
+"""  # noqa: E501
 
 
 def _training(config: TrainConfig, state: "TrainState", origin: str | None) -> dict[str, str]:
-    """What the run did; of one that goes on with nanoGPT's checkpoint the count of updates is of both."""
+    """What the run did; of one that goes on with nanoGPT's checkpoint the count of updates is of
+    both.
+    """
     loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats/token"
     continued = (origin or "").startswith("nanoGPT:")
-    updates = f"{state.step:,}, those of nanoGPT's included; now" if continued else f"{state.step:,}"
+    updates = (
+        f"{state.step:,}, those of nanoGPT's included; now" if continued else f"{state.step:,}"
+    )
     return {
         "data": config.dataset,
         "updates": f"{updates} of {config.global_batch_size * config.block_size:,} tokens",
         **({} if continued else {"tokens seen": f"{state.tokens:,}"}),
-        "learning rate": f"{config.learning_rate:g}" + (f", down to {config.min_lr:g}" if config.decay_lr else ""),
+        "learning rate": f"{config.learning_rate:g}"
+        + (f", down to {config.min_lr:g}" if config.decay_lr else ""),
         "weight decay, β1, β2": f"{config.weight_decay:g}, {config.beta1:g}, {config.beta2:g}",
         "loss on the val split": loss,
     }
@@ -91,11 +98,18 @@ def _told(origin: str | None, as_imported: bool) -> str:
     if origin is None:
         return f"A GPT-2 pretrained with nanogpt-dist {__version__}."
     kind, _, where = origin.rpartition(": ")
-    whose = where if REPOSITORY.fullmatch(origin) else PurePath(where).name or where  # a path is nobody's business
+    # a path is nobody's business
+    whose = where if REPOSITORY.fullmatch(origin) else PurePath(where).name or where
     base = f"`{one_line(whose).replace('`', '')}`" + (f" ({kind})" if kind else "")
     if as_imported:
-        return f"The weights of {base}, as they came; nanogpt-dist {__version__} wrote them in this form."
-    return f"A GPT-2 that began with the weights of {base} and was trained further with nanogpt-dist {__version__}."
+        return (
+            f"The weights of {base}, as they came; nanogpt-dist {__version__} wrote them in this "
+            "form."
+        )
+    return (
+        f"A GPT-2 that began with the weights of {base} and was trained further with nanogpt-dist "
+        f"{__version__}."
+    )
 
 
 def _in_table(value: str) -> str:

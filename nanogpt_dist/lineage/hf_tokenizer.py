@@ -1,6 +1,7 @@
 """A tokenizer as the files that transformers' AutoTokenizer reads, and back. No torch.
 
-In their files "<|endoftext|>" within a text is the special token; to `nanogpt prepare` it is ordinary text.
+In their files "<|endoftext|>" within a text is the special token; to `nanogpt prepare` it is
+ordinary text.
 """
 
 import json
@@ -19,7 +20,9 @@ ONE_CHARACTER = r"[\s\S]"
 
 
 def of_source(source: Source) -> Tokenizer:
-    """The tokenizer of the weights' text. Raises MissingInputError where there is none, BadDataError."""
+    """The tokenizer of the weights' text. Raises MissingInputError where there is none,
+    BadDataError.
+    """
     if source.ours:
         return load(source.folder / "tokenizer.json")
     if source.name in OPENAI:
@@ -35,11 +38,15 @@ def of_folder(folder: Path) -> Tokenizer:
         return open_tokenizer(str(folder / "tokenizer.json"))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return of_gpt2_files(folder)
-    raise MissingInputError(f"{folder} has no tokenizer.json; copy the one that belongs to the model into it")
+    raise MissingInputError(
+        f"{folder} has no tokenizer.json; copy the one that belongs to the model into it"
+    )
 
 
 def write(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, of a BPE also vocab.json and merges.txt. Raises StorageError."""
+    """Write tokenizer.json and tokenizer_config.json, of a BPE also vocab.json and merges.txt.
+    Raises StorageError.
+    """
     content = to_hugging_face(tokenizer)
     _write(folder / "tokenizer.json", content)
     end = tokenizer.end_of_text
@@ -71,11 +78,19 @@ def to_hugging_face(tokenizer: Tokenizer) -> dict[str, Any]:
         after: dict[str, Any] = {"type": "Fuse"}
     else:
         model = _pairs(tokenizer)
-        after = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        after = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
         before = after
         if tokenizer.pattern is None or tokenizer.pattern.text != patterns.GPT2.text:
             text = tokenizer.pattern.text if tokenizer.pattern else ONE_CHARACTER
-            before = {"type": "Sequence", "pretokenizers": [_split(text), {**after, "use_regex": False}]}
+            before = {
+                "type": "Sequence",
+                "pretokenizers": [_split(text), {**after, "use_regex": False}],
+            }
     return {
         "version": "1.0",
         "truncation": None,
@@ -101,7 +116,9 @@ def _pairs(tokenizer: Tokenizer) -> dict[str, Any]:
         "byte_fallback": False,
         "ignore_merges": True,  # a whole piece that is a token is that token, as tiktoken has it
         "vocab": {token: number for number, token in enumerate(printable)},
-        "merges": [[bpe.to_printable(a), bpe.to_printable(b)] for a, b in bpe.merges_of(tokenizer.tokens)],
+        "merges": [
+            [bpe.to_printable(a), bpe.to_printable(b)] for a, b in bpe.merges_of(tokenizer.tokens)
+        ],
     }
 
 

@@ -1,7 +1,8 @@
-"""Weights of Hugging Face's GPT2LMHeadModel, in and out; of our own checkpoints, too, where they begin a new run.
+"""Weights of Hugging Face's GPT2LMHeadModel, in and out; of our own checkpoints, too, where they
+begin a new run.
 
-Names are ours. Their Conv1D keeps (in, out) where nn.Linear keeps (out, in). OpenAI's own files leave `transformer.`
-out, and have the causal mask beside the weights.
+Names are ours. Their Conv1D keeps (in, out) where nn.Linear keeps (out, in). OpenAI's own files
+leave `transformer.` out, and have the causal mask beside the weights.
 """
 
 import json
@@ -18,13 +19,25 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError
 from nanogpt_dist.lineage import hf_tokenizer
-from nanogpt_dist.lineage.source import CONFIG, GELU, HEAD, OURS, TABLE, WEIGHTS, Source, has_other_head, weight_files
+from nanogpt_dist.lineage.source import (
+    CONFIG,
+    GELU,
+    HEAD,
+    OURS,
+    TABLE,
+    WEIGHTS,
+    Source,
+    has_other_head,
+    weight_files,
+)
 from nanogpt_dist.model import GPT
 from nanogpt_dist.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.tokenizer import Tokenizer
 
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-KNOWN = re.compile(r"(wte|wpe|ln_f|lm_head|h\.\d+\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj))\.\w+")
+KNOWN = re.compile(
+    r"(wte|wpe|ln_f|lm_head|h\.\d+\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj))\.\w+"
+)
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers of old files
 
 Weights = Callable[[str], Tensor]  # by our name, whole
@@ -32,13 +45,17 @@ Weights = Callable[[str], Tensor]  # by our name, whole
 
 @torch.no_grad()
 def load(source: Source, model: GPT) -> GPT:
-    """Fill `model`, whole or sharded, with the weights of `source`, of which the first block_size positions count.
+    """Fill `model`, whole or sharded, with the weights of `source`, of which the first block_size
+    positions count.
 
     One tensor at a time is in memory. Raises BadDataError where they are of another architecture.
     """
     tied = model.config.tied_head
-    if tied and not source.ours and has_other_head(source.folder):  # fetched just now, after the model was laid out
-        raise BadDataError(f"{source.name}: {HEAD} is not the token table, as {CONFIG} says; type the same again")
+    # fetched just now, after the model was laid out
+    if tied and not source.ours and has_other_head(source.folder):
+        raise BadDataError(
+            f"{source.name}: {HEAD} is not the token table, as {CONFIG} says; type the same again"
+        )
     with _opened(source, tied) as weight:
         for name, target in model.named_parameters():
             whole = weight(name)
@@ -52,7 +69,9 @@ def load(source: Source, model: GPT) -> GPT:
 
 
 def model_of(source: Source, config: ModelConfig, device: torch.device) -> GPT:
-    """The model of `source` in evaluation mode; config: its architecture, with a block_size as long or shorter."""
+    """The model of `source` in evaluation mode; config: its architecture, with a block_size as long
+    or shorter.
+    """
     with torch.device("meta"):
         model = GPT(config)
     return load(source, model.to_empty(device=device).tie()).eval()
@@ -74,23 +93,33 @@ def _opened(source: Source, tied: bool) -> Iterator[Weights]:
         return
     with ExitStack() as stack:
         try:
-            files = [stack.enter_context(safe_open(path, framework="pt")) for path in weight_files(source.folder)]
-            places = {name.removeprefix("transformer."): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+            files = [
+                stack.enter_context(safe_open(path, framework="pt"))
+                for path in weight_files(source.folder)
+            ]
+            places = {
+                name.removeprefix("transformer."): (file, name) for file in files for name in file
+            }
         except (SafetensorError, OSError) as error:
             raise BadDataError(f"the weights of {source.name} cannot be read: {error}") from None
         _refuse_unknown(source, places)
 
         def theirs(name: str) -> Tensor:
             short = name.removeprefix("transformer.")
-            if short == TABLE and TABLE not in places and tied:  # a file may hold either name of the two
+            # a file may hold either name of the two
+            if short == TABLE and TABLE not in places and tied:
                 short = HEAD
             if short not in places:
-                raise BadDataError(f"{source.name} has no {short}: it is no GPT-2, or of another architecture")
+                raise BadDataError(
+                    f"{source.name} has no {short}: it is no GPT-2, or of another architecture"
+                )
             file, stored_as = places[short]
             try:
                 tensor = file.get_tensor(stored_as).float()
             except SafetensorError as error:
-                raise BadDataError(f"the weights of {source.name} cannot be read: {error}") from None
+                raise BadDataError(
+                    f"the weights of {source.name} cannot be read: {error}"
+                ) from None
             return tensor.t() if name.endswith(CONV1D) else tensor
 
         yield theirs
@@ -99,22 +128,33 @@ def _opened(source: Source, tied: bool) -> Iterator[Weights]:
 def _refuse_unknown(source: Source, names: Iterable[str]) -> None:
     strange = [name for name in names if not KNOWN.fullmatch(name) and not MASKS.fullmatch(name)]
     if strange:
-        raise BadDataError(f"{source.name} has {strange[0][:60]}, which no GPT-2 has; choose a GPT-2")
+        raise BadDataError(
+            f"{source.name} has {strange[0][:60]}, which no GPT-2 has; choose a GPT-2"
+        )
 
 
 # ---- out
 
 
 def export(
-    out: Path, config: TrainConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, card: str, step: int = 0
+    out: Path,
+    config: TrainConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    card: str,
+    step: int = 0,
 ) -> None:
-    """Write a folder that GPT2LMHeadModel, AutoTokenizer and `nanogpt import hf` read; whole, or not at all.
+    """Write a folder that GPT2LMHeadModel, AutoTokenizer and `nanogpt import hf` read; whole, or
+    not at all.
 
-    weights: by our names, fp32. A model without biases gets zeros. Rows of the token table without an id in the
-    tokenizer are left out. Raises ConfigError for an architecture that is not GPT-2's, CannotCreateError, StorageError.
+    weights: by our names, fp32. A model without biases gets zeros. Rows of the token table without
+    an id in the tokenizer are left out. Raises ConfigError for an architecture that is not GPT-2's,
+    CannotCreateError, StorageError.
     """
     if options := [name for name in config.beyond_gpt2() if name != "tied_head"]:
-        raise ConfigError(f"GPT2LMHeadModel has no {', '.join(options)}: such a model cannot be exported to it")
+        raise ConfigError(
+            f"GPT2LMHeadModel has no {', '.join(options)}: such a model cannot be exported to it"
+        )
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another folder")
 
@@ -140,7 +180,11 @@ def theirs(weights: dict[str, Tensor], config: ModelConfig, n_vocab: int) -> dic
         if name in ("transformer.wte.weight", "lm_head.weight"):
             tensor = tensor[:n_vocab]
         found[name] = (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
-        if not config.bias and name.endswith(".weight") and not re.search(r"\b(wte|wpe|lm_head)\b", name):
+        if (
+            not config.bias
+            and name.endswith(".weight")
+            and not re.search(r"\b(wte|wpe|lm_head)\b", name)
+        ):
             found[name.removesuffix("weight") + "bias"] = torch.zeros(tensor.size(0))
     return found
 

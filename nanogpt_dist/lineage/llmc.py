@@ -1,7 +1,9 @@
-"""llm.c's files, out: weights that its train_gpt2 begins with, and the vocabulary that it prints text with.
+"""llm.c's files, out: weights that its train_gpt2 begins with, and the vocabulary that it prints
+text with.
 
-Weights: 256 little-endian int32 (magic, version 3 for fp32, block_size, vocabulary, layers, heads, width, rows of the
-table), then the tensors in the order of TENSORS, each over all layers, (out, in) as here. Its shards are our shards.
+Weights: 256 little-endian int32 (magic, version 3 for fp32, block_size, vocabulary, layers, heads,
+width, rows of the table), then the tensors in the order of TENSORS, each over all layers, (out, in)
+as here. Its shards are our shards.
 """
 
 from collections.abc import Iterator
@@ -23,20 +25,36 @@ LAYERS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"
 MODEL, VOCABULARY = "gpt2_124M.bin", "gpt2_tokenizer.bin"  # the names that its CPU trainer opens
 
 
-def write(out: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, step: int = 0) -> Path:
-    """Write the folder `out` with both files; returns it. Zeros stand for biases that are not there.
+def write(
+    out: Path,
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    step: int = 0,
+) -> Path:
+    """Write the folder `out` with both files; returns it. Zeros stand for biases that are not
+    there.
 
-    Raises ConfigError for an architecture that is not GPT-2's or that llm.c computes otherwise, CannotCreateError,
-    StorageError.
+    Raises ConfigError for an architecture that is not GPT-2's or that llm.c computes otherwise,
+    CannotCreateError, StorageError.
     """
     if options := config.beyond_gpt2():
-        raise ConfigError(f"llm.c has no {', '.join(options)}: such a model cannot be exported to it")
+        raise ConfigError(
+            f"llm.c has no {', '.join(options)}: such a model cannot be exported to it"
+        )
     if config.gelu != "tanh":
-        raise ConfigError("llm.c has the tanh form of GELU, this model the exact one: it would compute something else")
+        raise ConfigError(
+            "llm.c has the tanh form of GELU, this model the exact one: it would compute something "
+            "else"
+        )
     if max(map(len, tokenizer.tokens)) > 255:
-        raise ConfigError(f"{tokenizer.name} has a token of more than 255 bytes, which llm.c's file cannot hold")
+        raise ConfigError(
+            f"{tokenizer.name} has a token of more than 255 bytes, which llm.c's file cannot hold"
+        )
     if tokenizer.eot_id is None:
-        raise ConfigError(f"{tokenizer.name} has no end of text, which llm.c begins its samples with")
+        raise ConfigError(
+            f"{tokenizer.name} has no end of text, which llm.c begins its samples with"
+        )
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another folder")
 
@@ -49,7 +67,9 @@ def write(out: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer:
 
 
 def model_pieces(config: ModelConfig, weights: dict[str, Tensor], n_vocab: int) -> Iterator[bytes]:
-    """The weight file, piece by piece. n_vocab: ids of the tokenizer; the table's other rows are padding."""
+    """The weight file, piece by piece. n_vocab: ids of the tokenizer; the table's other rows are
+    padding.
+    """
     rows = -(-n_vocab // MULTIPLE) * MULTIPLE
     table = torch.zeros(rows, config.n_embd)
     table[:n_vocab] = weights["transformer.wte.weight"][:n_vocab]

@@ -1,7 +1,9 @@
-"""nanoGPT's ckpt.pt, in and out. Nothing in it is executed: torch reads tensors and plain values only.
+"""nanoGPT's ckpt.pt, in and out. Nothing in it is executed: torch reads tensors and plain values
+only.
 
-The file is {model, optimizer, model_args, iter_num, best_val_loss, config}. Of AdamW's state the parameters have
-numbers: first those of two dimensions and more in the order of the model, then the others.
+The file is {model, optimizer, model_args, iter_num, best_val_loss, config}. Of AdamW's state the
+parameters have numbers: first those of two dimensions and more in the order of the model, then the
+others.
 """
 
 import os
@@ -24,14 +26,16 @@ from nanogpt_dist.storage.durable import shown, told
 from nanogpt_dist.tokenizer import Tokenizer, gpt2
 from nanogpt_dist.vocabularies import of_nanogpt_meta
 
-ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")  # of its GPTConfig
+# of its GPTConfig
+ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
 PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DDP put in front of a name
 FINGERPRINT = "tokenizer_fingerprint"  # a key of ours beside nanoGPT's own, which it leaves alone
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = True) -> Foreign:
-    """What is in a ckpt.pt. tokenizer: of its text; None: GPT-2's, or the meta.pkl of its data set where that is found.
+    """What is in a ckpt.pt. tokenizer: of its text; None: GPT-2's, or the meta.pkl of its data set
+    where that is found.
 
     Raises MissingInputError, BadDataError.
     """
@@ -44,7 +48,10 @@ def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = 
     ):
         raise BadDataError(f"{shown(path)} has no model and model_args: it is none of nanoGPT's")
     recipe = content["config"] if isinstance(content.get("config"), dict) else {}
-    settings = {**settings_of(recipe), **{name: arguments[name] for name in ARGUMENTS if name in arguments}}
+    settings = {
+        **settings_of(recipe),
+        **{name: arguments[name] for name in ARGUMENTS if name in arguments},
+    }
     settings.pop("out_dir", None)
     settings.pop("init_from", None)
     try:
@@ -53,11 +60,18 @@ def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = 
         raise BadDataError(f"{shown(path)}: {error}") from None
     weights = _weights(raw, path)
     step, loss = _whole(content.get("iter_num", 0), path), _loss(content.get("best_val_loss"))
-    state = TrainState(step=step, tokens=step * config.global_batch_size * config.block_size, val_loss=loss)
-    moments = _moments(content.get("optimizer"), config.architecture(), path) if with_optimizer else {}
+    state = TrainState(
+        step=step, tokens=step * config.global_batch_size * config.block_size, val_loss=loss
+    )
+    moments = (
+        _moments(content.get("optimizer"), config.architecture(), path) if with_optimizer else {}
+    )
     known = content[FINGERPRINT] if isinstance(content.get(FINGERPRINT), str) else None
     if tokenizer and known and tokenizer.fingerprint != known:
-        raise BadDataError(f"{shown(path)} was trained with another tokenizer than that {tokenizer.name}; give its own")
+        raise BadDataError(
+            f"{shown(path)} was trained with another tokenizer than that {tokenizer.name}; give "
+            "its own"
+        )
     found = tokenizer or _tokenizer(path, config, recipe, known)
     return Foreign(config, weights, found, f"nanoGPT: {path.name}", moments, state)
 
@@ -93,7 +107,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
-    """By our names, fp32; without the causal masks of old versions, and without the head, which is the token table."""
+    """By our names, fp32; without the causal masks of old versions, and without the head, which is
+    the token table.
+    """
     found: dict[str, Tensor] = {}
     for key, tensor in raw.items():
         name = str(key)
@@ -105,7 +121,9 @@ def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
             found[name] = tensor.float().contiguous()
     head, table = found.pop("lm_head.weight", None), found.get("transformer.wte.weight")
     if head is not None and (table is None or not torch.equal(head, table)):
-        raise BadDataError(f"{shown(path)}: the head is not the token table, so it is none of nanoGPT's")
+        raise BadDataError(
+            f"{shown(path)}: the head is not the token table, so it is none of nanoGPT's"
+        )
     return found
 
 
@@ -124,7 +142,9 @@ def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tenso
         return {}
     names = ordered_names(config)
     if not isinstance(state, dict) or set(state) != set(range(len(names))):
-        raise BadDataError(f"{shown(path)}: its optimizer has other parameters than its model; add --no-optimizer")
+        raise BadDataError(
+            f"{shown(path)}: its optimizer has other parameters than its model; add --no-optimizer"
+        )
     found = {}
     for number, name in enumerate(names):
         for kind in MOMENTS:
@@ -135,14 +155,22 @@ def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tenso
     return found
 
 
-def _tokenizer(path: Path, config: TrainConfig, recipe: dict[str, Any], known: str | None) -> Tokenizer:
+def _tokenizer(
+    path: Path,
+    config: TrainConfig,
+    recipe: dict[str, Any],
+    known: str | None,
+) -> Tokenizer:
     """The characters in the meta.pkl of the data set, or else GPT-2's where the sizes are its own.
 
-    A meta.pkl lies beside other checkpoints, too: it counts where it has the fingerprint `known`, or without that as
-    many ids as the model has rows, as train.py makes them.
+    A meta.pkl lies beside other checkpoints, too: it counts where it has the fingerprint `known`,
+    or without that as many ids as the model has rows, as train.py makes them.
     """
     name, rows = str(recipe.get("dataset", "")), config.vocab_size
-    folders = [path.parent, *(parent / "data" / name for parent in list(path.resolve().parents)[:3] if name)]
+    folders = [
+        path.parent,
+        *(parent / "data" / name for parent in list(path.resolve().parents)[:3] if name),
+    ]
     metas = [folder / "meta.pkl" for folder in folders if (folder / "meta.pkl").is_file()]
     for meta in metas:
         found = of_nanogpt_meta(meta)
@@ -151,9 +179,14 @@ def _tokenizer(path: Path, config: TrainConfig, recipe: dict[str, Any], known: s
     if rows in (50257, 50304) and known in (None, gpt2().fingerprint):
         return gpt2()
     if metas:
-        raise BadDataError(f"{shown(metas[0])} is not of {path.name}, with {rows} ids: type --tokenizer PATH/meta.pkl")
+        raise BadDataError(
+            f"{shown(metas[0])} is not of {path.name}, with {rows} ids: type --tokenizer "
+            "PATH/meta.pkl"
+        )
     wanted = "a tokenizer.json or meta.pkl of its own" if known else "PATH/meta.pkl"
-    raise MissingInputError(f"{path.name} has {rows} ids and no meta.pkl: type --tokenizer {wanted}")
+    raise MissingInputError(
+        f"{path.name} has {rows} ids and no meta.pkl: type --tokenizer {wanted}"
+    )
 
 
 # ---- out
@@ -167,31 +200,46 @@ def write(
     state: TrainState,
     tokenizer: Tokenizer,
 ) -> None:
-    """Write a ckpt.pt that nanoGPT's sample.py and train.py load; of a `char` tokenizer also meta.pkl beside it.
+    """Write a ckpt.pt that nanoGPT's sample.py and train.py load; of a `char` tokenizer also
+    meta.pkl beside it.
 
     Raises ConfigError for an architecture that nanoGPT has not, CannotCreateError, StorageError.
     """
     if options := config.beyond_gpt2():
-        raise ConfigError(f"nanoGPT has no {', '.join(options)}: such a model cannot be exported to it")
+        raise ConfigError(
+            f"nanoGPT has no {', '.join(options)}: such a model cannot be exported to it"
+        )
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another file")
     meta = _meta_beside(out, tokenizer)
     names = ordered_names(config.architecture())
     matrices = sum(1 for name in names if weights[name].ndim >= 2)
-    groups = [(list(range(matrices)), config.weight_decay), (list(range(matrices, len(names))), 0.0)]
-    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    groups = [
+        (list(range(matrices)), config.weight_decay),
+        (list(range(matrices, len(names))), 0.0),
+    ]
+    optimizer = torch.optim.AdamW(
+        [torch.zeros(1)], lr=config.learning_rate, betas=(config.beta1, config.beta2)
+    )
     common = optimizer.state_dict()["param_groups"][0]
     dataset = Path(config.dataset).name
     content = {
         "model": {**weights, "lm_head.weight": weights["transformer.wte.weight"]},
         "optimizer": {
-            "state": {i: {k: moments[f"{n}.{k}"] for k in MOMENTS} for i, n in enumerate(names)} if moments else {},
-            "param_groups": [{**common, "params": numbers, "weight_decay": decay} for numbers, decay in groups],
+            "state": {i: {k: moments[f"{n}.{k}"] for k in MOMENTS} for i, n in enumerate(names)}
+            if moments
+            else {},
+            "param_groups": [
+                {**common, "params": numbers, "weight_decay": decay} for numbers, decay in groups
+            ],
         },
         "model_args": {name: getattr(config, name) for name in ARGUMENTS},
         "iter_num": state.step,
         "best_val_loss": 1e9 if state.best_val_loss is None else state.best_val_loss,
-        "config": {**config.model_dump(include=set(TrainConfig.model_fields), exclude_none=True), "dataset": dataset},
+        "config": {
+            **config.model_dump(include=set(TrainConfig.model_fields), exclude_none=True),
+            "dataset": dataset,
+        },
         FINGERPRINT: tokenizer.fingerprint,
     }
     real = Path(os.path.realpath(out))  # a link to what is not there yet stays a link
@@ -213,7 +261,8 @@ def write(
 def _meta_beside(out: Path, tokenizer: Tokenizer) -> bytes | None:
     """The meta.pkl that belongs to `out`: the characters of a `char` tokenizer; None for any other.
 
-    Raises CannotCreateError where the folder has one of other characters: that belongs to another ckpt.pt.
+    Raises CannotCreateError where the folder has one of other characters: that belongs to another
+    ckpt.pt.
     """
     if tokenizer.kind != "char":
         return None
@@ -221,7 +270,9 @@ def _meta_beside(out: Path, tokenizer: Tokenizer) -> bytes | None:
     numbers = {name: number for number, name in names.items()}
     beside = out.with_name("meta.pkl")
     if beside.exists() and _fingerprint(beside) != tokenizer.fingerprint:
-        raise CannotCreateError(f"{shown(beside)} is of another model; give a file in another folder")
+        raise CannotCreateError(
+            f"{shown(beside)} is of another model; give a file in another folder"
+        )
     return plain_bytes({"vocab_size": len(names), "itos": names, "stoi": numbers})
 
 

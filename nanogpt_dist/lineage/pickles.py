@@ -1,7 +1,9 @@
-"""A pickle of plain values, read without executing anything, and written: nanoGPT's meta.pkl, dicts of str and int.
+"""A pickle of plain values, read without executing anything, and written: nanoGPT's meta.pkl, dicts
+of str and int.
 
-A pickle is a program for a small stack machine. Of its instructions only those are known here that put strings,
-numbers and containers together; one that would look up a function or call it is refused, as is any other.
+A pickle is a program for a small stack machine. Of its instructions only those are known here that
+put strings, numbers and containers together; one that would look up a function or call it is
+refused, as is any other.
 
 Source: the documentation of Python's `pickletools`, which takes the instructions apart.
 """
@@ -16,7 +18,18 @@ from nanogpt_dist.storage.durable import shown, told
 MAX_BYTES = 64 << 20
 # Instructions that push a value which stands in them, and those that only frame the program.
 VALUES = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "LONG", "NONE", "NEWTRUE", "NEWFALSE"),
+    *(
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "LONG4",
+        "LONG",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+    ),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "FLOAT", "BINFLOAT"),
 }
 FRAMES = {"PROTO", "FRAME"}
@@ -24,19 +37,27 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 def read_plain(path: Path) -> Any:
-    """The dict, list, str, int, float, bool or None in a pickle. Raises MissingInputError, BadDataError."""
+    """The dict, list, str, int, float, bool or None in a pickle. Raises MissingInputError,
+    BadDataError.
+    """
     if not path.is_file():
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
     with told(path), path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise BadDataError(f"{shown(path)} is longer than {MAX_BYTES:,} bytes: too long for a vocabulary")
+        raise BadDataError(
+            f"{shown(path)} is longer than {MAX_BYTES:,} bytes: too long for a vocabulary"
+        )
     try:
         return _run(data)
     except _RefusedError as error:
-        raise BadDataError(f"{shown(path)} holds more than plain values ({error}); it was not executed") from None
+        raise BadDataError(
+            f"{shown(path)} holds more than plain values ({error}); it was not executed"
+        ) from None
     except Exception as error:  # pickletools has no error of its own
-        raise BadDataError(f"{shown(path)} is no pickle of plain values: {clipped(str(error), 60)}") from None
+        raise BadDataError(
+            f"{shown(path)} is no pickle of plain values: {clipped(str(error), 60)}"
+        ) from None
 
 
 class _RefusedError(Exception):
@@ -120,7 +141,9 @@ def plain_bytes(value: dict[Any, Any]) -> bytes:
 
 def _encoded(value: Any) -> bytes:
     if isinstance(value, dict):
-        return b"}(" + b"".join(_encoded(key) + _encoded(item) for key, item in value.items()) + b"u"
+        return (
+            b"}(" + b"".join(_encoded(key) + _encoded(item) for key, item in value.items()) + b"u"
+        )
     if isinstance(value, str):
         data = value.encode("utf-8", "surrogatepass")
         return b"X" + len(data).to_bytes(4, "little") + data

@@ -1,4 +1,6 @@
-"""nanoGPT's config/*.py as settings of ours: each assignment is read as a literal, nothing is executed. No torch."""
+"""nanoGPT's config/*.py as settings of ours: each assignment is read as a literal, nothing is
+executed. No torch.
+"""
 
 import ast
 import operator
@@ -18,7 +20,12 @@ ELSEWHERE = {
     "start": "what a sample goes on from is --prompt TEXT or --prompt FILE:path",
 }
 OPERATORS = {
-    **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv},
+    **{
+        ast.Add: operator.add,
+        ast.Sub: operator.sub,
+        ast.Mult: operator.mul,
+        ast.Div: operator.truediv,
+    },
     **{ast.FloorDiv: operator.floordiv, ast.Pow: operator.pow},
 }
 
@@ -26,7 +33,8 @@ OPERATORS = {
 def read(path: Path) -> dict[str, Any]:
     """The settings in a config of nanoGPT's, under our names and with nanoGPT's own defaults.
 
-    Raises MissingInputError; ConfigError where an assignment is not a literal, or arithmetic with literals.
+    Raises MissingInputError; ConfigError where an assignment is not a literal, or arithmetic with
+    literals.
     """
     return {**DEFAULTS, **settings_of(_assignments(path))}
 
@@ -41,7 +49,9 @@ def _assignments(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         tree = ast.parse(text)
     except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path") from None
+        raise MissingInputError(
+            f"{shown(path)} does not exist or is not a file; check the path"
+        ) from None
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ConfigError(f"{shown(path)} cannot be read as Python: {error}") from None
     found: dict[str, Any] = {}
@@ -49,27 +59,48 @@ def _assignments(path: Path) -> dict[str, Any]:
         where = f"{shown(path)}:{statement.lineno}"
         if isinstance(statement, ast.Import | ast.ImportFrom) or _is_text(statement):
             continue
-        if not (isinstance(statement, ast.Assign) and all(isinstance(each, ast.Name) for each in statement.targets)):
-            raise ConfigError(f"{where} is no assignment NAME = VALUE; configs are read, not executed")
+        if not (
+            isinstance(statement, ast.Assign)
+            and all(isinstance(each, ast.Name) for each in statement.targets)
+        ):
+            raise ConfigError(
+                f"{where} is no assignment NAME = VALUE; configs are read, not executed"
+            )
         names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
         try:
             value = _value(statement.value, found)
         except (ValueError, TypeError, ArithmeticError, RecursionError):
             if names == ["wandb_run_name"]:  # mostly made from the clock
                 continue
-            raise ConfigError(f"{where}: {names[0]} is not a literal; write its value there") from None
+            raise ConfigError(
+                f"{where}: {names[0]} is not a literal; write its value there"
+            ) from None
         found.update(dict.fromkeys(names, value))
     return found
 
 
 def settings_of(given: dict[str, Any]) -> dict[str, Any]:
-    """nanoGPT's settings, as a config or a checkpoint has them, under our names; what is not one here is left out."""
-    kept = {name: value for name, value in given.items() if name in TrainConfig.model_fields and value is not None}
+    """nanoGPT's settings, as a config or a checkpoint has them, under our names; what is not one
+    here is left out.
+    """
+    kept = {
+        name: value
+        for name, value in given.items()
+        if name in TrainConfig.model_fields and value is not None
+    }
     if "dataset" in kept and "/" not in str(kept["dataset"]):
         kept["dataset"] = f"data/{kept['dataset']}"
     if "device" in kept:
         kept["device"] = str(kept["device"]).partition(":")[0]
-    for name in ("learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "dropout"):
+    for name in (
+        "learning_rate",
+        "min_lr",
+        "weight_decay",
+        "beta1",
+        "beta2",
+        "grad_clip",
+        "dropout",
+    ):
         if type(kept.get(name)) is int:
             kept[name] = float(kept[name])
     return kept
@@ -81,7 +112,9 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _value(node: ast.expr, known: dict[str, Any]) -> Any:
-    """A literal, the value of an earlier name, or arithmetic with such. Raises ValueError and what arithmetic does."""
+    """A literal, the value of an earlier name, or arithmetic with such. Raises ValueError and what
+    arithmetic does.
+    """
     if isinstance(node, ast.Name) and node.id in known:
         return known[node.id]
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:

@@ -1,4 +1,6 @@
-"""The documents of a split: each one by its number, and which of them a window of tokens overlaps."""
+"""The documents of a split: each one by its number, and which of them a window of tokens
+overlaps.
+"""
 
 import numpy as np
 
@@ -20,9 +22,13 @@ class Documents:
         return len(self.ends)
 
     def ids(self, number: int) -> np.ndarray:
-        """The ids of a document, (N,), without its end of text. Raises UsageError for a number that is not there."""
+        """The ids of a document, (N,), without its end of text. Raises UsageError for a number that
+        is not there.
+        """
         if not 0 <= number < len(self):
-            raise UsageError(f"no document {number:,}: {self.name} has {len(self):,}; give 0 to {len(self) - 1}")
+            raise UsageError(
+                f"no document {number:,}: {self.name} has {len(self):,}; give 0 to {len(self) - 1}"
+            )
         start = int(self.ends[number - 1]) if number else 0
         ids = self.split.read(start, int(self.ends[number]) - start)
         if self.eot == "append" and len(ids) and ids[-1] == self.eot_id:

@@ -11,33 +11,51 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.shards.manifest import MANIFEST, FileRecord
 from nanogpt_dist.storage.durable import open_plain, shown, told
 
-MAX_OPEN = 64  # shards of one folder; a process may have 256 (macOS) or 1,024 (Linux) files, and there are other users
+# shards of one folder; a process may have 256 (macOS) or 1,024 (Linux) files, and there are other
+# users
+MAX_OPEN = 64
 
 
 def check_size(path: Path, record: FileRecord) -> None:
-    """Raises BadDataError where `path` is a link, no file, or of another size than in its record; StorageError."""
+    """Raises BadDataError where `path` is a link, no file, or of another size than in its record;
+    StorageError.
+    """
     with told(path):
         if path.is_symlink():
-            raise BadDataError(f"{shown(path)} is a symbolic link, which is not followed; put the file itself there")
+            raise BadDataError(
+                f"{shown(path)} is a symbolic link, which is not followed; put the file itself "
+                "there"
+            )
         if not path.is_file():
-            raise BadDataError(f"{shown(path)} is missing; restore a copy or prepare the data again")
+            raise BadDataError(
+                f"{shown(path)} is missing; restore a copy or prepare the data again"
+            )
         size = path.stat().st_size
     if size != record.bytes:
-        raise BadDataError(f"{shown(path)} has {size:,} bytes, expected {record.bytes:,}; prepare the data again")
+        raise BadDataError(
+            f"{shown(path)} has {size:,} bytes, expected {record.bytes:,}; prepare the data again"
+        )
 
 
 def read_checked(path: Path, record: FileRecord) -> bytes:
-    """All bytes of a small file. Raises BadDataError where they are not those of the record, StorageError."""
+    """All bytes of a small file. Raises BadDataError where they are not those of the record,
+    StorageError.
+    """
     check_size(path, record)
     with told(path), open_plain(path) as file:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise BadDataError(f"{shown(path)} is damaged: its sha256 is not the one in {MANIFEST}; prepare the data again")
+        raise BadDataError(
+            f"{shown(path)} is damaged: its sha256 is not the one in {MANIFEST}; prepare the data "
+            "again"
+        )
     return data
 
 
 class OpenFile:
-    """A file open for reading, until nobody holds this object. state: what tells it from a changed one."""
+    """A file open for reading, until nobody holds this object. state: what tells it from a changed
+    one.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,7 +87,8 @@ class OpenFiles:
         return len(self._files)
 
     def get(self, path: Path) -> OpenFile:
-        """The file, opened now unless it is open. It stays open as long as it is held, also where others push it out.
+        """The file, opened now unless it is open. It stays open as long as it is held, also where
+        others push it out.
 
         Raises StorageError.
         """

@@ -1,6 +1,8 @@
-"""A file of ids that another program wrote, nanoGPT raw or llm.c with a header: what it is, and what is in it.
+"""A file of ids that another program wrote, nanoGPT raw or llm.c with a header: what it is, and
+what is in it.
 
-Source of the formats: nanoGPT's data/*/prepare.py; llm.c's dev/data/data_common.py, which modded-nanogpt follows.
+Source of the formats: nanoGPT's data/*/prepare.py; llm.c's dev/data/data_common.py, which
+modded-nanogpt follows.
 """
 
 import hashlib
@@ -19,7 +21,8 @@ from nanogpt_dist.shards.scan import Meter, read_blocks
 from nanogpt_dist.storage.durable import open_plain, shown, told
 from nanogpt_dist.tokenizer import Tokenizer
 
-SAMPLE_BYTES, SAMPLE_WORDS = 1 << 16, 4  # what is looked at of a file, and how many 64-bit words tell something
+# what is looked at of a file, and how many 64-bit words tell something
+SAMPLE_BYTES, SAMPLE_WORDS = 1 << 16, 4
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Foreign:
 def look_at(path: Path, uint32: bool | None, n_vocab: int) -> Foreign:
     """What a file of ids is, by its size and some of its bytes.
 
-    uint32: whether it holds 32-bit ids where it has no header; None: 16-bit ones, unless they look otherwise. n_vocab:
-    of the tokenizer that is said to have made them.
-    Raises BadDataError where it is neither form, StorageError.
+    uint32: whether it holds 32-bit ids where it has no header; None: 16-bit ones, unless they look
+    otherwise. n_vocab: of the tokenizer that is said to have made them. Raises BadDataError where
+    it is neither form, StorageError.
     """
     raw_width = 4 if uint32 else 2
     name = shown(path)
@@ -51,13 +54,17 @@ def look_at(path: Path, uint32: bool | None, n_vocab: int) -> Foreign:
         width, tokens = found
         if size != (expected := HEADER_BYTES + tokens * width):
             raise BadDataError(
-                f"{name} has {size:,} bytes, its header says {tokens:,} ids, so {expected:,}; get it again"
+                f"{name} has {size:,} bytes, its header says {tokens:,} ids, so {expected:,}; get "
+                "it again"
             )
-        return Foreign(path, "llm.c", width, tokens, size, "append" if _is_ours(head) else "prepend")
+        return Foreign(
+            path, "llm.c", width, tokens, size, "append" if _is_ours(head) else "prepend"
+        )
     _refuse_other_program(head, path)
     if size % raw_width:
         raise BadDataError(
-            f"{name} has {size:,} bytes and neither llm.c's header nor {8 * raw_width}-bit ids: cut off, or no ids"
+            f"{name} has {size:,} bytes and neither llm.c's header nor {8 * raw_width}-bit ids: "
+            "cut off, or no ids"
         )
     _refuse_wider(path, size, uint32, n_vocab)
     return Foreign(path, "raw", raw_width, size // raw_width, size, "append")
@@ -67,21 +74,29 @@ def _refuse_other_program(head: bytes, path: Path) -> None:
     """Raises BadDataError for files of known programs whose first bytes would be taken as ids."""
     if head.startswith(b"\x93NUMPY"):
         raise BadDataError(numpy_advice(path))
-    for magic, what in ((b"PK\x03\x04", "a zip archive, as torch.save writes"), (b"\x1f\x8b", "packed by gzip")):
+    for magic, what in (
+        (b"PK\x03\x04", "a zip archive, as torch.save writes"),
+        (b"\x1f\x8b", "packed by gzip"),
+    ):
         if head.startswith(magic):
-            raise BadDataError(f"{shown(path)} is {what}; write its ids as 16-bit integers and nothing else")
+            raise BadDataError(
+                f"{shown(path)} is {what}; write its ids as 16-bit integers and nothing else"
+            )
 
 
 def numpy_advice(path: Path) -> str:
     """How to make a file of ids of an array in numpy's own format."""
-    stem = path.stem if re.fullmatch(r"[\w.-]{1,40}", path.stem) else "FILE"  # what a shell does nothing with
+    # what a shell does nothing with
+    stem = path.stem if re.fullmatch(r"[\w.-]{1,40}", path.stem) else "FILE"
     name, new = f"{stem}.npy", f"{stem}.bin"
     line = f"import numpy; numpy.load('{name}').tofile('{new}')"
     return f'{shown(path)} has numpy\'s header; without it: python3 -c "{line}"'
 
 
 def _refuse_wider(path: Path, size: int, uint32: bool | None, n_vocab: int) -> None:
-    """Raises BadDataError where ids look as if they were wider than they are taken for: 32-bit, or 64-bit, ids."""
+    """Raises BadDataError where ids look as if they were wider than they are taken for: 32-bit, or
+    64-bit, ids.
+    """
     found = [_width_by_look(sample, n_vocab) for sample in _samples(path, size)]
     seems = found[0] if len(set(found)) == 1 else 2
     name = shown(path)
@@ -89,13 +104,13 @@ def _refuse_wider(path: Path, size: int, uint32: bool | None, n_vocab: int) -> N
         short, kind = ("uint16", "") if n_vocab <= 1 << 16 else ("uint32", ", then --uint32")
         there = path.name[-40:]
         raise BadDataError(
-            f"{name} looks like int64; python3 -c \"import numpy as n; n.fromfile('{there}','i8').astype('{short}')"
-            f".tofile('{short}-{there}')\"{kind}"
+            f'{name} looks like int64; python3 -c "import numpy as n; '
+            f"n.fromfile('{there}','i8').astype('{short}').tofile('{short}-{there}')\"{kind}"
         )
     if seems == 4 and uint32 is None and size % 4 == 0:
         raise BadDataError(
-            f"{name} looks like uint32 ids: every second 16 bits hold next to nothing; give --uint32, or "
-            "--no-uint32 if they are 16-bit all the same"
+            f"{name} looks like uint32 ids: every second 16 bits hold next to nothing; give "
+            "--uint32, or --no-uint32 if they are 16-bit all the same"
         )
 
 
@@ -109,9 +124,15 @@ def _samples(path: Path, size: int) -> Iterator[np.ndarray]:
 
 
 def _width_by_look(sample: np.ndarray, n_vocab: int) -> int:
-    """Bytes per id in a sample, 2, 4 or 8, by the upper halves, which are next to nothing in wider ids."""
+    """Bytes per id in a sample, 2, 4 or 8, by the upper halves, which are next to nothing in wider
+    ids.
+    """
     words, upper = sample.reshape(-1, 4), (n_vocab - 1) >> 16
-    if len(words) < SAMPLE_WORDS or int(words[:, ::2].max()) <= upper or (words[:, 1::2] > upper).any():
+    if (
+        len(words) < SAMPLE_WORDS
+        or int(words[:, ::2].max()) <= upper
+        or (words[:, 1::2] > upper).any()
+    ):
         return 2
     return 4 if words[:, 2:].any() else 8
 
@@ -127,7 +148,9 @@ def _is_ours(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Content:
-    """All that one pass over a file tells. eots: (N,) int64 positions of end of text; text_bytes: UTF-8 bytes."""
+    """All that one pass over a file tells. eots: (N,) int64 positions of end of text; text_bytes:
+    UTF-8 bytes.
+    """
 
     sha256: str
     crcs: np.ndarray
@@ -137,7 +160,8 @@ class Content:
 
 
 def read_through(file: Foreign, tokenizer: Tokenizer, lengths: np.ndarray, meter: Meter) -> Content:
-    """Read a file once. lengths: (n_vocab,) bytes of text of each id, as tokenizer.byte_lengths() tells.
+    """Read a file once. lengths: (n_vocab,) bytes of text of each id, as tokenizer.byte_lengths()
+    tells.
 
     Raises BadDataError at the first id that the tokenizer does not have, StorageError.
     """
@@ -157,12 +181,18 @@ def read_through(file: Foreign, tokenizer: Tokenizer, lengths: np.ndarray, meter
         if tokenizer.eot_id is not None:
             eots.append(np.flatnonzero(ids == tokenizer.eot_id) + position)
         position += len(ids)
-    return Content(digest.hexdigest(), np.array(crcs, "<u4"), largest, np.concatenate(eots), text_bytes)
+    return Content(
+        digest.hexdigest(), np.array(crcs, "<u4"), largest, np.concatenate(eots), text_bytes
+    )
 
 
 def _refuse(file: Foreign, ids: np.ndarray, position: int, tokenizer: Tokenizer) -> None:
     first = int(np.flatnonzero(ids >= tokenizer.n_vocab)[0])
-    hint = "; are they 16-bit, without --uint32?" if file.layout == "raw" and file.width == 4 else "; is it of another?"
+    hint = (
+        "; are they 16-bit, without --uint32?"
+        if file.layout == "raw" and file.width == 4
+        else "; is it of another?"
+    )
     raise BadDataError(
         f"{shown(file.path)}: id {ids[first]} at position {position + first:,} is not in tokenizer "
         f"{tokenizer.name[:20]}, 0 to {tokenizer.n_vocab - 1}{hint}"
@@ -170,16 +200,20 @@ def _refuse(file: Foreign, ids: np.ndarray, position: int, tokenizer: Tokenizer)
 
 
 def document_ends(sizes: list[int], eots: list[np.ndarray], eot: Eot | None) -> list[np.ndarray]:
-    """For each shard of a split, the positions in it behind the last id of each document that ends there, int64.
+    """For each shard of a split, the positions in it behind the last id of each document that ends
+    there, int64.
 
-    sizes: ids in each shard; eots: positions of end of text in each. append: a document ends behind each end of text;
-    prepend: before each, unless it is the split's first id; and in any case with the split's last id. A document may
-    cross shards.
+    sizes: ids in each shard; eots: positions of end of text in each. append: a document ends behind
+    each end of text; prepend: before each, unless it is the split's first id; and in any case with
+    the split's last id. A document may cross shards.
     """
     starts = np.cumsum([0, *sizes])
-    found = np.concatenate([positions + start for positions, start in zip(eots, starts, strict=False)])
+    found = np.concatenate(
+        [positions + start for positions, start in zip(eots, starts, strict=False)]
+    )
     ends = {"append": found + 1, "prepend": found[found > 0], None: found[:0]}[eot]
     if not len(ends) or ends[-1] != starts[-1]:
         ends = np.append(ends, starts[-1])
-    cuts = np.searchsorted(ends, starts, side="right")  # an end at a border is of the shard before it
+    # an end at a border is of the shard before it
+    cuts = np.searchsorted(ends, starts, side="right")
     return [ends[a:b] - start for a, b, start in zip(cuts, cuts[1:], starts, strict=False)]

@@ -10,11 +10,12 @@
     24 … 254  zero
     255       CRC32 of the words before it
 
-Shards that were imported as they are may also be llm.c's own, where only words 0 … 2 count, or nanoGPT's, which are
-nothing but ids: `layout` in the manifest tells.
+Shards that were imported as they are may also be llm.c's own, where only words 0 … 2 count, or
+nanoGPT's, which are nothing but ids: `layout` in the manifest tells.
 
-Beside each shard lie `.crc32`, one CRC32 (uint32) for each MiB of ids, and `.ends`, for each document that ends in the
-shard the position behind its last id (uint64, in ids from the shard's start).
+Beside each shard lie `.crc32`, one CRC32 (uint32) for each MiB of ids, and `.ends`, for each
+document that ends in the shard the position behind its last id (uint64, in ids from the shard's
+start).
 """
 
 import struct
@@ -43,7 +44,8 @@ def first_id(layout: str) -> int:
 
 
 def llm_c_header(data: bytes, name: str) -> tuple[int, int] | None:
-    """Bytes per id and number of ids, as llm.c reads the first 1,024 bytes of a shard; None: no magic, so raw ids.
+    """Bytes per id and number of ids, as llm.c reads the first 1,024 bytes of a shard; None: no
+    magic, so raw ids.
 
     Raises BadDataError, naming the file as `name`, where the magic is right and the rest is not.
     """
@@ -52,12 +54,18 @@ def llm_c_header(data: bytes, name: str) -> tuple[int, int] | None:
     if width is None:
         return None
     if len(data) < HEADER_BYTES:
-        raise BadDataError(f"{name} ends in its header, {len(data)} of {HEADER_BYTES} bytes; get it again")
+        raise BadDataError(
+            f"{name} ends in its header, {len(data)} of {HEADER_BYTES} bytes; get it again"
+        )
     _, version, tokens = struct.unpack_from("<3i", data)
     if version != MAGIC[width][1]:
-        raise BadDataError(f"{name} has llm.c's version {version} in its header, only {MAGIC[width][1]} is known")
+        raise BadDataError(
+            f"{name} has llm.c's version {version} in its header, only {MAGIC[width][1]} is known"
+        )
     if tokens < 1:
-        raise BadDataError(f"{name} has {tokens:,} ids by its header; get it again, or leave it out")
+        raise BadDataError(
+            f"{name} has {tokens:,} ids by its header; get it again, or leave it out"
+        )
     return width, tokens
 
 
@@ -68,7 +76,9 @@ def shard_name(name: str, split: str, index: int) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What the first 1,024 bytes of a shard say. fingerprint and sha256 in hexadecimal; eot_id None: there is none."""
+    """What the first 1,024 bytes of a shard say. fingerprint and sha256 in hexadecimal; eot_id
+    None: there is none.
+    """
 
     tokens: int
     n_vocab: int
@@ -96,16 +106,31 @@ class Header:
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> Self:
-        """Read a header. Raises BadDataError, naming the file as `name`, for anything that `pack` would not write."""
+        """Read a header. Raises BadDataError, naming the file as `name`, for anything that `pack`
+        would not write.
+        """
         if len(data) != HEADER_BYTES:
-            raise BadDataError(f"{name} ends in its header, {len(data)} of {HEADER_BYTES} bytes; prepare it again")
+            raise BadDataError(
+                f"{name} ends in its header, {len(data)} of {HEADER_BYTES} bytes; prepare it again"
+            )
         if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise BadDataError(f"{name}: damaged header, or not a shard that nanogpt prepare wrote; prepare it again")
-        magic, version, tokens, ours, n_vocab, eot, largest, documents, tokenizer, digest = _WORDS.unpack(data[:-4])
+            raise BadDataError(
+                f"{name}: damaged header, or not a shard that nanogpt prepare wrote; prepare it "
+                "again"
+            )
+        magic, version, tokens, ours, n_vocab, eot, largest, documents, tokenizer, digest = (
+            _WORDS.unpack(data[:-4])
+        )
         if ours != VERSION:
-            raise BadDataError(f"{name} has header version {ours}, this nanogpt reads {VERSION}; update nanogpt")
+            raise BadDataError(
+                f"{name} has header version {ours}, this nanogpt reads {VERSION}; update nanogpt"
+            )
         eot_id = None if eot == -1 else eot
         header = cls(tokens, n_vocab, eot_id, largest, documents, tokenizer.hex(), digest.hex())
-        if (magic, version) != MAGIC[header.dtype.itemsize] or tokens < 1 or not 0 <= largest < n_vocab:
+        if (
+            (magic, version) != MAGIC[header.dtype.itemsize]
+            or tokens < 1
+            or not 0 <= largest < n_vocab
+        ):
             raise BadDataError(f"{name}: its header contradicts itself; prepare it again")
         return header

@@ -1,4 +1,6 @@
-"""Files of ids at a second place: by hard links, which take no room, or by copies where there can be no link."""
+"""Files of ids at a second place: by hard links, which take no room, or by copies where there can
+be no link.
+"""
 
 import filecmp
 import os
@@ -12,16 +14,23 @@ from nanogpt_dist.storage.durable import copy_atomic, shown, told
 
 
 def link_or_copy(file: Foreign, path: Path, note: Callable[[str], None]) -> Foreign:
-    """The file as `path`: a hard link, or a copy where the disk or the system allows no link. Raises CannotCreateError,
-    StorageError.
+    """The file as `path`: a hard link, or a copy where the disk or the system allows no link.
+    Raises CannotCreateError, StorageError.
     """
-    if path.is_symlink() or (path.exists() and not path.samefile(file.path) and not _is_same(file.path, path)):
-        raise CannotCreateError(f"{shown(path)} is there already, and another one; move it away, or give another --out")
+    if path.is_symlink() or (
+        path.exists() and not path.samefile(file.path) and not _is_same(file.path, path)
+    ):
+        raise CannotCreateError(
+            f"{shown(path)} is there already, and another one; move it away, or give another --out"
+        )
     if not path.exists():
         try:
             os.link(file.path, path)
         except OSError as error:
-            note(f"{shown(path)} becomes a copy, {file.bytes:,} bytes, as no hard link can be made: {error.strerror}")
+            note(
+                f"{shown(path)} becomes a copy, {file.bytes:,} bytes, as no hard link can be made: "
+                f"{error.strerror}"
+            )
             copy_atomic(file.path, path)
     return replace(file, path=path)
 

@@ -1,7 +1,8 @@
-"""manifest.json of a data folder: every file with its size and sha256, what was read, how it was split and encoded.
+"""manifest.json of a data folder: every file with its size and sha256, what was read, how it was
+split and encoded.
 
-Without times, paths and host names, so that equal inputs give equal bytes. Its last entry is the sha256 of the rest;
-the sha256 of the whole file is the data set id that checkpoints remember.
+Without times, paths and host names, so that equal inputs give equal bytes. Its last entry is the
+sha256 of the rest; the sha256 of the whole file is the data set id that checkpoints remember.
 """
 
 import hashlib
@@ -45,8 +46,8 @@ class FileRecord(_Record):
 class ShardRecord(_Record):
     """A shard and its sidecars. documents: those that end in it.
 
-    layout: nanogpt: format.py's header; of a shard that was imported as it is, llm.c: a header of which only the first
-    three words count; raw: nothing but ids, as nanoGPT writes them.
+    layout: nanogpt: format.py's header; of a shard that was imported as it is, llm.c: a header of
+    which only the first three words count; raw: nothing but ids, as nanoGPT writes them.
     """
 
     layout: Layout = "nanogpt"
@@ -68,7 +69,9 @@ class SplitRecord(_Record):
 
 
 class TokenizerRecord(_Record):
-    """What encoded the text. spec: gpt2, byte, char, bpe:N or file; probe: the ids of a fixed text."""
+    """What encoded the text. spec: gpt2, byte, char, bpe:N or file; probe: the ids of a fixed
+    text.
+    """
 
     name: str
     spec: str
@@ -90,8 +93,8 @@ class SourceRecord(_Record):
 class SplitRuleRecord(_Record):
     """How text went to train and val.
 
-    documents: whole ones by a seeded hash of their text; characters: one text cut in two; shuffled: whole ones, drawn
-    from a seeded permutation as `datasets` does it.
+    documents: whole ones by a seeded hash of their text; characters: one text cut in two; shuffled:
+    whole ones, drawn from a seeded permutation as `datasets` does it.
     """
 
     rule: SplitRule
@@ -100,11 +103,12 @@ class SplitRuleRecord(_Record):
 
 
 class CorpusRecord(_Record):
-    """Where text is from. revision: where it is pinned to one; column: the field that was read, if any.
+    """Where text is from. revision: where it is pinned to one; column: the field that was read, if
+    any.
 
-    config, hub_split: which part of a repository on the hub.
-    weight: the part of all tokens that was asked for in a mix; tokens, documents: what it gave, in both splits;
-    split None: it came as shards.
+    config, hub_split: which part of a repository on the hub. weight: the part of all tokens that
+    was asked for in a mix; tokens, documents: what it gave, in both splits; split None: it came as
+    shards.
     """
 
     corpus: FileName
@@ -125,8 +129,9 @@ class CorpusRecord(_Record):
 class CountsRecord(_Record):
     """Documents that did not go in as they are.
 
-    empty: without a character, left out; replaced: with U+FFFD for what is not UTF-8; skipped: left out for that.
-    special: how often the text of end of text, "<|endoftext|>", stands in them, which is ordinary text.
+    empty: without a character, left out; replaced: with U+FFFD for what is not UTF-8; skipped: left
+    out for that. special: how often the text of end of text, "<|endoftext|>", stands in them, which
+    is ordinary text.
     """
 
     empty: Count = 0
@@ -138,8 +143,9 @@ class CountsRecord(_Record):
 class Manifest(_Record):
     """The content of manifest.json.
 
-    eot: where end of text stands in a document, None: nowhere; errors: what was done about text that is not UTF-8;
-    max_documents, max_tokens: what was asked for, over both splits; sources: one, or each part of a mix.
+    eot: where end of text stands in a document, None: nowhere; errors: what was done about text
+    that is not UTF-8; max_documents, max_tokens: what was asked for, over both splits; sources:
+    one, or each part of a mix.
     """
 
     format: Literal["nanogpt-data"] = FORMAT
@@ -164,7 +170,9 @@ class Manifest(_Record):
             if sums != (split.tokens, split.documents):
                 raise ValueError(f"the shards of {name} do not add up to its totals")
         for total in ("tokens", "documents"):
-            if sum(getattr(c, total) for c in self.sources) != sum(getattr(s, total) for s in self.splits.values()):
+            if sum(getattr(c, total) for c in self.sources) != sum(
+                getattr(s, total) for s in self.splits.values()
+            ):
                 raise ValueError(f"the {total} of the sources do not add up to those of the splits")
         names = [file.name for file in self.files()]
         if len(set(names)) != len(names):
@@ -174,7 +182,10 @@ class Manifest(_Record):
     def files(self) -> list[FileRecord]:
         """Every file of the folder but the manifest."""
         shards = [shard for split in self.splits.values() for shard in split.shards]
-        return [self.tokenizer.file, *(file for s in shards for file in (s.file, s.checksums, s.ends))]
+        return [
+            self.tokenizer.file,
+            *(file for s in shards for file in (s.file, s.checksums, s.ends)),
+        ]
 
     def to_bytes(self) -> bytes:
         """The file's bytes, a function of the content."""
@@ -184,26 +195,43 @@ class Manifest(_Record):
 
     @classmethod
     def read(cls, folder: Path) -> tuple[Self, str]:
-        """The manifest of a folder and the data set id. Raises MissingInputError, BadDataError, StorageError."""
+        """The manifest of a folder and the data set id. Raises MissingInputError, BadDataError,
+        StorageError.
+        """
         path, name = folder / MANIFEST, shown(folder / MANIFEST)
         if not folder.is_dir():
-            line = f"prepare {folder.name}" if folder.parent == DATA else f"prepare CORPUS --out {shown(folder)}"
-            raise MissingInputError(f"{shown(folder)} does not exist or is no folder; type: nanogpt {line}")
+            line = (
+                f"prepare {folder.name}"
+                if folder.parent == DATA
+                else f"prepare CORPUS --out {shown(folder)}"
+            )
+            raise MissingInputError(
+                f"{shown(folder)} does not exist or is no folder; type: nanogpt {line}"
+            )
         ours = any((folder / name).exists() for name in (".prepare", "tokenizer.json"))
         if not path.exists() and any(folder.glob("*.bin")) and not ours:
             line = f"nanogpt import-shards {shown(folder)} --tokenizer {_likely_tokenizer(folder)}"
-            raise BadDataError(f"{shown(folder)} holds files of ids without a manifest: type {line}")
+            raise BadDataError(
+                f"{shown(folder)} holds files of ids without a manifest: type {line}"
+            )
         if not path.exists():
             raise BadDataError(
-                f"{name} is missing: no nanogpt prepare has finished there; run the same nanogpt prepare again"
+                f"{name} is missing: no nanogpt prepare has finished there; run the same nanogpt "
+                "prepare again"
             )
         with told(path), open_plain(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise BadDataError(f"{name} is longer than the {MAX_BYTES:,} bytes of any manifest; prepare the data again")
+            raise BadDataError(
+                f"{name} is longer than the {MAX_BYTES:,} bytes of any manifest; prepare the data "
+                "again"
+            )
         manifest = cls._parse(data, name)
         if manifest.to_bytes() != data:
-            raise BadDataError(f"{name} was edited or damaged: its own sha256 does not match; prepare the data again")
+            raise BadDataError(
+                f"{name} was edited or damaged: its own sha256 does not match; prepare the data "
+                "again"
+            )
         return manifest, hashlib.sha256(data).hexdigest()
 
     @classmethod
@@ -213,11 +241,14 @@ class Manifest(_Record):
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise BadDataError(f"{name} is not the manifest of a data folder, or cut off; prepare the data again")
+            raise BadDataError(
+                f"{name} is not the manifest of a data folder, or cut off; prepare the data again"
+            )
         if content.get("version") != VERSION:
             found = str(content.get("version"))[:20]
             raise BadDataError(
-                f"{name} has version {found}, this nanogpt reads {VERSION}; prepare again, or update nanogpt"
+                f"{name} has version {found}, this nanogpt reads {VERSION}; prepare again, or "
+                "update nanogpt"
             )
         content.pop("sha256", None)
         try:
@@ -225,7 +256,9 @@ class Manifest(_Record):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise BadDataError(f"{name}: {where[:60]} {first['msg'][:60]}; prepare the data again") from None
+            raise BadDataError(
+                f"{name}: {where[:60]} {first['msg'][:60]}; prepare the data again"
+            ) from None
 
 
 def _likely_tokenizer(folder: Path) -> str:

@@ -1,4 +1,6 @@
-"""Whole files read once, several at a time: threads are enough, for hashlib, zlib and numpy leave the interpreter."""
+"""Whole files read once, several at a time: threads are enough, for hashlib, zlib and numpy leave
+the interpreter.
+"""
 
 import os
 import threading
@@ -18,12 +20,16 @@ Found = TypeVar("Found")
 
 def default_threads() -> int:
     """One for each core that we may use, at most 8: then the disk is what one waits for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(cores, 8)
 
 
 class Meter:
-    """Adds up what all threads have read, tells it to `progress`, and ends them once `stop` is set."""
+    """Adds up what all threads have read, tells it to `progress`, and ends them once `stop` is
+    set.
+    """
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.done, self.total, self.progress = 0, total, progress
@@ -39,8 +45,15 @@ class Meter:
                 self.progress(self.done, self.total)
 
 
-def in_threads(work: Callable[[Item], Found], items: Sequence[Item], meter: Meter, threads: int | None) -> list[Found]:
-    """`work` of each item, in their order; an error, or Ctrl-C, ends the other threads and is raised."""
+def in_threads(
+    work: Callable[[Item], Found],
+    items: Sequence[Item],
+    meter: Meter,
+    threads: int | None,
+) -> list[Found]:
+    """`work` of each item, in their order; an error, or Ctrl-C, ends the other threads and is
+    raised.
+    """
     pool = ThreadPoolExecutor(threads or default_threads())
     try:
         futures = [pool.submit(work, item) for item in items]
@@ -64,4 +77,6 @@ def read_blocks(path: Path, size: int, first: int, meter: Meter) -> Iterator[byt
             yield data
             left, want = left - len(data), BLOCK_BYTES
         if left or file.read(1):
-            raise BadDataError(f"{shown(path)} changed while it was read, from {size:,} bytes; do not write to it")
+            raise BadDataError(
+                f"{shown(path)} changed while it was read, from {size:,} bytes; do not write to it"
+            )

@@ -1,4 +1,6 @@
-"""Every byte of a data folder against its manifest: which files are bad, and of a shard, in which MiB."""
+"""Every byte of a data folder against its manifest: which files are bad, and of a shard, in which
+MiB.
+"""
 
 import hashlib
 import os
@@ -10,7 +12,13 @@ import numpy as np
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError
 from nanogpt_dist.shards.files import check_size, read_checked
 from nanogpt_dist.shards.format import first_id
-from nanogpt_dist.shards.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, TokenizerRecord
+from nanogpt_dist.shards.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    TokenizerRecord,
+)
 from nanogpt_dist.shards.reader import DataFolder
 from nanogpt_dist.shards.scan import Meter, Progress, in_threads, read_blocks
 from nanogpt_dist.shards.shard import check_header
@@ -21,8 +29,13 @@ Bad = list[tuple[str, str]]
 SHOWN = 6  # ranges of damaged MiB that a reason names
 
 
-def verify_folder(path: Path | str, progress: Progress | None = None, threads: int | None = None) -> Bad:
-    """Check every byte of a data folder; a list of (file name, what is wrong with it), empty where all is well.
+def verify_folder(
+    path: Path | str,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Bad:
+    """Check every byte of a data folder; a list of (file name, what is wrong with it), empty where
+    all is well.
 
     threads: files read at a time, by default one per core, at most 8.
     Raises MissingInputError where there is no folder.
@@ -37,9 +50,16 @@ def verify_folder(path: Path | str, progress: Progress | None = None, threads: i
     return verify_files(path, manifest, progress, threads)
 
 
-def verify_files(folder: Path, manifest: Manifest, progress: Progress | None = None, threads: int | None = None) -> Bad:
+def verify_files(
+    folder: Path,
+    manifest: Manifest,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Bad:
     """As verify_folder, where the manifest is known to be good."""
-    shards = {shard.file.name: shard for split in manifest.splits.values() for shard in split.shards}
+    shards = {
+        shard.file.name: shard for split in manifest.splits.values() for shard in split.shards
+    }
     files = manifest.files()
     meter = Meter(sum(file.bytes for file in files), progress)
 
@@ -51,7 +71,11 @@ def verify_files(folder: Path, manifest: Manifest, progress: Progress | None = N
             digest = hashlib.sha256()
             for data in read_blocks(folder / file.name, file.bytes, 0, meter):
                 digest.update(data)
-            return None if digest.hexdigest() == file.sha256 else f"its sha256 is not the one in {MANIFEST}"
+            return (
+                None
+                if digest.hexdigest() == file.sha256
+                else f"its sha256 is not the one in {MANIFEST}"
+            )
         except NanogptError as error:
             return str(error)
 
@@ -74,7 +98,12 @@ def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
         return sorted(name for name in set(os.listdir(folder)) - known if not is_debris(name))
 
 
-def _shard_problem(folder: Path, shard: ShardRecord, tokenizer: TokenizerRecord, meter: Meter) -> str | None:
+def _shard_problem(
+    folder: Path,
+    shard: ShardRecord,
+    tokenizer: TokenizerRecord,
+    meter: Meter,
+) -> str | None:
     path, first = folder / shard.file.name, first_id(shard.layout)
     digest, header, crcs = hashlib.sha256(), b"", []
     for data in read_blocks(path, shard.file.bytes, first, meter):
@@ -84,16 +113,26 @@ def _shard_problem(folder: Path, shard: ShardRecord, tokenizer: TokenizerRecord,
         else:
             crcs.append(zlib.crc32(data))
     try:
-        known = np.frombuffer(read_checked(folder / shard.checksums.name, shard.checksums), "<u4").tolist()
+        known = np.frombuffer(
+            read_checked(folder / shard.checksums.name, shard.checksums), "<u4"
+        ).tolist()
     except NanogptError:
         known = None
     if digest.hexdigest() != shard.file.sha256:
         return _damage(header, crcs, known, shard, tokenizer)
-    return None if known in (None, crcs) else f"{shard.checksums.name} holds the checksums of other ids"
+    return (
+        None
+        if known in (None, crcs)
+        else f"{shard.checksums.name} holds the checksums of other ids"
+    )
 
 
 def _damage(
-    header: bytes, crcs: list[int], known: list[int] | None, shard: ShardRecord, tokenizer: TokenizerRecord
+    header: bytes,
+    crcs: list[int],
+    known: list[int] | None,
+    shard: ShardRecord,
+    tokenizer: TokenizerRecord,
 ) -> str:
     """Where a shard whose sha256 is wrong is damaged, in words."""
     places = []
@@ -105,7 +144,9 @@ def _damage(
         return f"damaged, where cannot be told: {shard.checksums.name} is bad too"
     if len(known) != len(crcs):
         places.append(f"ids, or {shard.checksums.name} is another shard's")
-    elif wrong := [block for block, both in enumerate(zip(crcs, known, strict=True)) if both[0] != both[1]]:
+    elif wrong := [
+        block for block, both in enumerate(zip(crcs, known, strict=True)) if both[0] != both[1]
+    ]:
         places.append(f"MiB {_ranges(wrong)} of {len(crcs)}")
     return f"damaged in {' and '.join(places or ['header'])}"
 

@@ -1,4 +1,6 @@
-"""A stream of token ids to shards. Borders depend on the stream alone, not on how it arrives in pieces."""
+"""A stream of token ids to shards. Borders depend on the stream alone, not on how it arrives in
+pieces.
+"""
 
 import hashlib
 import os
@@ -31,7 +33,8 @@ class ShardWriter:
             writer.write(ids, ends)
         writer.records
 
-    A shard has its name only once it is whole and on the disk. Leaving the block with an error removes the one begun.
+    A shard has its name only once it is whole and on the disk. Leaving the block with an error
+    removes the one begun.
     """
 
     def __init__(
@@ -43,21 +46,32 @@ class ShardWriter:
         shard_tokens: int = SHARD_TOKENS,
         done: Sequence[ShardRecord] = (),
     ) -> None:
-        """shard_tokens: ids in a shard, fewer where the file would pass 2^31 bytes; done: shards that are there."""
+        """shard_tokens: ids in a shard, fewer where the file would pass 2^31 bytes; done: shards
+        that are there.
+        """
         self.folder, self.name, self.split = folder, name, split
-        self.n_vocab, self.eot_id, self.fingerprint = tokenizer.n_vocab, tokenizer.eot_id, tokenizer.fingerprint
+        self.n_vocab, self.eot_id, self.fingerprint = (
+            tokenizer.n_vocab,
+            tokenizer.eot_id,
+            tokenizer.fingerprint,
+        )
         self.dtype = id_type(self.n_vocab)
-        self.shard_tokens = min(shard_tokens, (MAX_SHARD_BYTES - HEADER_BYTES) // self.dtype.itemsize)
+        self.shard_tokens = min(
+            shard_tokens, (MAX_SHARD_BYTES - HEADER_BYTES) // self.dtype.itemsize
+        )
         self.records = list(done)
         self._shard: _OpenShard | None = None
 
     def write(self, ids: np.ndarray, ends: np.ndarray | list[int] | tuple[int, ...] = ()) -> None:
-        """Append ids (N,). ends: for each document that ends in them, the position behind its last id (1 … N).
+        """Append ids (N,). ends: for each document that ends in them, the position behind its last
+        id (1 … N).
 
         Raises BadDataError for an id that the vocabulary does not have, StorageError.
         """
         ids, ends = self._checked(ids), np.asarray(ends, dtype=np.int64)
-        assert not ends.size or 1 <= ends.min() <= ends.max() <= len(ids), "a document ends outside of what is written"
+        assert not ends.size or 1 <= ends.min() <= ends.max() <= len(ids), (
+            "a document ends outside of what is written"
+        )
         start = 0
         while start < len(ids):
             if self._shard is None:
@@ -84,7 +98,12 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         try:
             if kind is None:
                 self.close()
@@ -96,7 +115,10 @@ class ShardWriter:
         assert np.issubdtype(ids.dtype, np.integer), ids.dtype
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.n_vocab:
             wrong = int(ids.max()) if int(ids.max()) >= self.n_vocab else int(ids.min())
-            raise BadDataError(f"id {wrong} is outside the vocabulary, 0 to {self.n_vocab - 1}; check the tokenizer")
+            raise BadDataError(
+                f"id {wrong} is outside the vocabulary, 0 to {self.n_vocab - 1}; check the "
+                "tokenizer"
+            )
         return ids.astype(self.dtype)
 
     def _finish_shard(self) -> None:
@@ -106,7 +128,9 @@ class ShardWriter:
 
 
 class _OpenShard:
-    """A shard being written beside its place: space for the header, then ids, hashed on their way to the disk."""
+    """A shard being written beside its place: space for the header, then ids, hashed on their way
+    to the disk.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self.path, self.temporary, self.dtype = path, path.with_name(staging_name(path.name)), dtype
@@ -116,7 +140,11 @@ class _OpenShard:
         self.block_crcs: list[int] = []
         self.block_crc, self.block_bytes = 0, 0  # of the block being filled
         with told(path, HEADER_BYTES):
-            self.fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            self.fd = os.open(
+                self.temporary,
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o666,
+            )
             self._write(bytes(HEADER_BYTES))
 
     def append(self, ids: np.ndarray, ends: np.ndarray) -> None:
@@ -129,14 +157,20 @@ class _OpenShard:
         self._add_to_blocks(memoryview(data))
 
     def commit(self, n_vocab: int, eot_id: int | None, fingerprint: str) -> ShardRecord:
-        """Sidecars first, then header, fsync, rename: a shard with its name is whole and has its sidecars."""
+        """Sidecars first, then header, fsync, rename: a shard with its name is whole and has its
+        sidecars.
+        """
         if self.block_bytes:
             self.block_crcs.append(self.block_crc)
         ends = np.concatenate(self.ends)
-        checksums = _sidecar(self.path.with_suffix(".crc32"), np.array(self.block_crcs, dtype="<u4"))
+        checksums = _sidecar(
+            self.path.with_suffix(".crc32"), np.array(self.block_crcs, dtype="<u4")
+        )
         document_ends = _sidecar(self.path.with_suffix(".ends"), ends.astype("<u8"))
         digest = self.sha256.hexdigest()
-        header = Header(self.tokens, n_vocab, eot_id, self.largest_id, len(ends), fingerprint, digest)
+        header = Header(
+            self.tokens, n_vocab, eot_id, self.largest_id, len(ends), fingerprint, digest
+        )
         with told(self.path, HEADER_BYTES):
             os.pwrite(self.fd, header.pack(), 0)
             os.fsync(self.fd)
@@ -147,14 +181,20 @@ class _OpenShard:
             tokens=self.tokens,
             documents=len(ends),
             largest_id=self.largest_id,
-            file=FileRecord(name=self.path.name, bytes=header.file_bytes, sha256=sha256_file(self.path)),
+            file=FileRecord(
+                name=self.path.name, bytes=header.file_bytes, sha256=sha256_file(self.path)
+            ),
             checksums=checksums,
             ends=document_ends,
         )
 
     def abort(self) -> None:
         self._close()
-        for path in (self.temporary, self.path.with_suffix(".crc32"), self.path.with_suffix(".ends")):
+        for path in (
+            self.temporary,
+            self.path.with_suffix(".crc32"),
+            self.path.with_suffix(".ends"),
+        ):
             path.unlink(missing_ok=True)
 
     def _close(self) -> None:
@@ -163,7 +203,8 @@ class _OpenShard:
             os.close(fd)
 
     def _write(self, data: bytes) -> None:
-        # Before told() counts the free bytes, the unfinished file must be gone: they are what a second try would have.
+        # Before told() counts the free bytes, the unfinished file must be gone: they are what a
+        # second try would have.
         with told(self.path, HEADER_BYTES + self.tokens * self.dtype.itemsize):
             try:
                 rest = memoryview(data)

@@ -31,7 +31,9 @@ def printable(path: Path | str) -> str:
 
 @contextmanager
 def told(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns an OSError of the block into a StorageError about `path`; `needed`: bytes that the block would write."""
+    """Turns an OSError of the block into a StorageError about `path`; `needed`: bytes that the
+    block would write.
+    """
     try:
         yield
     except OSError as error:
@@ -42,10 +44,13 @@ def _reason(error: OSError, path: Path, needed: int | None) -> str:
     if error.errno in FULL:
         need = "" if needed is None else f"needs at least {needed:,} bytes, "
         return (
-            f"disk full: {shown(path)} {need}{free_bytes(path):,} are free; make room, then run the same command again"
+            f"disk full: {shown(path)} {need}{free_bytes(path):,} are free; make room, then run "
+            "the same command again"
         )
     why = error.strerror or str(error)
-    return f"{shown(path)}: {why}; check the disk and the permissions, then run the same command again"
+    return (
+        f"{shown(path)}: {why}; check the disk and the permissions, then run the same command again"
+    )
 
 
 def free_bytes(path: Path) -> int:
@@ -58,7 +63,8 @@ def free_bytes(path: Path) -> int:
 def probe_writable(folder: Path) -> None:
     """Makes `folder` if need be, and a file in it that it removes again.
 
-    Raises: CannotCreateError when either fails. Call it before the slow work whose result goes there.
+    Raises: CannotCreateError when either fails. Call it before the slow work whose result goes
+    there.
     """
     probe = folder / staging_name("probe")
     try:
@@ -75,13 +81,19 @@ def probe_writable(folder: Path) -> None:
 
 
 def staging_name(name: str, kind: str = "tmp") -> str:
-    """A new name for what is not there yet (`tmp`) or not there any more (`trash`); steps.sweep() knows it again."""
-    return f".{kind}-{name}-{secrets.token_hex(4)}"  # not from `random`: the run's generators stay as they are
+    """A new name for what is not there yet (`tmp`) or not there any more (`trash`); steps.sweep()
+    knows it again.
+    """
+    # not from `random`: the run's generators stay as they are
+    return f".{kind}-{name}-{secrets.token_hex(4)}"
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Opens a regular file for reading. Raises: OSError, also for a symbolic link, a folder, a pipe or a device."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block us
+    """Opens a regular file for reading. Raises: OSError, also for a symbolic link, a folder, a pipe
+    or a device.
+    """
+    # a pipe must not block us
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
@@ -89,7 +101,9 @@ def open_plain(path: Path) -> BufferedReader:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file in hexadecimal, read in pieces. Raises: StorageError when it cannot be read."""
+    """The sha256 of a file in hexadecimal, read in pieces. Raises: StorageError when it cannot be
+    read.
+    """
     with told(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -102,7 +116,9 @@ def fsync_and_hash(path: Path) -> str:
 
 
 def fsync_folder(path: Path) -> None:
-    """Makes the names in a folder durable: files created, renamed and removed so far. Raises: OSError."""
+    """Makes the names in a folder durable: files created, renamed and removed so far. Raises:
+    OSError.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -116,7 +132,9 @@ def make_folder(path: Path) -> None:
         return
     if path.is_symlink():  # a disk that is not mounted: its place must not be filled
         raise FileNotFoundError(
-            errno.ENOENT, f"it links to {shown(path.readlink())}, which is no folder here", str(path)
+            errno.ENOENT,
+            f"it links to {shown(path.readlink())}, which is no folder here",
+            str(path),
         )
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
@@ -124,7 +142,8 @@ def make_folder(path: Path) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Creates `path`, which must not exist, with `data` on the disk; its name is durable only after fsync_folder().
+    """Creates `path`, which must not exist, with `data` on the disk; its name is durable only after
+    fsync_folder().
 
     Raises: OSError; then a part of the file may be there.
     """
@@ -137,7 +156,8 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def usual_mode(path: Path) -> int:
-    """The mode that a new file `path` gets here by the umask and the folder's rules. Raises: OSError.
+    """The mode that a new file `path` gets here by the umask and the folder's rules. Raises:
+    OSError.
 
     For files that a library writes through a temporary one, which only its owner may read.
     """
@@ -167,12 +187,13 @@ def _replacing(path: Path, needed: int) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Puts `data` in the place of `path`: after a crash at any point the old content is there or the new one, whole.
+    """Puts `data` in the place of `path`: after a crash at any point the old content is there or
+    the new one, whole.
 
     mode: the permissions of the new file; None: what the umask gives.
 
-    Raises: StorageError, with nothing left behind. If only the last step failed, the folder's fsync, the new content
-    stands but may not outlive a power cut.
+    Raises: StorageError, with nothing left behind. If only the last step failed, the folder's
+    fsync, the new content stands but may not outlive a power cut.
     """
     with _replacing(path, len(data)) as tmp:
         write_new(tmp, data)
@@ -181,8 +202,14 @@ def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
 
 
 def copy_atomic(source: Path, path: Path) -> None:
-    """Puts a copy of a file, which may be large, in the place of `path`, whole or not at all. Raises: StorageError."""
-    with _replacing(path, source.stat().st_size) as tmp, open_plain(source) as file, tmp.open("xb") as copy:
+    """Puts a copy of a file, which may be large, in the place of `path`, whole or not at all.
+    Raises: StorageError.
+    """
+    with (
+        _replacing(path, source.stat().st_size) as tmp,
+        open_plain(source) as file,
+        tmp.open("xb") as copy,
+    ):
         shutil.copyfileobj(file, copy, 8 << 20)
         copy.flush()
         os.fsync(copy.fileno())
@@ -191,9 +218,9 @@ def copy_atomic(source: Path, path: Path) -> None:
 def write_user_file(path: Path, data: bytes) -> None:
     """Writes `data` where a user has said, and leaves there what kind of thing it was.
 
-    A regular file is replaced whole and keeps its mode; so is the one that a link leads to, and the link stays.
-    A device, a pipe, or what standard output already goes to, gets the bytes.
-    Raises: CannotCreateError where `path` is a folder; StorageError.
+    A regular file is replaced whole and keeps its mode; so is the one that a link leads to, and the
+    link stays. A device, a pipe, or what standard output already goes to, gets the bytes. Raises:
+    CannotCreateError where `path` is a folder; StorageError.
     """
     with told(path):
         try:
@@ -210,12 +237,19 @@ def write_user_file(path: Path, data: bytes) -> None:
     elif stat.S_ISREG(there.st_mode):
         write_atomic(Path(os.path.realpath(path)), data, stat.S_IMODE(there.st_mode))
     else:
-        with told(path), open(os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), "wb", buffering=0) as file:
+        with (
+            told(path),
+            open(
+                os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), "wb", buffering=0
+            ) as file,
+        ):
             _write_all(file.fileno(), data)
 
 
 def _standard_stream(there: os.stat_result) -> int | None:
-    """The descriptor, 1 or 2, that is open at this very file, as /dev/stdout is; None if neither."""
+    """The descriptor, 1 or 2, that is open at this very file, as /dev/stdout is; None if
+    neither.
+    """
     sys.stdout.flush()  # what was printed before comes before
     for fd in (1, 2):
         with suppress(OSError):  # it may be closed
@@ -231,7 +265,9 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (not its target) or a folder with all that is in it. Raises: OSError."""
+    """Removes a file, a link (not its target) or a folder with all that is in it. Raises:
+    OSError.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

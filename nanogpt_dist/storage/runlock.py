@@ -21,18 +21,26 @@ TRIES = 5
 
 
 class RunLock:
-    """`with RunLock(folder):` holds the run folder for this process; whoever comes second is refused at once.
+    """`with RunLock(folder):` holds the run folder for this process; whoever comes second is
+    refused at once.
 
-    The file `name` in it says who holds it or held it last, and stays: the lock is the flock on it, not its existence.
-    It may be removed by who holds it, as the last thing. flag: the option that names another folder; called: the folder
-    that messages name.
-    Raises on entry: CannotCreateError with the holder's host, process id and start time.
+    The file `name` in it says who holds it or held it last, and stays: the lock is the flock on it,
+    not its existence. It may be removed by who holds it, as the last thing. flag: the option that
+    names another folder; called: the folder that messages name. Raises on entry: CannotCreateError
+    with the holder's host, process id and start time.
     """
 
-    def __init__(self, folder: Path, name: str = LOCK, flag: str = "--out-dir", called: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = LOCK,
+        flag: str = "--out-dir",
+        called: Path | None = None,
+    ) -> None:
         self.path, self.flag, self.called = folder / name, flag, called or folder
         self._fd: int | None = None
-        self._folder_fd: int | None = None  # of the folder itself: tells whether the name still means it
+        # of the folder itself: tells whether the name still means it
+        self._folder_fd: int | None = None
 
     def __enter__(self) -> Self:
         assert self._fd is None, "held already"
@@ -41,7 +49,8 @@ class RunLock:
                 make_folder(self.path.parent)
                 self._fd = self._flock()
             self._folder_fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            os.register_at_fork(after_in_child=self._close)  # else a worker that outlives us would keep the lock
+            # else a worker that outlives us would keep the lock
+            os.register_at_fork(after_in_child=self._close)
             with suppress(OSError):  # the note is for people: a full disk shows where it matters
                 os.ftruncate(self._fd, 0)
                 os.pwrite(self._fd, _holder(), 0)
@@ -51,11 +60,17 @@ class RunLock:
             raise CannotCreateError(reason) from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._close()
 
     def refuse_moved(self) -> None:
-        """Raises StorageError where the folder was renamed or deleted: writing by its name would make another.
+        """Raises StorageError where the folder was renamed or deleted: writing by its name would
+        make another.
 
         A moment's failure of the disk proves nothing, and passes.
         """
@@ -70,9 +85,12 @@ class RunLock:
             return
         was, now = shown(self.called), self._place()
         if now is None:
-            raise StorageError(f"{was} was deleted or moved away while it trained; find it, or start again")
+            raise StorageError(
+                f"{was} was deleted or moved away while it trained; find it, or start again"
+            )
         raise StorageError(
-            f"{was} was renamed while it trained; go on with: {shlex.join(['nanogpt', 'train', str(now)])}"
+            f"{was} was renamed while it trained; go on with: "
+            f"{shlex.join(['nanogpt', 'train', str(now)])}"
         )
 
     def _place(self) -> Path | None:
@@ -84,9 +102,13 @@ class RunLock:
         return place if place.is_dir() else None
 
     def _flock(self) -> int | None:
-        """A descriptor with the lock; None where the file, or its folder, was removed in the meantime."""
+        """A descriptor with the lock; None where the file, or its folder, was removed in the
+        meantime.
+        """
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+            )
             for attempt in range(TRIES):
                 try:
                     fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,7 +125,9 @@ class RunLock:
         return None
 
     def _close(self) -> None:
-        """Lets go. In a forked child it closes the child's copies only, and the parent keeps the lock."""
+        """Lets go. In a forked child it closes the child's copies only, and the parent keeps the
+        lock.
+        """
         for fd in (self._fd, self._folder_fd):
             if fd is not None:
                 os.close(fd)
@@ -113,8 +137,14 @@ class RunLock:
         folder = shown(self.called)
         if isinstance(error, BlockingIOError) and self._fd is not None:
             holder = _read_holder(self._fd)
-            return f"{folder} is in use by {holder}; stop that run, or name another folder with {self.flag}"
-        return f"cannot lock {folder}: {error.strerror}; name a folder with {self.flag} that you may write to"
+            return (
+                f"{folder} is in use by {holder}; stop that run, or name another folder with "
+                f"{self.flag}"
+            )
+        return (
+            f"cannot lock {folder}: {error.strerror}; name a folder with {self.flag} that you may "
+            "write to"
+        )
 
 
 def holder(path: Path) -> str | None:
@@ -130,7 +160,9 @@ def holder(path: Path) -> str | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock at `path`; also where it cannot be asked, so that none is called dead."""
+    """Whether a living process holds the lock at `path`; also where it cannot be asked, so that
+    none is called dead.
+    """
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -143,14 +175,26 @@ def is_held(path: Path) -> bool:
 
 def _holder() -> bytes:
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}).encode() + b"\n"
+    return (
+        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}).encode()
+        + b"\n"
+    )
 
 
 def _read_holder(fd: int) -> str:
-    """Who holds the lock, in words; what stands in the file is only shown, so odd characters become `?`."""
+    """Who holds the lock, in words; what stands in the file is only shown, so odd characters become
+    `?`.
+    """
     try:
         note = json.loads(os.pread(fd, 1000, 0))
-        host, pid, started = (re.sub(r"[^\w.:+-]", "?", str(note[key]))[:40] for key in ("host", "pid", "started"))
-    except (OSError, ValueError, KeyError, TypeError):  # it holds the lock, but has not written the note yet
+        host, pid, started = (
+            re.sub(r"[^\w.:+-]", "?", str(note[key]))[:40] for key in ("host", "pid", "started")
+        )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # it holds the lock, but has not written the note yet
         return "another process"
     return f"process {pid} on {host} since {started}"

@@ -1,4 +1,5 @@
-"""Sealed folders: a folder appears under its name complete or not at all, and its manifest vouches for every byte.
+"""Sealed folders: a folder appears under its name complete or not at all, and its manifest vouches
+for every byte.
 
     begin      make .tmp-NAME-…                      a crash here leaves rubbish that steps.sweep() removes
     (fill)     write the files
@@ -6,9 +7,10 @@
                rename .tmp-NAME-… to NAME            the one moment at which NAME appears
                fsync the parent                      NAME outlives a power cut: the save may be called done
 
-manifest.json = format, what the caller tells about the folder, the files, and last the sha256 of all text before that
-line. Later formats must keep that last line, so that "newer than this program" can be told from "damaged".
-"""
+manifest.json = format, what the caller tells about the folder, the files, and last the sha256 of
+all text before that line. Later formats must keep that last line, so that "newer than this program"
+can be told from "damaged".
+"""  # noqa: E501
 
 import errno
 import hashlib
@@ -37,10 +39,11 @@ from nanogpt_dist.storage.durable import (
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_MANIFEST = 4 << 20  # bytes: 150 a file, so about 28,000 files
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # no slash and no leading dot: never `..`, never a hidden file
+# no slash and no leading dot: never `..`, never a hidden file
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# What file managers, editors, rsync and NFS leave in any folder: no file of ours, and nothing ever opens it. Torch's
-# .metadata is none of them: it is a pickle.
+# What file managers, editors, rsync and NFS leave in any folder: no file of ours, and nothing ever
+# opens it. Torch's .metadata is none of them: it is a pickle.
 DEBRIS = re.compile(
     r"\.(?!metadata$).*|.*~|~.*|#.*#|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r|@eaDir|lost\+found",
     re.IGNORECASE | re.DOTALL,
@@ -54,7 +57,9 @@ DAMAGE = {
 
 
 class NewerFormatError(BadDataError):
-    """The folder is whole, but a later version of this program wrote it: it must be neither used nor set aside."""
+    """The folder is whole, but a later version of this program wrote it: it must be neither used
+    nor set aside.
+    """
 
 
 def is_debris(name: str) -> bool:
@@ -63,12 +68,15 @@ def is_debris(name: str) -> bool:
 
 
 def begin(parent: Path, name: str) -> Path:
-    """Makes and returns an empty folder in `parent`, where the files of the future folder `name` are written.
+    """Makes and returns an empty folder in `parent`, where the files of the future folder `name`
+    are written.
 
     End it with seal() or discard(). Raises: StorageError; CannotCreateError for `..`.
     """
     if name in ("", ".", ".."):
-        raise CannotCreateError(f"{shown(parent / name)} is no name for a new folder; give another one")
+        raise CannotCreateError(
+            f"{shown(parent / name)} is no name for a new folder; give another one"
+        )
     staging = parent / staging_name(name)
     with told(parent / name):
         make_folder(parent)
@@ -81,19 +89,26 @@ def begin(parent: Path, name: str) -> Path:
     return staging
 
 
-def seal(staging: Path, name: str, about: dict[str, object], known: dict[str, str] | None = None) -> Path:
+def seal(
+    staging: Path,
+    name: str,
+    about: dict[str, object],
+    known: dict[str, str] | None = None,
+) -> Path:
     """Makes the folder that begin() gave durable and renames it to `name`, whose path it returns.
 
-    about: JSON values for the manifest's top level. known: {file name: sha256} of files hashed by whoever wrote them;
-    the others are hashed here. A good folder of that name is left as it is and the new one dropped; a bad one is set
-    aside first. Raises: StorageError; then the name is as it was, and the staging folder waits for discard().
+    about: JSON values for the manifest's top level. known: {file name: sha256} of files hashed by
+    whoever wrote them; the others are hashed here. A good folder of that name is left as it is and
+    the new one dropped; a bad one is set aside first. Raises: StorageError; then the name is as it
+    was, and the staging folder waits for discard().
     """
     known, target = known or {}, staging.parent / name
     with told(target):
         paths = sorted(staging.iterdir())
         if missing := sorted(known.keys() - {path.name for path in paths}):
             raise StorageError(
-                f"{shown(target)}: {missing[0]} was written but is not there; is the folder shared by all?"
+                f"{shown(target)}: {missing[0]} was written but is not there; is the folder shared "
+                "by all?"
             )
         needed = sum(path.stat().st_size for path in paths)
     with told(target, needed):
@@ -104,7 +119,9 @@ def seal(staging: Path, name: str, about: dict[str, object], known: dict[str, st
 
 
 def discard(staging: Path) -> None:
-    """Removes a staging folder as far as possible, quietly: it runs when something else has failed already."""
+    """Removes a staging folder as far as possible, quietly: it runs when something else has failed
+    already.
+    """
     with suppress(OSError):
         remove(staging)
 
@@ -116,9 +133,11 @@ def commit(
     about: dict[str, object],
     needed: int | None = None,
 ) -> Path:
-    """begin(), fill(staging), seal() in one; whatever fails, `name` is as it was and nothing else is left.
+    """begin(), fill(staging), seal() in one; whatever fails, `name` is as it was and nothing else
+    is left.
 
-    needed: bytes that `fill` writes, for the message on a full disk. Raises: StorageError, and what `fill` raises.
+    needed: bytes that `fill` writes, for the message on a full disk. Raises: StorageError, and what
+    `fill` raises.
     """
     with told(parent / name, needed):  # outside, so that the free bytes are those after discard()
         staging = begin(parent, name)
@@ -131,7 +150,9 @@ def commit(
 
 
 def set_aside(folder: Path) -> Path:
-    """Renames a bad folder NAME to .bad-NAME-1 (or -2, …), which it returns; nothing is deleted. Raises: OSError."""
+    """Renames a bad folder NAME to .bad-NAME-1 (or -2, …), which it returns; nothing is deleted.
+    Raises: OSError.
+    """
     places = (folder.with_name(f".bad-{folder.name}-{n}") for n in count(1))
     place = next(place for place in places if not os.path.lexists(place))
     os.rename(folder, place)
@@ -140,9 +161,11 @@ def set_aside(folder: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder, checked against its own sha256 and its schema; the files are not looked at.
+    """The manifest of a sealed folder, checked against its own sha256 and its schema; the files are
+    not looked at.
 
-    Raises: BadDataError; NewerFormatError, which is one, when a later version of this program wrote it.
+    Raises: BadDataError; NewerFormatError, which is one, when a later version of this program wrote
+    it.
     """
     try:
         return _manifest(folder)
@@ -153,10 +176,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
-    """What is wrong with a sealed folder as (file name, reason), empty when every byte is as sealed.
+    """What is wrong with a sealed folder as (file name, reason), empty when every byte is as
+    sealed.
 
-    hashes=False looks at the manifest, the names and the sizes only. Names that fit DEBRIS do not count.
-    Raises: NewerFormatError; StorageError where a file cannot be read: that says nothing of its bytes.
+    hashes=False looks at the manifest, the names and the sizes only. Names that fit DEBRIS do not
+    count. Raises: NewerFormatError; StorageError where a file cannot be read: that says nothing of
+    its bytes.
     """
     try:
         files = {entry["name"]: entry for entry in _manifest(folder)["files"]}
@@ -166,23 +191,32 @@ def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
         present = {name for name in os.listdir(folder) if not is_debris(name)}
     checked = ((name, _problem(folder / name, entry, hashes)) for name, entry in files.items())
     bad = [(name, reason) for name, reason in checked if reason]
-    return bad + [(name, "is not in the manifest") for name in sorted(present - files.keys() - {MANIFEST})]
+    return bad + [
+        (name, "is not in the manifest") for name in sorted(present - files.keys() - {MANIFEST})
+    ]
 
 
 def good(folder: Path) -> None:
-    """Returns if every byte of a folder that the user named is as sealed; never looks for another one.
+    """Returns if every byte of a folder that the user named is as sealed; never looks for another
+    one.
 
     Raises: MissingInputError without such a folder, BadDataError with its first bad file.
     """
     if not folder.is_dir():
-        raise MissingInputError(f"{shown(folder)} is not a folder; name a run folder or one of its checkpoints/step-…")
+        raise MissingInputError(
+            f"{shown(folder)} is not a folder; name a run folder or one of its checkpoints/step-…"
+        )
     if bad := verify(folder):
         (name, reason), more = bad[0], f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise BadDataError(f"{shown(folder)}: {name[:30]} {reason}{more}; name another step or restore a backup")
+        raise BadDataError(
+            f"{shown(folder)}: {name[:30]} {reason}{more}; name another step or restore a backup"
+        )
 
 
 def _publish(staging: Path, target: Path) -> Path:
-    """The rename and its fsync. If the fsync fails the rename is undone: what may be lost must not look saved."""
+    """The rename and its fsync. If the fsync fails the rename is undone: what may be lost must not
+    look saved.
+    """
     if os.path.lexists(target):
         if not verify(target):
             remove(staging)
@@ -222,7 +256,9 @@ def _last_line(head: bytes) -> bytes:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Raises: ValueError that completes the sentence "manifest.json …"; NewerFormatError; StorageError."""
+    """Raises: ValueError that completes the sentence "manifest.json …"; NewerFormatError;
+    StorageError.
+    """
     try:
         with open_plain(folder / MANIFEST) as file:
             raw = file.read(MAX_MANIFEST + 1)
@@ -254,7 +290,9 @@ def _check(manifest: Any, folder: Path) -> None:
         raise ValueError("names no format version")
     if version > FORMAT:
         known = f"newer than {FORMAT}, the last known here"
-        raise NewerFormatError(f"{shown(folder)} has format {version}, {known}; type: pip install -U nanogpt-dist")
+        raise NewerFormatError(
+            f"{shown(folder)} has format {version}, {known}; type: pip install -U nanogpt-dist"
+        )
     files = manifest.get("files")
     if not isinstance(files, list) or not all(_is_entry(entry) for entry in files):
         raise ValueError("lists a file without a plain name, a size and a sha256")
@@ -267,7 +305,12 @@ def _is_entry(entry: Any) -> bool:
         return False
     name, size, sha256 = entry["name"], entry["bytes"], entry["sha256"]
     strings = isinstance(name, str) and isinstance(sha256, str)
-    return strings and bool(NAME.fullmatch(name) and SHA256.fullmatch(sha256)) and type(size) is int and size >= 0
+    return (
+        strings
+        and bool(NAME.fullmatch(name) and SHA256.fullmatch(sha256))
+        and type(size) is int
+        and size >= 0
+    )
 
 
 def _problem(path: Path, entry: dict[str, Any], hashes: bool) -> str | None:
@@ -285,7 +328,9 @@ def _problem(path: Path, entry: dict[str, Any], hashes: bool) -> str | None:
 
 
 def _damage(error: OSError, path: Path) -> str:
-    """What is wrong with a file that cannot be opened. Raises: StorageError where that is not the file's fault."""
+    """What is wrong with a file that cannot be opened. Raises: StorageError where that is not the
+    file's fault.
+    """
     with told(path):
         if error.errno not in DAMAGE:
             raise error

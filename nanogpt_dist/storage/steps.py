@@ -1,4 +1,5 @@
-"""The checkpoints of a run: folders checkpoints/step-00001000, ordered by step and never by the clock.
+"""The checkpoints of a run: folders checkpoints/step-00001000, ordered by step and never by the
+clock.
 
     step-00001000          sealed: see sealed.py
     latest                 the newest name, for people and scripts; this program trusts only what it finds
@@ -6,8 +7,9 @@
     .tmp-… .trash-…        of attempts that died; sweep() removes them
     .bad-step-00001000-1   set aside as damaged, kept for whoever wants to look
 
-Every other name is the user's, and is neither read nor touched. What changes the folder needs the run lock.
-"""
+Every other name is the user's, and is neither read nor touched. What changes the folder needs the
+run lock.
+"""  # noqa: E501
 
 import os
 import re
@@ -15,11 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_dist.errors import BadDataError, StorageError, clipped
-from nanogpt_dist.storage.durable import fsync_folder, open_plain, remove, shown, staging_name, told, write_atomic
+from nanogpt_dist.storage.durable import (
+    fsync_folder,
+    open_plain,
+    remove,
+    shown,
+    staging_name,
+    told,
+    write_atomic,
+)
 from nanogpt_dist.storage.sealed import NewerFormatError, set_aside, verify
 
-STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")  # one spelling per number: no second zero-padded form
-LEFTOVER = re.compile(r"\.(tmp|trash)-[A-Za-z0-9._-]+-[0-9a-f]{8}")  # as durable.staging_name() makes them
+# one spelling per number: no second zero-padded form
+STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")
+# as durable.staging_name() makes them
+LEFTOVER = re.compile(r"\.(tmp|trash)-[A-Za-z0-9._-]+-[0-9a-f]{8}")
 LATEST = "latest"
 PINS = "pins"
 
@@ -37,26 +49,36 @@ def step_of(name: str) -> int | None:
 
 
 def list_steps(checkpoints: Path) -> list[Path]:
-    """The entries with a step's name, good or bad, highest step first; empty without such a folder."""
+    """The entries with a step's name, good or bad, highest step first; empty without such a
+    folder.
+    """
     with told(checkpoints):
         names = os.listdir(checkpoints) if checkpoints.exists() else []
     found = {step: name for name in names if (step := step_of(name)) is not None}
     return [checkpoints / found[step] for step in sorted(found, reverse=True)]
 
 
-def newest_good(checkpoints: Path, warn: Callable[[str], None], rename_bad: bool = True) -> Path | None:
-    """The newest checkpoint of which every byte is as sealed; None only if there is none at all, good or bad.
+def newest_good(
+    checkpoints: Path,
+    warn: Callable[[str], None],
+    rename_bad: bool = True,
+) -> Path | None:
+    """The newest checkpoint of which every byte is as sealed; None only if there is none at all,
+    good or bad.
 
-    Newer bad ones get one line to `warn` each and are set aside; not with rename_bad=False, for whoever reads without
-    the run lock. Raises: BadDataError if all are bad, or one is of a later format; StorageError if one cannot be read,
-    which is no damage; then nothing was changed.
+    Newer bad ones get one line to `warn` each and are set aside; not with rename_bad=False, for
+    whoever reads without the run lock. Raises: BadDataError if all are bad, or one is of a later
+    format; StorageError if one cannot be read, which is no damage; then nothing was changed.
     """
     bad: list[tuple[Path, str]] = []
     for folder in list_steps(checkpoints):
         problems = verify(folder)
         if not problems:
             for other, reason in bad:
-                warn(f"{other.name} is damaged ({reason}){_put_away(other, rename_bad)}; using {folder.name}")
+                warn(
+                    f"{other.name} is damaged ({reason}){_put_away(other, rename_bad)}; using "
+                    f"{folder.name}"
+                )
             return folder
         bad.append((folder, f"{problems[0][0][:40]} {problems[0][1]}"))
     if not bad:
@@ -69,7 +91,9 @@ def newest_good(checkpoints: Path, warn: Callable[[str], None], rename_bad: bool
 
 
 def _put_away(folder: Path, rename: bool) -> str:
-    """Half a sentence on what was done; a folder that may not be written keeps its bad checkpoints."""
+    """Half a sentence on what was done; a folder that may not be written keeps its bad
+    checkpoints.
+    """
     if not rename:
         return ""
     try:
@@ -106,11 +130,12 @@ def doomed(checkpoints: Path, keep: int, also: set[str], every: int | None = Non
 
 
 def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None) -> list[str]:
-    """Deletes all checkpoints but the newest `keep`, those named in `also`, the pinned, and multiples of `every`.
+    """Deletes all checkpoints but the newest `keep`, those named in `also`, the pinned, and
+    multiples of `every`.
 
-    Returns the names, newest first. One that looks damaged (manifest, names, sizes) or is of a later format neither
-    counts nor goes: it must not push out a good one. Raises: StorageError; then each is there whole, or gone from its
-    name.
+    Returns the names, newest first. One that looks damaged (manifest, names, sizes) or is of a
+    later format neither counts nor goes: it must not push out a good one. Raises: StorageError;
+    then each is there whole, or gone from its name.
     """
     going = doomed(checkpoints, keep, also, every)
     with told(checkpoints):
@@ -118,7 +143,8 @@ def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None
         for folder, place in zip(going, trash, strict=True):
             os.rename(folder, place)
         if trash:
-            fsync_folder(checkpoints)  # first the names, then the files: a power cut leaves no half checkpoint
+            # first the names, then the files: a power cut leaves no half checkpoint
+            fsync_folder(checkpoints)
         for place in trash:
             remove(place)
     return [folder.name for folder in going]
@@ -134,7 +160,8 @@ def _looks_whole(folder: Path) -> bool:
 def sweep(folder: Path) -> list[str]:
     """Removes what dead attempts left in `folder` (.tmp-…, .trash-…) and returns the names.
 
-    Call it only under the run lock: a living attempt's staging folder looks the same. Raises: StorageError.
+    Call it only under the run lock: a living attempt's staging folder looks the same. Raises:
+    StorageError.
     """
     with told(folder):
         names = sorted(filter(LEFTOVER.fullmatch, os.listdir(folder))) if folder.exists() else []
@@ -149,7 +176,9 @@ def write_latest(checkpoints: Path, name: str) -> None:
 
 
 def read_latest(checkpoints: Path) -> str | None:
-    """The name in `latest`, a hint that may be out of date; None if it is missing or makes no sense."""
+    """The name in `latest`, a hint that may be out of date; None if it is missing or makes no
+    sense.
+    """
     try:
         with open_plain(checkpoints / LATEST) as file:
             name = file.read(100).decode().removesuffix("\n")

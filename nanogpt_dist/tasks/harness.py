@@ -1,10 +1,11 @@
-"""lm-eval's tasks on a model of ours: its `LM`, with our scorer and sampler behind it. Needs the extra `eval`.
+"""lm-eval's tasks on a model of ours: its `LM`, with our scorer and sampler behind it. Needs the
+extra `eval`.
 
-All ranks see all requests and share them out below lm-eval, which takes them for one process: so the figures are the
-same on any number of ranks, with whatever lm-eval makes of them.
+All ranks see all requests and share them out below lm-eval, which takes them for one process: so
+the figures are the same on any number of ranks, with whatever lm-eval makes of them.
 
-Source: Gao et al., "A framework for few-shot language model evaluation" (lm-eval); it encodes and cuts as it does for
-transformers' models.
+Source: Gao et al., "A framework for few-shot language model evaluation" (lm-eval); it encodes and
+cuts as it does for transformers' models.
 """
 
 import json
@@ -18,27 +19,37 @@ from typing import Any
 
 from nanogpt_dist import sampling
 from nanogpt_dist.decoding import Decoder
-from nanogpt_dist.errors import BadDataError, ConfigError, HubUnavailableError, MissingInputError, UsageError
+from nanogpt_dist.errors import (
+    BadDataError,
+    ConfigError,
+    HubUnavailableError,
+    MissingInputError,
+    UsageError,
+)
 from nanogpt_dist.hub import hub_library
 from nanogpt_dist.tasks.scoring import Scorer
 
 FEWSHOT_SEED = 1234  # as its command has it
 MAX_GENERATED = 256  # tokens, where a task does not say
-MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # how a task says it; the first counts
+# how a task says it; the first counts
+MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 def run(names: list[str], scorer: Scorer, limit: int | None = None) -> dict[str, dict[str, Any]]:
     """{task: {metric: value}} of lm-eval's tasks, by name or as a PATH.yaml of one's own.
 
-    Raises ConfigError where lm-eval is not installed, UsageError for a task that it does not have, MissingInputError,
-    HubUnavailableError where a task's data cannot be had.
+    Raises ConfigError where lm-eval is not installed, UsageError for a task that it does not have,
+    MissingInputError, HubUnavailableError where a task's data cannot be had.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tasks = scorer.world.one_first(lambda: _load(names))
     import lm_eval
 
-    # Its simple_evaluate would look at the machine and the git repository with commands of the shell.
-    found = lm_eval.evaluate(_model(scorer), tasks, limit=limit, bootstrap_iters=0, log_samples=False)
+    # Its simple_evaluate would look at the machine and the git repository with commands of the
+    # shell.
+    found = lm_eval.evaluate(
+        _model(scorer), tasks, limit=limit, bootstrap_iters=0, log_samples=False
+    )
     assert found is not None
     return {task: _figures(figures) for task, figures in found["results"].items()}
 
@@ -49,13 +60,17 @@ def _load(names: list[str]) -> dict[Any, Any]:
     try:
         from lm_eval.tasks import TaskManager, get_task_dict
     except ImportError as error:
-        raise ConfigError(f"--tasks needs lm-eval ({error}): type pip install 'nanogpt-dist[eval]'") from None
+        raise ConfigError(
+            f"--tasks needs lm-eval ({error}): type pip install 'nanogpt-dist[eval]'"
+        ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     local = {name: _local(name) for name in names if name.endswith((".yaml", ".yml"))}
     manager = TaskManager(include_path=[str(folder) for folder, _ in local.values()] or None)
     wanted = [local[name][1] if name in local else name for name in names]
     if unknown := [task for task in wanted if task not in set(manager.all_tasks)]:
-        raise UsageError(f"lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them, or give PATH.yaml")
+        raise UsageError(
+            f"lm-eval has no task {unknown[0]}; `lm-eval ls tasks` lists them, or give PATH.yaml"
+        )
     try:
         tasks = get_task_dict(wanted, manager)
     except Exception as error:  # of datasets, of the hub's client, of a task's own code
@@ -88,7 +103,9 @@ def _local(name: str) -> tuple[Path, str]:
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(f"{name} does not exist or is not a file; check the path") from None
     except UnicodeDecodeError as error:
-        raise BadDataError(f"{name} is not UTF-8 at byte {error.start}; convert it with iconv") from None
+        raise BadDataError(
+            f"{name} is not UTF-8 at byte {error.start}; convert it with iconv"
+        ) from None
     # One line only: the rest may have tags of lm-eval's own.
     task = next((yaml.safe_load(line)["task"] for line in lines if line.startswith("task:")), None)
     if not isinstance(task, str):
@@ -101,7 +118,9 @@ def _figures(figures: dict[str, Any]) -> dict[str, Any]:
     return {
         key.removesuffix(",none"): value
         for key, value in figures.items()
-        if key not in ("alias", "name") and not key.split(",")[0].endswith("_stderr") and isinstance(value, int | float)
+        if key not in ("alias", "name")
+        and not key.split(",")[0].endswith("_stderr")
+        and isinstance(value, int | float)
     }
 
 
@@ -121,11 +140,18 @@ def _model(scorer: Scorer) -> Any:
         def max_length(self) -> int:
             return scorer.model.config.block_size
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            **_: Any,
+        ) -> list[int]:
             return scorer.tokenizer.encode(string).tolist()
 
         def _loglikelihood_tokens(
-            self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+            self,
+            requests: list[tuple[tuple[str, str], list[int], list[int]]],
+            **_: Any,
         ) -> list[tuple[float, bool]]:
             scores = scorer([(context, following) for _, context, following in requests])
             return [(score.log_likelihood, score.greedy) for score in scores]
@@ -158,35 +184,44 @@ def _model(scorer: Scorer) -> Any:
 
 
 def _asked(
-    requests: list[tuple[str, dict[str, Any]]], scorer: Scorer
+    requests: list[tuple[str, dict[str, Any]]],
+    scorer: Scorer,
 ) -> list[tuple[list[int], sampling.Settings, int]]:
     """Ids to go on from, how, and the how-manieth of equal requests each is. Raises ConfigError.
 
-    As lm-eval does it for transformers' models: a prompt keeps what max_gen_toks leaves of block_size.
+    As lm-eval does it for transformers' models: a prompt keeps what max_gen_toks leaves of
+    block_size.
     """
     block_size, cut, seen = scorer.model.config.block_size, 0, Counter[str]()
     found = []
     for context, how in requests:
         settings = _settings(how, block_size)
-        ids, room = sampling.encode_prompt(context, scorer.tokenizer), block_size - settings.max_new_tokens
+        ids, room = (
+            sampling.encode_prompt(context, scorer.tokenizer),
+            block_size - settings.max_new_tokens,
+        )
         cut += len(ids) > room
         same = json.dumps([context, how], default=str)
         found.append((ids[-room:], settings, seen[same]))
         seen[same] += 1
     if cut and scorer.world.leads:
         print(
-            f"warning: {cut} of {len(requests)} prompts lose their beginning: block_size {block_size} has no room for "
-            "them and max_gen_toks",
+            f"warning: {cut} of {len(requests)} prompts lose their beginning: block_size "
+            f"{block_size} has no room for them and max_gen_toks",
             file=sys.stderr,
         )
     return found
 
 
 def _settings(how: dict[str, Any], block_size: int) -> sampling.Settings:
-    """What generation_kwargs ask for: greedy unless they say do_sample, or a temperature. Raises ConfigError."""
+    """What generation_kwargs ask for: greedy unless they say do_sample, or a temperature. Raises
+    ConfigError.
+    """
     until = how.get("until") or []
     stops = tuple(str(stop) for stop in (until if isinstance(until, list) else [until]) if stop)
-    most, name = next(((how[name], name) for name in MOST if how.get(name) is not None), (MAX_GENERATED, MOST[0]))
+    most, name = next(
+        ((how[name], name) for name in MOST if how.get(name) is not None), (MAX_GENERATED, MOST[0])
+    )
     drawn = how.get("do_sample")
     try:
         temperature = float(how.get("temperature", 1.0 if drawn else 0.0) or 0.0)
@@ -198,15 +233,23 @@ def _settings(how: dict[str, Any], block_size: int) -> sampling.Settings:
             stop=stops,
         )
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the generation_kwargs of a task are no numbers: {error}"[:180]) from None
+        raise ConfigError(
+            f"the generation_kwargs of a task are no numbers: {error}"[:180]
+        ) from None
     if not 0 < settings.max_new_tokens < block_size:
         raise ConfigError(
-            f"a task's {name} is {most}, the model's block_size {block_size}: a prompt needs room, too; write a "
-            f"{name} below {block_size} into its generation_kwargs (PATH.yaml)"
+            f"a task's {name} is {most}, the model's block_size {block_size}: a prompt needs room, "
+            f"too; write a {name} below {block_size} into its generation_kwargs (PATH.yaml)"
         )
     return settings
 
 
-def _write(decoder: Decoder, scorer: Scorer, ids: list[int], settings: sampling.Settings, index: int) -> str:
+def _write(
+    decoder: Decoder,
+    scorer: Scorer,
+    ids: list[int],
+    settings: sampling.Settings,
+    index: int,
+) -> str:
     [row] = sampling.write_on(decoder, scorer.tokenizer, [ids], settings, [index])
     return sampling.finish("", row, scorer.tokenizer, settings.stop).text

@@ -1,7 +1,9 @@
-"""HellaSwag and LAMBADA from their own jsonl files, and bits per byte of any text. No library beside torch.
+"""HellaSwag and LAMBADA from their own jsonl files, and bits per byte of any text. No library
+beside torch.
 
-Sources: Zellers et al. 2019, "HellaSwag"; Paperno et al. 2016, "The LAMBADA dataset"; Radford et al. 2019, §3.
-GPT-2 124M's published HellaSwag, by tokens and without preprocessing, as acc_norm is here: 0.294 (llm.c).
+Sources: Zellers et al. 2019, "HellaSwag"; Paperno et al. 2016, "The LAMBADA dataset"; Radford et
+al. 2019, §3. GPT-2 124M's published HellaSwag, by tokens and without preprocessing, as acc_norm is
+here: 0.294 (llm.c).
 """
 
 import json
@@ -38,27 +40,37 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> str:
-    """The text of a file of UTF-8, without a byte order mark. Raises MissingInputError, BadDataError."""
+    """The text of a file of UTF-8, without a byte order mark. Raises MissingInputError,
+    BadDataError.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path") from None
+        raise MissingInputError(
+            f"{shown(path)} does not exist or is not a file; check the path"
+        ) from None
     except UnicodeDecodeError as error:
-        raise BadDataError(f"{shown(path)} is not UTF-8 at byte {error.start}; convert it with iconv") from None
+        raise BadDataError(
+            f"{shown(path)} is not UTF-8 at byte {error.start}; convert it with iconv"
+        ) from None
 
 
 def check(name: str, path: Path) -> None:
-    """Raises UsageError where `name` is none of NAMES, MissingInputError where there is no such file."""
+    """Raises UsageError where `name` is none of NAMES, MissingInputError where there is no such
+    file.
+    """
     if name not in NAMES:
         raise UsageError(
-            f"{name}={path}: only {' and '.join(NAMES)} are scored from a file; others: PATH.yaml, lm-eval's"
+            f"{name}={path}: only {' and '.join(NAMES)} are scored from a file; others: PATH.yaml, "
+            "lm-eval's"
         )
     if not path.exists() or path.is_dir():
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
 
 
 def run(name: str, path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
-    """The figures of one of NAMES on a jsonl file, of which the first `limit` lines count; all ranks together.
+    """The figures of one of NAMES on a jsonl file, of which the first `limit` lines count; all
+    ranks together.
 
     Raises as check() does, and BadDataError.
     """
@@ -67,7 +79,8 @@ def run(name: str, path: Path, scorer: Scorer, limit: int | None = None) -> dict
 
 
 def hellaswag(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
-    """Which of four endings follows: acc by their likelihoods, acc_norm by their likelihoods per token.
+    """Which of four endings follows: acc by their likelihoods, acc_norm by their likelihoods per
+    token.
 
     Each line is {ctx, endings, label}.
     """
@@ -107,7 +120,8 @@ def _ctx_endings_label(example: dict[str, Any], where: str) -> tuple[str, list[s
 
 
 def lambada(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
-    """The last word of a passage: acc, where each of its tokens is the likeliest, and its perplexity.
+    """The last word of a passage: acc, where each of its tokens is the likeliest, and its
+    perplexity.
 
     Each line is {text}.
     """
@@ -116,7 +130,9 @@ def lambada(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, A
         for number, example in enumerate(read_jsonl(path)[:limit], 1):
             text = example.get("text")
             if not isinstance(text, str) or " " not in text.strip():
-                raise BadDataError(f"{shown(path)}:{number} has no text of several words, as LAMBADA's lines have")
+                raise BadDataError(
+                    f"{shown(path)}:{number} has no text of several words, as LAMBADA's lines have"
+                )
             context, _, word = text.strip().rpartition(" ")
             requests.append(pair(scorer.tokenizer, context, f" {word}"))
     scores = scorer(requests)
@@ -129,7 +145,9 @@ def lambada(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, A
 
 
 def text(path: Path, scorer: Scorer) -> dict[str, Any]:
-    """Bits per byte, and loss in nats/token, of a text file as one document; each token is predicted once."""
+    """Bits per byte, and loss in nats/token, of a text file as one document; each token is
+    predicted once.
+    """
     with scorer.world.together():
         read = _read(path)
         ids = scorer.tokenizer.encode(read).tolist()
@@ -138,11 +156,22 @@ def text(path: Path, scorer: Scorer) -> dict[str, Any]:
         if len(whole) < 2:
             raise BadDataError(f"{shown(path)} is too short: there is nothing to predict")
     # Windows of block_size tokens; the last token of one is the first input of the next.
-    scores = scorer([(whole[i : i + 1], whole[i + 1 : i + 1 + size]) for i in range(0, len(whole) - 1, size)])
-    nats, tokens = -math.fsum(one.log_likelihood for one in scores), sum(one.tokens for one in scores)
-    unseen = 0 if eot is not None else int(scorer.tokenizer.byte_lengths()[whole[0]])  # the first token is given
+    scores = scorer(
+        [(whole[i : i + 1], whole[i + 1 : i + 1 + size]) for i in range(0, len(whole) - 1, size)]
+    )
+    nats, tokens = (
+        -math.fsum(one.log_likelihood for one in scores),
+        sum(one.tokens for one in scores),
+    )
+    # the first token is given
+    unseen = 0 if eot is not None else int(scorer.tokenizer.byte_lengths()[whole[0]])
     nbytes = len(read.encode()) - unseen
-    return {"loss": nats / tokens, "bits_per_byte": nats / math.log(2) / nbytes, "tokens": tokens, "bytes": nbytes}
+    return {
+        "loss": nats / tokens,
+        "bits_per_byte": nats / math.log(2) / nbytes,
+        "tokens": tokens,
+        "bytes": nbytes,
+    }
 
 
 def _share(hits: list[bool]) -> float:

@@ -1,4 +1,5 @@
-"""How likely a model finds continuations: on all ranks at once, with the same figures on any number of them.
+"""How likely a model finds continuations: on all ranks at once, with the same figures on any number
+of them.
 
 Shape letters: B requests in a batch, T tokens of the longest, V ids that the tokenizer has.
 """
@@ -16,12 +17,15 @@ from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.model import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 
-Request = tuple[Sequence[int], Sequence[int]]  # ids of a context, which is not empty, and of what follows
+# ids of a context, which is not empty, and of what follows
+Request = tuple[Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Score:
-    """log_likelihood of a continuation in nats; greedy: whether each of its tokens is the likeliest; its tokens."""
+    """log_likelihood of a continuation in nats; greedy: whether each of its tokens is the
+    likeliest; its tokens.
+    """
 
     log_likelihood: float
     greedy: bool
@@ -43,10 +47,11 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[Score]:
-        """The Score of each request; all ranks call it together, with the same requests. Raises DivergedError.
+        """The Score of each request; all ranks call it together, with the same requests. Raises
+        DivergedError.
 
-        Raises BadDataError for an id without a row in the token table, on all of them.
-        Batches do not depend on the ranks, and each rank adds its own to zeros: so the sums are exact.
+        Raises BadDataError for an id without a row in the token table, on all of them. Batches do
+        not depend on the ranks, and each rank adds its own to zeros: so the sums are exact.
         """
         rows = [self._row(context, following) for context, following in requests]
         self.model.refuse_unknown(max((max(ids) for ids, _ in rows), default=0))
@@ -60,10 +65,15 @@ class Scorer:
         found = self.world.sum(found)
         if not torch.isfinite(found).all():
             raise DivergedError
-        return [Score(float(s), bool(g), len(following)) for s, g, (_, following) in zip(*found, requests, strict=True)]
+        return [
+            Score(float(s), bool(g), len(following))
+            for s, g, (_, following) in zip(*found, requests, strict=True)
+        ]
 
     def _row(self, context: Sequence[int], following: Sequence[int]) -> tuple[list[int], int]:
-        """Ids that go into the model and the one behind them; and how many at the end are to be predicted."""
+        """Ids that go into the model and the one behind them; and how many at the end are to be
+        predicted.
+        """
         assert context, "a context has at least one token"
         ids = [*context, *following][-(self.model.config.block_size + 1) :]
         return ids, min(len(following), len(ids) - 1)
@@ -71,9 +81,12 @@ class Scorer:
     def _batch(self, rows: list[tuple[list[int], int]]) -> Tensor:
         """Log-likelihoods and whether greedy: (2, B) float64."""
         T = max(len(ids) for ids, _ in rows) - 1
-        padded = torch.tensor([[*ids, *[0] * (T + 1 - len(ids))] for ids, _ in rows], device=self.world.device)
+        padded = torch.tensor(
+            [[*ids, *[0] * (T + 1 - len(ids))] for ids, _ in rows], device=self.world.device
+        )
         with autocast(self.world.device, self.dtype):
-            logits = self.model.logits(padded[:, :-1])  # (B, T, V); what stands behind a row changes nothing in it
+            # (B, T, V); what stands behind a row changes nothing in it
+            logits = self.model.logits(padded[:, :-1])
         found = []
         for row, (ids, n), answer in zip(logits, rows, padded, strict=True):
             last = slice(len(ids) - 1 - n, len(ids) - 1)
@@ -85,7 +98,9 @@ class Scorer:
 
 
 def pair(tokenizer: Tokenizer, context: str, following: str) -> Request:
-    """Ids of a context and of what follows, cut where lm-eval cuts: the spaces between them belong to the second."""
+    """Ids of a context and of what follows, cut where lm-eval cuts: the spaces between them belong
+    to the second.
+    """
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, following = context[:-spaces], context[-spaces:] + following

@@ -1,4 +1,6 @@
-"""`nanogpt bench`: figures that agree with each other and with what was asked for, at a small size."""
+"""`nanogpt bench`: figures that agree with each other and with what was asked for, at a small
+size.
+"""
 
 import json
 from pathlib import Path
@@ -8,7 +10,20 @@ import pytest
 
 from tests.conftest import Run
 
-SMALL = ["--n-layer", 2, "--n-head", 2, "--n-embd", 32, "--vocab-size", 300, "--block-size", 32, "--device", "cpu"]
+SMALL = [
+    "--n-layer",
+    2,
+    "--n-head",
+    2,
+    "--n-embd",
+    32,
+    "--vocab-size",
+    300,
+    "--block-size",
+    32,
+    "--device",
+    "cpu",
+]
 BATCH = ["--batch-size", 4, "--gradient-accumulation-steps", 4]
 KEYS = {"tokens_per_second", "ms_per_update", "mfu", "peak_tflops", "memory_bytes"}
 
@@ -37,10 +52,16 @@ def test_train_on_two_ranks_with_a_trace(nanogpt: Run, tmp_path: Path, strategy:
 
 @pytest.mark.thorough
 def test_train_on_data_reads_as_training_does(nanogpt: Run, corpus: Path) -> None:
-    found = told(nanogpt, "train", *SMALL, "--vocab-size", 50304, "--dataset", corpus, "--batch-size", 4)
-    assert (found["batch_tokens"], found["updates"]) == (4 * 32, 20), "one micro-batch is an update, on a CPU"
+    found = told(
+        nanogpt, "train", *SMALL, "--vocab-size", 50304, "--dataset", corpus, "--batch-size", 4
+    )
+    assert (found["batch_tokens"], found["updates"]) == (4 * 32, 20), (
+        "one micro-batch is an update, on a CPU"
+    )
     assert "communication" not in found["phases"]
-    text = nanogpt("bench", "train", *SMALL, "--vocab-size", 50304, "--dataset", corpus, "--updates", 3).stdout
+    text = nanogpt(
+        "bench", "train", *SMALL, "--vocab-size", 50304, "--dataset", corpus, "--updates", 3
+    ).stdout
     assert "tokens/s · mfu" in text
     assert "median of 3 (" in text
     assert nanogpt("bench", "train", "--dataset", "none", code=66).stderr.count("\n") == 1
@@ -48,11 +69,29 @@ def test_train_on_data_reads_as_training_does(nanogpt: Run, corpus: Path) -> Non
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_sample(nanogpt: Run, dtype: str) -> None:
-    asked = ["--num-samples", 3, "--prompt-tokens", 5, "--max-new-tokens", 7, "--rounds", 2, "--dtype", dtype]
+    asked = [
+        "--num-samples",
+        3,
+        "--prompt-tokens",
+        5,
+        "--max-new-tokens",
+        7,
+        "--rounds",
+        2,
+        "--dtype",
+        dtype,
+    ]
     found = told(nanogpt, "sample", *SMALL[:-2], "--device", "cpu", *asked)
-    assert (found["num_samples"], found["prompt_tokens"], found["max_new_tokens"], found["weights"]) == (3, 5, 7, dtype)
+    assert (
+        found["num_samples"],
+        found["prompt_tokens"],
+        found["max_new_tokens"],
+        found["weights"],
+    ) == (3, 5, 7, dtype)
     whole_ms = found["prefill_ms"] + 6 * found["ms_per_update"]
-    assert found["tokens_per_second"] == pytest.approx(3 * 7 / whole_ms * 1e3, rel=0.5), "both are medians"
+    assert found["tokens_per_second"] == pytest.approx(3 * 7 / whole_ms * 1e3, rel=0.5), (
+        "both are medians"
+    )
 
 
 def test_sample_says_what_is_too_long(nanogpt: Run) -> None:
@@ -62,17 +101,30 @@ def test_sample_says_what_is_too_long(nanogpt: Run) -> None:
 
 def test_data(nanogpt: Run, corpus: Path) -> None:
     found = told(nanogpt, "data", "shakespeare-char", "--megabytes", 3, "--updates", 5)
-    assert (found["dataset_tokens"], found["batch_tokens"], found["updates"]) == (1_500_000, 64 * 256, 5)
+    assert (found["dataset_tokens"], found["batch_tokens"], found["updates"]) == (
+        1_500_000,
+        64 * 256,
+        5,
+    )
     assert told(nanogpt, "data", "--dataset", corpus, "--batch-size", 2)["dataset"] == str(corpus)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_io(nanogpt: Run, tmp_path: Path, ranks: int) -> None:
-    found = told(nanogpt, "io", *SMALL, *(["--strategy", "fsdp"] if ranks > 1 else []), ranks=ranks if ranks > 1 else 0)
+    found = told(
+        nanogpt,
+        "io",
+        *SMALL,
+        *(["--strategy", "fsdp"] if ranks > 1 else []),
+        ranks=ranks if ranks > 1 else 0,
+    )
     assert found["bytes"] > 12 * found["parameters"]
     assert found["ranks"] == ranks
     assert min(found["ms_per_update"], found["save_ms"], found["verify_ms"], found["load_ms"]) > 0
     assert list((tmp_path / "out").iterdir()) == [], "all is removed again"
     (tmp_path / "file").write_text("")
     if ranks == 1:
-        assert "cannot write in" in nanogpt("bench", "io", *SMALL, "--folder", "file/x", code=73).stderr
+        assert (
+            "cannot write in"
+            in nanogpt("bench", "io", *SMALL, "--folder", "file/x", code=73).stderr
+        )

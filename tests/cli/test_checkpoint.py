@@ -14,8 +14,23 @@ from tests.conftest import TINY, Run
 
 @pytest.fixture
 def run(nanogpt: Run, corpus: Path) -> str:
-    nanogpt("train", "--dataset", corpus, *TINY, "--max-iters", 12, "--eval-interval", 2, "--keep-checkpoints", 4,
-            "--keep-every", 4, "--out-dir", "run", "--no-tensorboard")  # fmt: skip
+    nanogpt(
+        "train",
+        "--dataset",
+        corpus,
+        *TINY,
+        "--max-iters",
+        12,
+        "--eval-interval",
+        2,
+        "--keep-checkpoints",
+        4,
+        "--keep-every",
+        4,
+        "--out-dir",
+        "run",
+        "--no-tensorboard",
+    )
     return "run"
 
 
@@ -37,7 +52,10 @@ def test_list_pin_prune_and_verify(nanogpt: Run, run: str, tmp_path: Path) -> No
     assert "pinned" in left[6]
     assert "latest" in left[12]
     assert len(left) + len(pruned["deleted"]) == 5
-    assert f"give one checkpoint of it, like {place}12" in nanogpt("checkpoint", "pin", run, code=66).stderr
+    assert (
+        f"give one checkpoint of it, like {place}12"
+        in nanogpt("checkpoint", "pin", run, code=66).stderr
+    )
     nanogpt("checkpoint", "unpin", f"{place}06")
     nanogpt("checkpoint", "unpin", f"{place}06", code=66)
     assert json.loads(nanogpt("checkpoint", "verify", run, "--json").stdout)["ok"]
@@ -46,7 +64,9 @@ def test_list_pin_prune_and_verify(nanogpt: Run, run: str, tmp_path: Path) -> No
     bad = nanogpt("checkpoint", "verify", f"{place}12", "--json", code=65)
     assert json.loads(bad.stdout)["bad"][0]["file"] == "step-00000012/model.safetensors"
     assert "nanogpt checkpoint verify run" in nanogpt("verify", run, code=2).stderr
-    assert "whole tensors already" in nanogpt("checkpoint", "consolidate", f"{place}06", code=2).stderr
+    assert (
+        "whole tensors already" in nanogpt("checkpoint", "consolidate", f"{place}06", code=2).stderr
+    )
 
 
 def test_prune_refuses_while_the_run_is_held(nanogpt: Run, run: str, tmp_path: Path) -> None:
@@ -56,13 +76,27 @@ def test_prune_refuses_while_the_run_is_held(nanogpt: Run, run: str, tmp_path: P
 
 @pytest.mark.thorough
 def test_a_sharded_checkpoint_is_consolidated(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
-    nanogpt("train", "--dataset", corpus, *TINY, "--max-iters", 2, "--strategy", "fsdp", "--out-dir", "run", ranks=2)
+    nanogpt(
+        "train",
+        "--dataset",
+        corpus,
+        *TINY,
+        "--max-iters",
+        2,
+        "--strategy",
+        "fsdp",
+        "--out-dir",
+        "run",
+        ranks=2,
+    )
     out = nanogpt("checkpoint", "consolidate", "run").stdout.strip()
     assert sorted(path.name for path in (tmp_path / out).glob("*.safetensors")) == [
         "model.safetensors",
         "optimizer.safetensors",
     ]
-    losses = [json.loads(nanogpt("eval", name, "--json").stdout)["val_loss"] for name in ("run", out)]
+    losses = [
+        json.loads(nanogpt("eval", name, "--json").stdout)["val_loss"] for name in ("run", out)
+    ]
     assert losses[0] == losses[1]
     nanogpt("checkpoint", "consolidate", "run", code=73)
     nanogpt("checkpoint", "consolidate", "run", "--out", "else", code=2)
@@ -90,6 +124,6 @@ def test_what_stays_is_what_the_rule_says(
     steps.prune(folder, keep, set(map(storage.step_name, also)), every)
     newest = set(sorted(found, reverse=True)[:keep])
     multiples = {step for step in found if every and step % every == 0}
-    assert {storage.step_of(path.name) for path in storage.list_steps(folder)} == newest | multiples | (
-        found & (also | pinned)
-    )
+    assert {
+        storage.step_of(path.name) for path in storage.list_steps(folder)
+    } == newest | multiples | (found & (also | pinned))

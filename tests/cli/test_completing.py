@@ -38,8 +38,14 @@ def test_names_and_folders_that_are_there_are_offered(folder: Path) -> None:
 
 
 def test_a_shell_asks_the_command(folder: Path) -> None:
-    environment = {"_NANOGPT_COMPLETE": "complete_bash", "COMP_WORDS": "nanogpt sample out/", "COMP_CWORD": "2"}
+    environment = {
+        "_NANOGPT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "nanogpt sample out/",
+        "COMP_CWORD": "2",
+    }
     line = [sys.executable, str(CLONE / "nanogpt")]
-    done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        line, env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.split() == ["out/a", "out/b"]
     assert done.stderr == ""

@@ -1,4 +1,6 @@
-"""The command as its users meet it: help, versions, errors of one line with their exit codes, JSON that is JSON."""
+"""The command as its users meet it: help, versions, errors of one line with their exit codes, JSON
+that is JSON.
+"""
 
 import json
 import shlex
@@ -52,7 +54,9 @@ def test_version_and_help(nanogpt: Run) -> None:
 def test_every_command_has_help(name: str) -> None:
     from typer.testing import CliRunner
 
-    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    result = CliRunner().invoke(
+        app, [*name.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"}
+    )
     assert result.exit_code == 0
     assert "Usage:" in result.output
 
@@ -62,7 +66,9 @@ def test_every_setting_of_train_is_a_flag_with_help() -> None:
 
     from nanogpt_dist.config import TrainConfig
 
-    output = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "300", "TERM": "dumb"}).output
+    output = (
+        CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "300", "TERM": "dumb"}).output
+    )
     for name in TrainConfig.model_fields:
         assert "--" + name.replace("_", "-") in output, name
 
@@ -87,23 +93,39 @@ def test_no_arguments_show_help_and_no_error(nanogpt: Run) -> None:
     assert "error" not in done.stderr
 
 
-def test_variables_that_torchrun_did_not_set(nanogpt: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_torchrun_did_not_set(
+    nanogpt: Run,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RANK", "abc")
     assert "unset it" in nanogpt("train", "--dataset", corpus, code=78).stderr
     monkeypatch.setenv("RANK", "1")
     told = nanogpt("train", "quickstart", "--dataset", corpus, "--device", "cpu", code=78).stderr
     assert "RANK=1, but WORLD_SIZE is 1: unset RANK" in told
-    assert "no preset gpt3" in nanogpt("train", "gpt3", code=78).stderr  # no other rank would say so
+    # no other rank would say so
+    assert "no preset gpt3" in nanogpt("train", "gpt3", code=78).stderr
 
 
-def test_ranks_that_do_not_come_are_named(nanogpt: Run, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_do_not_come_are_named(
+    nanogpt: Run,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0"}.items():
+        for name, value in {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "RANK": "0",
+        }.items():
             monkeypatch.setenv(name, value)
         line = ["train", "quickstart", "--dataset", corpus, "--device", "cpu", "--timeout-s", "2"]
         assert f"MASTER_PORT {port} is taken by another process" in nanogpt(*line, code=73).stderr
-    assert f"only 1 of 2 ranks came to 127.0.0.1:{port} within 2 s" in nanogpt(*line, code=74).stderr
+    assert (
+        f"only 1 of 2 ranks came to 127.0.0.1:{port} within 2 s" in nanogpt(*line, code=74).stderr
+    )
     monkeypatch.setenv("RANK", "1")
     assert f"rank 1 of 2 found no rank 0 at 127.0.0.1:{port}" in nanogpt(*line, code=74).stderr
 
@@ -113,19 +135,28 @@ def test_streams_that_are_closed(nanogpt: Run, tmp_path: Path) -> None:
 
     for redirection, code in ((">&-", 0), ("2>&-", 0), (">/dev/full", 74)):
         line = f"{sys.executable} {CLONE / 'nanogpt'} show params gpt2 {redirection}"
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60
+        )
         assert done.returncode == code, (redirection, done.stderr)
         assert len(done.stderr.splitlines()) == (code != 0)
 
 
-def test_a_finished_run_is_finished_also_where_standard_output_is_full(corpus: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_finished_also_where_standard_output_is_full(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     import subprocess
 
-    line = f"{shlex.join(command('train', '--dataset', corpus, *TINY, '--max-iters', 1, '--out-dir', 'a'))} >/dev/full"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    line = f"{shlex.join(command('train', '--dataset', corpus, *TINY, '--max-iters', 1, '--out-dir', 'a'))} >/dev/full"  # noqa: E501
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "the run is done and saved" in done.stderr
-    done = subprocess.run(["bash", "-c", f"{line} --json"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", f"{line} --json"], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     assert done.returncode == 74
 
 
@@ -139,7 +170,9 @@ def test_quickstart_passes_a_stop_on_and_leaves_nobody_behind(tmp_path: Path) ->
 
     environment = {**os.environ, "NANOGPT_TEST": str(tmp_path)}
     line = [sys.executable, str(CLONE / "nanogpt"), "quickstart"]
-    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "quickstart" / "status.json").exists():
         assert process.poll() is None, process.stderr
@@ -152,7 +185,8 @@ def test_quickstart_passes_a_stop_on_and_leaves_nobody_behind(tmp_path: Path) ->
     assert json.loads((tmp_path / "out/quickstart/status.json").read_text())["verdict"] == "stopped"
 
 
-# What is typed, the exit code, and words of the line. {corpus} is a good data folder; nothing may be written.
+# What is typed, the exit code, and words of the line. {corpus} is a good data folder; nothing may
+# be written.
 MISTAKES = [
     ("train --n-layer three", 2, "n-layer"),
     ("train --no-such-flag", 2, "no-such-flag"),
@@ -166,10 +200,22 @@ MISTAKES = [
     ("train --dataset empty", 65, "prepare"),
     ("train --dataset truncated --device cpu", 65, "bytes"),
     ("train --dataset {corpus} --vocab-size 100 --device cpu", 78, "--vocab-size 257"),
-    ("train --out-dir s3://bucket/run --dataset {corpus}", 2, "--out-dir s3://bucket/run is an address, not a path"),
-    ("prepare text --source=https://example.com/a.txt", 2, "--source https://example.com/a.txt is an address"),
+    (
+        "train --out-dir s3://bucket/run --dataset {corpus}",
+        2,
+        "--out-dir s3://bucket/run is an address, not a path",
+    ),
+    (
+        "prepare text --source=https://example.com/a.txt",
+        2,
+        "--source https://example.com/a.txt is an address",
+    ),
     ("prepare hf https://huggingface.co/datasets/a/b", 2, "give the name: nanogpt prepare hf a/b"),
-    ("train --init-from https://huggingface.co/openai-community/gpt2", 2, "--init-from openai-community/gpt2"),
+    (
+        "train --init-from https://huggingface.co/openai-community/gpt2",
+        2,
+        "--init-from openai-community/gpt2",
+    ),
     ("verify file:///data/mine", 2, "file:///data/mine is an address, not a path"),
     ("train quickstart --dataset {corpus} --vocab-size 100 --device cpu", 78, "--vocab-size 257"),
     ("train --dataset {corpus} --device cpu --dtype float16", 78, "float16"),
@@ -197,15 +243,26 @@ MISTAKES = [
     ("show data nowhere", 66, "nowhere does not exist"),
     ("show data truncated", 65, "bytes"),
     ("import-shards empty --tokenizer byte", 2, "no file is for train"),
-    ("import-shards nothing_train.bin --val x.bin --tokenizer byte", 66, "nothing_train.bin does not exist"),
+    (
+        "import-shards nothing_train.bin --val x.bin --tokenizer byte",
+        66,
+        "nothing_train.bin does not exist",
+    ),
     ("import-shards empty", 2, "--tokenizer"),
     ("sample --stop=", 2, "nothing stands behind --stop"),
 ]
 
 
-@pytest.mark.parametrize(("typed", "code", "words"), MISTAKES, ids=[typed for typed, _, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("typed", "code", "words"), MISTAKES, ids=[typed for typed, _, _ in MISTAKES]
+)
 def test_a_mistake_is_one_line_and_writes_nothing(
-    typed: str, code: int, words: str, nanogpt: Run, corpus: Path, tmp_path: Path
+    typed: str,
+    code: int,
+    words: str,
+    nanogpt: Run,
+    corpus: Path,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()
     if "truncated" in typed:
@@ -221,10 +278,31 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_train_eval_and_sample_report_one_json_object(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
-    flags = ["--dataset", corpus, *TINY, "--max-iters", "2", "--no-tensorboard", "--out-dir", "out/a"]
+def test_train_eval_and_sample_report_one_json_object(
+    nanogpt: Run,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    flags = [
+        "--dataset",
+        corpus,
+        *TINY,
+        "--max-iters",
+        "2",
+        "--no-tensorboard",
+        "--out-dir",
+        "out/a",
+    ]
     trained = json.loads(nanogpt("train", *flags, "--json").stdout)
-    keys = {"step", "tokens", "val_loss", "best_val_loss", "tokens_per_second", "checkpoint", "verdict"}
+    keys = {
+        "step",
+        "tokens",
+        "val_loss",
+        "best_val_loss",
+        "tokens_per_second",
+        "checkpoint",
+        "verdict",
+    }
     assert keys <= trained.keys()
     assert (trained["step"], trained["verdict"]) == (2, "done")
     evaluated = json.loads(nanogpt("eval", "--json").stdout)  # the newest run under out/
@@ -254,7 +332,11 @@ def test_the_other_ways_to_start_it(nanogpt: Run, tmp_path: Path) -> None:
     assert done.stdout == f"nanogpt {__version__}\n"
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     done = subprocess.run(
-        [*line, "-m", "nanogpt_dist", "--version"], cwd=CLONE, capture_output=True, text=True, timeout=120
+        [*line, "-m", "nanogpt_dist", "--version"],
+        cwd=CLONE,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.stdout == f"nanogpt {__version__}\n", done.stderr
 
@@ -280,7 +362,9 @@ def test_a_broken_pipe_is_silent(nanogpt: Run, tmp_path: Path) -> None:
     import subprocess
 
     line = f"{sys.executable} {CLONE / 'nanogpt'} show config gpt2-124m | head -n 1"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
     assert done.stderr == ""
 
 

@@ -1,4 +1,6 @@
-"""What commands tell to type next goes through a shell as it is printed, whatever the folders are called."""
+"""What commands tell to type next goes through a shell as it is printed, whatever the folders are
+called.
+"""
 
 import re
 import shutil
@@ -22,7 +24,12 @@ def typed(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     environment = {"PATH": path, "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -44,7 +51,9 @@ def test_what_import_and_export_tell_to_type_next(tmp_path: Path, nanogpt: Run) 
 def test_nanogpts_sample_is_told_of_ckpt_pt_only(tmp_path: Path, nanogpt: Run) -> None:
     make_run(tmp_path / "run", tokenizers.char(["ACGT\n"]))
     told = nanogpt("export", "nanogpt", "run", f"{ODD}/ckpt.pt").stdout.splitlines()[-1]
-    printed = typed(told.removeprefix("Next, in nanoGPT: ").replace("python sample.py", "printf %s"), tmp_path).stdout
+    printed = typed(
+        told.removeprefix("Next, in nanoGPT: ").replace("python sample.py", "printf %s"), tmp_path
+    ).stdout
     assert printed == f"--out_dir={(tmp_path / ODD).resolve()}"
     told = nanogpt("export", "nanogpt", "run", "mine.pt").stdout
     assert "sample.py --out_dir" not in told
@@ -52,11 +61,17 @@ def test_nanogpts_sample_is_told_of_ckpt_pt_only(tmp_path: Path, nanogpt: Run) -
 
 
 def started(line: str, folder: Path, sign: str) -> None:
-    """Start what would train for hours, and kill it once it says `sign`: then it has taken all that was typed."""
+    """Start what would train for hours, and kill it once it says `sign`: then it has taken all that
+    was typed.
+    """
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     environment = {"PATH": path, "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {line}"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+        ["bash", "-c", f"exec {line}"],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     said = []
@@ -73,7 +88,9 @@ def started(line: str, folder: Path, sign: str) -> None:
 
 def told_next(printed: str) -> list[str]:
     """The command lines behind "Next:" and "or, without a GPU:"."""
-    found = (re.fullmatch(r"(?:Next|or, without a GPU): (.*)", line) for line in printed.splitlines())
+    found = (
+        re.fullmatch(r"(?:Next|or, without a GPU): (.*)", line) for line in printed.splitlines()
+    )
     return [match[1] for match in found if match]
 
 
@@ -81,20 +98,39 @@ def told_next(printed: str) -> list[str]:
 def test_what_data_tells_to_type_next(tmp_path: Path, nanogpt: Run) -> None:
     (tmp_path / ODD).mkdir()
     (tmp_path / ODD / "to be.txt").write_text("to be or not to be, that is the question\n" * 200)
-    told = nanogpt("tokenizer", "train", f"{ODD}/to be.txt", "--vocab-size", 270, "--out", f"{ODD}/my tok.json").stdout
+    told = nanogpt(
+        "tokenizer", "train", f"{ODD}/to be.txt", "--vocab-size", 270, "--out", f"{ODD}/my tok.json"
+    ).stdout
     (line,) = told_next(told)
     first = typed(line, tmp_path)  # prepare text --source … --tokenizer …
     assert first.returncode == 0, first.stderr
     for name in ("train", "val"):
         (np.arange(2000) % 256).astype("<u2").tofile(tmp_path / ODD / f"{name}.bin")
-    taken = nanogpt("import-shards", f"{ODD}/train.bin", f"{ODD}/val.bin", "--tokenizer", "byte", "--out", f"{ODD}/ids")
+    taken = nanogpt(
+        "import-shards",
+        f"{ODD}/train.bin",
+        f"{ODD}/val.bin",
+        "--tokenizer",
+        "byte",
+        "--out",
+        f"{ODD}/ids",
+    )
     for printed in (first.stdout, taken.stdout):
         large, small = told_next(printed)
         started(large, tmp_path, "starting at step 0")
         shutil.rmtree(tmp_path / "out")  # both lines mean the same folder
         started(small, tmp_path, "step 20/")
         shutil.rmtree(tmp_path / "out")
-    done = nanogpt("train", "quickstart", "--dataset", f"{ODD}/ids", "--out-dir", f"{ODD}/run", "--max-iters", 2)
+    done = nanogpt(
+        "train",
+        "quickstart",
+        "--dataset",
+        f"{ODD}/ids",
+        "--out-dir",
+        f"{ODD}/run",
+        "--max-iters",
+        2,
+    )
     (line,) = told_next(done.stdout)
     assert typed(f"{line} --max-new-tokens 2", tmp_path).returncode == 0
     assert not (tmp_path / "made").exists()
@@ -103,5 +139,7 @@ def test_what_data_tells_to_type_next(tmp_path: Path, nanogpt: Run) -> None:
 def test_a_folder_of_hugging_faces_is_told_from_a_run(tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
-    with pytest.raises(MissingInputError, match=r"is a folder of Hugging Face's, no run; .* nanogpt import hf"):
+    with pytest.raises(
+        MissingInputError, match=r"is a folder of Hugging Face's, no run; .* nanogpt import hf"
+    ):
         find_checkpoint(str(tmp_path / "hf"))

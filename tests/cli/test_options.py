@@ -23,7 +23,11 @@ from nanogpt_dist.errors import UsageError
         ("a~b ~x a/~/b", "a~b ~x a/~/b"),
     ],
 )
-def test_a_tilde_is_the_home_folder_in_paths(typed: str, read: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder_in_paths(
+    typed: str,
+    read: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert with_paths(typed.split()) == read.split()
 

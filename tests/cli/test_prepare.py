@@ -27,13 +27,25 @@ app.command()(prepare)
 
 
 def test_json_is_one_object(source: Path, prepared: Path) -> None:
-    arguments = ["text", "--source", str(source), "--tokenizer", "bpe:300", "--out", str(prepared), "--json"]
+    arguments = [
+        "text",
+        "--source",
+        str(source),
+        "--tokenizer",
+        "bpe:300",
+        "--out",
+        str(prepared),
+        "--json",
+    ]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     figures = json.loads(result.stdout)
     data = DataFolder.open(prepared)
     assert figures["out"] == str(prepared)
     assert figures["dataset_id"] == data.dataset_id
-    assert (figures["train_tokens"], figures["val_tokens"]) == (data.split("train").tokens, data.split("val").tokens)
+    assert (figures["train_tokens"], figures["val_tokens"]) == (
+        data.split("train").tokens,
+        data.split("val").tokens,
+    )
     assert (figures["documents"], figures["vocab_size"], figures["reused"]) == (3000, 300, True)
     assert figures["seconds"] >= 0
 
@@ -46,19 +58,31 @@ def test_the_summary_ends_with_what_to_type_next(tmp_path: Path) -> None:
     assert "855 tokens" in result.stdout
     where = f"--dataset {out} --out-dir out/out"
     first = f"nanogpt train gpt2-124m {where} --block-size 854"  # of 855 tokens
-    assert result.stdout.endswith(f"Next: {first}\nor, without a GPU: nanogpt train quickstart {where}\n")
+    assert result.stdout.endswith(
+        f"Next: {first}\nor, without a GPU: nanogpt train quickstart {where}\n"
+    )
     assert DataFolder.open(out).tokenizer.n_vocab == 7
 
 
-def test_the_summary_names_the_presets_for_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_names_the_presets_for_a_corpus(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("input.txt").write_text("to be or not to be " * 50)
     with pytest.raises(UsageError, match="not the known text"):
-        CliRunner().invoke(app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False)
+        CliRunner().invoke(
+            app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False
+        )
     known = replace(CORPORA["shakespeare_char"], sha256=sha256_file(Path("input.txt")))
     monkeypatch.setitem(CORPORA, "shakespeare_char", known)
-    result = CliRunner().invoke(app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False)
-    last = "Next: nanogpt train shakespeare-char\nor, without a GPU: nanogpt train shakespeare-char-cpu\n"
+    result = CliRunner().invoke(
+        app, ["shakespeare_char", "--source", "input.txt"], catch_exceptions=False
+    )
+    last = (
+        "Next: nanogpt train shakespeare-char\nor, without a GPU: nanogpt train "
+        "shakespeare-char-cpu\n"
+    )
     assert result.stdout.endswith(last)
 
 
@@ -66,7 +90,10 @@ def test_list_names_every_corpus() -> None:
     result = CliRunner().invoke(app, ["--list"], catch_exceptions=False)
     names = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
     assert names == [*CORPORA, "hf"]
-    assert "8,013,769 documents; 9,035,582,198 + 4,434,897 tokens; gpt2; val 0.0005 drawn by rows" in result.stdout
+    assert (
+        "8,013,769 documents; 9,035,582,198 + 4,434,897 tokens; gpt2; val 0.0005 drawn by rows"
+        in result.stdout
+    )
     printed = CliRunner().invoke(app, ["--list", "--json"], catch_exceptions=False).stdout
     assert json.loads(printed)["corpora"]["openwebtext"]["address"] == "Skylion007/openwebtext"
     with pytest.raises(UsageError, match="prepare text --source essays"):
@@ -83,11 +110,25 @@ def test_list_names_every_corpus() -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_says_so_and_the_same_command_goes_on(
-    source: Path, prepared: Path, sign: signal.Signals, tmp_path: Path
+    source: Path,
+    prepared: Path,
+    sign: signal.Signals,
+    tmp_path: Path,
 ) -> None:
-    line = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text", "--source", str(source), "--workers", "2"]
+    line = [
+        sys.executable,
+        str(CLONE / "nanogpt"),
+        "prepare",
+        "text",
+        "--source",
+        str(source),
+        "--workers",
+        "2",
+    ]
     line += ["--tokenizer", "bpe:300", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     while not (tmp_path / "out" / "tokenizer.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -100,12 +141,24 @@ def test_a_stop_says_so_and_the_same_command_goes_on(
 
 
 def test_documents_without_a_border_between_them_are_told(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100)))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100))
+    )
     for tokenizer, note in (
         ("char", "note: char has no end of text: nothing stands between the 100 documents"),
         ("byte", ""),
     ):
-        arguments = ["text", "--source", str(tmp_path / "a.jsonl"), "--tokenizer", tokenizer, "--workers", "1"]
-        done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / tokenizer)], catch_exceptions=False)
+        arguments = [
+            "text",
+            "--source",
+            str(tmp_path / "a.jsonl"),
+            "--tokenizer",
+            tokenizer,
+            "--workers",
+            "1",
+        ]
+        done = CliRunner().invoke(
+            app, [*arguments, "--out", str(tmp_path / tokenizer)], catch_exceptions=False
+        )
         assert done.exit_code == 0
         assert (note in done.stderr) if note else "end of text" not in done.stderr

@@ -1,4 +1,6 @@
-"""`nanogpt show data`: figures, documents, and exactly the sequences that an update of a run was trained on."""
+"""`nanogpt show data`: figures, documents, and exactly the sequences that an update of a run was
+trained on.
+"""
 
 import json
 import shutil
@@ -34,26 +36,61 @@ def test_the_figures_and_where_they_come_from(nanogpt: Run, prepared: Path) -> N
 
 def test_a_document_is_the_text_that_went_in(nanogpt: Run, tmp_path: Path) -> None:
     texts = [f"document {i}, café\n" * (1 + i % 3) for i in range(40)]
-    build("text", tmp_path / "d", [write_jsonl(tmp_path / "a.jsonl", texts)], tokenizer="byte", val_fraction=0.3)
-    found = [nanogpt("show", "data", "d", "--document", 2, "--split", split).stdout[:-1] for split in ("train", "val")]
+    build(
+        "text",
+        tmp_path / "d",
+        [write_jsonl(tmp_path / "a.jsonl", texts)],
+        tokenizer="byte",
+        val_fraction=0.3,
+    )
+    found = [
+        nanogpt("show", "data", "d", "--document", 2, "--split", split).stdout[:-1]
+        for split in ("train", "val")
+    ]
     assert found[0] != found[1]
     assert all(text in texts for text in found)
-    document = json.loads(nanogpt("show", "data", "d", "--document", 2, "--json").stdout)["document"]
+    document = json.loads(nanogpt("show", "data", "d", "--document", 2, "--json").stdout)[
+        "document"
+    ]
     assert (document["text"], document["tokens"]) == (found[0], len(found[0].encode()))
     count = DataFolder.open(tmp_path / "d").split("val").documents
     refused = nanogpt("show", "data", "d", "--document", 99, "--split", "val", code=2).stderr
     assert f"val has {count}; give 0 to {count - 1}" in refused
 
 
-def test_a_step_is_what_the_ranks_of_that_run_read(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
-    flags = ["--dataset", corpus, *TINY, "--max-iters", "2", "--no-tensorboard", "--seed", "7", "--out-dir", "out/a"]
+def test_a_step_is_what_the_ranks_of_that_run_read(
+    nanogpt: Run,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    flags = [
+        "--dataset",
+        corpus,
+        *TINY,
+        "--max-iters",
+        "2",
+        "--no-tensorboard",
+        "--seed",
+        "7",
+        "--out-dir",
+        "out/a",
+    ]
     trained = json.loads(nanogpt("train", *flags, "--json").stdout)
-    found = json.loads(nanogpt("show", "data", corpus, "--step", 1, "--run", "out/a", "--json").stdout)
+    found = json.loads(
+        nanogpt("show", "data", corpus, "--step", 1, "--run", "out/a", "--json").stdout
+    )
     data, config = DataFolder.open(corpus), load_config(tmp_path / trained["checkpoint"])
-    assert found["order"] == {"seed": 7, "block_size": 32, "batch_size": 4, "gradient_accumulation_steps": 2}
+    assert found["order"] == {
+        "seed": 7,
+        "block_size": 32,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
     delivered: list[np.ndarray] = []
     for rank in range(2):  # as two ranks would share it out
-        batches, _ = read_plan(config, data, World(rank, rank, 2, torch.device("cpu"), None), torch.float32)
+        batches, _ = read_plan(
+            config, data, World(rank, rank, 2, torch.device("cpu"), None), torch.float32
+        )
         delivered += [np.concatenate([x, y[:, -1:]], axis=1) for x, y in batches.of(1)]
     train = data.split("train")
     shown = [train.read(sequence["start"], 33) for sequence in found["sequences"]]
@@ -62,9 +99,22 @@ def test_a_step_is_what_the_ranks_of_that_run_read(nanogpt: Run, corpus: Path, t
     for ids, sequence in zip(shown, found["sequences"], strict=True):
         assert sequence["text"] == " ".join(data.tokenizer.decode(ids).split())[:60]
         assert sequence["documents"] == [0, 0]  # one text was cut in two
-    without = ["--seed", 7, "--block-size", 32, "--batch-size", 4, "--gradient-accumulation-steps", 2]
-    assert json.loads(nanogpt("show", "data", corpus, "--step", 1, *without, "--json").stdout) == found
-    lines = nanogpt("show", "data", corpus, "--step", 1, "--run", trained["checkpoint"]).stdout.splitlines()
+    without = [
+        "--seed",
+        7,
+        "--block-size",
+        32,
+        "--batch-size",
+        4,
+        "--gradient-accumulation-steps",
+        2,
+    ]
+    assert (
+        json.loads(nanogpt("show", "data", corpus, "--step", 1, *without, "--json").stdout) == found
+    )
+    lines = nanogpt(
+        "show", "data", corpus, "--step", 1, "--run", trained["checkpoint"]
+    ).stdout.splitlines()
     assert len(lines) == 2 + 8
     other = Path(shutil.copytree(corpus, tmp_path / "other"))
     content = json.loads((other / "manifest.json").read_text())
@@ -83,4 +133,7 @@ def test_flags_that_do_not_go_together(nanogpt: Run, corpus: Path) -> None:
         (["--step", 1, "--run", "out/a", "--batch-size", 3], "leave --batch-size out"),
     ]:
         assert words in nanogpt("show", "data", corpus, *flags, code=2).stderr
-    assert "out/a is no run" in nanogpt("show", "data", corpus, "--step", 1, "--run", "out/a", code=66).stderr
+    assert (
+        "out/a is no run"
+        in nanogpt("show", "data", corpus, "--step", 1, "--run", "out/a", code=66).stderr
+    )

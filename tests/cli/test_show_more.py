@@ -31,7 +31,9 @@ def test_a_head_is_the_one_of_the_forward_pass(options: dict) -> None:
     block.attn.c_proj.register_forward_pre_hook(lambda _, inputs: wanted.append(inputs[0]))
     model.logits(torch.tensor([ids]))
     heads = [look(model, ids, layer=1, head=h) for h in range(4)]
-    torch.testing.assert_close(torch.cat([head.y for head in heads], 1), wanted[0][0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.cat([head.y for head in heads], 1), wanted[0][0], rtol=1e-4, atol=1e-6
+    )
     for head in heads:
         torch.testing.assert_close(head.weights.sum(1), torch.ones(6))
         assert not head.weights[~head.seen].any()
@@ -51,7 +53,12 @@ def test_counting_by_hand_gives_what_the_machine_counts(options: dict) -> None:
 def test_the_head_of_a_preset_and_of_a_run_as_tables(tmp_path: Path, nanogpt: Run) -> None:
     said = nanogpt("show", "attention", "--text", "abc", "--head", "1").stdout
     assert "q kᵀ / √D" in said
-    assert [line.count("▒") for line in said.splitlines() if "▒" in line and "│" in line] == [2, 1, 2, 1]
+    assert [line.count("▒") for line in said.splitlines() if "▒" in line and "│" in line] == [
+        2,
+        1,
+        2,
+        1,
+    ]
     run = make_run(tmp_path / "run", bpe())
     shown = json.loads(nanogpt("show", "attention", run, "--text", "The end.", "--json").stdout)
     T = len(shown["tokens"])
@@ -66,7 +73,11 @@ def test_a_checkpoint_with_its_files(tmp_path: Path, nanogpt: Run) -> None:
     run = make_run(tmp_path / "run", bpe())
     shown = json.loads(nanogpt("show", "checkpoint", run, "--json").stdout)
     assert shown["step"] == 0
-    assert {entry["name"] for entry in shown["files"]} >= {"model.safetensors", "state.json", "tokenizer.json"}
+    assert {entry["name"] for entry in shown["files"]} >= {
+        "model.safetensors",
+        "state.json",
+        "tokenizer.json",
+    }
     assert all(len(entry["sha256"]) == 64 for entry in shown["files"])
     (run / "checkpoints" / "step-00000000" / "model.safetensors").write_bytes(b"")
     nanogpt("show", "checkpoint", run, code=65)
@@ -83,15 +94,28 @@ def test_the_picture_has_every_box(preset: str, tmp_path: Path) -> None:
     tree = ElementTree.fromstring(picture)
     texts = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
     assert f"{preset}: {counted.total:,} parameters" in texts
-    for box in ("wte", "wpe", "h.ln_1", "h.attn.sdpa", "h.mlp.act", "ln_f", "lm_head", f"block × {config.n_layer}"):
+    for box in (
+        "wte",
+        "wpe",
+        "h.ln_1",
+        "h.attn.sdpa",
+        "h.mlp.act",
+        "ln_f",
+        "lm_head",
+        f"block × {config.n_layer}",
+    ):
         assert box in texts
     assert f"token ids (B, T) = (2, {config.block_size})" in texts
     height = float(tree.attrib["height"])
-    assert all(0 <= float(e.attrib["y"]) <= height for e in tree.iter("{http://www.w3.org/2000/svg}text"))
+    assert all(
+        0 <= float(e.attrib["y"]) <= height for e in tree.iter("{http://www.w3.org/2000/svg}text")
+    )
 
 
 def test_a_picture_under_a_name_of_pixels_is_refused(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["show", "full", "shakespeare-char-cpu", "--svg", str(tmp_path / "x.png")])
+    done = CliRunner().invoke(
+        app, ["show", "full", "shakespeare-char-cpu", "--svg", str(tmp_path / "x.png")]
+    )
     assert isinstance(done.exception, UsageError)
     assert not list(tmp_path.iterdir())
 
@@ -110,13 +134,26 @@ def test_a_picture_holds_its_title_and_its_labels() -> None:
     from nanogpt_dist.describe import trace
     from nanogpt_dist.picture import draw_svg
 
-    large = {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 131072, "vocab_size": 256000}
-    for title, settings in {"gpt2-xl": {}, "out/" + "a-long-name/" * 20 + "run\x1b.toml": large}.items():
+    large = {
+        "n_layer": 32,
+        "n_head": 32,
+        "n_embd": 4096,
+        "block_size": 131072,
+        "vocab_size": 256000,
+    }
+    for title, settings in {
+        "gpt2-xl": {},
+        "out/" + "a-long-name/" * 20 + "run\x1b.toml": large,
+    }.items():
         config = load("gpt2-xl", settings)
         picture = draw_svg(config, count_parameters(config), trace(config, 12), title)
         tree = ElementTree.fromstring(picture)
         width = float(tree.attrib["width"])
-        [frame] = [e for e in tree.iter("{http://www.w3.org/2000/svg}rect") if e.attrib.get("class") == "frame"]
+        [frame] = [
+            e
+            for e in tree.iter("{http://www.w3.org/2000/svg}rect")
+            if e.attrib.get("class") == "frame"
+        ]
         right = float(frame.attrib["x"]) + float(frame.attrib["width"])
         assert right < width
         for text in tree.iter("{http://www.w3.org/2000/svg}text"):

@@ -1,4 +1,6 @@
-"""What reaches a terminal: lines that fit, whole figures, no control codes of data; and streams of plain ASCII."""
+"""What reaches a terminal: lines that fit, whole figures, no control codes of data; and streams of
+plain ASCII.
+"""
 
 import json
 import os
@@ -68,7 +70,12 @@ def show(columns: int, *arguments: object) -> str:
 @pytest.mark.parametrize("what", ["full", "params", "components", "attention"])
 def test_what_is_shown_fits_the_terminal_and_no_figure_is_cut(what: str, columns: int) -> None:
     """…, the mark of a cut, stands behind the numbers of a vector only."""
-    said = show(columns, "show", what, *(["--text", "To be, or not to"] if what == "attention" else ["gpt2-124m"]))
+    said = show(
+        columns,
+        "show",
+        what,
+        *(["--text", "To be, or not to"] if what == "attention" else ["gpt2-124m"]),
+    )
     assert max(map(cell_len, said.splitlines())) <= columns
     assert "…" not in said if what != "attention" else re.search(r"\d …\n", said)
     if what in ("full", "params"):
@@ -76,8 +83,13 @@ def test_what_is_shown_fits_the_terminal_and_no_figure_is_cut(what: str, columns
 
 
 @pytest.mark.parametrize("width", [None, 40, 60, 80, 100])
-@pytest.mark.parametrize("options", [{}, {"mlp": "swiglu", "rotary": True, "n_kv_head": 8, "qk_norm": True}])
-def test_the_drawing_of_a_large_model_has_every_digit_and_whole_frames(options: dict, width: int | None) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"mlp": "swiglu", "rotary": True, "n_kv_head": 8, "qk_norm": True}]
+)
+def test_the_drawing_of_a_large_model_has_every_digit_and_whole_frames(
+    options: dict,
+    width: int | None,
+) -> None:
     config = load("gpt2-124m", {**LARGE, **options})
     counted = count_parameters(config)
     drawn = draw(config, counted, trace(config, 12), width)
@@ -87,7 +99,9 @@ def test_the_drawing_of_a_large_model_has_every_digit_and_whole_frames(options: 
     assert max(map(len, lines)) <= (width or 120)
     assert all(line.endswith(("╗", "║", "╝")) for line in lines if line.startswith(("╔", "║", "╚")))
     figures = set(re.findall(r"\d[\d,]*\d", drawn))
-    assert {f"{counted.by_component['wte']:,}", f"{counted.blocks:,}", "131072"} <= figures | {"131072"}
+    assert {f"{counted.by_component['wte']:,}", f"{counted.blocks:,}", "131072"} <= figures | {
+        "131072"
+    }
     if width is None and not options:
         assert "q, k, v each (B, H, T, D) = (12, 32, 131072, 128) ║" in drawn
 
@@ -95,7 +109,10 @@ def test_the_drawing_of_a_large_model_has_every_digit_and_whole_frames(options: 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120, 200])
 def test_the_losses_of_several_checkpoints_fit_the_terminal(columns: int) -> None:
     figures = {"val_loss": 5.7719, "perplexity": 321.1356, "bits_per_byte": 8.327}
-    rows = [(f"out/bytes-{name}/checkpoints/step-00000010", {"val of data/bytes-a": figures}) for name in "ab"]
+    rows = [
+        (f"out/bytes-{name}/checkpoints/step-00000010", {"val of data/bytes-a": figures})
+        for name in "ab"
+    ]
     with terminal(columns) as said:
         evaluating._print_table(rows)
     assert max(map(len, said[0].splitlines())) <= columns
@@ -104,13 +121,26 @@ def test_the_losses_of_several_checkpoints_fit_the_terminal(columns: int) -> Non
 
 
 def test_a_size_has_its_digits() -> None:
-    assert "0.000 GB" not in show(80, "show", "params", "shakespeare-char-cpu", "--n-layer", 1, "--n-embd", 16)
+    assert "0.000 GB" not in show(
+        80, "show", "params", "shakespeare-char-cpu", "--n-layer", 1, "--n-embd", 16
+    )
 
 
 def test_control_codes_of_data_do_not_reach_a_terminal(tmp_path: Path) -> None:
     run = make_run(tmp_path / f"run{ESC}", bpe())
     for more in ([], ["--stream"]):
-        said = show(80, "sample", run, "--prompt", f"{ESC}The\x07", "--max-new-tokens", 4, "--device", "cpu", *more)
+        said = show(
+            80,
+            "sample",
+            run,
+            "--prompt",
+            f"{ESC}The\x07",
+            "--max-new-tokens",
+            4,
+            "--device",
+            "cpu",
+            *more,
+        )
         assert "\x1b" not in said
         assert "\x07" not in said
         assert "�[31mThe�" in said
@@ -122,7 +152,9 @@ def test_a_pipe_and_json_get_a_text_as_it_is(capsys: pytest.CaptureFixture[str])
     echo_text(f"{ESC}text\x0c")
     assert capsys.readouterr().out == f"{ESC}text\x0c\n"
     assert (
-        json.loads(json.dumps({"text": ESC}))["text"] == ESC == json.loads(visible(json.dumps({"text": ESC})))["text"]
+        json.loads(json.dumps({"text": ESC}))["text"]
+        == ESC
+        == json.loads(visible(json.dumps({"text": ESC})))["text"]
     )
 
 
@@ -137,12 +169,17 @@ def test_a_table_folds_a_name_and_drops_what_is_spare_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )
 def test_a_stream_of_ascii_gets_ascii(environment: dict[str, str]) -> None:
     line = [sys.executable, str(CLONE / "nanogpt"), "show", "config", "gpt2-124m"]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PYTHON"))}
-    done = subprocess.run(line, env={**plain, **environment}, capture_output=True, timeout=60, check=True)
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PYTHON"))
+    }
+    done = subprocess.run(
+        line, env={**plain, **environment}, capture_output=True, timeout=60, check=True
+    )
     assert done.stdout.isascii()
     assert b"AdamW beta1" in done.stdout
     assert "Σ".encode("ascii", PLAIN) == b"\\u03a3"

@@ -33,17 +33,27 @@ def test_bad_files_are_65_and_a_line(nanogpt: Run, data: Path) -> None:
     spoil(data / "text_val_000000.bin")
     done = nanogpt("verify", "data", code=65)
     assert done.stdout == "bad  text_val_000000.bin: damaged in MiB 0 of 1\n"
-    line = "one file is bad: text_val_000000.bin: damaged in MiB 0 of 1; restore a copy, or prepare again"
+    line = (
+        "one file is bad: text_val_000000.bin: damaged in MiB 0 of 1; restore a copy, or prepare "
+        "again"
+    )
     assert done.stderr == f"nanogpt: error: {line}\n"
     spoil(data / "text_train_000000.ends")
     done = nanogpt("verify", "data", "--json", code=65)
     found = json.loads(done.stdout)
     assert (found["ok"], found["files"]) == (False, 8)
-    assert [bad["file"] for bad in found["bad"]] == ["text_train_000000.ends", "text_val_000000.bin"]
+    assert [bad["file"] for bad in found["bad"]] == [
+        "text_train_000000.ends",
+        "text_val_000000.bin",
+    ]
     assert "2 of 8 files are bad: text_train_000000.ends: its sha256" in done.stderr
 
 
-def test_an_unfinished_folder_and_what_is_no_data_folder(nanogpt: Run, data: Path, tmp_path: Path) -> None:
+def test_an_unfinished_folder_and_what_is_no_data_folder(
+    nanogpt: Run,
+    data: Path,
+    tmp_path: Path,
+) -> None:
     (data / "manifest.json").unlink()
     done = nanogpt("verify", "data", "--json", code=65)
     [bad] = json.loads(done.stdout)["bad"]

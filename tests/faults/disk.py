@@ -1,8 +1,9 @@
 """A disk that fails, dies or loses power at a chosen operation, under real code in this process.
 
-FailingDisk counts and records what changes the disk: create, write, fsync, rename, mkdir, unlink, rmdir.
-power_cut() says from such a record what may be on the disk afterwards. It is strict: before its folder's fsync each
-change of a name may be missing, whatever came later; before its own fsync a file may be empty, cut, zeros or whole.
+FailingDisk counts and records what changes the disk: create, write, fsync, rename, mkdir, unlink,
+rmdir. power_cut() says from such a record what may be on the disk afterwards. It is strict: before
+its folder's fsync each change of a name may be missing, whatever came later; before its own fsync a
+file may be empty, cut, zeros or whole.
 """
 
 import os
@@ -23,7 +24,9 @@ class Killed(BaseException):
 
 
 class FailingDisk:
-    """`with disk.watch():` patches `os`; operation number `at` raises OSError(error), or kills for error=None."""
+    """`with disk.watch():` patches `os`; operation number `at` raises OSError(error), or kills for
+    error=None.
+    """
 
     def __init__(self, at: int | None = None, error: int | None = None) -> None:
         self.at, self.error = at, error
@@ -62,7 +65,8 @@ class FailingDisk:
             return real_write(fd, data)
 
         def synced(fd: int) -> None:
-            self._reach("fsync", self._names[fd])  # and nothing more: the process lives, the disk is a model
+            # and nothing more: the process lives, the disk is a model
+            self._reach("fsync", self._names[fd])
 
         def moved(real: Any) -> Any:
             def rename(old: Any, new: Any) -> None:
@@ -100,7 +104,11 @@ class File:
     def put(self, path: Path, draw: random.Random) -> None:
         cut = draw.randrange(len(self.data) + 1)
         zeros = self.data[:cut] + bytes(len(self.data) - cut)
-        states = [self.durable, self.data, self.data[:cut], zeros] if self.data != self.durable else [self.data]
+        states = (
+            [self.durable, self.data, self.data[:cut], zeros]
+            if self.data != self.durable
+            else [self.data]
+        )
         path.write_bytes(draw.choice(states))
 
 
@@ -108,7 +116,8 @@ class File:
 class Folder:
     entries: dict[str, "File | Folder"] = field(default_factory=dict)
     durable: dict[str, "File | Folder"] = field(default_factory=dict)
-    pending: list[tuple[str | None, str | None, Any]] = field(default_factory=list)  # name gone, name new, what
+    # name gone, name new, what
+    pending: list[tuple[str | None, str | None, Any]] = field(default_factory=list)
 
     def change(self, gone: str | None, new: str | None, what: Any = None) -> None:
         self.pending.append((gone, new, what))
@@ -142,7 +151,9 @@ def _on_disk(path: Path) -> "File | Folder":
 
 
 class PowerCut:
-    """The disk under `root` before a recorded session; replay some operations, then see what a power cut may leave."""
+    """The disk under `root` before a recorded session; replay some operations, then see what a
+    power cut may leave.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.top = root, _on_disk(root)

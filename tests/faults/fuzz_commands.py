@@ -2,8 +2,9 @@
 
     python -m tests.faults.fuzz_commands --minutes 20 --seed 1
 
-Each case runs in a folder of its own, in a forked process. What it must not end in: exit code 70, a traceback, a line
-of more than 200 characters, or no end at all. Prints each such case; its seed makes it again: --only SEED.
+Each case runs in a folder of its own, in a forked process. What it must not end in: exit code 70, a
+traceback, a line of more than 200 characters, or no end at all. Prints each such case; its seed
+makes it again: --only SEED.
 """
 
 import argparse
@@ -28,17 +29,34 @@ CODES = {0, 2, 65, 66, 69, 73, 74, 75, 78}
 LIMIT_S = 60
 TRAIN = f"train --dataset data {' '.join(TINY)} --max-iters 3 --eval-interval 2"
 COMMANDS = [
-    *(f"{TRAIN} --out-dir out/b", "train out/a --max-iters 8", "train out/a/checkpoints/step-00000004 --out-dir out/c"),
-    *("train mine.toml --out-dir out/d --max-iters 2", "train recipe.py --out-dir out/e --max-iters 1"),
+    *(
+        f"{TRAIN} --out-dir out/b",
+        "train out/a --max-iters 8",
+        "train out/a/checkpoints/step-00000004 --out-dir out/c",
+    ),
+    *(
+        "train mine.toml --out-dir out/d --max-iters 2",
+        "train recipe.py --out-dir out/e --max-iters 1",
+    ),
     f"{TRAIN} --init-from hf --out-dir out/f --block-size 16",
-    *("eval out/a --batch-size 4", "eval out/a --text text.txt --json", "eval out/a --tasks lambada=lambada.jsonl"),
+    *(
+        "eval out/a --batch-size 4",
+        "eval out/a --text text.txt --json",
+        "eval out/a --tasks lambada=lambada.jsonl",
+    ),
     *(
         "eval --init-from hf --dataset data",
         "sample out/a --max-new-tokens 4",
         "sample out/a --prompt FILE:text.txt --json",
     ),
-    *("sample --init-from hf --max-new-tokens 3 --stream", "sample out/a --num-samples 2 --top-k 3 --seed 1"),
-    *("prepare text --source text.txt --tokenizer byte --out new", "prepare text --source lines.jsonl --out new"),
+    *(
+        "sample --init-from hf --max-new-tokens 3 --stream",
+        "sample out/a --num-samples 2 --top-k 3 --seed 1",
+    ),
+    *(
+        "prepare text --source text.txt --tokenizer byte --out new",
+        "prepare text --source lines.jsonl --out new",
+    ),
     *(
         "prepare text --source . --tokenizer char --out new",
         "prepare text --source text.txt --tokenizer tok.json --out new",
@@ -48,8 +66,16 @@ COMMANDS = [
         "prepare hf a/b --out new",
         "prepare --list",
     ),
-    *("import-shards raw_train.bin raw_val.bin --tokenizer byte --out new", "import nanogpt ckpt.pt --out-dir out/g"),
-    *("import hf hf --out-dir out/h", "export hf out/a new", "export nanogpt out/a new.pt", "export llmc out/a new"),
+    *(
+        "import-shards raw_train.bin raw_val.bin --tokenizer byte --out new",
+        "import nanogpt ckpt.pt --out-dir out/g",
+    ),
+    *(
+        "import hf hf --out-dir out/h",
+        "export hf out/a new",
+        "export nanogpt out/a new.pt",
+        "export llmc out/a new",
+    ),
     *(
         "verify data",
         "verify out/a",
@@ -57,7 +83,11 @@ COMMANDS = [
         "checkpoint verify out/a",
         "checkpoint prune out/a --keep 1",
     ),
-    *("checkpoint pin out/a/checkpoints/step-00000004", "checkpoint consolidate out/a", "compare out/a out/a --json"),
+    *(
+        "checkpoint pin out/a/checkpoints/step-00000004",
+        "checkpoint consolidate out/a",
+        "compare out/a out/a --json",
+    ),
     *(
         "show params out/a",
         "show components gpt2",
@@ -71,13 +101,50 @@ COMMANDS = [
         "show checkpoint out/a",
         "compare out/a --plot new.png",
     ),
-    *("tokenizer train text.txt --vocab-size 260 --out new.json", "tokenizer compare byte tok.json text.txt"),
-    *("launch --dry-run --nproc-per-node 2 train mine.toml", "launch --slurm --dry-run --nproc-per-node 2 train out/a"),
-    *("launch --kubernetes --dry-run --nproc-per-node 1 --image a train", "bench data mine.toml --megabytes 1"),
+    *(
+        "tokenizer train text.txt --vocab-size 260 --out new.json",
+        "tokenizer compare byte tok.json text.txt",
+    ),
+    *(
+        "launch --dry-run --nproc-per-node 2 train mine.toml",
+        "launch --slurm --dry-run --nproc-per-node 2 train out/a",
+    ),
+    *(
+        "launch --kubernetes --dry-run --nproc-per-node 1 --image a train",
+        "bench data mine.toml --megabytes 1",
+    ),
 ]
 VALUES = [
-    *("-1", "0", "1", "1e999", "nan", "-0.0", "9" * 30, "0x10", "None", "true", "gpt2", "byte", "char", "bpe:300"),
-    *("..", "../x", ".", "nowhere", "text.txt", "data", "out/a", "/dev/null", "/dev/full", "ü ★", "a b", "$(touch X)"),
+    *(
+        "-1",
+        "0",
+        "1",
+        "1e999",
+        "nan",
+        "-0.0",
+        "9" * 30,
+        "0x10",
+        "None",
+        "true",
+        "gpt2",
+        "byte",
+        "char",
+        "bpe:300",
+    ),
+    *(
+        "..",
+        "../x",
+        ".",
+        "nowhere",
+        "text.txt",
+        "data",
+        "out/a",
+        "/dev/null",
+        "/dev/full",
+        "ü ★",
+        "a b",
+        "$(touch X)",
+    ),
     *(
         "%s{0}",
         "a=b",
@@ -113,7 +180,21 @@ VALUES = [
 
 def make_base(folder: Path) -> None:
     """A data set, a run, exports and texts for the commands to read."""
-    words = ["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler", "in", "mind", "suffer"]
+    words = [
+        "to",
+        "be",
+        "or",
+        "not",
+        "that",
+        "is",
+        "the",
+        "question",
+        "whether",
+        "nobler",
+        "in",
+        "mind",
+        "suffer",
+    ]
     choose = random.Random(0)
     text = " ".join(choose.choices(words, k=4000)) + "\n"
     (folder / "text.txt").write_text(text)
@@ -121,7 +202,9 @@ def make_base(folder: Path) -> None:
         "".join(json.dumps({"text": text[i : i + 90]}) + "\n" for i in range(0, 9000, 90))
     )
     (folder / "lambada.jsonl").write_text('{"text": "to be or not to be"}\n' * 3)
-    (folder / "recipe.py").write_text("dataset = 'x'\nn_layer = 1\nn_head = 1\nn_embd = 8\nblock_size = 8\n")
+    (folder / "recipe.py").write_text(
+        "dataset = 'x'\nn_layer = 1\nn_head = 1\nn_embd = 8\nblock_size = 8\n"
+    )
     (folder / "raw_train.bin").write_bytes(b"\x20\x00" * 3000)
     (folder / "raw_val.bin").write_bytes(b"\x21\x00" * 300)
     for line in (
@@ -131,16 +214,37 @@ def make_base(folder: Path) -> None:
         "export nanogpt out/a ckpt.pt",
         "tokenizer train text.txt --vocab-size 260 --out tok.json",
     ):
-        subprocess.run([sys.executable, CLONE / "nanogpt", *line.split()], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, CLONE / "nanogpt", *line.split()],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
     kept = (folder / "out/a/config.toml").read_text()
     (folder / "mine.toml").write_text(kept)
 
 
 def damage(folder: Path, choose: random.Random) -> str:
     """Change one file of the case; what was done."""
-    path = choose.choice([p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink()])
+    path = choose.choice(
+        [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink()]
+    )
     data = path.read_bytes()
-    way = choose.choice(["flip", "cut", "empty", "text", "json", "zeros", "gone", "folder", "link", "double", "word"])
+    way = choose.choice(
+        [
+            "flip",
+            "cut",
+            "empty",
+            "text",
+            "json",
+            "zeros",
+            "gone",
+            "folder",
+            "link",
+            "double",
+            "word",
+        ]
+    )
     if way in ("gone", "folder", "link"):
         path.unlink()
         if way == "folder":
@@ -153,7 +257,17 @@ def damage(folder: Path, choose: random.Random) -> str:
             if spoilt and way == "flip":
                 spoilt[choose.randrange(len(spoilt))] ^= 1 << choose.randrange(8)
         at = choose.randrange(len(data) + 1)
-        numbers = [b"-1", b"1e999", b"null", b"[]", b"{}", b'"x"', b"99999999999999999999", b"NaN", b"true"]
+        numbers = [
+            b"-1",
+            b"1e999",
+            b"null",
+            b"[]",
+            b"{}",
+            b'"x"',
+            b"99999999999999999999",
+            b"NaN",
+            b"true",
+        ]
         new = {
             "flip": bytes(spoilt),
             "cut": data[:at],
@@ -184,7 +298,19 @@ def arguments(choose: random.Random) -> list[str]:
             words.insert(at, words[at])
         else:
             words.insert(
-                at, choose.choice(["--json", "--best", "--fresh", "--limit", "--seed", "--dtype", "--device", "--out"])
+                at,
+                choose.choice(
+                    [
+                        "--json",
+                        "--best",
+                        "--fresh",
+                        "--limit",
+                        "--seed",
+                        "--dtype",
+                        "--device",
+                        "--out",
+                    ]
+                ),
             )
     return words
 
@@ -196,7 +322,12 @@ def run(words: list[str], folder: Path) -> tuple[int, str]:
     if not pid:
         os.setsid()
         os.chdir(folder)
-        os.environ |= {"HOME": str(folder), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+        os.environ |= {
+            "HOME": str(folder),
+            "HF_HOME": str(folder / "hub"),
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "80",
+        }
         fd = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(fd, 1)
@@ -267,9 +398,17 @@ def main() -> int:
             words, what, code, said = case(base, seed)
             codes[code] += 1
             last = said.splitlines()[-1] if said.splitlines() else ""
-            if code not in CODES or "Traceback" in said or (last.startswith("nanogpt: error") and len(last) > 200):
+            if (
+                code not in CODES
+                or "Traceback" in said
+                or (last.startswith("nanogpt: error") and len(last) > 200)
+            ):
                 bad += 1
-                print(f"--only {seed}: {code}: nanogpt {shlex.join(words)[:300]} ({what}): {last[:300]}", flush=True)
+                print(
+                    f"--only {seed}: {code}: nanogpt {shlex.join(words)[:300]} ({what}): "
+                    f"{last[:300]}",
+                    flush=True,
+                )
             seed += 1
         print(f"{sum(codes.values())} cases, {bad} bad; exit codes {dict(sorted(codes.items()))}")
     return int(bad > 0)

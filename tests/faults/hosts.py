@@ -1,8 +1,10 @@
-"""A campaign, not a test: one training on two hosts, whose cable is cut, and that come and go. Needs root and `ip`.
+"""A campaign, not a test: one training on two hosts, whose cable is cut, and that come and go.
+Needs root and `ip`.
 
     python tests/faults/hosts.py
 
-The hosts are two network namespaces on this machine, with names that do not resolve. Prints one JSON object.
+The hosts are two network namespaces on this machine, with names that do not resolve. Prints one
+JSON object.
 """
 
 import json
@@ -34,7 +36,9 @@ def missing() -> str | None:
         return "needs root"
     if shutil.which("ip") is None:
         return "needs ip (Debian: iproute2)"
-    tried = subprocess.run(["ip", "netns", "add", f"ngt-{os.getpid()}"], capture_output=True, text=True)
+    tried = subprocess.run(
+        ["ip", "netns", "add", f"ngt-{os.getpid()}"], capture_output=True, text=True
+    )
     if tried.returncode:
         return f"needs network namespaces: {tried.stderr.strip()}"
     subprocess.run(["ip", "netns", "del", f"ngt-{os.getpid()}"], check=True)
@@ -55,7 +59,20 @@ class Hosts:
         for name in self.names:
             self.ip("netns", "add", name)
         first, second = self.names
-        self.ip("link", "add", "ng0", "netns", first, "type", "veth", "peer", "name", "ng0", "netns", second)
+        self.ip(
+            "link",
+            "add",
+            "ng0",
+            "netns",
+            first,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "ng0",
+            "netns",
+            second,
+        )
         for number, name in enumerate(self.names, 1):
             self.ip("-n", name, "addr", "add", f"192.0.2.{number}/24", "dev", "ng0")
             for device in ("lo", "ng0"):
@@ -75,16 +92,23 @@ class Hosts:
 
     def start(self, host: int, launch: list[str], *train: str) -> "subprocess.Popen[str]":
         """`nanogpt launch` of a training with one rank on a host."""
-        line = command("launch", "--nproc-per-node", "1", "--rdzv-endpoint", MEETING, *launch, "train", *train)
+        line = command(
+            "launch", "--nproc-per-node", "1", "--rdzv-endpoint", MEETING, *launch, "train", *train
+        )
         named = ["unshare", "--uts", "sh", "-c", f'hostname host{host}; exec "$@"', "sh"]
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[host], *named, *line],
             cwd=self.folder,
-            env={**os.environ, MARK: str(os.getpid()), "PYTHONPATH": str(CLONE), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                MARK: str(os.getpid()),
+                "PYTHONPATH": str(CLONE),
+                "OMP_NUM_THREADS": "1",
+            },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
 
 
 @contextmanager
@@ -100,7 +124,16 @@ def two_hosts() -> Iterator[Hosts]:
 
 
 def training(run: str, updates: int, *more: str) -> list[str]:
-    line = ["--dataset", "data", *TINY, "--vocab-size", "257", "--max-iters", str(updates), "--no-tensorboard"]
+    line = [
+        "--dataset",
+        "data",
+        *TINY,
+        "--vocab-size",
+        "257",
+        "--max-iters",
+        str(updates),
+        "--no-tensorboard",
+    ]
     return [*line, "--eval-interval", "100000", "--log-interval", "100", "--out-dir", run, *more]
 
 
@@ -132,7 +165,9 @@ def across(hosts: Hosts) -> dict[str, Any]:
 
 
 def cut_and_healed(hosts: Hosts, timeout_s: int = 10) -> dict[str, Any]:
-    """The cable is cut in the middle: both launchers end. It is mended: the same command goes on, and is stopped."""
+    """The cable is cut in the middle: both launchers end. It is mended: the same command goes on,
+    and is stopped.
+    """
     line = training("cut", 10**6, "--timeout-s", str(timeout_s), "--save-interval", "100")
     both = [hosts.start(host, fixed(host), *line) for host in range(2)]
     wait_for(lambda: updates(hosts.folder / "cut") > 200)
@@ -159,7 +194,9 @@ def cut_and_healed(hosts: Hosts, timeout_s: int = 10) -> dict[str, Any]:
 
 
 def elastic(hosts: Hosts, timeout_s: int = 10) -> dict[str, Any]:
-    """Two hosts of 1:2; the second goes, the first goes on alone; the second comes back, both go on."""
+    """Two hosts of 1:2; the second goes, the first goes on alone; the second comes back, both go
+    on.
+    """
     run = hosts.folder / "elastic"
     launch = ["--nnodes", "1:2", "--max-restarts", "3"]
     line = training("elastic", 10**6, "--timeout-s", str(timeout_s), "--save-interval", "100")

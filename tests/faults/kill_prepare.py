@@ -1,10 +1,12 @@
-"""A campaign, not a test: runs of `nanogpt prepare`, killed at random moments and continued, compared in the end.
+"""A campaign, not a test: runs of `nanogpt prepare`, killed at random moments and continued,
+compared in the end.
 
     python tests/faults/kill_prepare.py --runs 20 --megabytes 30 --seed 1
 
-Each run is killed (SIGKILL to its whole session) one to four times, as one process with two workers or as two ranks of
-torchrun, and then left to finish, again as either. All its files have to equal those of an undisturbed run by sha256,
-and what a run redoes is at most a unit for each worker. Prints one JSON object.
+Each run is killed (SIGKILL to its whole session) one to four times, as one process with two workers
+or as two ranks of torchrun, and then left to finish, again as either. All its files have to equal
+those of an undisturbed run by sha256, and what a run redoes is at most a unit for each worker.
+Prints one JSON object.
 """
 
 import argparse
@@ -41,12 +43,17 @@ def start(folder: Path, out: str, ranks: int) -> "subprocess.Popen[bytes]":
     line = ["prepare", "text", "--source", "a.jsonl", "--tokenizer", "gpt2", "--out", out]
     line += [] if ranks else ["--workers", str(WORKERS)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command(*line, ranks=ranks), cwd=folder, start_new_session=True, **quiet)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(
+        command(*line, ranks=ranks), cwd=folder, start_new_session=True, **quiet
+    )  # type: ignore[call-overload,no-any-return]
 
 
 def records(folder: Path) -> dict[str, int]:
     """The units that are done, with the time of their record."""
-    return {path.name: path.stat().st_mtime_ns for path in (folder / ".prepare" / "units").glob("[0-9]*.json")}
+    return {
+        path.name: path.stat().st_mtime_ns
+        for path in (folder / ".prepare" / "units").glob("[0-9]*.json")
+    }
 
 
 def main() -> None:
@@ -64,7 +71,14 @@ def main() -> None:
             sys.exit("the undisturbed run failed")
         seconds = time.monotonic() - started
         whole = hashes(folder / "whole")
-        figures = {"runs": given.runs, "seed": given.seed, "kills": 0, "in_time": 0, "equal": 0, "kept_units": 0}
+        figures = {
+            "runs": given.runs,
+            "seed": given.seed,
+            "kills": 0,
+            "in_time": 0,
+            "equal": 0,
+            "kept_units": 0,
+        }
         for number in range(given.runs):
             out = folder / f"out{number}"
             for _ in range(choose.randint(1, 4)):
@@ -77,11 +91,14 @@ def main() -> None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                time.sleep(1)  # ranks, which torchrun has given sessions of their own, notice that it is gone
+                # ranks, which torchrun has given sessions of their own, notice that it is gone
+                time.sleep(1)
                 if (out / "manifest.json").exists():
                     break
                 after = records(out)
-                assert all(after.get(unit) == stamp for unit, stamp in before.items()), "a unit was done twice"
+                assert all(after.get(unit) == stamp for unit, stamp in before.items()), (
+                    "a unit was done twice"
+                )
                 figures["kept_units"] += len(before)
             if start(folder, out.name, choose.choice([0, 2])).wait():
                 sys.exit(f"run {number} did not finish; seed {given.seed}")

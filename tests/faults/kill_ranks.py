@@ -1,9 +1,11 @@
-"""A campaign, not a test: a training whose ranks are killed (SIGKILL) again and again, and that ends all the same.
+"""A campaign, not a test: a training whose ranks are killed (SIGKILL) again and again, and that
+ends all the same.
 
     python tests/faults/kill_ranks.py --kills 10 --seed 1
 
-`nanogpt launch --max-restarts 3` starts the ranks again; its weights and moments have to equal those of an undisturbed
-run by sha256. A kill comes at a random time after the run has saved something new. Prints one JSON object.
+`nanogpt launch --max-restarts 3` starts the ranks again; its weights and moments have to equal
+those of an undisturbed run by sha256. A kill comes at a random time after the run has saved
+something new. Prints one JSON object.
 """
 
 import argparse
@@ -22,7 +24,9 @@ from tests.faults.trainings import Training, prepare
 
 
 def kill_one(training: Training, choose: random.Random) -> bool:
-    """Kill a random rank once the run has a checkpoint that it had not; False if it ended before."""
+    """Kill a random rank once the run has a checkpoint that it had not; False if it ended
+    before.
+    """
     before, deadline = training.newest_step(), time.monotonic() + 120
     while training.newest_step() <= before:
         assert time.monotonic() < deadline, "no new checkpoint in two minutes"

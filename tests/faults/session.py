@@ -1,6 +1,8 @@
-"""What a run does at a save: commit step 2, note it, delete step 1. The fault sweeps kill, fail and unplug this.
+"""What a run does at a save: commit step 2, note it, delete step 1. The fault sweeps kill, fail and
+unplug this.
 
-As a script: `python session.py CHECKPOINTS`; prints "committed" once the checkpoint must survive anything.
+As a script: `python session.py CHECKPOINTS`; prints "committed" once the checkpoint must survive
+anything.
 """
 
 import os
@@ -48,7 +50,9 @@ def before(checkpoints: Path) -> None:
 
 
 def check(checkpoints: Path, acknowledged: list[str]) -> None:
-    """Old or new, never a mixture: every visible checkpoint is whole, the newest is the acknowledged one or newer."""
+    """Old or new, never a mixture: every visible checkpoint is whole, the newest is the
+    acknowledged one or newer.
+    """
     steps = storage.list_steps(checkpoints)
     for folder in steps:
         assert storage.verify(folder) == [], folder

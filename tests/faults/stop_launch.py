@@ -1,9 +1,11 @@
-"""A campaign, not a test: SIGTERM to the launcher of a training at random moments, until it has ended.
+"""A campaign, not a test: SIGTERM to the launcher of a training at random moments, until it has
+ended.
 
     python tests/faults/stop_launch.py --stops 20 --seed 1
 
-Each stop ends with 75, within the time for saving, leaves no process, and the next start goes on; the weights and
-moments in the end equal those of an undisturbed run by sha256. Prints one JSON object.
+Each stop ends with 75, within the time for saving, leaves no process, and the next start goes on;
+the weights and moments in the end equal those of an undisturbed run by sha256. Prints one JSON
+object.
 """
 
 import argparse

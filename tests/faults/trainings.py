@@ -1,4 +1,6 @@
-"""What the campaigns against trainings share: a small corpus, a run of two ranks under `nanogpt launch`, its end."""
+"""What the campaigns against trainings share: a small corpus, a run of two ranks under
+`nanogpt launch`, its end.
+"""
 
 import json
 import os
@@ -21,19 +23,53 @@ def prepare(folder: Path) -> None:
 
 
 class Training:
-    """A training of FOLDER/data into FOLDER/NAME: two ranks, dropout, `updates` updates, saved every `save`."""
+    """A training of FOLDER/data into FOLDER/NAME: two ranks, dropout, `updates` updates, saved
+    every `save`.
+    """
 
-    def __init__(self, folder: Path, name: str, updates: int, save: int, launch: list[str], *more: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        updates: int,
+        save: int,
+        launch: list[str],
+        *more: str,
+    ) -> None:
         self.folder, self.run, self.updates = folder, folder / name, updates
         self.mark = secrets.token_hex(8)
-        train = ["train", "--dataset", "data", *TINY, "--vocab-size", "257", "--dropout", "0.1", "--max-iters"]
-        train += [str(updates), "--eval-interval", str(updates), "--save-interval", str(save), "--no-tensorboard"]
-        self.line = command("launch", "--nproc-per-node", "2", *launch, *train, "--out-dir", name, *more)
+        train = [
+            "train",
+            "--dataset",
+            "data",
+            *TINY,
+            "--vocab-size",
+            "257",
+            "--dropout",
+            "0.1",
+            "--max-iters",
+        ]
+        train += [
+            str(updates),
+            "--eval-interval",
+            str(updates),
+            "--save-interval",
+            str(save),
+            "--no-tensorboard",
+        ]
+        self.line = command(
+            "launch", "--nproc-per-node", "2", *launch, *train, "--out-dir", name, *more
+        )
 
     def start(self) -> "subprocess.Popen[str]":
         environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(CLONE)}
         return subprocess.Popen(
-            self.line, cwd=self.folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            self.line,
+            cwd=self.folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
 
     def living(self) -> set[int]:
@@ -61,4 +97,8 @@ class Training:
         """sha256 of the files of weights and moments after the last update."""
         end = self.run / "checkpoints" / storage.step_name(self.updates)
         entries = json.loads((end / "manifest.json").read_text())["files"]
-        return {entry["name"]: entry["sha256"] for entry in entries if entry["name"].endswith(".safetensors")}
+        return {
+            entry["name"]: entry["sha256"]
+            for entry in entries
+            if entry["name"].endswith(".safetensors")
+        }

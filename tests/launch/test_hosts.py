@@ -1,4 +1,6 @@
-"""Two hosts in network namespaces, whose names do not resolve; faults/hosts.py also lets them come and go."""
+"""Two hosts in network namespaces, whose names do not resolve; faults/hosts.py also lets them come
+and go.
+"""
 
 import pytest
 

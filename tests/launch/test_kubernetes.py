@@ -1,4 +1,6 @@
-"""`nanogpt launch --kubernetes`: manifests that Kubeflow's own models take whole, and exact arguments."""
+"""`nanogpt launch --kubernetes`: manifests that Kubeflow's own models take whole, and exact
+arguments.
+"""
 
 import json
 import re
@@ -25,9 +27,17 @@ FULL = {
 }
 
 
-def job(*arguments: str, nnodes: int = 4, ranks: str = "8", timeout_s: int = 60, **given: Any) -> job_options.Job:
+def job(
+    *arguments: str,
+    nnodes: int = 4,
+    ranks: str = "8",
+    timeout_s: int = 60,
+    **given: Any,
+) -> job_options.Job:
     options = {"image": "nanogpt:1", **given}
-    return job_options.make(nnodes, ranks, list(arguments) or ["train"], options, 0, timeout_s, Path.cwd())
+    return job_options.make(
+        nnodes, ranks, list(arguments) or ["train"], options, 0, timeout_s, Path.cwd()
+    )
 
 
 def made(**how: Any) -> list[dict[str, Any]]:
@@ -38,7 +48,10 @@ def made(**how: Any) -> list[dict[str, Any]]:
 def pods(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The specs of all pods."""
     if documents[0]["kind"] == "PyTorchJob":
-        return [replica["template"]["spec"] for replica in documents[0]["spec"]["pytorchReplicaSpecs"].values()]
+        return [
+            replica["template"]["spec"]
+            for replica in documents[0]["spec"]["pytorchReplicaSpecs"].values()
+        ]
     jobs = documents[0]["spec"]["template"]["spec"]["replicatedJobs"]
     return [each["template"]["spec"]["template"]["spec"] for each in jobs]
 
@@ -50,7 +63,9 @@ def arguments_in(documents: list[dict[str, Any]]) -> list[str]:
 
 
 def expand(text: str, variables: dict[str, str]) -> str:
-    """What Kubernetes makes of an argument: $(NAME) is the variable, $$ is a dollar; the rest stays."""
+    """What Kubernetes makes of an argument: $(NAME) is the variable, $$ is a dollar; the rest
+    stays.
+    """
 
     def value(match: re.Match[str]) -> str:
         return "$" if match[0] == "$$" else variables.get(match[1], match[0])
@@ -76,7 +91,9 @@ def test_pytorchjob_is_what_kubeflow_takes(how: dict[str, Any]) -> None:
     client = pytest.importorskip("kubeflow.training.api_client").ApiClient()
 
     def through(manifest: dict[str, Any]) -> dict[str, Any]:
-        read = client.deserialize(SimpleNamespace(data=json.dumps(manifest)), "KubeflowOrgV1PyTorchJob")
+        read = client.deserialize(
+            SimpleNamespace(data=json.dumps(manifest)), "KubeflowOrgV1PyTorchJob"
+        )
         return dict(client.sanitize_for_serialization(read))
 
     (manifest,) = made(**how, kind="pytorchjob")
@@ -91,12 +108,19 @@ def test_pytorchjob_is_what_kubeflow_takes(how: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
 def test_a_pod_has_time_to_save_and_keeps_its_checkpoints(kind: str) -> None:
     documents = made(**FULL, kind=kind, timeout_s=300)
-    assert all(document["metadata"] == {**document["metadata"], "namespace": "team-a"} for document in documents)
+    assert all(
+        document["metadata"] == {**document["metadata"], "namespace": "team-a"}
+        for document in documents
+    )
     for pod in pods(documents):
         assert pod["terminationGracePeriodSeconds"] == 300 + kubernetes.MARGIN_S
         (container,) = pod["containers"]
         assert container["workingDir"] == "/work"
-        assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/dev/shm", "/work", "/scratch"]
+        assert [mount["mountPath"] for mount in container["volumeMounts"]] == [
+            "/dev/shm",
+            "/work",
+            "/scratch",
+        ]
         names = [volume["name"] for volume in pod["volumes"]]
         assert names == [mount["name"] for mount in container["volumeMounts"]]
         assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory"}
@@ -106,7 +130,10 @@ def test_a_pod_has_time_to_save_and_keeps_its_checkpoints(kind: str) -> None:
 def test_trainjob_restarts_what_a_restart_mends() -> None:
     runtime, train_job = made(backoff_limit=3)
     assert train_job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
-    assert (train_job["spec"]["trainer"]["numNodes"], train_job["spec"]["trainer"]["numProcPerNode"]) == (4, 8)
+    assert (
+        train_job["spec"]["trainer"]["numNodes"],
+        train_job["spec"]["trainer"]["numProcPerNode"],
+    ) == (4, 8)
     jobset = runtime["spec"]["template"]["spec"]
     spec = jobset["replicatedJobs"][0]["template"]["spec"]
     assert (spec["backoffLimit"], spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
@@ -117,7 +144,10 @@ def test_trainjob_restarts_what_a_restart_mends() -> None:
     goes_on, ends = jobset["failurePolicy"]["rules"]
     assert (jobset["failurePolicy"]["maxRestarts"], ends["action"]) == (3, "FailJobSet")
     # As Kubernetes' job controller words it.
-    told = "Container node for pod team-a/x-node-0-0 failed with exit code {} matching FailJob rule at index 0"
+    told = (
+        "Container node for pod team-a/x-node-0-0 failed with exit code {} matching FailJob rule "
+        "at index 0"
+    )
     patterns = goes_on["onJobFailureMessagePatterns"]
     for message, expected in [
         (told.format(75), True),
@@ -130,10 +160,15 @@ def test_trainjob_restarts_what_a_restart_mends() -> None:
 def test_pytorchjob_has_a_master_and_workers() -> None:
     (manifest,) = made(kind="pytorchjob", backoff_limit=3)
     replicas = manifest["spec"]["pytorchReplicaSpecs"]
-    assert {kind: replica["replicas"] for kind, replica in replicas.items()} == {"Master": 1, "Worker": 3}
+    assert {kind: replica["replicas"] for kind, replica in replicas.items()} == {
+        "Master": 1,
+        "Worker": 3,
+    }
     assert manifest["spec"]["nprocPerNode"] == "8"
     assert manifest["spec"]["runPolicy"]["backoffLimit"] == 12
-    assert {replica["template"]["spec"]["containers"][0]["name"] for replica in replicas.values()} == {"pytorch"}
+    assert {
+        replica["template"]["spec"]["containers"][0]["name"] for replica in replicas.values()
+    } == {"pytorch"}
     (alone,) = made(kind="pytorchjob", nnodes=1)
     assert list(alone["spec"]["pytorchReplicaSpecs"]) == ["Master"]
 
@@ -150,14 +185,29 @@ def test_resources(gpus: int) -> None:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=5))
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=5)
+)
 def test_a_pod_gets_the_exact_arguments(arguments: list[str]) -> None:
-    set_by_kubeflow = {"PET_NODE_RANK": "3", "PET_MASTER_ADDR": "x-node-0-0.x", "PET_MASTER_PORT": "29500"}
+    set_by_kubeflow = {
+        "PET_NODE_RANK": "3",
+        "PET_MASTER_ADDR": "x-node-0-0.x",
+        "PET_MASTER_PORT": "29500",
+    }
     made_of = yaml.safe_load_all(kubernetes.to_yaml(kubernetes.manifests(job("train", *arguments))))
     found = [expand(text, set_by_kubeflow) for text in arguments_in(list(made_of))]
     assert found == [
         *("launch", "--node-rank", "3", "--rdzv-endpoint", "x-node-0-0.x:29500", "--nnodes", "4"),
-        *("--nproc-per-node", "8", "--max-restarts", "0", "--shutdown-timeout", "60", "train", *arguments),
+        *(
+            "--nproc-per-node",
+            "8",
+            "--max-restarts",
+            "0",
+            "--shutdown-timeout",
+            "60",
+            "train",
+            *arguments,
+        ),
     ]
 
 
@@ -166,7 +216,11 @@ def test_a_pod_gets_the_exact_arguments(arguments: list[str]) -> None:
 )
 def test_other_parsers_of_yaml_take_text_for_text(text: str) -> None:
     """PyYAML leaves 6e-4 bare; the parser of kubectl reads a number, and the API refuses it."""
-    line = next(line for line in kubernetes.to_yaml([{"args": [text]}]).splitlines() if line.strip().startswith("- "))
+    line = next(
+        line
+        for line in kubernetes.to_yaml([{"args": [text]}]).splitlines()
+        if line.strip().startswith("- ")
+    )
     assert line.strip() == f'- "{text}"'
 
 
@@ -178,7 +232,9 @@ def test_one_node_needs_no_meeting_place() -> None:
 
 
 def launch(*arguments: str) -> Any:
-    result = CliRunner().invoke(app, ["launch", "--kubernetes", "--nproc-per-node", "8", *arguments])
+    result = CliRunner().invoke(
+        app, ["launch", "--kubernetes", "--nproc-per-node", "8", *arguments]
+    )
     if result.exception:
         raise result.exception
     return result
@@ -187,7 +243,10 @@ def launch(*arguments: str) -> Any:
 def test_the_manifest_goes_to_standard_output_or_a_file(tmp_path: Path) -> None:
     line = ["--nnodes", "2", "--image", "nanogpt:1", "--pvc", "data:/work", "train", "gpt2-124m"]
     printed = launch(*line).stdout
-    assert [document["kind"] for document in yaml.safe_load_all(printed)] == ["TrainingRuntime", "TrainJob"]
+    assert [document["kind"] for document in yaml.safe_load_all(printed)] == [
+        "TrainingRuntime",
+        "TrainJob",
+    ]
     path = tmp_path / "job.yaml"
     assert launch("--output", str(path), "--dry-run", *line).stdout == printed
     assert not path.exists()
@@ -198,7 +257,9 @@ def test_the_manifest_goes_to_standard_output_or_a_file(tmp_path: Path) -> None:
 
 
 def test_a_job_without_a_volume_is_warned_of() -> None:
-    assert "without --pvc CLAIM:/mount the checkpoints end" in launch("--image", "a", "train").stderr
+    assert (
+        "without --pvc CLAIM:/mount the checkpoints end" in launch("--image", "a", "train").stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""`nanogpt launch`: the command line it makes, the verdict it returns, and that nothing survives it."""
+"""`nanogpt launch`: the command line it makes, the verdict it returns, and that nothing survives
+it.
+"""
 
 import os
 import shlex
@@ -18,7 +20,14 @@ from nanogpt_dist.errors import MAX_LINE, NanogptError, StoppedError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = ROOT / "tests" / "ranks"
-REAL_TORCHRUN = [sys.executable, "-m", "nanogpt_dist.agent", "--standalone", "--nproc-per-node", "2"]
+REAL_TORCHRUN = [
+    sys.executable,
+    "-m",
+    "nanogpt_dist.agent",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+]
 FAKE_TORCHRUN = [sys.executable, str(RANKS / "launch_agent.py")]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="ranks are found through /proc")
@@ -37,25 +46,38 @@ def lives(pid: int) -> bool:
     Its environment would not tell: that of a process in the midst of exec is empty too.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (
+            b"Z",
+            b"X",
+        )
     except OSError:
         return False
 
 
 def cli(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(RANKS / "launch_app.py"), *arguments]
-    return subprocess.run(command, env={**ENVIRONMENT, **variables}, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, env={**ENVIRONMENT, **variables}, capture_output=True, text=True, timeout=60
+    )
 
 
 class Launcher:
     """A launcher in a process of its own, over ranks that end in a given way."""
 
-    def __init__(self, folder: Path, agent: list[str], way: list[str], timeout_s: float = 60) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        agent: list[str],
+        way: list[str],
+        timeout_s: float = 60,
+    ) -> None:
         self.folder = folder
         worker = [str(RANKS / "launch_worker.py"), str(folder), *way]
         app = [sys.executable, str(RANKS / "launch_app.py"), "supervise", str(timeout_s)]
         environment = {**ENVIRONMENT, "TMPDIR": str(folder)}
-        self.process = subprocess.Popen([*app, *agent, *worker], env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [*app, *agent, *worker], env=environment, stderr=subprocess.PIPE, text=True
+        )
 
     def wait_for_ranks(self) -> None:
         wait_for(lambda: len(list(self.folder.glob("ready-*"))) == 2)
@@ -115,23 +137,40 @@ def test_several_nodes_meet(node_rank: int | None, backend: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        *[(0, "1", None, None), (2, "0", None, None), (2, "2", None, None), (2, "2", 2, "127.0.0.1:1")],
-        *[(2, "2", 0, "a"), (2, "1", 0, "127.0.0.1:1"), (2, "4:1", None, "127.0.0.1:1"), (2, "x", None, None)],
+        *[
+            (0, "1", None, None),
+            (2, "0", None, None),
+            (2, "2", None, None),
+            (2, "2", 2, "127.0.0.1:1"),
+        ],
+        *[
+            (2, "2", 0, "a"),
+            (2, "1", 0, "127.0.0.1:1"),
+            (2, "4:1", None, "127.0.0.1:1"),
+            (2, "x", None, None),
+        ],
         (2, "1:4", 0, "127.0.0.1:1"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(settings: tuple[int, str, int | None, str | None]) -> None:
+def test_what_does_not_fit_together_is_refused(
+    settings: tuple[int, str, int | None, str | None],
+) -> None:
     with pytest.raises(UsageError) as caught:
         torchrun.command(settings[0], torchrun.nodes_of(*settings[1:]), 0, ["train"])
     assert len(str(caught.value)) <= MAX_LINE
 
 
-def test_environment_shares_the_cores_and_respects_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_shares_the_cores_and_respects_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torchrun, "cores", lambda: 8)
     assert torchrun.environment(2, 60, {})["OMP_NUM_THREADS"] == "4"
     assert torchrun.environment(16, 60, {})["OMP_NUM_THREADS"] == "1"
     assert "OMP_NUM_THREADS" not in torchrun.environment(2, 60, {"OMP_NUM_THREADS": "3"})
-    assert torchrun.environment(2, 60, {"PYTHONPATH": "/mine"})["PYTHONPATH"] == f"{ROOT}{os.pathsep}/mine"
+    assert (
+        torchrun.environment(2, 60, {"PYTHONPATH": "/mine"})["PYTHONPATH"]
+        == f"{ROOT}{os.pathsep}/mine"
+    )
     assert "PYTHONPATH" not in torchrun.environment(2, 60, {"PYTHONPATH": str(ROOT)})
 
 
@@ -154,7 +193,10 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, visible: str, cores: int, expecte
     assert torchrun.ranks("auto") == expected
 
 
-def test_gpus_that_are_not_there_are_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpus_that_are_not_there_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     if list(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("this machine has GPUs")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -163,7 +205,14 @@ def test_gpus_that_are_not_there_are_not_counted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_nothing_of_another_torchrun_is_inherited() -> None:
-    left = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "HOME": "/h"}
+    left = {
+        "PET_NNODES": "2",
+        "PET_NODE_RANK": "1",
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "MASTER_ADDR": "a",
+        "HOME": "/h",
+    }
     assert torchrun.inherited(left) == {"HOME": "/h"}
 
 
@@ -196,7 +245,16 @@ def test_two_launchers_on_one_machine_meet(tmp_path: Path) -> None:
         "--local-addr",
         "127.0.0.1",
     ]
-    line += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "a", "--rdzv-conf", "is_host=1"]
+    line += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        endpoint,
+        "--rdzv-id",
+        "a",
+        "--rdzv-conf",
+        "is_host=1",
+    ]
     line += ["--no-python", "true"]
     started = [subprocess.Popen(line, env=ENVIRONMENT) for _ in range(2)]
     assert [process.wait(timeout=60) for process in started] == [0, 0]
@@ -204,7 +262,10 @@ def test_two_launchers_on_one_machine_meet(tmp_path: Path) -> None:
 
 def test_auto_asks_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: a)'\necho '  MIG 1g.10gb'\necho 'GPU 1: H100 (UUID: b)'\n")
+    tool.write_text(
+        "#!/bin/sh\necho 'GPU 0: H100 (UUID: a)'\necho '  MIG 1g.10gb'\necho 'GPU 1: H100 (UUID: "
+        "b)'\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -212,7 +273,17 @@ def test_auto_asks_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_dry_run_can_be_pasted_and_leaves_the_command_alone() -> None:
-    arguments = ["train", "gpt2-124m", "--max-iters", "5", "--nnodes", "7", "--dry_run", "--note", "it's 5 o'clock"]
+    arguments = [
+        "train",
+        "gpt2-124m",
+        "--max-iters",
+        "5",
+        "--nnodes",
+        "7",
+        "--dry_run",
+        "--note",
+        "it's 5 o'clock",
+    ]
     done = cli("launch", "--nproc_per_node", "2", "--dry-run", *arguments)
     assert done.returncode == 0, done.stderr
     words = shlex.split(done.stdout)
@@ -244,7 +315,10 @@ def test_torch_is_not_imported() -> None:
 # ---- the verdict
 
 
-def test_the_first_failing_rank_wins_and_agreement_overrules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_failing_rank_wins_and_agreement_overrules(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = tmp_path / "verdict.json"
     monkeypatch.setenv(verdict.VARIABLE, str(path))
     first = Verdict(74, "disk full", 1, agreed=False)
@@ -287,7 +361,9 @@ def test_conclusions() -> None:
         supervisor.conclude(-15, None, supervisor.Stop(60, first=0.0))
 
 
-def test_an_agreed_verdict_is_returned_and_torchrun_is_quiet(start: Callable[..., Launcher]) -> None:
+def test_an_agreed_verdict_is_returned_and_torchrun_is_quiet(
+    start: Callable[..., Launcher],
+) -> None:
     assert start(REAL_TORCHRUN, "agreed", "78").end() == (78, "")
 
 
@@ -315,7 +391,9 @@ def test_sigterm_reaches_the_ranks_which_save(start: Callable[..., Launcher]) ->
 
 
 @linux
-def test_ranks_that_ignore_sigterm_are_killed_after_the_deadline(start: Callable[..., Launcher]) -> None:
+def test_ranks_that_ignore_sigterm_are_killed_after_the_deadline(
+    start: Callable[..., Launcher],
+) -> None:
     launcher = start(fake(), "deaf", timeout_s=0.5)
     launcher.wait_for_ranks()
     assert len(launcher.living()) == 4
@@ -361,7 +439,8 @@ def test_ranks_whose_launcher_is_killed_save(start: Callable[..., Launcher]) -> 
 @linux
 def test_a_stop_before_there_are_ranks(start: Callable[..., Launcher], tmp_path: Path) -> None:
     launcher = start(
-        [sys.executable, "-c", f"open({str(tmp_path / 'up')!r}, 'w'); import time; time.sleep(60)"], "save"
+        [sys.executable, "-c", f"open({str(tmp_path / 'up')!r}, 'w'); import time; time.sleep(60)"],
+        "save",
     )
     wait_for((tmp_path / "up").exists)
     launcher.process.send_signal(signal.SIGTERM)

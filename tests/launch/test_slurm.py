@@ -1,4 +1,6 @@
-"""`nanogpt launch --slurm`: what the batch file asks for, what is refused, and what the command does with it."""
+"""`nanogpt launch --slurm`: what the batch file asks for, what is refused, and what the command
+does with it.
+"""
 
 import os
 import subprocess
@@ -10,12 +12,26 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from launch import job_options, slurm
-from nanogpt_dist.errors import MAX_LINE, CannotCreateError, ConfigError, MissingInputError, UsageError
+from nanogpt_dist.errors import (
+    MAX_LINE,
+    CannotCreateError,
+    ConfigError,
+    MissingInputError,
+    UsageError,
+)
 from tests.conftest import CLONE
 
 
-def job(*arguments: str, nnodes: int = 2, ranks: str = "8", timeout_s: int = 60, **given: Any) -> job_options.Job:
-    return job_options.make(nnodes, ranks, list(arguments) or ["train"], given, 0, timeout_s, Path.cwd())
+def job(
+    *arguments: str,
+    nnodes: int = 2,
+    ranks: str = "8",
+    timeout_s: int = 60,
+    **given: Any,
+) -> job_options.Job:
+    return job_options.make(
+        nnodes, ranks, list(arguments) or ["train"], given, 0, timeout_s, Path.cwd()
+    )
 
 
 # ---- the batch file
@@ -23,13 +39,38 @@ def job(*arguments: str, nnodes: int = 2, ranks: str = "8", timeout_s: int = 60,
 
 def test_what_slurm_is_asked_for() -> None:
     text = slurm.script(
-        job("train", "gpt2-124m", partition="gpu", time="12:00:00", account="a", qos="q", mem="64G", cpus_per_task=32),
+        job(
+            "train",
+            "gpt2-124m",
+            partition="gpu",
+            time="12:00:00",
+            account="a",
+            qos="q",
+            mem="64G",
+            cpus_per_task=32,
+        ),
         {},
     )
-    asked = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    asked = [
+        line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")
+    ]
     assert asked == [
-        *("job-name=nanogpt-gpt2-124m", "nodes=2", "ntasks-per-node=1", "cpus-per-task=32", "gpus-per-node=8"),
-        *("mem=64G", "time=12:00:00", "partition=gpu", "account=a", "qos=q", "output=%x-%j.out", "open-mode=append"),
+        *(
+            "job-name=nanogpt-gpt2-124m",
+            "nodes=2",
+            "ntasks-per-node=1",
+            "cpus-per-task=32",
+            "gpus-per-node=8",
+        ),
+        *(
+            "mem=64G",
+            "time=12:00:00",
+            "partition=gpu",
+            "account=a",
+            "qos=q",
+            "output=%x-%j.out",
+            "open-mode=append",
+        ),
         *("signal=B:USR1@120", "requeue"),
     ]
 
@@ -54,14 +95,19 @@ def test_what_is_passed_on_stands_last_and_may_overrule() -> None:
     ],
 )
 def test_no_gpus_where_a_file_says_cpu(
-    arguments: str, gpus: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: str,
+    gpus: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     for file in (Path("mine.toml"), Path("run/config.toml")):
         file.write_text('device = "cpu"\n')
     line = ["launch", "--slurm", "--nproc-per-node", "2", "--dry-run", *arguments.split()]
-    assert ("--gpus-per-node=2" in CliRunner().invoke(app, line, catch_exceptions=False).stdout) == gpus
+    assert (
+        "--gpus-per-node=2" in CliRunner().invoke(app, line, catch_exceptions=False).stdout
+    ) == gpus
 
 
 @pytest.mark.parametrize(
@@ -98,7 +144,14 @@ def test_the_jobs_name(arguments: list[str], name: str) -> None:
 @pytest.mark.parametrize(
     ("time", "expected"),
     [
-        *[("90", 5400), ("90:30", 5430), ("2:00:00", 7200), ("1-2", 93600), ("1-0:30", 88200), ("1-0:0:5", 86405)],
+        *[
+            ("90", 5400),
+            ("90:30", 5430),
+            ("2:00:00", 7200),
+            ("1-2", 93600),
+            ("1-0:30", 88200),
+            ("1-0:0:5", 86405),
+        ],
         *[("UNLIMITED", None), ("", None), ("1:2:3:4", None)],
     ],
 )
@@ -159,7 +212,9 @@ def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Non
 
 
 def test_dry_run_prints_the_file_and_submits_nothing(here: Path) -> None:
-    text = launch(*SMALL, "--sbatch", "--constraint=a100", "--sbatch=-x n3", "--dry-run", "train", "gpt2-124m")
+    text = launch(
+        *SMALL, "--sbatch", "--constraint=a100", "--sbatch=-x n3", "--dry-run", "train", "gpt2-124m"
+    )
     assert text.startswith(f"#!/bin/bash\n{slurm.MARK}\n")
     assert "#SBATCH --constraint=a100\n#SBATCH -x n3\n" in text
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
@@ -169,9 +224,16 @@ def test_dry_run_prints_the_file_and_submits_nothing(here: Path) -> None:
 def test_the_file_is_kept_and_submitted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_sbatch(here, monkeypatch, 'cp "$2" submitted; echo "12;main"')
     said = launch(*SMALL, "train", "gpt2-124m")
-    assert said == ("job 12 of nanogpt-gpt2-124m.sbatch; see: tail -F nanogpt-gpt2-124m-12.out; end it: scancel 12\n")
+    assert said == (
+        "job 12 of nanogpt-gpt2-124m.sbatch; see: tail -F nanogpt-gpt2-124m-12.out; end it: "
+        "scancel 12\n"
+    )
     text = (here / "nanogpt-gpt2-124m.sbatch").read_text()
-    assert text == (here / "submitted").read_text() == launch(*SMALL, "--dry-run", "train", "gpt2-124m")
+    assert (
+        text
+        == (here / "submitted").read_text()
+        == launch(*SMALL, "--dry-run", "train", "gpt2-124m")
+    )
     assert f"\ncd -- {here} || exit 66\n" in text
     assert f"\nexport PYTHONPATH={CLONE}" in text
     launch(*SMALL, "--time", "1-0", "train", "gpt2-124m")  # over the earlier one
@@ -182,7 +244,9 @@ def test_the_file_is_kept_and_submitted(here: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_refusal_of_sbatch_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_sbatch(here, monkeypatch, "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
+    fake_sbatch(
+        here, monkeypatch, "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1"
+    )
     with pytest.raises(ConfigError, match="invalid partition specified: gpu; change the options"):
         launch(*SMALL, "train")
 
@@ -200,7 +264,10 @@ def test_without_slurm(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--slurm", "--image", "a", "--nproc-per-node", "1", "train"], "add --kubernetes"),
         (["--mem", "1G", "train"], "add --slurm or --kubernetes"),
         (["--slurm", "--kubernetes", "train"], "one of them"),
-        (["--slurm", "--nproc-per-node", "1", "--node-rank", "0", "train"], "leave out --node-rank"),
+        (
+            ["--slurm", "--nproc-per-node", "1", "--node-rank", "0", "train"],
+            "leave out --node-rank",
+        ),
         (["--slurm", "train"], "--nproc-per-node 8"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The batch file of `nanogpt launch --slurm` in bash: with a Slurm that is played, and once with a real one."""
+"""The batch file of `nanogpt launch --slurm` in bash: with a Slurm that is played, and once with a
+real one.
+"""
 
 import os
 import signal
@@ -16,7 +18,8 @@ from tests.faults import slurm_preempt
 from tests.launch.test_launch import REAL_TORCHRUN, Launcher, linux
 from tests.launch.test_slurm import job
 
-# What the batch file calls, played: each notes its arguments; srun runs the command as the task of node 1.
+# What the batch file calls, played: each notes its arguments; srun runs the command as the task of
+# node 1.
 PLAYED = {
     "scontrol": """\
         echo "scontrol $*" >> "$PLAY/calls"
@@ -25,7 +28,7 @@ PLAYED = {
         "show node") echo "NodeName=$4 Arch=x86_64 NodeAddr=10.0.0.$4 NodeHostName=$4 Version=22.05" ;;
         "show job") echo "JobId=12 JobName=x JobState=${STATE:-RUNNING} Reason=None" ;;
         requeue*) exit "${REQUEUE:-0}" ;;
-        esac""",
+        esac""",  # noqa: E501
     "scancel": """\
         echo "scancel $*" >> "$PLAY/calls"
         [ -e "$PLAY/task" ] && kill -USR1 "$(cat "$PLAY/task")\"""",
@@ -65,7 +68,12 @@ class Played:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(slurm.sys, "executable", str(play / "python"))
             slurm.write(play / "job.sbatch", slurm.script(job, {}))
-        environment = {"PATH": f"{play}:{os.environ['PATH']}", "PLAY": str(play), "SLURM_JOB_ID": "12", **how}
+        environment = {
+            "PATH": f"{play}:{os.environ['PATH']}",
+            "PLAY": str(play),
+            "SLURM_JOB_ID": "12",
+            **how,
+        }
         environment["SLURM_JOB_NODELIST"] = "n[7-8]"
         self.process = subprocess.Popen(
             ["bash", play / "job.sbatch"], env=environment, stderr=subprocess.PIPE, text=True
@@ -86,14 +94,26 @@ class Played:
 
 
 @settings(max_examples=40)
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=5))
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=5)
+)
 def test_every_node_gets_the_exact_arguments(play: Path, arguments: list[str]) -> None:
     arguments = ["train", *arguments]
     assert Played(play, job(*arguments)).end() == 0
     argv = [os.fsdecode(text) for text in (play / "argv").read_bytes().split(b"\0")[:-1]]
     assert argv == [
         *("-m", "nanogpt_dist", "launch", "--node-rank", "1", "--rdzv-endpoint", "10.0.0.n7:10012"),
-        *("--nnodes", "2", "--nproc-per-node", "8", "--max-restarts", "0", "--shutdown-timeout", "60", *arguments),
+        *(
+            "--nnodes",
+            "2",
+            "--nproc-per-node",
+            "8",
+            "--max-restarts",
+            "0",
+            "--shutdown-timeout",
+            "60",
+            *arguments,
+        ),
     ]
 
 
@@ -127,9 +147,13 @@ def test_ends(play: Path, how: dict[str, str], code: int, requeued: bool) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-@pytest.mark.parametrize("how", [{}, {"DEAF": "1"}, {"LATE": "0.5"}], ids=["saves", "not yet listening", "no step yet"])
+@pytest.mark.parametrize(
+    "how", [{}, {"DEAF": "1"}, {"LATE": "0.5"}], ids=["saves", "not yet listening", "no step yet"]
+)
 def test_a_signal_is_passed_on_to_the_step_and_the_job_requeued(
-    play: Path, number: signal.Signals, how: dict[str, str]
+    play: Path,
+    number: signal.Signals,
+    how: dict[str, str],
 ) -> None:
     played = Played(play, job(), WAIT="1", **how)
     played.wait_for("calls" if "LATE" in how else "task")
@@ -156,7 +180,9 @@ def test_a_run_that_ends_well_while_it_is_asked_to_stop_is_done(play: Path) -> N
 
 @linux
 def test_a_signal_to_every_process_of_the_step_stops_it_once(tmp_path: Path) -> None:
-    """What a Slurm with proctrack/linuxproc does; with proctrack/cgroup the launcher alone gets it."""
+    """What a Slurm with proctrack/linuxproc does; with proctrack/cgroup the launcher alone gets
+    it.
+    """
     launcher = Launcher(tmp_path, REAL_TORCHRUN, ["save"])
     launcher.wait_for_ranks()
     (torchrun,) = processes.children(launcher.process.pid)
@@ -179,12 +205,18 @@ def real(tmp_path: Path) -> Iterator[Callable[..., slurm_preempt.Training]]:
 
 
 @pytest.mark.thorough
-def test_a_preempted_training_ends_with_the_same_weights(real: Callable[..., slurm_preempt.Training]) -> None:
+def test_a_preempted_training_ends_with_the_same_weights(
+    real: Callable[..., slurm_preempt.Training],
+) -> None:
     alone = real("alone", 400).finish()
     assert (alone["state"], alone["requeued"]) == ("COMPLETED", 0)
     training = real("preempted", 400)
     training.wait_for_updates()
     slurm_preempt.preempt(training)
     found = training.finish()
-    assert (found["state"], found["requeued"], found["weights"]) == ("COMPLETED", 1, alone["weights"])
+    assert (found["state"], found["requeued"], found["weights"]) == (
+        "COMPLETED",
+        1,
+        alone["weights"],
+    )
     assert found["saved_at"] == found["resumed_at"] != []

@@ -19,7 +19,13 @@ STEPS = 24  # of the runs below; they save every 4
 def tiny(corpus: Path, run: Path, **changes: object) -> TrainConfig:
     names = (name.removeprefix("--").replace("-", "_") for name in TINY[::2])
     flags = {name: parsed(value) for name, value in zip(names, TINY[1::2], strict=True)}
-    common = {"dataset": str(corpus), "out_dir": str(run), "max_iters": 8, "eval_interval": 4, "tensorboard": False}
+    common = {
+        "dataset": str(corpus),
+        "out_dir": str(run),
+        "max_iters": 8,
+        "eval_interval": 4,
+        "tensorboard": False,
+    }
     return resolve({**flags, **common, **changes})
 
 
@@ -32,7 +38,10 @@ def parsed(value: str) -> object:
 
 
 def go(
-    config: TrainConfig, fresh: bool = False, stop: StopRequest | None = None, branch_from: Path | None = None
+    config: TrainConfig,
+    fresh: bool = False,
+    stop: StopRequest | None = None,
+    branch_from: Path | None = None,
 ) -> Result:
     return train(config, ONE, StopRequest() if stop is None else stop, fresh, branch_from)
 

@@ -19,7 +19,9 @@ save_checkpoint = checkpoint.save
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Saves before `last` wait for update `release_at`, and fail while `fails`; at_end: (step, updates made)."""
+    """Saves before `last` wait for update `release_at`, and fail while `fails`; at_end: (step,
+    updates made).
+    """
     seen: dict[str, Any] = {"go_on": threading.Event(), "fails": False, "updates": 0, "at_end": []}
     update = Updater.update
 
@@ -42,13 +44,19 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(corpus: Path, tmp_path: Path, slow: dict[str, Any]) -> None:
+def test_training_goes_on_while_a_checkpoint_is_written(
+    corpus: Path,
+    tmp_path: Path,
+    slow: dict[str, Any],
+) -> None:
     slow |= {"release_at": 7, "last": 8}
     result = go(tiny(corpus, tmp_path / "run", async_save=True, save_interval=4, eval_interval=8))
     assert result.step == 8
     assert slow["at_end"][0][0] == 4
     assert slow["at_end"][0][1] >= 7, "three updates were made meanwhile"
-    steps = [storage.step_of(path.name) for path in storage.list_steps(tmp_path / "run" / "checkpoints")]
+    steps = [
+        storage.step_of(path.name) for path in storage.list_steps(tmp_path / "run" / "checkpoints")
+    ]
     assert steps == [8, 4]
     before = storage.verify(tmp_path / "run" / "checkpoints" / storage.step_name(4))
     assert before == []
@@ -57,7 +65,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(corpus: Path, tmp_path: 
 
 
 def test_a_failure_is_told_at_the_next_update(
-    corpus: Path, tmp_path: Path, slow: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    corpus: Path,
+    tmp_path: Path,
+    slow: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     slow |= {"release_at": 6, "last": 12, "fails": True}
     told: list[int] = []
@@ -69,9 +81,20 @@ def test_a_failure_is_told_at_the_next_update(
         finish(self, *rest)
 
     monkeypatch.setattr(Saver, "finish", noting)
-    go(tiny(corpus, tmp_path / "run", async_save=True, save_interval=4, eval_interval=12, max_iters=12))
+    go(
+        tiny(
+            corpus,
+            tmp_path / "run",
+            async_save=True,
+            save_interval=4,
+            eval_interval=12,
+            max_iters=12,
+        )
+    )
     assert "not saved at step 4, training goes on: disk full" in capsys.readouterr().err
-    assert told[0] <= max(6, slow["at_end"][0][1]) + 2, "the thread that has failed still has to end"
+    assert told[0] <= max(6, slow["at_end"][0][1]) + 2, (
+        "the thread that has failed still has to end"
+    )
     assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(12)
 
 
@@ -89,16 +112,53 @@ def test_a_rank_that_cannot_write_ends_the_run_on_all_ranks(corpus: Path, tmp_pa
 
 @pytest.mark.thorough
 def test_sampling_from_and_resuming_a_sharded_checkpoint_in_one_process(
-    nanogpt: Run, corpus: Path, tmp_path: Path
+    nanogpt: Run,
+    corpus: Path,
+    tmp_path: Path,
 ) -> None:
-    small = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-size", "4"]
-    small += ["--gradient-accumulation-steps", "2", "--max-iters", "3", "--device", "cpu", "--eval-iters", "1"]
+    small = [
+        "--n-layer",
+        "2",
+        "--n-head",
+        "2",
+        "--n-embd",
+        "32",
+        "--block-size",
+        "32",
+        "--batch-size",
+        "4",
+    ]
+    small += [
+        "--gradient-accumulation-steps",
+        "2",
+        "--max-iters",
+        "3",
+        "--device",
+        "cpu",
+        "--eval-iters",
+        "1",
+    ]
     small += ["--dtype", "float32", "--out-dir", "shared"]
-    nanogpt("train", "--dataset", corpus, *small, "--strategy", "fsdp", "--async-save", "--save-interval", 1, ranks=2)
+    nanogpt(
+        "train",
+        "--dataset",
+        corpus,
+        *small,
+        "--strategy",
+        "fsdp",
+        "--async-save",
+        "--save-interval",
+        1,
+        ranks=2,
+    )
     (newest, *_) = storage.list_steps(tmp_path / "shared" / "checkpoints")
     files = {path.name for path in newest.glob("*.safetensors")}
-    assert files == {f"{kind}-0000{n}-of-00002.safetensors" for kind in ("model", "optimizer") for n in (1, 2)}
+    assert files == {
+        f"{kind}-0000{n}-of-00002.safetensors" for kind in ("model", "optimizer") for n in (1, 2)
+    }
     sample = ("sample", "shared", "--max-new-tokens", "8", "--prompt", "def", "--json")
     assert len(json.loads(nanogpt(*sample).stdout)["samples"]) >= 1
-    again = json.loads(nanogpt("train", "--dataset", corpus, *small, "--max-iters", "5", "--json").stdout)
+    again = json.loads(
+        nanogpt("train", "--dataset", corpus, *small, "--max-iters", "5", "--json").stdout
+    )
     assert again["step"] == 5

@@ -1,4 +1,6 @@
-"""A run that dies again and again before it has saved anything new: once from the checkpoint before, then no more."""
+"""A run that dies again and again before it has saved anything new: once from the checkpoint
+before, then no more.
+"""
 
 import json
 import os
@@ -16,10 +18,21 @@ from tests.nanogpt_dist.small import go, tiny
 
 def crash(corpus: Path, run: Path, fault: int, *more: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "tests.ranks.crashing", "train", "--dataset", str(corpus), *TINY]
-    line += ["--max-iters", "12", "--save-interval", "2", "--out-dir", str(run), "--no-tensorboard", *more]
+    line += [
+        "--max-iters",
+        "12",
+        "--save-interval",
+        "2",
+        "--out-dir",
+        str(run),
+        "--no-tensorboard",
+        *more,
+    ]
     line += ["--no-async-save"]  # what is saved before the fault is known then
     environment = {**os.environ, "FAULT": str(fault)}
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, cwd=CLONE)
+    return subprocess.run(
+        line, env=environment, capture_output=True, text=True, timeout=120, cwd=CLONE
+    )
 
 
 def starts(run: Path) -> list[int]:
@@ -40,7 +53,9 @@ def test_a_fault_at_a_fixed_step_ends_after_four_attempts(corpus: Path, tmp_path
     assert "starting from step-00000004, once" in back.stderr
     refused = crash(corpus, run, fault=7)
     assert refused.returncode == 78
-    assert refused.stderr.startswith("nanogpt: error: 4 attempts in a row ended without a checkpoint after step 6")
+    assert refused.stderr.startswith(
+        "nanogpt: error: 4 attempts in a row ended without a checkpoint after step 6"
+    )
     assert f"rm {run}"[:20] in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert starts(run) == [0, 6, 6, 6, 4]
@@ -57,10 +72,22 @@ def test_the_launcher_stops_restarting(corpus: Path, tmp_path: Path) -> None:
         "line[line.index('nanogpt_dist')] = 'tests.ranks.crashing';"
         "sys.exit(supervisor.run(supervisor.Run(line, dict(os.environ), 60, 10)))"
     )
-    line = [sys.executable, "-c", script, "train", "--dataset", str(corpus), *TINY, "--max-iters", "9"]
+    line = [
+        sys.executable,
+        "-c",
+        script,
+        "train",
+        "--dataset",
+        str(corpus),
+        *TINY,
+        "--max-iters",
+        "9",
+    ]
     line += ["--save-interval", "2", "--no-async-save", "--out-dir", str(run), "--no-tensorboard"]
     environment = {**os.environ, "FAULT": "3", "PYTHONPATH": str(CLONE)}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, cwd=CLONE)
+    done = subprocess.run(
+        line, env=environment, capture_output=True, text=True, timeout=200, cwd=CLONE
+    )
     assert done.returncode == 78, done.stderr
     assert starts(run) == [0, 2, 2, 2, 2], "there is no checkpoint before step 2"
     assert "4 attempts in a row ended without a checkpoint after step 2" in done.stderr
@@ -80,7 +107,10 @@ def test_orderly_ends_and_other_settings_do_not_count(corpus: Path, tmp_path: Pa
     attempts.begun(run, 8, 8, settings)
     assert attempts.steps_back(run, 8, settings) == 1
     assert attempts.steps_back(run, 10, settings) == 0, "a new checkpoint"
-    assert attempts.steps_back(run, 8, attempts.digest(config.model_copy(update={"dropout": 0.5}), 1)) == 0
+    assert (
+        attempts.steps_back(run, 8, attempts.digest(config.model_copy(update={"dropout": 0.5}), 1))
+        == 0
+    )
     assert attempts.steps_back(run, 8, attempts.digest(config, 2)) == 0
     assert attempts.digest(config.model_copy(update={"out_dir": "elsewhere"}), 1) == settings
     attempts.begun(run, 8, 4, settings)

@@ -1,4 +1,6 @@
-"""The order of the data: every window once, the same for every number of ranks and every size of micro-batch."""
+"""The order of the data: every window once, the same for every number of ranks and every size of
+micro-batch.
+"""
 
 import contextlib
 from pathlib import Path
@@ -36,7 +38,11 @@ def test_permute_differs_from_key_to_key_and_leaves_few_neighbours() -> None:
 
 @given(block_size=st.integers(1, 40), tokens=st.integers(2, 2000), seed=st.integers(0, 99))
 @settings(max_examples=100)
-def test_an_epoch_has_every_window_once_and_none_leaves_the_split(block_size: int, tokens: int, seed: int) -> None:
+def test_an_epoch_has_every_window_once_and_none_leaves_the_split(
+    block_size: int,
+    tokens: int,
+    seed: int,
+) -> None:
     if tokens < block_size + 1:
         with pytest.raises(BadDataError, match="one window needs"):
             Order(seed, "data", block_size, tokens)
@@ -52,14 +58,21 @@ def test_an_epoch_has_every_window_once_and_none_leaves_the_split(block_size: in
 
 def test_epochs_differ_in_order_and_shift() -> None:
     order = Order(1, "data", 64, 64 * 500)
-    first, second = (order.starts(np.arange(order.windows) + epoch * order.windows) for epoch in range(2))
+    first, second = (
+        order.starts(np.arange(order.windows) + epoch * order.windows) for epoch in range(2)
+    )
     assert first[0] % 64 != second[0] % 64
     assert (first // 64 == second // 64).mean() < 0.05
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"dataset_id": "other"}, {"block_size": 32}])
 def test_the_order_depends_on_seed_data_and_block_size(change: dict[str, object]) -> None:
-    values: dict[str, object] = {"seed": 1, "dataset_id": "data", "block_size": 64, "tokens": 64_000}
+    values: dict[str, object] = {
+        "seed": 1,
+        "dataset_id": "data",
+        "block_size": 64,
+        "tokens": 64_000,
+    }
     samples = np.arange(100)
     assert (Order(**values).starts(samples) != Order(**{**values, **change}).starts(samples)).any()  # type: ignore[arg-type]
 
@@ -72,7 +85,11 @@ def test_the_order_depends_on_seed_data_and_block_size(change: dict[str, object]
 )
 @settings(max_examples=60)
 def test_the_ids_of_a_global_batch_are_equal_on_any_ranks_and_split(
-    corpus: Path, batch_size: int, accumulation: int, ranks: int, step: int
+    corpus: Path,
+    batch_size: int,
+    accumulation: int,
+    ranks: int,
+    step: int,
 ) -> None:
     data = DataFolder.open(corpus)
     order = Order(1337, data.dataset_id, 16, data.split("train").tokens)
@@ -85,9 +102,13 @@ def test_the_ids_of_a_global_batch_are_equal_on_any_ranks_and_split(
     micro = micro_batch_size(batch_size, total, ranks)
     assert micro <= batch_size
     parts = [
-        part for r in range(ranks) for part in Batches(data.split("train"), order, total, micro, r, ranks).of(step)
+        part
+        for r in range(ranks)
+        for part in Batches(data.split("train"), order, total, micro, r, ranks).of(step)
     ]
-    assert len(parts) == ranks * Batches(data.split("train"), order, total, micro, 0, ranks).per_update
+    assert (
+        len(parts) == ranks * Batches(data.split("train"), order, total, micro, 0, ranks).per_update
+    )
     assert np.array_equal(np.concatenate([x for x, _ in parts]), whole[0])
     assert np.array_equal(np.concatenate([y for _, y in parts]), whole[1])
 
@@ -101,7 +122,8 @@ def test_targets_are_the_inputs_shifted_by_one(corpus: Path) -> None:
 
 
 def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     split = DataFolder.open(corpus).split("train")
     batches = Batches(split, Order(1, "id", 32, split.tokens), 8, 4, 0, 1)
@@ -122,5 +144,7 @@ def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
 
 
 def test_three_ranks_are_told_which_numbers_are_possible() -> None:
-    with pytest.raises(ConfigError, match="3 ranks cannot share 8 sequences an update evenly; possible: 1, 2, 4, 8"):
+    with pytest.raises(
+        ConfigError, match="3 ranks cannot share 8 sequences an update evenly; possible: 1, 2, 4, 8"
+    ):
         micro_batch_size(4, 8, 3)

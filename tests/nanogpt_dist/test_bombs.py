@@ -1,4 +1,6 @@
-"""Checkpoints made to harm: pickles under every name, false headers, deep JSON. Nothing runs, each is refused."""
+"""Checkpoints made to harm: pickles under every name, false headers, deep JSON. Nothing runs, each
+is refused.
+"""
 
 import json
 import pickle
@@ -17,8 +19,21 @@ from nanogpt_dist.errors import BadDataError, NanogptError
 from nanogpt_dist.tensors import index
 from tests.nanogpt_dist.small import go, tiny
 
-FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "config.toml", "tokenizer.json", "manifest.json"]
-FOREIGN = [".metadata", "pytorch_model.bin", "__0_0.distcp", "data.pkl", "model-00002-of-00002.safetensors"]
+FILES = [
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "config.toml",
+    "tokenizer.json",
+    "manifest.json",
+]
+FOREIGN = [
+    ".metadata",
+    "pytorch_model.bin",
+    "__0_0.distcp",
+    "data.pkl",
+    "model-00002-of-00002.safetensors",
+]
 
 
 class Bomb:
@@ -39,7 +54,9 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plant(trained: Path, run: Path, name: str, data: bytes, resealed: bool) -> Path:
-    """A copy of the run whose only checkpoint has `data` under `name`, its manifest made anew if `resealed`."""
+    """A copy of the run whose only checkpoint has `data` under `name`, its manifest made anew if
+    `resealed`.
+    """
     shutil.copytree(trained, run)
     (folder,) = storage.list_steps(run / "checkpoints")
     (folder / name).write_bytes(data)
@@ -65,13 +82,23 @@ def uses(run: Path, corpus: Path, folder: Path) -> list[Callable[[], object]]:
     def resume() -> None:
         go(tiny(corpus, run, max_iters=4, eval_interval=2))
 
-    return [sample, lambda: commands.verify(run), lambda: commands.verify(folder), consolidate, resume]
+    return [
+        sample,
+        lambda: commands.verify(run),
+        lambda: commands.verify(folder),
+        consolidate,
+        resume,
+    ]
 
 
 @pytest.mark.parametrize("resealed", [False, True])
 @pytest.mark.parametrize("name", FILES + FOREIGN)
 def test_a_pickle_under_any_name_runs_nothing_and_is_refused(
-    name: str, resealed: bool, trained: Path, corpus: Path, tmp_path: Path
+    name: str,
+    resealed: bool,
+    trained: Path,
+    corpus: Path,
+    tmp_path: Path,
 ) -> None:
     made = tmp_path / "it ran"
     bomb = pickle.dumps(Bomb(made))
@@ -88,7 +115,8 @@ def test_a_pickle_under_any_name_runs_nothing_and_is_refused(
         except NanogptError as error:
             codes.append(int(error.code))
         assert not made.exists()
-    # With a manifest that vouches for it a foreign file is but a file: no tensor is looked for there.
+    # With a manifest that vouches for it a foreign file is but a file: no tensor is looked for
+    # there.
     harmless = resealed and name in FOREIGN and not name.startswith("model")
     assert set(codes) <= {2, 65}, codes  # 2: nothing to consolidate
     assert (65 in codes) != harmless
@@ -128,7 +156,9 @@ def test_a_header_that_claims_ten_gigabytes_takes_no_memory(tmp_path: Path) -> N
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000  # KiB
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"step": 1e999', "{" + ",".join(f'"{n}":1' for n in range(10**5))])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"step": 1e999', "{" + ",".join(f'"{n}":1' for n in range(10**5))]
+)
 def test_json_made_to_harm_is_refused(text: str, trained: Path, tmp_path: Path) -> None:
     folder = plant(trained, tmp_path / "run", "state.json", text.encode(), resealed=True)
     with pytest.raises(BadDataError):

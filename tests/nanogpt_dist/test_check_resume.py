@@ -15,7 +15,16 @@ from tests.nanogpt_dist.small import ONE, tiny
 
 @pytest.mark.thorough
 def test_it_proves_and_leaves_nothing(nanogpt: Run, corpus: Path, tmp_path: Path) -> None:
-    flags = ["--dataset", corpus, *TINY, "--dropout", "0.1", "--strategy", "fsdp", "--deterministic"]
+    flags = [
+        "--dataset",
+        corpus,
+        *TINY,
+        "--dropout",
+        "0.1",
+        "--strategy",
+        "fsdp",
+        "--deterministic",
+    ]
     done = nanogpt("train", *flags, "--check-resume", "--json", ranks=2)
     proof = json.loads(done.stdout)
     assert proof["ok"]
@@ -24,7 +33,11 @@ def test_it_proves_and_leaves_nothing(nanogpt: Run, corpus: Path, tmp_path: Path
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_it_notices_a_moment_that_is_lost(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_notices_a_moment_that_is_lost(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     load = Updater.load
 
     def forgetful(self: Updater, *rest: object) -> None:
@@ -32,7 +45,9 @@ def test_it_notices_a_moment_that_is_lost(corpus: Path, tmp_path: Path, monkeypa
         next(iter(self.optimizer.state.values()))["exp_avg"][0, 0] += 1e-9
 
     monkeypatch.setattr(Updater, "load", forgetful)
-    with pytest.raises(NanogptError, match=r"differs from an undisturbed one in model.safetensors, optimizer.saf"):
+    with pytest.raises(
+        NanogptError, match=r"differs from an undisturbed one in model.safetensors, optimizer.saf"
+    ):
         check_resume(tiny(corpus, tmp_path / "run"), ONE, StopRequest())
     assert list(tmp_path.iterdir()) == []
 

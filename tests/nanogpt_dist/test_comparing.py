@@ -28,7 +28,10 @@ def two(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_bits_per_byte_are_told_which_do_not_depend_on_the_tokenizer(two: list[Path]) -> None:
     for run in two:
         evaluated = [one for one in records(run) if "val_loss" in one][-1]
-        assert comparing.summary(comparing.read_curve(run))["bits_per_byte"] == evaluated["bits_per_byte"]
+        assert (
+            comparing.summary(comparing.read_curve(run))["bits_per_byte"]
+            == evaluated["bits_per_byte"]
+        )
 
 
 def test_losses_stand_at_equal_tokens(two: list[Path]) -> None:
@@ -39,7 +42,9 @@ def test_losses_stand_at_equal_tokens(two: list[Path]) -> None:
     of_a = records(two[0])
     losses = [one["loss"] for one in of_a if "loss" in one]
     evaluations = {one["step"]: one["val_loss"] for one in of_a if "val_loss" in one}
-    assert [row["train_loss"][0] for row in rows] == pytest.approx([np.mean(losses[i : i + 2]) for i in (0, 2, 4, 6)])
+    assert [row["train_loss"][0] for row in rows] == pytest.approx(
+        [np.mean(losses[i : i + 2]) for i in (0, 2, 4, 6)]
+    )
     assert rows[0]["val_loss"][0] is None
     assert rows[1]["val_loss"][0] == evaluations[4]
     assert rows[2]["val_loss"][0] == pytest.approx((evaluations[4] + evaluations[8]) / 2)
@@ -48,7 +53,11 @@ def test_losses_stand_at_equal_tokens(two: list[Path]) -> None:
     assert changed.keys() == {"batch_size", "learning_rate", "log_interval", "max_iters"}
 
 
-def test_the_command_prints_tables_json_and_a_picture(two: list[Path], tmp_path: Path, nanogpt: Run) -> None:
+def test_the_command_prints_tables_json_and_a_picture(
+    two: list[Path],
+    tmp_path: Path,
+    nanogpt: Run,
+) -> None:
     done = nanogpt("compare", *two, "--plot", tmp_path / "plot.png")
     assert "learning_rate" in done.stdout
     data = (tmp_path / "plot.png").read_bytes()
@@ -82,7 +91,11 @@ def offline_records(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-def test_wandb_is_told_what_the_record_tells(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_told_what_the_record_tells(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Offline; read back with wandb's own messages, over a stop and a resumption."""
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
@@ -99,7 +112,9 @@ def test_wandb_is_told_what_the_record_tells(corpus: Path, tmp_path: Path, monke
             if record.run.run_id:
                 identities.add((record.run.run_id, record.run.project, record.run.display_name))
             items = record.history.item
-            values = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+            values = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items
+            }
             if "step" in values:
                 told.setdefault(values["step"], {}).update(values)
     assert len(identities) == 1
@@ -126,17 +141,26 @@ def test_a_copied_run_is_another_at_wandb_and_a_renamed_one_is_not(tmp_path: Pat
     assert _identity(tmp_path / "b") == ("0123456789ab", False)
 
 
-def test_without_wandb_the_line_to_type_is_told(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_wandb_the_line_to_type_is_told(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install 'nanogpt-dist\[wandb\]'"):
         go(tiny(corpus, tmp_path / "run", wandb_log=True))
 
 
 def test_a_wandb_that_fails_does_not_end_the_run(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     wandb = pytest.importorskip("wandb")
-    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("no network")))
+    monkeypatch.setattr(
+        wandb, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("no network"))
+    )
     assert go(tiny(corpus, tmp_path / "run", wandb_log=True)).verdict == "done"
     assert "Weights & Biases is not told any more (no network)" in capsys.readouterr().err
 

@@ -10,8 +10,8 @@ from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, one_li
 from nanogpt_dist.presets import PRESETS, fit_vocabulary, load
 from nanogpt_dist.tokenizer import Tokenizer
 
-# nanoGPT's train.py, less what has become something else here: eval_only is `nanogpt eval`, init_from is resuming by
-# itself, backend follows from the device, wandb_* are to come.
+# nanoGPT's train.py, less what has become something else here: eval_only is `nanogpt eval`,
+# init_from is resuming by itself, backend follows from the device, wandb_* are to come.
 NANOGPT_DEFAULTS = {
     "eval_interval": 2000,
     "eval_iters": 200,
@@ -48,7 +48,11 @@ def group_of(field: Any) -> str:
 
 
 def test_every_setting_has_help_and_a_group_and_there_are_not_too_many() -> None:
-    options = {name for name, field in TrainConfig.model_fields.items() if group_of(field) == "Model options"}
+    options = {
+        name
+        for name, field in TrainConfig.model_fields.items()
+        if group_of(field) == "Model options"
+    }
     assert len(TrainConfig.model_fields.keys() - options) <= 50
     for name, field in TrainConfig.model_fields.items():
         assert field.description, name
@@ -66,7 +70,8 @@ def test_every_preset_is_valid_and_survives_toml(name: str, tmp_path: Path) -> N
 
 
 def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text("\ufeffn_layer = 3\nn_embd = 96\n", encoding="utf-8")  # as Notepad writes
+    # as Notepad writes
+    (tmp_path / "mine.toml").write_text("\ufeffn_layer = 3\nn_embd = 96\n", encoding="utf-8")
     config = load(str(tmp_path / "mine.toml"), {"n_layer": 5})
     assert (config.n_layer, config.n_embd, config.n_head, config.out_dir) == (5, 96, 12, "out/mine")
 
@@ -74,7 +79,11 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> No
 def test_all_problems_are_told_at_once_with_the_nearest_names() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve({"n_heads": 3, "dropout": 1.5, "learning_rate": "fast"})
-    for part in ("unknown setting n_heads, did you mean n_head?", "dropout = 1.5", "learning_rate = 'fast'"):
+    for part in (
+        "unknown setting n_heads, did you mean n_head?",
+        "dropout = 1.5",
+        "learning_rate = 'fast'",
+    ):
         assert part in str(caught.value)
 
 
@@ -87,7 +96,10 @@ def test_all_problems_are_told_at_once_with_the_nearest_names() -> None:
         ({"dtype": "float8"}, "dtype = 'float8'"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(values: dict[str, object], words: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(
+    values: dict[str, object],
+    words: str,
+) -> None:
     with pytest.raises(ConfigError, match=words):
         resolve(values)
 
@@ -116,9 +128,15 @@ def test_an_error_line_keeps_its_end() -> None:
     assert line.endswith("; type this")
 
 
-def test_a_presets_vocabulary_gives_way_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_presets_vocabulary_gives_way_to_the_data(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
-    byte, char = Tokenizer("byte", "byte", [bytes([i]) for i in range(256)]), Tokenizer("char", "char", [b"a", b"b"])
+    byte, char = (
+        Tokenizer("byte", "byte", [bytes([i]) for i in range(256)]),
+        Tokenizer("char", "char", [b"a", b"b"]),
+    )
 
     def rows(name: str, tokenizer: Tokenizer) -> int | None:
         return fit_vocabulary(name, load(name), tokenizer).vocab_size
@@ -127,7 +145,8 @@ def test_a_presets_vocabulary_gives_way_to_the_data(tmp_path: Path, monkeypatch:
     assert rows("shakespeare-char-cpu", char) == 65  # they fit
     assert rows("gpt2-124m", byte) == 50304
     Path("mine.toml").write_text("n_layer = 1\n")
-    assert (rows("mine.toml", byte), rows("mine.toml", char)) == (320, 2)  # characters get exactly their rows
+    # characters get exactly their rows
+    assert (rows("mine.toml", byte), rows("mine.toml", char)) == (320, 2)
     Path("mine.toml").write_text("vocab_size = 20\n")
     assert rows("mine.toml", byte) == 20  # was typed: refused later
     Path("out/quickstart").mkdir(parents=True)
@@ -143,5 +162,7 @@ def test_paths_in_a_file_may_begin_with_the_home_folder(monkeypatch: pytest.Monk
         "/home/ada/data",
         "/home/ada/hf/gpt2",
     )
-    with pytest.raises(ConfigError, match="out_dir = 's3://bucket/a': this is an address, not a path"):
+    with pytest.raises(
+        ConfigError, match="out_dir = 's3://bucket/a': this is an address, not a path"
+    ):
         resolve({"out_dir": "s3://bucket/a"})

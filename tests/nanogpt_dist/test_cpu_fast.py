@@ -1,4 +1,6 @@
-"""The passes made for CPUs against the plain ones, and their derivatives against differences in float64."""
+"""The passes made for CPUs against the plain ones, and their derivatives against differences in
+float64.
+"""
 
 import pytest
 import torch
@@ -14,11 +16,21 @@ from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import ONE
 
 CPU, BF16, F32, F64 = torch.device("cpu"), torch.bfloat16, torch.float32, torch.float64
-SMALL = {"vocab_size": 61, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 48, "batch_size": 4, "device": "cpu"}
+SMALL = {
+    "vocab_size": 61,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 32,
+    "block_size": 48,
+    "batch_size": 4,
+    "device": "cpu",
+}
 
 
 def normal(*shape: int, dtype: torch.dtype = F32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=dtype
+    ).requires_grad_()
 
 
 def plain_attention(qkv: Tensor, n_head: int) -> Tensor:
@@ -56,7 +68,9 @@ def test_the_heads_derivative() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(B=st.integers(1, 3), T=st.integers(1, 300), n_head=st.integers(1, 3), seed=st.integers(0, 99))
+@given(
+    B=st.integers(1, 3), T=st.integers(1, 300), n_head=st.integers(1, 3), seed=st.integers(0, 99)
+)
 def test_attention_is_torchs_own(B: int, T: int, n_head: int, seed: int) -> None:
     ours, theirs = normal(B, T, n_head * 24, seed=seed), normal(B, T, n_head * 24, seed=seed)
     incoming = torch.randn(B, T, n_head * 8)
@@ -68,7 +82,9 @@ def test_attention_is_torchs_own(B: int, T: int, n_head: int, seed: int) -> None
 
 
 @settings(max_examples=25, deadline=None)
-@given(N=st.integers(1, 70), V=st.integers(1, 90), factor=st.floats(-3, 3), ignored=st.floats(0, 0.9))
+@given(
+    N=st.integers(1, 70), V=st.integers(1, 90), factor=st.floats(-3, 3), ignored=st.floats(0, 0.9)
+)
 def test_the_head_is_torchs_own(N: int, V: int, factor: float, ignored: float) -> None:
     targets = torch.randint(V, (N,)).masked_fill(torch.rand(N) < ignored, -100)
     targets[0] = V - 1
@@ -87,7 +103,9 @@ def test_only_what_is_asked_for_is_computed() -> None:
     cpu_fast.linear_cross_entropy(x, w, targets).backward()
     assert w.grad is not None
     with torch.no_grad():
-        assert cpu_fast.linear_cross_entropy(x, w, targets) == pytest.approx(F.cross_entropy(x @ w.t(), targets).item())
+        assert cpu_fast.linear_cross_entropy(x, w, targets) == pytest.approx(
+            F.cross_entropy(x @ w.t(), targets).item()
+        )
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -96,7 +114,9 @@ def test_rows_without_an_id_take_no_part() -> None:
     loss = cpu_fast.linear_cross_entropy(x, w, targets, n_vocab=7)
     plain = F.cross_entropy(x @ w[:7].t(), targets)
     torch.testing.assert_close(loss, plain)
-    for mine, theirs in zip(torch.autograd.grad(loss, (x, w)), torch.autograd.grad(plain, (x, w)), strict=True):
+    for mine, theirs in zip(
+        torch.autograd.grad(loss, (x, w)), torch.autograd.grad(plain, (x, w)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -115,7 +135,9 @@ def updater(dtype: torch.dtype, **changes: object) -> Updater:
 
 
 def tokens(config: TrainConfig, step: int, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Micro-batches of an update: sequences that can be learnt, each token a function of the one before or noise."""
+    """Micro-batches of an update: sequences that can be learnt, each token a function of the one
+    before or noise.
+    """
     torch.manual_seed(step)
     ids = torch.randint(61, (config.global_batch_size, 49))
     for i in range(1, 49):
@@ -146,7 +168,10 @@ def test_dropout_is_applied_in_the_fast_pass() -> None:
 
 def test_joined_micro_batches_make_the_same_gradient() -> None:
     apart, joined = updater(BF16), updater(BF16)
-    one, other = apart.update(0, tokens(apart.config, 0, 2)), joined.update(0, tokens(joined.config, 0, 1))
+    one, other = (
+        apart.update(0, tokens(apart.config, 0, 2)),
+        joined.update(0, tokens(joined.config, 0, 1)),
+    )
     assert one.loss == pytest.approx(other.loss, abs=1e-3)
     assert one.grad_norm == pytest.approx(other.grad_norm, rel=0.01)
 
@@ -171,7 +196,12 @@ def test_how_many_sequences_are_joined() -> None:
         ("cpu", BF16, {"compile": True}, False),
     ],
 )
-def test_where_it_is_chosen(device: str, dtype: torch.dtype, changes: dict[str, bool], expected: bool) -> None:
+def test_where_it_is_chosen(
+    device: str,
+    dtype: torch.dtype,
+    changes: dict[str, bool],
+    expected: bool,
+) -> None:
     assert cpu_fast.chosen(resolve({**SMALL, **changes}), torch.device(device), dtype) is expected
 
 

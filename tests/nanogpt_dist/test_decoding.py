@@ -1,4 +1,6 @@
-"""The cache against the model without one: what it gives for each token, for prompts of any lengths, in each format."""
+"""The cache against the model without one: what it gives for each token, for prompts of any
+lengths, in each format.
+"""
 
 from collections.abc import Iterator
 
@@ -29,42 +31,66 @@ def model() -> GPT:
 
 @torch.no_grad()
 def uncached(model: GPT, prompt: list[int], count: int) -> list[int]:
-    """The likeliest ids after one prompt, each by a whole forward pass over the last block_size tokens."""
+    """The likeliest ids after one prompt, each by a whole forward pass over the last block_size
+    tokens.
+    """
     ids = list(prompt)
     for _ in range(count):
-        ids.append(int(model(torch.tensor([ids[-CONFIG.block_size :]]))[0][0, -1, :N_VOCAB].argmax()))
+        ids.append(
+            int(model(torch.tensor([ids[-CONFIG.block_size :]]))[0][0, -1, :N_VOCAB].argmax())
+        )
     return ids[len(prompt) :]
 
 
 def greedy(decoder: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
     """One row of ids per prompt."""
-    columns: Iterator[torch.Tensor] = generate(decoder, prompts, Settings(max_new_tokens=count, temperature=0))
+    columns: Iterator[torch.Tensor] = generate(
+        decoder, prompts, Settings(max_new_tokens=count, temperature=0)
+    )
     return torch.stack(list(columns), 1).tolist()
 
 
-prompts = st.lists(st.lists(st.integers(0, N_VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=4)
+prompts = st.lists(
+    st.lists(st.integers(0, N_VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=4
+)
 
 
 @given(prompts=prompts, count=st.integers(1, 30))
 @settings(max_examples=60, deadline=None)
-def test_greedy_ids_are_those_without_a_cache(model: GPT, prompts: list[list[int]], count: int) -> None:
-    assert greedy(Decoder(model, N_VOCAB), prompts, count) == [uncached(model, prompt, count) for prompt in prompts]
+def test_greedy_ids_are_those_without_a_cache(
+    model: GPT,
+    prompts: list[list[int]],
+    count: int,
+) -> None:
+    assert greedy(Decoder(model, N_VOCAB), prompts, count) == [
+        uncached(model, prompt, count) for prompt in prompts
+    ]
 
 
 @given(prompts=prompts, follow=st.lists(st.integers(0, N_VOCAB - 1), min_size=1, max_size=20))
 @settings(max_examples=30, deadline=None)
-def test_logits_are_those_without_a_cache(model: GPT, prompts: list[list[int]], follow: list[int]) -> None:
+def test_logits_are_those_without_a_cache(
+    model: GPT,
+    prompts: list[list[int]],
+    follow: list[int],
+) -> None:
     decoder = Decoder(model, N_VOCAB)
     logits = decoder.start(prompts, len(follow) + 2)
     for i, chosen in enumerate([*follow, 0]):
         for row, prompt in zip(logits, prompts, strict=True):
             context = torch.tensor([[*prompt, *follow[:i]][-CONFIG.block_size :]])
-            torch.testing.assert_close(row, model(context)[0][0, -1, :N_VOCAB], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                row, model(context)[0][0, -1, :N_VOCAB], rtol=1e-4, atol=1e-4
+            )
         logits = decoder.next(torch.full((len(prompts),), chosen))
 
 
 @pytest.mark.parametrize(("weights", "at_most"), [("bfloat16", 0.05), ("int8", 0.05)])
-def test_smaller_weights_give_nearly_the_same_logits(model: GPT, weights: str, at_most: float) -> None:
+def test_smaller_weights_give_nearly_the_same_logits(
+    model: GPT,
+    weights: str,
+    at_most: float,
+) -> None:
     exact, near = Decoder(model, N_VOCAB), Decoder(model, N_VOCAB, weights)
     rows = [[1, 2, 3], [4, 5, 6, 7, 8, 9]]
     expected, found = exact.start(rows, 9), near.start(rows, 9)
@@ -80,11 +106,16 @@ def test_int8_without_torchs_kernel(model: GPT, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
-def test_bfloat16_without_torchs_packed_weights(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_without_torchs_packed_weights(
+    model: GPT,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = [[1, 2, 3], [4, 5]]
     expected = Decoder(model, N_VOCAB, "bfloat16").start(rows, 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-    torch.testing.assert_close(Decoder(model, N_VOCAB, "bfloat16").start(rows, 1), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(
+        Decoder(model, N_VOCAB, "bfloat16").start(rows, 1), expected, rtol=0.05, atol=0.05
+    )
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])

@@ -1,4 +1,6 @@
-"""`nanogpt show`: the counts against known figures, the shapes against a real pass, the drawing, the TOML."""
+"""`nanogpt show`: the counts against known figures, the shapes against a real pass, the drawing,
+the TOML.
+"""
 
 import json
 import subprocess
@@ -75,7 +77,9 @@ def test_counts_are_those_of_the_real_model(bias: bool) -> None:
 def test_every_component_is_traced_in_order_of_execution() -> None:
     config = TrainConfig(**TINY)
     traced = trace(config, batch_size=4)
-    assert [component.name for component in traced] == [name for name in about(config) if not name.endswith("_norm")]
+    assert [component.name for component in traced] == [
+        name for name in about(config) if not name.endswith("_norm")
+    ]
     at = {component.name: component for component in traced}
     assert at["GPT"].input == (4, 5)
     assert at["GPT"].output == (4, 5, 11)
@@ -116,8 +120,11 @@ def test_drawing_is_straight(preset: str) -> None:
     framed = [line for line in lines if line[0] in "╔║╚"]
     assert {len(line) for line in framed} == {90}
     assert all(line[-1] in "╗║╝" for line in framed)
-    # The centre line is unbroken from the sum of the embeddings to the logits; inside of the boxes runs their text.
-    assert all(line[40] in "│▼┬┤+╤" or "│ h." in line or line[10:].startswith("│ l") for line in lines[4:])
+    # The centre line is unbroken from the sum of the embeddings to the logits; inside of the boxes
+    # runs their text.
+    assert all(
+        line[40] in "│▼┬┤+╤" or "│ h." in line or line[10:].startswith("│ l") for line in lines[4:]
+    )
 
 
 def test_drawing_tells_shapes_and_counts() -> None:
@@ -135,9 +142,20 @@ def test_drawing_tells_shapes_and_counts() -> None:
 
 def test_flags_override_the_preset() -> None:
     shown = show_json(
-        "params", "gpt2-124m", "--n-layer", "1", "--n_embd", "64", "--n-head", "4", "--bias", "--vocab-size", "100"
+        "params",
+        "gpt2-124m",
+        "--n-layer",
+        "1",
+        "--n_embd",
+        "64",
+        "--n-head",
+        "4",
+        "--bias",
+        "--vocab-size",
+        "100",
     )
-    assert shown["blocks"] == 12 * 64**2 + 13 * 64  # matrices; biases 3C + C + 4C + C, two LayerNorms 2 · 2C
+    # matrices; biases 3C + C + 4C + C, two LayerNorms 2 · 2C
+    assert shown["blocks"] == 12 * 64**2 + 13 * 64
     assert shown["by_component"]["wte"] == 6400
     settings = show_json("config", "gpt2", "--no-bias", "--gelu", "exact")
     assert (settings["bias"], settings["gelu"]) == (False, "exact")
@@ -158,7 +176,8 @@ def test_unset_vocabulary_asks_for_the_flag(command: str, tmp_path: Path) -> Non
 def test_config_as_toml_gives_the_config_back(preset: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(show("config", preset), encoding="utf-8")
-    assert load(str(file)) == load(preset, {"out_dir": "out/mine"})  # the run goes where the file says
+    # the run goes where the file says
+    assert load(str(file)) == load(preset, {"out_dir": "out/mine"})
     assert TrainConfig(**show_json("config", preset)) == load(preset)
 
 
@@ -168,7 +187,8 @@ def test_toml_stars_what_is_not_the_default() -> None:
     starred = [line.split(" = ")[0] for line in lines if " # * " in line]
     assert starred == ["n_layer", "dataset"]
     assert all(
-        any(line.startswith((f"{name} = ", f"# {name} =")) for line in lines) for name in TrainConfig.model_fields
+        any(line.startswith((f"{name} = ", f"# {name} =")) for line in lines)
+        for name in TrainConfig.model_fields
     )
 
 
@@ -177,4 +197,6 @@ def test_show_config_leaves_torch_out() -> None:
         "import sys; from cli.show import show_app; show_app(['config'], standalone_mode=False);"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60
+    )

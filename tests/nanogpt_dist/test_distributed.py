@@ -1,4 +1,6 @@
-"""Agreement of real ranks under a real torchrun: see ranks/agreement.py for what each of them does."""
+"""Agreement of real ranks under a real torchrun: see ranks/agreement.py for what each of them
+does.
+"""
 
 import json
 import subprocess
@@ -13,8 +15,13 @@ from tests.conftest import CLONE, TINY, Run, command
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
-    line = [str(CLONE / "tests/ranks/agreement.py") if part.endswith("/nanogpt") else part for part in command(ranks=2)]
-    done = subprocess.run([*line, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=CLONE)
+    line = [
+        str(CLONE / "tests/ranks/agreement.py") if part.endswith("/nanogpt") else part
+        for part in command(ranks=2)
+    ]
+    done = subprocess.run(
+        [*line, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=CLONE
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first == second
@@ -45,7 +52,9 @@ def test_evaluation_and_bad_data_on_two_ranks(nanogpt: Run, corpus: Path, tmp_pa
     flags = ["--dataset", corpus, *TINY, "--max-iters", "3", "--out-dir", "run", "--no-tensorboard"]
     one = json.loads(nanogpt("train", *flags, "--json", ranks=2).stdout)
     assert one["step"] == 3
-    alone, both = (json.loads(nanogpt("eval", "run", "--json", ranks=ranks).stdout) for ranks in (0, 2))
+    alone, both = (
+        json.loads(nanogpt("eval", "run", "--json", ranks=ranks).stdout) for ranks in (0, 2)
+    )
     assert alone == both
     shard = next(corpus.glob("*_train_000000.bin"))
     broken = tmp_path / "broken"
@@ -53,14 +62,37 @@ def test_evaluation_and_bad_data_on_two_ranks(nanogpt: Run, corpus: Path, tmp_pa
     for path in corpus.iterdir():
         data = path.read_bytes()
         (broken / path.name).write_bytes(data[:-10] if path == shard else data)
-    failed = nanogpt("launch", "--nproc-per-node", 2, "train", "--dataset", broken, *TINY, "--out-dir", "x", code=65)
-    assert [line for line in failed.stderr.splitlines() if "error" in line] == failed.stderr.splitlines()
+    failed = nanogpt(
+        "launch",
+        "--nproc-per-node",
+        2,
+        "train",
+        "--dataset",
+        broken,
+        *TINY,
+        "--out-dir",
+        "x",
+        code=65,
+    )
+    assert [
+        line for line in failed.stderr.splitlines() if "error" in line
+    ] == failed.stderr.splitlines()
     assert len(failed.stderr.splitlines()) == 1
     assert not (tmp_path / "x").exists()
 
 
 def test_ranks_of_different_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
-    line = command("train", "--dataset", corpus, *TINY, "--max-iters", "3", "--out-dir", tmp_path / "run", ranks=2)
+    line = command(
+        "train",
+        "--dataset",
+        corpus,
+        *TINY,
+        "--max-iters",
+        "3",
+        "--out-dir",
+        tmp_path / "run",
+        ranks=2,
+    )
     script = tmp_path / "odd"
     script.write_text(
         "import os, runpy, sys\n"

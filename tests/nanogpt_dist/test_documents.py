@@ -1,4 +1,6 @@
-"""Documents by number: the texts that went in, whatever the shards, and those that a window overlaps."""
+"""Documents by number: the texts that went in, whatever the shards, and those that a window
+overlaps.
+"""
 
 import tempfile
 from itertools import pairwise
@@ -23,7 +25,12 @@ from tests.nanogpt_dist.test_import import EOT, stream, write_llm_c, write_raw
     cut=st.integers(1, 20),
     window=st.tuples(st.integers(0, 50), st.integers(1, 20)),
 )
-def test_documents_come_back_as_they_were(texts: list[str], eot: str, cut: int, window: tuple[int, int]) -> None:
+def test_documents_come_back_as_they_were(
+    texts: list[str],
+    eot: str,
+    cut: int,
+    window: tuple[int, int],
+) -> None:
     ids = stream(texts, eot)
     with tempfile.TemporaryDirectory() as name:
         for index, start in enumerate(range(0, len(ids), cut)):
@@ -36,10 +43,16 @@ def test_documents_come_back_as_they_were(texts: list[str], eot: str, cut: int, 
         assert [data.tokenizer.decode(documents.ids(i)) for i in range(len(documents))] == texts
         start = min(window[0], len(ids) - 1)
         length = min(window[1], len(ids) - start)
-        of_each = [i for i, (a, b) in enumerate(pairwise([0, *documents.ends.tolist()])) for _ in range(a, b)]
+        of_each = [
+            i
+            for i, (a, b) in enumerate(pairwise([0, *documents.ends.tolist()]))
+            for _ in range(a, b)
+        ]
         assert documents.overlapping(start, length) == (of_each[start], of_each[start + length - 1])
         for wrong in (-1, len(texts)):
-            with pytest.raises(UsageError, match=f"train has {len(texts)}; give 0 to {len(texts) - 1}"):
+            with pytest.raises(
+                UsageError, match=f"train has {len(texts)}; give 0 to {len(texts) - 1}"
+            ):
                 documents.ids(wrong)
 
 

@@ -20,7 +20,10 @@ ONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=No
 
 
 @given(tokens=st.integers(2, 3000), block_size=st.integers(1, 100))
-def test_the_whole_split_predicts_every_token_but_the_first_once(tokens: int, block_size: int) -> None:
+def test_the_whole_split_predicts_every_token_but_the_first_once(
+    tokens: int,
+    block_size: int,
+) -> None:
     windows = whole_split(tokens, block_size)
     targets = np.concatenate(
         [np.arange(s + 1, s + n + 1) for s, n in zip(windows.starts, windows.lengths, strict=True)]
@@ -30,7 +33,11 @@ def test_the_whole_split_predicts_every_token_but_the_first_once(tokens: int, bl
 
 
 @given(tokens=st.integers(2, 3000), block_size=st.integers(1, 100), count=st.integers(1, 50))
-def test_spread_windows_are_some_of_the_whole_ones_all_different(tokens: int, block_size: int, count: int) -> None:
+def test_spread_windows_are_some_of_the_whole_ones_all_different(
+    tokens: int,
+    block_size: int,
+    count: int,
+) -> None:
     windows = spread(tokens, block_size, count)
     assert set(windows.starts) <= set(whole_split(tokens, block_size).starts)
     assert len(set(windows.starts)) == len(windows.starts) <= count
@@ -45,7 +52,8 @@ def test_an_empty_split_is_told() -> None:
 @pytest.fixture
 def parts(corpus: Path) -> tuple[GPT, DataFolder]:
     config = load(
-        "shakespeare-char-cpu", {"vocab_size": 257, "n_layer": 1, "n_embd": 16, "block_size": 16, "dropout": 0.5}
+        "shakespeare-char-cpu",
+        {"vocab_size": 257, "n_layer": 1, "n_embd": 16, "block_size": 16, "dropout": 0.5},
     )
     return GPT(config.architecture()).init_weights(1), DataFolder.open(corpus)
 
@@ -54,7 +62,9 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_batch(parts: tuple[GPT, D
     model, data = parts
     split, lengths = data.split("val"), data.tokenizer.byte_lengths()
     windows = whole_split(split.tokens, 16)
-    found = [Evaluator(split, windows, lengths, ONE, batch_size)(model) for batch_size in (1, 7, 64)]
+    found = [
+        Evaluator(split, windows, lengths, ONE, batch_size)(model) for batch_size in (1, 7, 64)
+    ]
     ids = torch.from_numpy(split.read(0, 17).astype(np.int64))[None]
     first = model.eval()(ids[:, :-1], ids[:, 1:])[1]
     one = Evaluator(split, spread(split.tokens, 16, 1), lengths, ONE, 1)(model)
@@ -84,7 +94,8 @@ def test_evaluating_leaves_mode_and_randomness_alone(parts: tuple[GPT, DataFolde
     model.train()
     state = torch.get_rng_state()
     results = [
-        Evaluator(split, spread(split.tokens, 16, 8), data.tokenizer.byte_lengths(), ONE, 4)(model) for _ in range(2)
+        Evaluator(split, spread(split.tokens, 16, 8), data.tokenizer.byte_lengths(), ONE, 4)(model)
+        for _ in range(2)
     ]
     assert results[0] == results[1], "dropout was on"
     assert model.training

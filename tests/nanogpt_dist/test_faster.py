@@ -37,14 +37,21 @@ def test_it_is_equal(gpt2: Tokenizer, text: str) -> None:
 
 
 def test_every_character_is_of_the_same_class(gpt2: Tokenizer) -> None:
-    """Both know the same letters, digits and white space: each character between letters, digits and spaces."""
+    """Both know the same letters, digits and white space: each character between letters, digits
+    and spaces.
+    """
     points = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
     for start in range(0, len(points), 50_000):
         text = "".join(f"a{char}1{char} {char}{char}b" for char in points[start : start + 50_000])
-        assert np.array_equal(untested(gpt2)(text), gpt2._encode_by_tiktoken(text)), f"U+{start:06X} and on"
+        assert np.array_equal(untested(gpt2)(text), gpt2._encode_by_tiktoken(text)), (
+            f"U+{start:06X} and on"
+        )
 
 
-def test_a_difference_in_the_self_test_is_no_harm(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_in_the_self_test_is_no_harm(
+    gpt2: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     encode = faster.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
     assert encode.is_faster
     encode("equal")
@@ -53,17 +60,25 @@ def test_a_difference_in_the_self_test_is_no_harm(gpt2: Tokenizer, monkeypatch: 
     ids = [encode(text).tolist() for text in ("hello world", "and on")]
     assert ids == [[31373, 995], [392, 319]]
     assert not encode.is_faster
-    assert encode.warning == "splintr encodes 'hello world' … unlike tiktoken, which goes on alone and is slower"
+    assert (
+        encode.warning
+        == "splintr encodes 'hello world' … unlike tiktoken, which goes on alone and is slower"
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_it_is_told_once(
-    workers: int, tmp_path: Path, documents: list[str], monkeypatch: pytest.MonkeyPatch, nanogpt: Run
+    workers: int,
+    tmp_path: Path,
+    documents: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    nanogpt: Run,
 ) -> None:
     """In whole processes, whose splintr is another."""
     write_jsonl(tmp_path / "texts.jsonl", documents)
     (tmp_path / "splintr.py").write_text(
-        "class Tokenizer:\n    from_bytes = lambda *given: Tokenizer()\n    encode_flat = lambda self, text: b'1234'\n"
+        "class Tokenizer:\n    from_bytes = lambda *given: Tokenizer()\n    encode_flat = lambda "
+        "self, text: b'1234'\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = ["prepare", "text", "--source", "texts.jsonl", "--workers", workers]
@@ -74,7 +89,10 @@ def test_it_is_told_once(
     assert hashes(tmp_path / "wrong") == hashes(tmp_path / "right")
 
 
-def test_a_difference_behind_it_is_an_error(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_behind_it_is_an_error(
+    gpt2: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(faster, "CHECK_EVERY", 3)
     monkeypatch.setattr(faster, "SELF_TEST_BYTES", 0)
     told: list[str] = []

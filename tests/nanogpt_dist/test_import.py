@@ -1,4 +1,6 @@
-"""Files of ids that nanoGPT and llm.c wrote: read as their own readers do, checked, and never copied or changed."""
+"""Files of ids that nanoGPT and llm.c wrote: read as their own readers do, checked, and never
+copied or changed.
+"""
 
 import os
 import random
@@ -15,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
-from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, NanogptError, UsageError
+from nanogpt_dist.errors import (
+    BadDataError,
+    CannotCreateError,
+    MissingInputError,
+    NanogptError,
+    UsageError,
+)
 from nanogpt_dist.shards import DataFolder, ShardWriter, verify_folder
 from nanogpt_dist.shards.foreign import document_ends
 from nanogpt_dist.shards.importing import choose, import_shards
@@ -37,7 +45,11 @@ def llm_c_ids(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("n_vocab", "width"), [(65_535, 2), (65_536, 2), (65_537, 4)])
-def test_llm_c_reads_our_shards_whatever_the_vocabulary(tmp_path: Path, n_vocab: int, width: int) -> None:
+def test_llm_c_reads_our_shards_whatever_the_vocabulary(
+    tmp_path: Path,
+    n_vocab: int,
+    width: int,
+) -> None:
     tokenizer = tokenizers.char("".join(map(chr, range(0xE000, 0xE000 + n_vocab))))
     ids = np.array([0, 1, n_vocab - 1, n_vocab // 2, n_vocab - 1], np.int64)
     with ShardWriter(tmp_path, "x", "train", tokenizer, 3) as writer:
@@ -76,13 +88,18 @@ def documents_of(folder: Path, split: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [2, 4])
-def test_nanogpts_files_stay_as_they_are_and_end_behind_end_of_text(tmp_path: Path, width: int) -> None:
+def test_nanogpts_files_stay_as_they_are_and_end_behind_end_of_text(
+    tmp_path: Path,
+    width: int,
+) -> None:
     ids = stream(TEXTS[:5], "append")
     write_raw(tmp_path / "train.bin", ids, width), write_raw(tmp_path / "val.bin", ids[:4], width)
     before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.iterdir()}
     folder, manifest = import_shards([tmp_path], "byte", uint32=width == 4)
     assert folder == tmp_path
-    assert {name: (Path(folder, name).stat().st_ino, Path(folder, name).read_bytes()) for name in before} == before
+    assert {
+        name: (Path(folder, name).stat().st_ino, Path(folder, name).read_bytes()) for name in before
+    } == before
     assert manifest.eot == "append"
     assert documents_of(folder, "train") == [text + "|" for text in TEXTS[:5]]
     assert documents_of(folder, "val") == ["to b"]  # cut off, so without end of text
@@ -102,10 +119,20 @@ def test_llm_cs_shards_end_before_end_of_text_and_across_shards(tmp_path: Path, 
         write_llm_c(tmp_path / f"fw_train_{index}.bin", ids[a:b], width)
     folder, manifest = import_shards([tmp_path], "byte")
     assert manifest.eot == "prepend"
-    assert [shard.file.name[9:-4] for shard in manifest.splits["train"].shards] == ["9", "10", "11", "12", "13"]
+    assert [shard.file.name[9:-4] for shard in manifest.splits["train"].shards] == [
+        "9",
+        "10",
+        "11",
+        "12",
+        "13",
+    ]
     expected = ["|" + text.encode().decode("latin1") for text in TEXTS]
     assert documents_of(folder, "train") == expected
-    assert manifest.splits["train"].documents == len(TEXTS) == sum(s.documents for s in manifest.splits["train"].shards)
+    assert (
+        manifest.splits["train"].documents
+        == len(TEXTS)
+        == sum(s.documents for s in manifest.splits["train"].shards)
+    )
     assert manifest.splits["train"].bytes == len("".join(TEXTS).encode())
     assert DataFolder.open(folder).split("train").read(3, 20).tolist() == ids[3:23].tolist()
 
@@ -115,7 +142,11 @@ def test_llm_cs_shards_end_before_end_of_text_and_across_shards(tmp_path: Path, 
     marks=st.lists(st.booleans(), min_size=30, max_size=30),
     eot=st.sampled_from(["append", "prepend", None]),
 )
-def test_document_ends_are_those_of_the_whole_stream(sizes: list[int], marks: list[bool], eot: str | None) -> None:
+def test_document_ends_are_those_of_the_whole_stream(
+    sizes: list[int],
+    marks: list[bool],
+    eot: str | None,
+) -> None:
     total = sum(sizes)
     if eot == "append":
         ends = [i + 1 for i in range(total) if marks[i]]
@@ -125,7 +156,9 @@ def test_document_ends_are_those_of_the_whole_stream(sizes: list[int], marks: li
     starts = [0, *accumulate(sizes)]
     eots = [np.flatnonzero(marks[a:b]) for a, b in pairwise(starts)]
     found = document_ends(sizes, eots, eot)  # type: ignore[arg-type]
-    assert [int(end) + start for part, start in zip(found, starts, strict=False) for end in part] == ends
+    assert [
+        int(end) + start for part, start in zip(found, starts, strict=False) for end in part
+    ] == ends
     assert all(1 <= end <= size for part, size in zip(found, sizes, strict=True) for end in part)
 
 
@@ -173,7 +206,9 @@ def test_what_is_damaged_later_is_named_and_not_read(tmp_path: Path, form: objec
             mib = (where - offset) >> 20
             [(name, reason)] = verify_folder(tmp_path)
             assert name == path.name
-            assert reason.startswith("damaged in header" if where < offset else f"damaged in MiB {mib} of"), reason
+            assert reason.startswith(
+                "damaged in header" if where < offset else f"damaged in MiB {mib} of"
+            ), reason
             if not 12 <= where < offset:  # of llm.c's header nothing else is used
                 with pytest.raises(BadDataError, match=path.name):
                     documents_of(tmp_path, path.stem)
@@ -199,7 +234,10 @@ BAD_FILES = [
     (header(20240520, 1, -5), "has -5 ids"),
     (header(20240520, 1, 2) + b"abc", "has 1,027 bytes, its header says 2 ids, so 1,028"),
     (header(20240520, 1, 2) + b"abcdef", "has 1,030 bytes"),
-    (header(20240520, 1, 2) + struct.pack("<2H", 5, 257), "id 257 at position 1 is not in tokenizer byte, 0 to 256"),
+    (
+        header(20240520, 1, 2) + struct.pack("<2H", 5, 257),
+        "id 257 at position 1 is not in tokenizer byte, 0 to 256",
+    ),
     (struct.pack("<4H", 1, 2, 999, 3), "id 999 at position 2"),
     (bytes(2 << 20) + struct.pack("<2H", 1, 300), "id 300 at position 1,048,577"),
 ]
@@ -217,7 +255,14 @@ def test_files_that_are_no_ids_are_refused(content: bytes, words: str, tmp_path:
 
 
 def test_which_file_is_for_what(tmp_path: Path) -> None:
-    for name in ("a_train_2.bin", "a_train_10.bin", "a_val_0.bin", "b.bin", "trainval.bin", "a b_train.bin"):
+    for name in (
+        "a_train_2.bin",
+        "a_train_10.bin",
+        "a_val_0.bin",
+        "b.bin",
+        "trainval.bin",
+        "a b_train.bin",
+    ):
         write_raw(tmp_path / name, np.arange(9))
 
     def chosen(sources: list[str], val: tuple[str, ...] = ()) -> list[list[str]]:
@@ -248,7 +293,9 @@ def test_what_is_in_the_way_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.json").read_text() == "somebody's"
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match="several programs"):
-        import_shards([tmp_path / "val.bin", write_llm_c(tmp_path / "b_train.bin", np.arange(3))], "byte")
+        import_shards(
+            [tmp_path / "val.bin", write_llm_c(tmp_path / "b_train.bin", np.arange(3))], "byte"
+        )
     (tmp_path / ".tmp-train.crc32-01234567").write_text("of a killed import")
     (tmp_path / "train.crc32").write_text("of a killed import")
     import_shards([tmp_path / "train.bin", tmp_path / "val.bin"], "byte")
@@ -270,7 +317,9 @@ def test_hard_links_in_a_folder_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="symbolic link"):
         import_shards([tmp_path / "link_train.bin"], "byte", [val])
     for _ in range(2):  # the second time after an interruption, so that the links are there
-        folder, _manifest = import_shards([tmp_path / "link_train.bin"], "byte", [val], out=tmp_path / "out")
+        folder, _manifest = import_shards(
+            [tmp_path / "link_train.bin"], "byte", [val], out=tmp_path / "out"
+        )
         (folder / "manifest.json").unlink()
     assert (folder / "link_train.bin").samefile(train)
     assert (folder / "x.bin").samefile(val)
@@ -290,7 +339,9 @@ def test_a_wrong_guess_about_end_of_text_is_noted(tmp_path: Path) -> None:
 
 def test_an_error_in_one_file_ends_the_others(tmp_path: Path) -> None:
     for index in range(20):
-        write_raw(tmp_path / f"train_{index}.bin", np.arange(100) * (index != 3) + 300 * (index == 3))
+        write_raw(
+            tmp_path / f"train_{index}.bin", np.arange(100) * (index != 3) + 300 * (index == 3)
+        )
     write_raw(tmp_path / "val.bin", np.arange(9))
     with pytest.raises(NanogptError, match=r"train_3\.bin: id 300 at position 0"):
         import_shards([tmp_path], "byte")
@@ -332,7 +383,10 @@ def test_16_bit_ids_of_which_every_second_is_zero_can_be_said_to_be_so(tmp_path:
 
 
 def test_files_of_other_programs_are_told_by_their_first_bytes(tmp_path: Path) -> None:
-    np.save(tmp_path / "train.npy", np.arange(50, dtype="<u2")), np.save(tmp_path / "val.npy", np.arange(50))
+    (
+        np.save(tmp_path / "train.npy", np.arange(50, dtype="<u2")),
+        np.save(tmp_path / "val.npy", np.arange(50)),
+    )
     with pytest.raises(BadDataError) as refused:
         import_shards([tmp_path], "byte")
     for name in ("train", "val"):  # as the message says
@@ -340,10 +394,16 @@ def test_files_of_other_programs_are_told_by_their_first_bytes(tmp_path: Path) -
         subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
     write_raw(tmp_path / "val.bin", np.arange(50))
     assert import_shards([tmp_path], "byte")[1].splits["train"].tokens == 50
-    for head, words in [(b"\x93NUMPY", "numpy's header"), (b"PK\x03\x04", "zip"), (b"\x1f\x8b", "gzip")]:
+    for head, words in [
+        (b"\x93NUMPY", "numpy's header"),
+        (b"PK\x03\x04", "zip"),
+        (b"\x1f\x8b", "gzip"),
+    ]:
         (tmp_path / "b_train.bin").write_bytes(head + bytes(200))
         with pytest.raises(BadDataError, match=words):
-            import_shards([tmp_path / "b_train.bin"], "byte", [tmp_path / "val.bin"], tmp_path / "out")
+            import_shards(
+                [tmp_path / "b_train.bin"], "byte", [tmp_path / "val.bin"], tmp_path / "out"
+            )
 
 
 def test_another_disk_gets_copies(tmp_path: Path) -> None:
@@ -375,4 +435,7 @@ def test_a_folder_that_is_read_only_is_imported_into_another(tmp_path: Path) -> 
     (tmp_path / "in").chmod(0o555)
     with pytest.raises(CannotCreateError, match="add --out DIR"):
         import_shards([tmp_path / "in"], "byte")
-    assert import_shards([tmp_path / "in"], "byte", out=tmp_path / "out")[1].splits["val"].tokens == 200
+    assert (
+        import_shards([tmp_path / "in"], "byte", out=tmp_path / "out")[1].splits["val"].tokens
+        == 200
+    )

@@ -22,7 +22,9 @@ from tests.nanogpt_dist.small import ONE
 
 def judged(rows: int, tokenizer: Tokenizer | None) -> Judged:
     config = resolve({**SIZES, "vocab_size": rows})
-    return Judged("a model", GPT(config.architecture()).init_weights(0).eval(), config, tokenizer, None)
+    return Judged(
+        "a model", GPT(config.architecture()).init_weights(0).eval(), config, tokenizer, None
+    )
 
 
 def test_an_id_without_a_row_is_told(tmp_path: Path) -> None:
@@ -34,7 +36,9 @@ def test_an_id_without_a_row_is_told(tmp_path: Path) -> None:
     decoder = Decoder(few.model, 256)
     with pytest.raises(BadDataError, match="gives id 122, the model has 90 rows"):
         sampling.sample(decoder, tokenizers.byte(), ["xyz"], 1, sampling.Settings(max_new_tokens=2))
-    assert sampling.sample(decoder, tokenizers.byte(), ["ABC"], 1, sampling.Settings(max_new_tokens=2))
+    assert sampling.sample(
+        decoder, tokenizers.byte(), ["ABC"], 1, sampling.Settings(max_new_tokens=2)
+    )
 
 
 def test_data_with_more_ids_than_the_model_has_rows_is_refused(corpus: Path) -> None:
@@ -58,5 +62,7 @@ def test_a_sample_begins_with_text_that_the_tokenizer_has(text: str, begins: str
     torch.manual_seed(0)
     assert sampling.encode_prompt("", tokenizer)
     for prompt in ("", begins):
-        [found] = sampling.sample(Decoder(model, tokenizer.n_vocab), tokenizer, [prompt], 1, sampling.Settings(3))
+        [found] = sampling.sample(
+            Decoder(model, tokenizer.n_vocab), tokenizer, [prompt], 1, sampling.Settings(3)
+        )
         assert found.prompt == prompt

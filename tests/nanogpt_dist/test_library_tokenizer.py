@@ -1,4 +1,6 @@
-"""What tiktoken cannot be of Hugging Face's files: the library's ids, whole or cut, or refused with the reason."""
+"""What tiktoken cannot be of Hugging Face's files: the library's ids, whole or cut, or refused with
+the reason.
+"""
 
 import json
 from collections.abc import Callable
@@ -18,7 +20,9 @@ from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer_config import special
 from nanogpt_dist.vocabularies import PROBES, open_tokenizer
 
-CORPUS = [path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))]
+CORPUS = [
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+]
 Content = dict[str, Any]
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 BARE = {**LEVEL, "use_regex": False}
@@ -73,7 +77,19 @@ PIECES += [
     "हि",
     "🙂",
 ]
-PIECES += ["<|endoftext|>", "<|im_start|>", "²", "٣", "/", ".\n", "self.", "\u2028", "\u200b", "\0", *ODD]
+PIECES += [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "²",
+    "٣",
+    "/",
+    ".\n",
+    "self.",
+    "\u2028",
+    "\u200b",
+    "\0",
+    *ODD,
+]
 TEXT = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text(
     st.characters(exclude_categories=["Cs"]), max_size=40
 )
@@ -95,7 +111,9 @@ def added(special: bool, *names: str) -> Callable[[Any], None]:
 
 
 def make(special_first: bool = False, *adds: Callable[[Any], None], **change: Any) -> Content:
-    """A tokenizer.json learnt from CORPUS; special_first: with its special tokens as ids 0 and on."""
+    """A tokenizer.json learnt from CORPUS; special_first: with its special tokens as ids 0 and
+    on.
+    """
     trainer = oracle.trainers.BpeTrainer(
         vocab_size=900,
         initial_alphabet=oracle.pre_tokenizers.ByteLevel.alphabet(),
@@ -145,23 +163,40 @@ SHAPES: dict[str, Callable[[], Content]] = {
         normalizer={"type": "NFC"},
     ),
     "phi": lambda: make(
-        False, added(True, "<|endoftext|>"), added(False, *(" " * n for n in range(9, 1, -1)), "\t\t\t", "\t\t")
+        False,
+        added(True, "<|endoftext|>"),
+        added(False, *(" " * n for n in range(9, 1, -1)), "\t\t\t", "\t\t"),
     ),
     "smollm": lambda: make(True, pre_tokenizer=steps(DIGITS, LEVEL)),
     "deepseek": lambda: make(
         True,
         pre_tokenizer=steps(
-            split("[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(r"[一-龥]+"), split(r"\p{N}"), BARE
+            split("[\r\n]"),
+            split(r"\s?\p{L}+"),
+            split(r"\s?\p{P}+"),
+            split(r"[一-龥]+"),
+            split(r"\p{N}"),
+            BARE,
         ),
     ),
     "falcon": lambda: make(
         True,
-        pre_tokenizer=steps({"type": "Punctuation", "behavior": "Contiguous"}, LEVEL, DIGITS, split("[0-9][0-9][0-9]")),
+        pre_tokenizer=steps(
+            {"type": "Punctuation", "behavior": "Contiguous"},
+            LEVEL,
+            DIGITS,
+            split("[0-9][0-9][0-9]"),
+        ),
     ),
-    "gpt-4": lambda: make(False, added(True, "<|endoftext|>"), pre_tokenizer=steps(split(patterns.CL100K.text), BARE)),
+    "gpt-4": lambda: make(
+        False, added(True, "<|endoftext|>"), pre_tokenizer=steps(split(patterns.CL100K.text), BARE)
+    ),
     "molecules": lambda: make(False, added(False, "[MOL]"), added(True, "<|endoftext|>")),
     "strip": lambda: make(
-        False, lambda t: t.add_tokens([oracle.AddedToken("[MOL]", rstrip=True, lstrip=True, single_word=True)])
+        False,
+        lambda t: t.add_tokens(
+            [oracle.AddedToken("[MOL]", rstrip=True, lstrip=True, single_word=True)]
+        ),
     ),
     "reversed merges": reversed_merges,
     "words without a merge": without_a_merge,
@@ -170,7 +205,10 @@ WHOLE = {"deepseek", "falcon", "gpt-4", "strip"}  # encoded in one part
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer, Any]:
+def pair(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Tokenizer, Any]:
     """Ours and the library's, special tokens' names in a text being ordinary text."""
     content = SHAPES[request.param]()
     path = tmp_path_factory.mktemp("files") / "t.json"
@@ -193,7 +231,9 @@ def test_ids_are_the_librarys(pair: tuple[str, Tokenizer, Any], text: str, size:
     assert [number for piece in pieces for number in ours.encode(piece).tolist()] == expected
 
 
-def test_real_text_has_the_librarys_ids_whether_cut_or_not(pair: tuple[str, Tokenizer, Any]) -> None:
+def test_real_text_has_the_librarys_ids_whether_cut_or_not(
+    pair: tuple[str, Tokenizer, Any],
+) -> None:
     shape, ours, theirs = pair
     assert ours.cuttable == (shape not in WHOLE)
     assert isinstance(ours, LibraryTokenizer) == (shape != "llama3")
@@ -213,7 +253,11 @@ def test_what_is_saved_is_loaded(pair: tuple[str, Tokenizer, Any], tmp_path: Pat
     ours.save(tmp_path / "tokenizer.json")
     loaded = tokenizers.load(tmp_path / "tokenizer.json")
     assert loaded.to_json() == ours.to_json()
-    assert (loaded.fingerprint, loaded.eot_id, loaded.n_vocab) == (ours.fingerprint, ours.eot_id, ours.n_vocab)
+    assert (loaded.fingerprint, loaded.eot_id, loaded.n_vocab) == (
+        ours.fingerprint,
+        ours.eot_id,
+        ours.n_vocab,
+    )
     assert loaded.probe() == ours.probe()
     assert (ours.eot_id is None) == (shape == "strip")
 
@@ -229,12 +273,19 @@ def molecules(tmp_path: Path) -> LibraryTokenizer:
 def test_an_end_of_text_that_is_id_0_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(SHAPES["smollm"]()))
     ours = open_tokenizer(str(tmp_path / "t.json"))
-    assert (ours.eot_id, ours.stop_ids, ours.byte_lengths()[0], ours.decode([0])) == (0, {0}, 0, "<|endoftext|>")
+    assert (ours.eot_id, ours.stop_ids, ours.byte_lengths()[0], ours.decode([0])) == (
+        0,
+        {0},
+        0,
+        "<|endoftext|>",
+    )
     assert 0 not in ours.encode("<|endoftext|>")
 
 
 def test_ids_that_nothing_has_are_told(molecules: LibraryTokenizer) -> None:
-    with pytest.raises(BadDataError, match="id 902 is not in tokenizer mol, whose ids are 0 to 901"):
+    with pytest.raises(
+        BadDataError, match="id 902 is not in tokenizer mol, whose ids are 0 to 901"
+    ):
         molecules.decode([902])
 
 
@@ -243,12 +294,17 @@ def test_half_of_a_surrogate_pair_is_told(molecules: LibraryTokenizer) -> None:
         molecules.encode("a\ud800")
 
 
-def test_a_document_that_cannot_be_cut_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_cannot_be_cut_has_a_limit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (tmp_path / "t.json").write_text(json.dumps(SHAPES["deepseek"]()))
     ours = open_tokenizer(str(tmp_path / "t.json"))
     monkeypatch.setattr(patterns, "MAX_UNBROKEN", 100)
     assert list(ours.pieces(iter(["a" * 50, "b" * 50]))) == ["a" * 50 + "b" * 50]
-    with pytest.raises(TextError, match="more than 100 characters in one document, which t cannot encode in parts"):
+    with pytest.raises(
+        TextError, match="more than 100 characters in one document, which t cannot encode in parts"
+    ):
         list(ours.pieces("a" * 101))
 
 
@@ -272,7 +328,11 @@ def test_a_word_of_text_that_is_special_is_refused(tmp_path: Path) -> None:
         {"end_of_text": None},
     ],
 )
-def test_a_damaged_file_is_told(molecules: LibraryTokenizer, change: Content, tmp_path: Path) -> None:
+def test_a_damaged_file_is_told(
+    molecules: LibraryTokenizer,
+    change: Content,
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps({**json.loads(molecules.to_json()), **change}))
     with pytest.raises(BadDataError, match="make it again"):

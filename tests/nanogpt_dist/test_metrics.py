@@ -22,16 +22,25 @@ def lines(run: Path) -> list[dict[str, object]]:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (run / RECORD).read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=refuse) for line in (run / RECORD).read_text().splitlines()
+    ]
 
 
 def test_a_number_that_json_does_not_have_is_null(recorder: Recorder, tmp_path: Path) -> None:
-    recorder.update({"step": 1, "loss": math.nan, "grad_norm": math.inf, "tokens_per_second": None, "mfu": 0.5}, "")
-    assert lines(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "tokens_per_second": None, "mfu": 0.5}]
+    recorder.update(
+        {"step": 1, "loss": math.nan, "grad_norm": math.inf, "tokens_per_second": None, "mfu": 0.5},
+        "",
+    )
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": None, "grad_norm": None, "tokens_per_second": None, "mfu": 0.5}
+    ]
 
 
 def test_lines_wait_while_the_disk_is_full(
-    recorder: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recorder: Recorder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real = recorder._record
     recorder.update({"step": 1}, "")
@@ -52,7 +61,10 @@ def test_what_is_about_to_be_made_again_and_torn_lines_are_cut(tmp_path: Path) -
     assert lines(tmp_path) == [{"step": 1}, {"step": 2, "val_loss": 3.0}]
 
 
-def test_a_blocked_tensorboard_folder_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_blocked_tensorboard_folder_is_one_warning(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     recorder = Recorder(tmp_path, 0, resolve({}), console=Console(enabled=True))
     recorder.update({"step": 1, "loss": 2.0}, "")
@@ -62,7 +74,9 @@ def test_a_blocked_tensorboard_folder_is_one_warning(tmp_path: Path, capsys: pyt
 
 
 def test_a_full_disk_ends_tensorboard_with_one_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -81,13 +95,19 @@ def test_a_full_disk_ends_tensorboard_with_one_warning(
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3m07s"), (19_200, "5h20m"), (367_200, "4d06h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42, "42s"), (187, "3m07s"), (19_200, "5h20m"), (367_200, "4d06h")]
+)
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 def test_a_clock_that_was_ahead_loses_no_points_of_tensorboard(tmp_path: Path) -> None:
-    for name in ("events.out.tfevents.0000000050.a.1.0", "events.out.tfevents.0000000120.b.1.0", "other"):
+    for name in (
+        "events.out.tfevents.0000000050.a.1.0",
+        "events.out.tfevents.0000000120.b.1.0",
+        "other",
+    ):
         (tmp_path / name).touch()
     (tmp_path / "events.out.tfevents.0000000130.c.1.0").touch()
     put_before_now(tmp_path, 100)

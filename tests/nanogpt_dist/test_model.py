@@ -27,11 +27,15 @@ def make(config: ModelConfig, seed: int = 1) -> GPT:
 def ids(config: ModelConfig, batch: int = 3, length: int | None = None, seed: int = 0) -> Tensor:
     assert config.vocab_size
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(config.vocab_size, (batch, length or config.block_size), generator=generator)
+    return torch.randint(
+        config.vocab_size, (batch, length or config.block_size), generator=generator
+    )
 
 
 def hugging_face(config: ModelConfig) -> nn.Module:
-    """GPT2LMHeadModel of the same architecture; all its values are drawn, LayerNorms and biases too."""
+    """GPT2LMHeadModel of the same architecture; all its values are drawn, LayerNorms and biases
+    too.
+    """
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
@@ -53,10 +57,14 @@ def hugging_face(config: ModelConfig) -> nn.Module:
 
 
 def copied_from(theirs: nn.Module, config: ModelConfig) -> GPT:
-    """Our model with their weights; their Conv1D keeps (in, out) where nn.Linear keeps (out, in)."""
+    """Our model with their weights; their Conv1D keeps (in, out) where nn.Linear keeps (out,
+    in).
+    """
     conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     ours = GPT(config).eval()
-    ours.load_state_dict({name: w.T if name.endswith(conv1d) else w for name, w in theirs.state_dict().items()})
+    ours.load_state_dict(
+        {name: w.T if name.endswith(conv1d) else w for name, w in theirs.state_dict().items()}
+    )
     return ours
 
 
@@ -103,7 +111,8 @@ def test_initial_values() -> None:
             assert (parameter == 1).all(), name
         else:
             expected = 0.02 / math.sqrt(2 * 3) if name.endswith("c_proj.weight") else 0.02
-            few = 5 / math.sqrt(parameter.numel())  # five standard errors of the mean, and more of the deviation
+            # five standard errors of the mean, and more of the deviation
+            few = 5 / math.sqrt(parameter.numel())
             assert abs(parameter.mean()) < few * expected, name
             assert abs(parameter.std() / expected - 1) < few, name
 
@@ -136,7 +145,8 @@ def test_head_and_token_table_are_one_tensor() -> None:
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
     assert "lm_head.weight" not in dict(model.named_parameters())
     assert model.num_params() == sum(p.numel() for p in model.parameters())
-    assert model.num_params() - model.num_params(non_embedding=True) == 16 * 16  # wpe: block_size × n_embd
+    # wpe: block_size × n_embd
+    assert model.num_params() - model.num_params(non_embedding=True) == 16 * 16
 
 
 def test_cropping_keeps_the_logits_of_short_inputs() -> None:
@@ -203,7 +213,10 @@ def test_flops_per_token() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_without_an_id_change_neither_loss_nor_gradients(tied: bool, dtype: torch.dtype) -> None:
+def test_rows_without_an_id_change_neither_loss_nor_gradients(
+    tied: bool,
+    dtype: torch.dtype,
+) -> None:
     wide = SMALL.model_copy(update={"vocab_size": 128, "tied_head": tied})
     padded = GPT(wide, n_vocab=61).init_weights(3)
     exact = GPT(wide.model_copy(update={"vocab_size": 61}))

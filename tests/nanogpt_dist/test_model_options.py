@@ -1,4 +1,6 @@
-"""Each option of the model beside GPT-2, forward and backward, against the same token by token, head by head."""
+"""Each option of the model beside GPT-2, forward and backward, against the same token by token,
+head by head.
+"""
 
 import math
 from typing import Any
@@ -16,7 +18,13 @@ from nanogpt_dist.drawing import draw
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import GPT
 
-SMALL: dict[str, Any] = {"block_size": 12, "vocab_size": 29, "n_layer": 2, "n_head": 4, "n_embd": 16}
+SMALL: dict[str, Any] = {
+    "block_size": 12,
+    "vocab_size": 29,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 16,
+}
 EOT = 7
 OPTIONS: dict[str, dict[str, Any]] = {
     "gpt2": {},
@@ -34,7 +42,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "documents": {"intra_document": True, "eot_id": EOT},
     "documents and rotary": {"intra_document": True, "eot_id": EOT, "rotary": True},
     "all": {
-        **{"rotary": True, "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 2, "tied_head": False},
+        **{
+            "rotary": True,
+            "norm": "rmsnorm",
+            "mlp": "swiglu",
+            "qk_norm": True,
+            "n_kv_head": 2,
+            "tied_head": False,
+        },
         **{"intra_document": True, "eot_id": EOT},
     },
 }
@@ -78,7 +93,9 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
         return y + at[f"{name}.bias"] if c.bias else y
 
     def turned(x: Tensor, position: int) -> Tensor:
-        """Each pair (i, i + D/2) is a complex number, multiplied by exp(i · position · base^(−2i/D))."""
+        """Each pair (i, i + D/2) is a complex number, multiplied by exp(i · position ·
+        base^(−2i/D)).
+        """
         turned = list(x)
         for i in range(D // 2):
             angle = position * c.rotary_base ** (-2 * i / D)
@@ -108,7 +125,9 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
 
     stream = [at["transformer.wte.weight"][token] for token in ids]
     if not c.rotary:
-        stream = [x + at["transformer.wpe.weight"][p] for x, p in zip(stream, position, strict=True)]
+        stream = [
+            x + at["transformer.wpe.weight"][p] for x, p in zip(stream, position, strict=True)
+        ]
     for layer in range(c.n_layer):
         block = f"transformer.h.{layer}"
         queries, keys, values = [], [], []
@@ -127,7 +146,9 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
             for h in range(H):
                 group = h * K // H
                 seen = [s for s in range(t + 1) if document[s] == document[t]]
-                scores = torch.stack([(queries[t][h] * keys[s][group]).sum() / math.sqrt(D) for s in seen])
+                scores = torch.stack(
+                    [(queries[t][h] * keys[s][group]).sum() / math.sqrt(D) for s in seen]
+                )
                 weights = torch.exp(scores) / torch.exp(scores).sum()
                 heads.append(sum(w * values[s][group] for w, s in zip(weights, seen, strict=True)))
             x = x + linear(torch.cat(heads), f"{block}.attn.c_proj")
@@ -145,7 +166,9 @@ def test_forward_and_backward_are_those_of_the_plain_reference(options: dict[str
 
     weights, targets = dict(model.named_parameters()), ids.roll(1, 1)
     wanted = torch.autograd.grad(
-        -slow.log_softmax(-1).gather(2, targets[..., None]).mean(), list(weights.values()), allow_unused=True
+        -slow.log_softmax(-1).gather(2, targets[..., None]).mean(),
+        list(weights.values()),
+        allow_unused=True,
     )
     _, loss = model(ids, targets)
     assert loss is not None
@@ -153,11 +176,15 @@ def test_forward_and_backward_are_those_of_the_plain_reference(options: dict[str
     for (name, weight), gradient in zip(weights.items(), wanted, strict=True):
         gradient = torch.zeros_like(weight) if gradient is None else gradient
         assert weight.grad is not None, name
-        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            weight.grad, gradient, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def plain_gpt2(model: GPT, idx: Tensor) -> Tensor:
-    """GPT-2's forward pass as one chain of torch's functions, as it was before there were options."""
+    """GPT-2's forward pass as one chain of torch's functions, as it was before there were
+    options.
+    """
     c, at = model.config, dict(model.named_parameters())
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -167,19 +194,29 @@ def plain_gpt2(model: GPT, idx: Tensor) -> Tensor:
         return F.layer_norm(x, (c.n_embd,), at[f"{name}.weight"], at.get(f"{name}.bias"), 1e-5)
 
     B, T = idx.shape
-    x = F.embedding(idx, at["transformer.wte.weight"]) + F.embedding(torch.arange(T), at["transformer.wpe.weight"])
+    x = F.embedding(idx, at["transformer.wte.weight"]) + F.embedding(
+        torch.arange(T), at["transformer.wpe.weight"]
+    )
     for i in range(c.n_layer):
         h = f"transformer.h.{i}"
         q, k, v = linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").split(c.n_embd, dim=2)
         q, k, v = (t.view(B, T, c.n_head, -1).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, c.n_embd)
+        y = (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            .transpose(1, 2)
+            .reshape(B, T, c.n_embd)
+        )
         x = x + linear(y, f"{h}.attn.c_proj")
         up = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
-        x = x + linear(F.gelu(up, approximate="tanh" if c.gelu == "tanh" else "none"), f"{h}.mlp.c_proj")
+        x = x + linear(
+            F.gelu(up, approximate="tanh" if c.gelu == "tanh" else "none"), f"{h}.mlp.c_proj"
+        )
     return F.linear(norm(x, "transformer.ln_f"), at["transformer.wte.weight"])
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": True, "gelu": "tanh"}], ids=["nanoGPT's", "OpenAI's"])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True, "gelu": "tanh"}], ids=["nanoGPT's", "OpenAI's"]
+)
 def test_without_options_every_bit_is_that_of_plain_gpt2(options: dict[str, Any]) -> None:
     model, ids = made(options), some_ids()
     parameters = list(model.parameters())
@@ -201,7 +238,9 @@ def test_decoding_with_a_cache_gives_the_models_logits(options: dict[str, Any]) 
     logits = decoder.start([row[:-2] for row in ids], max_new_tokens=4)
     for ahead in (2, 1):
         for row, got in zip(ids, logits, strict=True):
-            torch.testing.assert_close(got, model.logits(torch.tensor([row[:-ahead]]))[0, -1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                got, model.logits(torch.tensor([row[:-ahead]]))[0, -1], rtol=1e-4, atol=1e-5
+            )
         logits = decoder.next(torch.tensor([row[-ahead] for row in ids]))
 
 
@@ -209,14 +248,20 @@ def test_decoding_with_a_cache_gives_the_models_logits(options: dict[str, Any]) 
 def test_counts_traces_and_drawings_follow(options: dict[str, Any]) -> None:
     config = resolve({**SMALL, **options})
     model, counted = GPT(config.architecture()), count_parameters(config)
-    assert counted.total == sum(p.numel() for p in model.parameters()) == sum(counted.by_component.values())
+    assert (
+        counted.total
+        == sum(p.numel() for p in model.parameters())
+        == sum(counted.by_component.values())
+    )
     assert (counted.by_component["lm_head"] > 0) is not config.tied_head
     assert ("wpe" in counted.by_component) is not config.rotary
     components = trace(config, config.batch_size)  # compares letters and sizes
     assert max(map(len, draw(config, counted, components).splitlines())) <= 100
 
 
-@pytest.mark.parametrize("options", [OPTIONS["documents"], OPTIONS["all"]], ids=["documents", "all"])
+@pytest.mark.parametrize(
+    "options", [OPTIONS["documents"], OPTIONS["all"]], ids=["documents", "all"]
+)
 def test_a_document_does_not_see_the_one_before(options: dict[str, Any]) -> None:
     """Whatever stands in document A, the logits of document B are the same, to the bit."""
     model, ids = made(options), some_ids()[:1]
@@ -259,7 +304,9 @@ def test_training_made_for_cpus_takes_the_options_too(options: dict[str, Any]) -
             _, loss = model(ids, ids.roll(1, 1))
         assert loss is not None
         loss.backward()
-    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in plain.parameters() if p.grad is not None))
+    norm = math.sqrt(
+        sum(float((p.grad**2).sum()) for p in plain.parameters() if p.grad is not None)
+    )
     for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None
         assert theirs.grad is not None
@@ -273,7 +320,9 @@ def test_block_sizes_above_1024() -> None:
     assert before.shape == (1, 1600, 29)
     torch.testing.assert_close(before[:, :-1], after[:, :-1])
     decoder = Decoder(model, 29)
-    torch.testing.assert_close(decoder.start(ids.tolist(), 1)[0], before[0, -1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        decoder.start(ids.tolist(), 1)[0], before[0, -1], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

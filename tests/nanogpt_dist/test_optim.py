@@ -18,13 +18,17 @@ def nanogpt_rate(it: int, lr: float, min_lr: float, warmup: int, decay: int) -> 
         return lr * (it + 1) / (warmup + 1)
     if it > decay:
         return min_lr
-    return min_lr + 0.5 * (1.0 + math.cos(math.pi * (it - warmup) / (decay - warmup))) * (lr - min_lr)
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * (it - warmup) / (decay - warmup))) * (
+        lr - min_lr
+    )
 
 
 @given(it=st.integers(0, 3000), warmup=st.integers(0, 500), decay=st.integers(501, 2000))
 def test_the_rate_is_nanogpts(it: int, warmup: int, decay: int) -> None:
     config = load("gpt2-124m", {"warmup_iters": warmup, "lr_decay_iters": decay})
-    assert learning_rate(it, config) == pytest.approx(nanogpt_rate(it, 6e-4, 6e-5, warmup, decay), rel=1e-12)
+    assert learning_rate(it, config) == pytest.approx(
+        nanogpt_rate(it, 6e-4, 6e-5, warmup, decay), rel=1e-12
+    )
 
 
 def test_the_rate_is_constant_without_decay_and_ends_at_max_iters_by_default() -> None:
@@ -51,7 +55,9 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
 
 def test_two_updates_equal_adamw_by_hand() -> None:
     """Loshchilov & Hutter 2019, algorithm 2, in float64."""
-    config = load("shakespeare-char-cpu", {"n_layer": 1, "n_embd": 16, "n_head": 2, "weight_decay": 0.1})
+    config = load(
+        "shakespeare-char-cpu", {"n_layer": 1, "n_embd": 16, "n_head": 2, "weight_decay": 0.1}
+    )
     model = GPT(config.architecture()).init_weights(1)
     optimizer = make_optimizer(model, config)
     weight = model.transformer.wte.weight
@@ -63,5 +69,7 @@ def test_two_updates_equal_adamw_by_hand() -> None:
         m = config.beta1 * m + (1 - config.beta1) * gradient.double()
         v = config.beta2 * v + (1 - config.beta2) * gradient.double() ** 2
         m_hat, v_hat = m / (1 - config.beta1**step), v / (1 - config.beta2**step)
-        expected = expected - config.learning_rate * (m_hat / (v_hat.sqrt() + 1e-8) + 0.1 * expected)
+        expected = expected - config.learning_rate * (
+            m_hat / (v_hat.sqrt() + 1e-8) + 0.1 * expected
+        )
     torch.testing.assert_close(weight.double(), expected, rtol=0, atol=1e-6)

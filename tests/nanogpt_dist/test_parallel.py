@@ -1,4 +1,6 @@
-"""One model on one process or several, whole or shared out: the same losses, and checkpoints that all of them read."""
+"""One model on one process or several, whole or shared out: the same losses, and checkpoints that
+all of them read.
+"""
 
 import json
 import math
@@ -40,13 +42,19 @@ def losses(run: Path, name: str) -> list[float]:
 
 @pytest.mark.thorough
 def test_the_losses_do_not_depend_on_the_layout(matrix: Path) -> None:
-    expected = {name: losses(matrix / "single-1" / "plain", name) for name in ("loss", "val_loss", "grad_norm")}
+    expected = {
+        name: losses(matrix / "single-1" / "plain", name)
+        for name in ("loss", "val_loss", "grad_norm")
+    }
     assert len(expected["loss"]) == STEPS
     runs = [f"{name}-{size}" for size in SIZES for name in strategies(size)]
     assert len(runs) == 10
     for run in runs:
         for name, values in expected.items():
-            assert losses(matrix / run / "plain", name) == pytest.approx(values, rel=1e-5), (run, name)
+            assert losses(matrix / run / "plain", name) == pytest.approx(values, rel=1e-5), (
+                run,
+                name,
+            )
 
 
 @pytest.mark.thorough
@@ -54,9 +62,13 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one_in_each_layout(matrix: Pat
     for size in SIZES:
         for name in strategies(size):
             run = matrix / f"{name}-{size}"
-            ends = [run / kind / "checkpoints" / storage.step_name(STEPS) for kind in ("whole", "resumed")]
+            ends = [
+                run / kind / "checkpoints" / storage.step_name(STEPS)
+                for kind in ("whole", "resumed")
+            ]
             whole, resumed = (
-                {entry["name"]: entry["sha256"] for entry in storage.read_manifest(end)["files"]} for end in ends
+                {entry["name"]: entry["sha256"] for entry in storage.read_manifest(end)["files"]}
+                for end in ends
             )
             tensors = [file for file in whole if file.endswith(".safetensors")]
             shards = size if name == "fsdp" else 2 if (name, size) == ("hsdp", 4) else 1
@@ -83,11 +95,16 @@ def test_each_checkpoint_is_read_by_each_layout(matrix: Path, corpus: Path) -> N
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_the_training_state_shrinks_with_the_number_of_ranks(size: int, tmp_path: Path) -> None:
     in_ranks("memory", size, tmp_path, "fsdp")
-    ranks = [json.loads((tmp_path / f"memory-fsdp-{size}-{rank}.json").read_text()) for rank in range(size)]
+    ranks = [
+        json.loads((tmp_path / f"memory-fsdp-{size}-{rank}.json").read_text())
+        for rank in range(size)
+    ]
     for rank in ranks:
         mine = rank["parameters"] + rank["gradients"] + rank["moments"]
         assert mine == pytest.approx(rank["total"] / size, rel=0.1)
-        assert rank["reductions"] == rank["groups"], "each group once, in the last of four micro-batches"
+        assert rank["reductions"] == rank["groups"], (
+            "each group once, in the last of four micro-batches"
+        )
 
 
 # ---- what can be told in one process
@@ -102,7 +119,10 @@ def alone() -> Iterator[World]:
 def final(config: TrainConfig, world: World) -> dict[str, Tensor]:
     """Weights after the run, and its first losses to full precision."""
     run = Path(train(config, world, StopRequest()).checkpoint)
-    return {**load_file(run / "model.safetensors"), "loss": torch.tensor(losses(run.parents[1], "loss"))}
+    return {
+        **load_file(run / "model.safetensors"),
+        "loss": torch.tensor(losses(run.parents[1], "loss")),
+    }
 
 
 VARIANTS = [
@@ -118,7 +138,10 @@ VARIANTS = [
 
 @pytest.mark.parametrize("given", VARIANTS, ids=lambda given: "-".join(map(str, given.values())))
 def test_what_saves_memory_or_time_changes_no_bit(
-    given: dict[str, object], corpus: Path, tmp_path: Path, alone: World
+    given: dict[str, object],
+    corpus: Path,
+    tmp_path: Path,
+    alone: World,
 ) -> None:
     common = {"dropout": 0.1, "log_interval": 1, "max_iters": 4, "eval_interval": 2}
     plain = {"strategy": given.get("strategy", "single"), **common}
@@ -130,15 +153,30 @@ def test_what_saves_memory_or_time_changes_no_bit(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["none", "selective"])
-def test_blocks_are_compiled_one_by_one(mode: str, corpus: Path, tmp_path: Path, alone: World) -> None:
-    common = {"strategy": "fsdp", "log_interval": 1, "max_iters": 3, "activation_checkpointing": mode}
+def test_blocks_are_compiled_one_by_one(
+    mode: str,
+    corpus: Path,
+    tmp_path: Path,
+    alone: World,
+) -> None:
+    common = {
+        "strategy": "fsdp",
+        "log_interval": 1,
+        "max_iters": 3,
+        "activation_checkpointing": mode,
+    }
     expected = final(tiny(corpus, tmp_path / "plain", **common), alone)
     found = final(tiny(corpus, tmp_path / "compiled", compile=True, **common), alone)
     assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_keeps_the_master_weights(dtype: torch.dtype, corpus: Path, tmp_path: Path, alone: World) -> None:
+def test_low_precision_keeps_the_master_weights(
+    dtype: torch.dtype,
+    corpus: Path,
+    tmp_path: Path,
+    alone: World,
+) -> None:
     rows = torch.randint(0, 257, (2, 33), generator=torch.Generator().manual_seed(1)).numpy()
     norms = {}
     for numbers in (torch.float32, dtype):
@@ -152,7 +190,10 @@ def test_low_precision_keeps_the_master_weights(dtype: torch.dtype, corpus: Path
     assert norms[dtype] != norms[torch.float32]
 
 
-def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(tmp_path: Path, alone: World) -> None:
+def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(
+    tmp_path: Path,
+    alone: World,
+) -> None:
     config = tiny(tmp_path, tmp_path / "run", strategy="fsdp", vocab_size=64)
     updater = Updater(config, alone, plan_layout(config, alone), torch.float16)
     rows = torch.zeros(2, 32, dtype=torch.int64).numpy()
@@ -178,7 +219,12 @@ def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(tm
         ({"strategy": "ddp"}, 1, "ddp"),
     ],
 )
-def test_auto_takes_what_fits(given: dict[str, object], size: int, expected: str, tmp_path: Path) -> None:
+def test_auto_takes_what_fits(
+    given: dict[str, object],
+    size: int,
+    expected: str,
+    tmp_path: Path,
+) -> None:
     config = tiny(tmp_path, tmp_path, vocab_size=64, **given)
     assert str(plan_layout(config, replace(ONE, size=size))) == expected
 
@@ -193,7 +239,10 @@ def test_auto_takes_what_fits(given: dict[str, object], size: int, expected: str
     ],
 )
 def test_a_layout_that_does_not_fit_is_refused(
-    given: dict[str, object], size: int, message: str, tmp_path: Path
+    given: dict[str, object],
+    size: int,
+    message: str,
+    tmp_path: Path,
 ) -> None:
     config = tiny(tmp_path, tmp_path, vocab_size=64, **given)
     with pytest.raises(ConfigError, match=message):

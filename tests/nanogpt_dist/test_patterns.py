@@ -82,7 +82,9 @@ def encodings(ranks: dict[bytes, int]) -> dict[str, tuple[tiktoken.Encoding, tik
     def encoding(text: str) -> tiktoken.Encoding:
         return tiktoken.Encoding("test", pat_str=text, mergeable_ranks=ranks, special_tokens={})
 
-    return {name: (encoding(pattern.text), encoding(pattern.fast)) for name, pattern in NAMES.items()}
+    return {
+        name: (encoding(pattern.text), encoding(pattern.fast)) for name, pattern in NAMES.items()
+    }
 
 
 def test_patterns_are_tiktokens() -> None:
@@ -100,7 +102,9 @@ def test_patterns_are_tiktokens() -> None:
 @settings(max_examples=600)
 @given(text=ODD)
 def test_the_fast_form_is_equal(
-    name: str, encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]], text: str
+    name: str,
+    encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]],
+    text: str,
 ) -> None:
     slow, fast = encodings[name]
     assert fast.encode(text, disallowed_special=()) == slow.encode(text, disallowed_special=())
@@ -108,7 +112,8 @@ def test_the_fast_form_is_equal(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fast_form_is_equal_on_real_text(
-    name: str, encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]]
+    name: str,
+    encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]],
 ) -> None:
     slow, fast = encodings[name]
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:60]:
@@ -123,7 +128,9 @@ def in_chunks(text: str, cuts: list[int]) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=600)
-@given(text=ODD, size=st.integers(1, 12), cuts=st.none() | st.lists(st.integers(0, 100), max_size=6))
+@given(
+    text=ODD, size=st.integers(1, 12), cuts=st.none() | st.lists(st.integers(0, 100), max_size=6)
+)
 def test_cuts_do_not_change_ids(
     name: str,
     encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]],
@@ -138,7 +145,9 @@ def test_cuts_do_not_change_ids(
         pieces = list(patterns.cut(given, size, NAMES[name]))
     assert "".join(pieces) == text
     whole = slow.encode(text, disallowed_special=())
-    assert [number for piece in pieces for number in fast.encode(piece, disallowed_special=())] == whole
+    assert [
+        number for piece in pieces for number in fast.encode(piece, disallowed_special=())
+    ] == whole
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,33 +171,46 @@ def test_where_scripts_without_spaces_are_cut_stand_letters_and_marks() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("end", ["。", "」\n", "\n", "\r\n", "。\n\n", "。\u3000", "\n\n\u3000\u3000"])
+@pytest.mark.parametrize(
+    "end", ["。", "」\n", "\n", "\r\n", "。\n\n", "。\u3000", "\n\n\u3000\u3000"]
+)
 def test_text_without_spaces_is_cut_at_its_marks_and_line_ends(
-    name: str, end: str, encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]]
+    name: str,
+    end: str,
+    encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]],
 ) -> None:
     text = ("東京は大きい" * 4 + end) * 100
     pieces = list(patterns.cut(in_chunks(text, [1000, 2000]), 60, NAMES[name]))
     assert max(map(len, pieces)) < 120
     slow, fast = encodings[name]
-    assert [number for piece in pieces for number in fast.encode_ordinary(piece)] == slow.encode_ordinary(text)
+    assert [
+        number for piece in pieces for number in fast.encode_ordinary(piece)
+    ] == slow.encode_ordinary(text)
 
 
 @pytest.mark.parametrize("run", [3, 10])
 @settings(max_examples=300)
 @given(text=ODD, cuts=st.lists(st.integers(0, 100), max_size=6))
 def test_long_runs_are_cut_exactly_in_chunks_too(
-    run: int, encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]], text: str, cuts: list[int]
+    run: int,
+    encodings: dict[str, tuple[tiktoken.Encoding, tiktoken.Encoding]],
+    text: str,
+    cuts: list[int],
 ) -> None:
     text = text.replace("  ", "  " * run).replace("\n", "\n" * run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patterns, "LONG_RUN_CHARS", 3)
         patch.setattr(
-            patterns, "_LONG_RUN", patterns.re.compile(patterns._LONG_RUN.pattern.replace("{65535,}", "{2,}"))
+            patterns,
+            "_LONG_RUN",
+            patterns.re.compile(patterns._LONG_RUN.pattern.replace("{65535,}", "{2,}")),
         )
         pieces = list(patterns.cut(in_chunks(text, cuts), 5, GPT2))
     slow, fast = encodings["gpt2"]
     assert "".join(pieces) == text
-    assert [number for piece in pieces for number in fast.encode_ordinary(piece)] == slow.encode_ordinary(text)
+    assert [
+        number for piece in pieces for number in fast.encode_ordinary(piece)
+    ] == slow.encode_ordinary(text)
 
 
 def test_text_in_chunks_takes_no_memory_but_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +224,9 @@ def test_text_in_chunks_takes_no_memory_but_its_parts(monkeypatch: pytest.Monkey
 
 def test_a_word_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "MAX_UNBROKEN", 5000)
-    with pytest.raises(BadDataError, match="in which no word ends, too long for one; cut the document"):
+    with pytest.raises(
+        BadDataError, match="in which no word ends, too long for one; cut the document"
+    ):
         list(patterns.cut(("é" * 100 for _ in range(100)), 1000, GPT2))
     assert "".join(patterns.cut(("é " * 50 for _ in range(100)), 1000, GPT2)) == "é " * 5000
 

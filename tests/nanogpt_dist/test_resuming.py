@@ -1,4 +1,6 @@
-"""Where a run goes on, when it refuses to, and that stopping and killing it change no bit of its end."""
+"""Where a run goes on, when it refuses to, and that stopping and killing it change no bit of its
+end.
+"""
 
 import json
 import os
@@ -18,12 +20,18 @@ from tests.conftest import TINY, Run, build, command
 from tests.nanogpt_dist.small import STEPS, go, records, tiny, weights_sha256
 
 
-def test_a_finished_run_is_left_alone_and_goes_further_on_demand(corpus: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_left_alone_and_goes_further_on_demand(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     first = go(tiny(corpus, tmp_path / "run", decay_lr=False))
     before = sorted((path, path.stat().st_mtime_ns) for path in Path(first.checkpoint).iterdir())
     again = go(tiny(corpus, tmp_path / "run", decay_lr=False))
     assert (again.step, again.val_loss) == (first.step, first.val_loss)
-    assert sorted((path, path.stat().st_mtime_ns) for path in Path(first.checkpoint).iterdir()) == before
+    assert (
+        sorted((path, path.stat().st_mtime_ns) for path in Path(first.checkpoint).iterdir())
+        == before
+    )
     assert go(tiny(corpus, tmp_path / "run", max_iters=12, decay_lr=False)).step == 12
     whole = go(tiny(corpus, tmp_path / "whole", max_iters=12, decay_lr=False))
     assert weights_sha256(tmp_path / "run", 12) == weights_sha256(tmp_path / "whole", 12)
@@ -40,12 +48,17 @@ def test_a_lost_checkpoint_is_never_taken_for_a_new_run(corpus: Path, tmp_path: 
     result = go(tiny(corpus, tmp_path / "run"))
     for step in storage.list_steps(tmp_path / "run" / "checkpoints"):
         step.rename(tmp_path / step.name)
-    with pytest.raises(MissingInputError, match=f"lost its checkpoint {Path(result.checkpoint).name}"):
+    with pytest.raises(
+        MissingInputError, match=f"lost its checkpoint {Path(result.checkpoint).name}"
+    ):
         go(tiny(corpus, tmp_path / "run"))
     assert go(tiny(corpus, tmp_path / "run"), fresh=True).step == 8
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(corpus: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     go(tiny(corpus, tmp_path / "whole", dropout=0.1, max_iters=12))
     go(tiny(corpus, tmp_path / "run", dropout=0.1, max_iters=12))
     newest = tmp_path / "run" / "checkpoints" / storage.step_name(12) / "model.safetensors"
@@ -59,10 +72,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(corpus: Path
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"n_layer": 3}, "n_layer 2"), ({"seed": 7}, "seed 1337"), ({"batch_size": 8}, "global_batch_size 8")],
+    [
+        ({"n_layer": 3}, "n_layer 2"),
+        ({"seed": 7}, "seed 1337"),
+        ({"batch_size": 8}, "global_batch_size 8"),
+    ],
 )
 def test_another_architecture_or_order_of_data_is_refused(
-    corpus: Path, tmp_path: Path, change: dict[str, object], words: str
+    corpus: Path,
+    tmp_path: Path,
+    change: dict[str, object],
+    words: str,
 ) -> None:
     go(tiny(corpus, tmp_path / "run"))
     with pytest.raises(ConfigError, match=f"holds a run with {words} .*give another --out-dir"):
@@ -79,7 +99,10 @@ def test_other_data_is_refused(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_second_run_on_the_same_folder_is_refused(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with storage.RunLock(tmp_path / "run"), pytest.raises(CannotCreateError, match=str(os.getpid())):
+    with (
+        storage.RunLock(tmp_path / "run"),
+        pytest.raises(CannotCreateError, match=str(os.getpid())),
+    ):
         go(tiny(corpus, tmp_path / "run"))
 
 
@@ -91,7 +114,10 @@ def test_a_mistake_leaves_the_status_of_a_finished_run(corpus: Path, tmp_path: P
     assert (tmp_path / "run" / "status.json").read_bytes() == before
 
 
-def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(corpus: Path, tmp_path: Path) -> None:
+def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = tiny(corpus, tmp_path / "run", tensorboard=True, log_interval=1, save_interval=3)
@@ -112,14 +138,19 @@ def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(corpus: Path
     wanted = {"loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "memory_bytes"}
     assert {f"train/{name}" for name in wanted} | {"val/val_loss"} <= set(board.Tags()["scalars"])
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 9))
-    recorded = {record["step"]: record["loss"] for record in records(tmp_path / "run") if "loss" in record}
+    recorded = {
+        record["step"]: record["loss"] for record in records(tmp_path / "run") if "loss" in record
+    }
     for event in board.Scalars("train/loss"):
         assert event.value == pytest.approx(recorded[event.step])
 
 
 @pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.thorough)])
 def test_stopped_and_killed_runs_end_with_the_weights_of_an_undisturbed_one(
-    corpus: Path, tmp_path: Path, nanogpt: Run, ranks: int
+    corpus: Path,
+    tmp_path: Path,
+    nanogpt: Run,
+    ranks: int,
 ) -> None:
     flags = [
         *TINY,
@@ -138,15 +169,25 @@ def test_stopped_and_killed_runs_end_with_the_weights_of_an_undisturbed_one(
     for sign in (signal.SIGTERM, signal.SIGKILL):
         out = tmp_path / sign.name
         seed = random.randrange(10**6)
-        code, told = stop_at_a_random_step(command("train", *flags, "--out-dir", out, ranks=ranks), out, sign, seed)
+        code, told = stop_at_a_random_step(
+            command("train", *flags, "--out-dir", out, ranks=ranks), out, sign, seed
+        )
         if sign == signal.SIGTERM and not ranks:  # torchrun returns 1 whatever its ranks return
             assert code == {"stopped": 75, "done": 0}[json.loads(told)["verdict"]], f"seed {seed}"
         nanogpt("train", *flags, "--out-dir", out, ranks=ranks)
-        assert weights_sha256(out) == weights_sha256(tmp_path / "whole"), f"{sign.name}, seed {seed}"
+        assert weights_sha256(out) == weights_sha256(tmp_path / "whole"), (
+            f"{sign.name}, seed {seed}"
+        )
 
 
-def stop_at_a_random_step(line: list[str], out: Path, sign: signal.Signals, seed: int) -> tuple[int, str]:
-    """Start `line`, wait for its first checkpoint and a while more, send `sign` to all its processes.
+def stop_at_a_random_step(
+    line: list[str],
+    out: Path,
+    sign: signal.Signals,
+    seed: int,
+) -> tuple[int, str]:
+    """Start `line`, wait for its first checkpoint and a while more, send `sign` to all its
+    processes.
 
     Returns the exit code and what stood on stdout.
     """
@@ -168,7 +209,8 @@ def stop_at_a_random_step(line: list[str], out: Path, sign: signal.Signals, seed
     if sign == signal.SIGTERM:
         process.terminate()
     else:
-        while left := processes.marked("NANOGPT_TEST", str(out)):  # torchrun's ranks have sessions of their own
+        # torchrun's ranks have sessions of their own
+        while left := processes.marked("NANOGPT_TEST", str(out)):
             processes.send(signal.SIGKILL, left)
     told, _ = process.communicate(timeout=60)
     return process.returncode, told

@@ -39,11 +39,14 @@ def test_a_run_that_says_running_without_a_process_was_killed(tmp_path: Path) ->
 
 
 def test_a_run_folder_is_its_own_out_dir_however_it_is_spelt(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(trained, tmp_path / "deep" / "b")
     run = (tmp_path / "deep" / "b").resolve()
-    old = (run / "config.toml").read_text() + f'out_dir = "{trained}"\n'  # as older versions wrote it
+    # as older versions wrote it
+    old = (run / "config.toml").read_text() + f'out_dir = "{trained}"\n'
     for text in ((run / "config.toml").read_text(), old):
         (run / "config.toml").write_text(text)
         monkeypatch.chdir(tmp_path)
@@ -70,7 +73,10 @@ def test_a_run_folder_is_its_own_out_dir_however_it_is_spelt(
 
 
 def test_the_data_of_a_run_is_found_from_another_folder(
-    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     project, run = tmp_path / "project", tmp_path / "project" / "out" / "a"
     shutil.copytree(trained, run)
@@ -86,7 +92,10 @@ def test_the_data_of_a_run_is_found_from_another_folder(
 
 
 def test_a_config_used_as_a_template_names_no_run(trained: Path, tmp_path: Path) -> None:
-    for file in (trained / "config.toml", runs.checkpoints_of(trained) / "step-00000008" / "config.toml"):
+    for file in (
+        trained / "config.toml",
+        runs.checkpoints_of(trained) / "step-00000008" / "config.toml",
+    ):
         assert "out_dir" not in read_toml(file)
         shutil.copy(file, tmp_path / "mine.toml")
         assert load(str(tmp_path / "mine.toml")).out_dir == "out/mine"
@@ -108,7 +117,9 @@ def test_folders_that_are_no_runs_say_what_to_type(trained: Path, tmp_path: Path
         load(str(tmp_path))
     shutil.copytree(trained, tmp_path / "b")
     (tmp_path / "b" / "config.toml").unlink()
-    with pytest.raises(ConfigError, match=r"has lost its config.toml: cp .*step-00000008/config.toml"):
+    with pytest.raises(
+        ConfigError, match=r"has lost its config.toml: cp .*step-00000008/config.toml"
+    ):
         load(str(tmp_path / "b"))
 
 
@@ -121,7 +132,12 @@ def test_a_copied_run_is_its_own_run(nanogpt: Run, trained: Path, tmp_path: Path
     assert all_hashes(trained) == before
 
 
-def test_a_checkpoint_is_refused_or_branches_exactly(nanogpt: Run, trained: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_refused_or_branches_exactly(
+    nanogpt: Run,
+    trained: Path,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     before, step = all_hashes(trained), runs.checkpoints_of(trained) / "step-00000004"
     for name in (step, step / "config.toml"):
         refused = nanogpt("train", name, code=2)
@@ -138,11 +154,15 @@ def test_a_checkpoint_is_refused_or_branches_exactly(nanogpt: Run, trained: Path
 
 
 def all_hashes(folder: Path) -> dict[str, str]:
-    return {str(path): storage.sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path): storage.sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def test_a_checkpoint_stands_for_a_run_by_its_folder_its_config_and_after_a_move(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "moved"
     shutil.copytree(trained, run)
@@ -168,14 +188,21 @@ def test_a_flag_that_a_run_does_not_take_is_refused(trained: Path) -> None:
     assert _judged(None, str(trained), 4, False, ONE).config.block_size == 4
 
 
-def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(corpus: Path, tmp_path: Path) -> None:
+def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     run, disk = tmp_path / "run", tmp_path / "disk" / "ck"
     run.mkdir()
     (run / "checkpoints").symlink_to(disk)
-    with pytest.raises(CannotCreateError, match=r"run/checkpoints: it links to .*disk/ck, which is no folder here"):
+    with pytest.raises(
+        CannotCreateError, match=r"run/checkpoints: it links to .*disk/ck, which is no folder here"
+    ):
         go(tiny(corpus, run))
     disk.mkdir(parents=True)
     go(tiny(corpus, run))
     assert [path.name for path in storage.list_steps(disk)] == ["step-00000008", "step-00000004"]
     assert runs.run_of(runs.find_checkpoint(str(run))) == run
-    assert keep(runs.find_checkpoint(str(run)), {}) == run / "checkpoints" / "step-00000008.eval.json"
+    assert (
+        keep(runs.find_checkpoint(str(run)), {}) == run / "checkpoints" / "step-00000008.eval.json"
+    )

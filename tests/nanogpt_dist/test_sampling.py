@@ -14,7 +14,16 @@ from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import load
-from nanogpt_dist.sampling import Settings, choose, encode_prompt, generate, generator_of, keep_top_p, sample, stream
+from nanogpt_dist.sampling import (
+    Settings,
+    choose,
+    encode_prompt,
+    generate,
+    generator_of,
+    keep_top_p,
+    sample,
+    stream,
+)
 from tests.nanogpt_dist.test_model import copied_from, hugging_face
 
 BYTES = tokenizers.byte()
@@ -24,7 +33,9 @@ GENERATORS = [generator_of(0, i) for i in range(60)]
 @pytest.fixture(scope="module")
 def model() -> GPT:
     """Random weights, and a token table with rows that no tokenizer has: 320 for 257 ids."""
-    config = load("shakespeare-char-cpu", {"vocab_size": 320, "n_layer": 1, "n_embd": 32, "block_size": 16})
+    config = load(
+        "shakespeare-char-cpu", {"vocab_size": 320, "n_layer": 1, "n_embd": 32, "block_size": 16}
+    )
     return GPT(config.architecture()).init_weights(3).eval()
 
 
@@ -52,7 +63,9 @@ def test_top_p_keeps_the_smallest_set_of_that_probability(row: list[float], p: f
 
 
 def test_top_p_zero_keeps_the_likeliest() -> None:
-    assert choose(torch.tensor([[0.1, 3.0, 2.9]]), Settings(top_p=0.0), GENERATORS[:1]).tolist() == [[1]]
+    assert choose(
+        torch.tensor([[0.1, 3.0, 2.9]]), Settings(top_p=0.0), GENERATORS[:1]
+    ).tolist() == [[1]]
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
@@ -71,7 +84,9 @@ def test_draws_follow_the_probabilities() -> None:
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.0, 5.0))
 @settings(max_examples=10)
 def test_no_id_beyond_the_tokenizers_and_no_context_beyond_the_models(
-    model: GPT, seed: int, temperature: float
+    model: GPT,
+    seed: int,
+    temperature: float,
 ) -> None:
     how = Settings(max_new_tokens=24, temperature=temperature, top_k=None, seed=seed)
     for new in generate(Decoder(model, BYTES.n_vocab), [[65] * 30], how):
@@ -83,7 +98,10 @@ def test_samples_are_a_function_of_the_seed(model: GPT) -> None:
     first, again = (sample(Decoder(model, 257), BYTES, ["def "], 3, how) for _ in range(2))
     assert first == again
     assert len({each.text for each in first}) == 3
-    assert sample(Decoder(model, 257), BYTES, ["def "], 3, Settings(max_new_tokens=16, seed=6)) != first
+    assert (
+        sample(Decoder(model, 257), BYTES, ["def "], 3, Settings(max_new_tokens=16, seed=6))
+        != first
+    )
 
 
 def test_a_sample_depends_on_nothing_that_is_drawn_with_it(model: GPT) -> None:
@@ -95,7 +113,9 @@ def test_a_sample_depends_on_nothing_that_is_drawn_with_it(model: GPT) -> None:
     assert many[4:5] == sample(decoder, BYTES, prompts[1:2], 1, how)
     pieces = list(stream(decoder, BYTES, prompts, 4, how))
     assert [number for number, _ in pieces] == sorted(number for number, _ in pieces)
-    assert ["".join(piece for at, piece in pieces if at == n) for n in range(12)] == [each.text for each in many]
+    assert ["".join(piece for at, piece in pieces if at == n) for n in range(12)] == [
+        each.text for each in many
+    ]
 
 
 def test_no_token_without_probability_is_drawn() -> None:
@@ -104,12 +124,18 @@ def test_no_token_without_probability_is_drawn() -> None:
 
 
 def test_greedy_ids_equal_those_of_transformers() -> None:
-    config = ModelConfig(block_size=32, vocab_size=257, n_layer=2, n_head=2, n_embd=32, bias=True, gelu="tanh")
+    config = ModelConfig(
+        block_size=32, vocab_size=257, n_layer=2, n_head=2, n_embd=32, bias=True, gelu="tanh"
+    )
     theirs = hugging_face(config)
     start = torch.tensor([encode_prompt("ab", BYTES)])
     how = Settings(max_new_tokens=24, temperature=0)
-    ours = [int(new) for new in generate(Decoder(copied_from(theirs, config), 257), start.tolist(), how)]
-    expected = theirs.generate(start, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+    ours = [
+        int(new) for new in generate(Decoder(copied_from(theirs, config), 257), start.tolist(), how)
+    ]
+    expected = theirs.generate(
+        start, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     assert ours == expected[0, 2:].tolist()
 
 
@@ -133,7 +159,9 @@ def test_a_sample_ends_before_end_of_text(model: GPT) -> None:
             return F.one_hot(torch.tensor([256 if len(self.rows[0]) > 4 else 65]), 257) * 99.0
 
         def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> torch.Tensor:
-            return super().start(prompts, max_new_tokens) * 0 + F.one_hot(torch.tensor(65), 257) * 99.0
+            return (
+                super().start(prompts, max_new_tokens) * 0 + F.one_hot(torch.tensor(65), 257) * 99.0
+            )
 
     ending = Ending(model, 257)
     [found] = sample(ending, BYTES, ["ab"], 1, Settings())

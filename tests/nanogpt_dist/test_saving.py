@@ -19,13 +19,22 @@ from tests.nanogpt_dist.small import go, records, tiny
 
 
 def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_kept(
-    corpus: Path, tmp_path: Path
+    corpus: Path,
+    tmp_path: Path,
 ) -> None:
-    config = tiny(corpus, tmp_path / "run", max_iters=40, eval_interval=4, always_save_checkpoint=False)
+    config = tiny(
+        corpus, tmp_path / "run", max_iters=40, eval_interval=4, always_save_checkpoint=False
+    )
     go(config)
     state, _ = load_state(storage.list_steps(tmp_path / "run" / "checkpoints")[0])
-    evaluations = {record["step"]: record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record}
-    kept = {storage.step_of(path.name) for path in storage.list_steps(tmp_path / "run" / "checkpoints")}
+    evaluations = {
+        record["step"]: record["val_loss"]
+        for record in records(tmp_path / "run")
+        if "val_loss" in record
+    }
+    kept = {
+        storage.step_of(path.name) for path in storage.list_steps(tmp_path / "run" / "checkpoints")
+    }
     assert state.best_val_loss == min(evaluations.values())
     assert evaluations[state.best_step] == state.best_val_loss
     assert {state.best_step, 40} <= kept
@@ -42,10 +51,16 @@ def test_a_checkpoint_that_was_not_evaluated_has_no_val_loss(corpus: Path, tmp_p
             self.asked += 1
             return self.asked > 9
 
-    config = tiny(corpus, tmp_path / "run", max_iters=14, eval_interval=4, save_interval=3, keep_checkpoints=9)
+    config = tiny(
+        corpus, tmp_path / "run", max_iters=14, eval_interval=4, save_interval=3, keep_checkpoints=9
+    )
     assert go(config, stop=AtNine()).val_loss is None
     go(config)
-    evaluated = {record["step"]: record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record}
+    evaluated = {
+        record["step"]: record["val_loss"]
+        for record in records(tmp_path / "run")
+        if "val_loss" in record
+    }
     steps = storage.list_steps(tmp_path / "run" / "checkpoints")
     told = {storage.step_of(path.name): load_state(path)[0].val_loss for path in steps}
     assert told == {step: evaluated.get(step) for step in (3, 6, 9, 12, 14)}
@@ -54,14 +69,20 @@ def test_a_checkpoint_that_was_not_evaluated_has_no_val_loss(corpus: Path, tmp_p
 def test_the_best_is_the_best_of_what_was_saved(corpus: Path, tmp_path: Path) -> None:
     config = tiny(corpus, tmp_path / "run", max_iters=30, eval_interval=2, save_interval=6)
     result = go(config)
-    evaluated = {record["step"]: record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record}
+    evaluated = {
+        record["step"]: record["val_loss"]
+        for record in records(tmp_path / "run")
+        if "val_loss" in record
+    }
     assert result.best_val_loss == min(loss for step, loss in evaluated.items() if step % 6 == 0)
     best = find_checkpoint(str(tmp_path / "run"), best=True)
     assert evaluated[storage.step_of(best.name)] == result.best_val_loss
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_the_run(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     poisoned: set[int] = {3}
     update = Updater.update
@@ -84,7 +105,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
     with pytest.raises(ConfigError, match="no finite gradient in 3 updates up to step 6"):
         go(tiny(corpus, tmp_path / "three", save_interval=1))
     steps = storage.list_steps(tmp_path / "three" / "checkpoints")
-    assert [storage.step_of(path.name) for path in steps] == [3, 2], "what was left out pushes no good checkpoint out"
+    assert [storage.step_of(path.name) for path in steps] == [3, 2], (
+        "what was left out pushes no good checkpoint out"
+    )
 
 
 def test_weights_that_are_not_finite_are_never_committed(corpus: Path, tmp_path: Path) -> None:
@@ -94,12 +117,18 @@ def test_weights_that_are_not_finite_are_never_committed(corpus: Path, tmp_path:
         go(config.model_copy(update={"max_iters": 9, "save_interval": 1, "learning_rate": 1e300}))
     assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(4)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["verdict"], status["code"], status["checkpoint"]) == ("failed", 78, storage.step_name(4))
+    assert (status["verdict"], status["code"], status["checkpoint"]) == (
+        "failed",
+        78,
+        storage.step_name(4),
+    )
     assert go(config.model_copy(update={"max_iters": 6})).step == 6
 
 
 def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     latest = tmp_path / "run" / "checkpoints" / storage.LATEST
     latest.mkdir(parents=True)  # in the way
@@ -107,7 +136,10 @@ def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
     assert "step-00000004 is saved, but" in capsys.readouterr().err
 
 
-def test_what_keep_every_promised_is_kept_also_when_resumed_without_it(corpus: Path, tmp_path: Path) -> None:
+def test_what_keep_every_promised_is_kept_also_when_resumed_without_it(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     go(tiny(corpus, tmp_path, max_iters=8, eval_interval=2, keep_every=4))
     go(tiny(corpus, tmp_path, max_iters=20, eval_interval=2))
     checkpoints = storage.list_steps(tmp_path / "checkpoints")
@@ -117,7 +149,11 @@ def test_what_keep_every_promised_is_kept_also_when_resumed_without_it(corpus: P
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_files_have_the_modes_that_the_umask_allows(mask: int, corpus: Path, tmp_path: Path) -> None:
+def test_files_have_the_modes_that_the_umask_allows(
+    mask: int,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     before = os.umask(mask)
     try:
         last = go(tiny(corpus, tmp_path, max_iters=1, warmup_iters=0)).checkpoint

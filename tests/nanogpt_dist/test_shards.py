@@ -1,4 +1,6 @@
-"""Shards: llm.c's format, written and read back exactly; no damaged, foreign or mixed-up file goes unnoticed."""
+"""Shards: llm.c's format, written and read back exactly; no damaged, foreign or mixed-up file goes
+unnoticed.
+"""
 
 import hashlib
 import json
@@ -33,7 +35,13 @@ from nanogpt_dist.tokenizer import Tokenizer
 BYTE = tokenizers.byte()
 
 
-def write_folder(folder: Path, train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer, shard_tokens: int) -> Manifest:
+def write_folder(
+    folder: Path,
+    train: np.ndarray,
+    val: np.ndarray,
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+) -> Manifest:
     """A data folder of two splits, each one document."""
     folder.mkdir(exist_ok=True)
     tokenizer.save(folder / "tokenizer.json")
@@ -42,7 +50,9 @@ def write_folder(folder: Path, train: np.ndarray, val: np.ndarray, tokenizer: To
     for name, ids in (("train", train), ("val", val)):
         with ShardWriter(folder, "mine", name, tokenizer, shard_tokens) as writer:
             writer.write(ids, [len(ids)])
-        splits[name] = SplitRecord(tokens=len(ids), documents=1, bytes=len(ids), shards=writer.records)
+        splits[name] = SplitRecord(
+            tokens=len(ids), documents=1, bytes=len(ids), shards=writer.records
+        )
     manifest = Manifest(
         name="mine",
         tokenizer=TokenizerRecord(
@@ -52,7 +62,9 @@ def write_folder(folder: Path, train: np.ndarray, val: np.ndarray, tokenizer: To
             eot_id=tokenizer.eot_id,
             fingerprint=tokenizer.fingerprint,
             probe=[],
-            file=FileRecord(name="tokenizer.json", bytes=len(saved), sha256=hashlib.sha256(saved).hexdigest()),
+            file=FileRecord(
+                name="tokenizer.json", bytes=len(saved), sha256=hashlib.sha256(saved).hexdigest()
+            ),
         ),
         eot=None,
         errors="strict",
@@ -87,7 +99,9 @@ def ids() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(ids: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train: shards of 600,000, 600,000 and 100,000 ids, so of 2, 2 and 1 blocks; val: one of 5,000."""
+    """Train: shards of 600,000, 600,000 and 100,000 ids, so of 2, 2 and 1 blocks; val: one of
+    5,000.
+    """
     path = tmp_path_factory.mktemp("data") / "mine"
     write_folder(path, ids, ids[:5000], BYTE, 600_000)
     return path
@@ -109,7 +123,8 @@ def test_llm_c_reads_the_header(folder: Path, ids: np.ndarray) -> None:
     data = (folder / "mine_train_000000.bin").read_bytes()
     words = struct.unpack("<256i", data[:1024])
     assert words[:3] == (20240520, 1, 600_000)
-    assert words[3:8] == (1, 257, 256, 256, 0)  # version, vocabulary, end of text, largest id, documents
+    # version, vocabulary, end of text, largest id, documents
+    assert words[3:8] == (1, 257, 256, 256, 0)
     assert len(data) == 1024 + 2 * words[2]
     assert np.array_equal(np.frombuffer(data, "<u2", offset=1024), ids[:600_000])
     assert bytes.fromhex(BYTE.fingerprint) == data[32:64]
@@ -162,7 +177,9 @@ def test_reading_outside_of_the_split_is_an_error(folder: Path) -> None:
     shard_tokens=st.integers(1, 300),
 )
 def test_files_do_not_depend_on_how_the_stream_arrives(
-    documents: list[int], cuts: list[int], shard_tokens: int
+    documents: list[int],
+    cuts: list[int],
+    shard_tokens: int,
 ) -> None:
     ids, ends = np.arange(sum(documents)) % 257, np.cumsum(documents)
     with tempfile.TemporaryDirectory() as name:
@@ -217,7 +234,11 @@ def test_flipped_bits_are_named(copy: Path) -> None:
     for path in sorted(copy.iterdir()):
         good = path.read_bytes()
         for _ in range(12 if good else 0):
-            where = rng.randrange(min(len(good), 1100)) if rng.random() < 0.5 else rng.randrange(len(good))
+            where = (
+                rng.randrange(min(len(good), 1100))
+                if rng.random() < 0.5
+                else rng.randrange(len(good))
+            )
             with path.open("r+b") as file:
                 file.seek(where)
                 file.write(bytes([good[where] ^ (1 << rng.randrange(8))]))
@@ -284,12 +305,23 @@ def test_edited_manifests_are_refused(copy: Path) -> None:
         ({**content, "extra": 1}, "extra"),
         ({**content, "counts": {"empty": 1, "replaced": 0, "skipped": 0}}, "edited or damaged"),
         ({**content, "splits": {"train": content["splits"]["train"]}}, "train and val"),
-        ({**content, "sources": [{**source, "split": {**source["split"], "val_fraction": 1e999}}]}, "val_fraction"),
+        (
+            {
+                **content,
+                "sources": [{**source, "split": {**source["split"], "val_fraction": 1e999}}],
+            },
+            "val_fraction",
+        ),
         ([], "not the manifest"),
     ]
     for name in ("../tokenizer.json", "/etc/passwd", "..", "a/b", ""):
         file = {**content["tokenizer"]["file"], "name": name}
-        edits.append(({**content, "tokenizer": {**content["tokenizer"], "file": file}}, r"tokenizer\.file\.name"))
+        edits.append(
+            (
+                {**content, "tokenizer": {**content["tokenizer"], "file": file}},
+                r"tokenizer\.file\.name",
+            )
+        )
     for edited, message in edits:
         path.write_text(json.dumps(edited))
         with pytest.raises(BadDataError, match=message):
@@ -321,7 +353,14 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
     try:
         with pytest.raises(StorageError, match=r"needs at least [\d,]+ bytes, [\d,]+ are free"):
             fill()
-        assert sorted(p.suffix for p in disk.iterdir()) == [".bin", ".bin", ".crc32", ".crc32", ".ends", ".ends"]
+        assert sorted(p.suffix for p in disk.iterdir()) == [
+            ".bin",
+            ".bin",
+            ".crc32",
+            ".crc32",
+            ".ends",
+            ".ends",
+        ]
         assert not [p for p in disk.iterdir() if p.name.startswith(".")]
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -329,4 +368,9 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
 
 def test_reading_does_not_import_torch() -> None:
     code = "import sys, nanogpt_dist.shards, prepare.build; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False
+        ).returncode
+        == 0
+    )

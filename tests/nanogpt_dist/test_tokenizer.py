@@ -18,7 +18,9 @@ from nanogpt_dist.vocabularies import open_tokenizer
 from tests.conftest import SHARED
 
 TIKTOKEN_CACHE = SHARED / "tiktoken"
-CORPUS = [path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))]
+CORPUS = [
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+]
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 WORDS = ["\n", " ", "\t", "\u3000", "\x1c", "\x85", "a", "é", "7", "'s", "!?", "<|endoftext|>"]
@@ -59,7 +61,12 @@ def test_known_ids(gpt2: Tokenizer) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "trained", "byte"])
 @settings(max_examples=150, deadline=None)
 @given(text=TEXT)
-def test_decode_gives_back_any_text(kind: str, gpt2: Tokenizer, trained: Tokenizer, text: str) -> None:
+def test_decode_gives_back_any_text(
+    kind: str,
+    gpt2: Tokenizer,
+    trained: Tokenizer,
+    text: str,
+) -> None:
     tokenizer = {"gpt2": gpt2, "trained": trained, "byte": tokenizers.byte()}[kind]
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -89,7 +96,9 @@ def test_a_million_spaces_are_no_problem(gpt2: Tokenizer, end: str) -> None:
 def test_long_texts_are_cut_and_equal(trained: Tokenizer) -> None:
     text = "".join(CORPUS) * 20
     assert len(list(trained.pieces(text))) > 1
-    assert trained.encode(text).tolist() == trained._encoding(patterns.GPT2.text).encode_ordinary(text)
+    assert trained.encode(text).tolist() == trained._encoding(patterns.GPT2.text).encode_ordinary(
+        text
+    )
 
 
 def test_end_of_text_in_the_text_is_ordinary(gpt2: Tokenizer, trained: Tokenizer) -> None:
@@ -117,7 +126,9 @@ def test_broken_utf8_is_replaced() -> None:
     assert tokenizers.byte().decode([72, 255]) == "H\ufffd"
 
 
-@pytest.mark.parametrize(("size", "bits"), [(65_535, 16), (65_536, 16), (65_537, 32), (200_000, 32)])
+@pytest.mark.parametrize(
+    ("size", "bits"), [(65_535, 16), (65_536, 16), (65_537, 32), (200_000, 32)]
+)
 def test_ids_never_wrap(size: int, bits: int) -> None:
     text = "".join(chr(i) for i in range(size + 2048) if not 0xD800 <= i < 0xE000)[:size]
     ids = tokenizers.char(text).encode(text)
@@ -139,7 +150,12 @@ def test_too_little_text_to_train_on() -> None:
 
 def test_sizes_of_a_vocabulary() -> None:
     assert tokenizers.bpe_size("bpe:257") == 257
-    assert tokenizers.bpe_size("gpt2") is tokenizers.bpe_size("bpe:x") is tokenizers.bpe_size("bpe:٣٠٠") is None
+    assert (
+        tokenizers.bpe_size("gpt2")
+        is tokenizers.bpe_size("bpe:x")
+        is tokenizers.bpe_size("bpe:٣٠٠")
+        is None
+    )
     for spec in ("bpe:0", "bpe:256", "bpe:1000001", "bpe:" + "9" * 5000):
         with pytest.raises(UsageError, match="give bpe:257 to bpe:1000000"):
             tokenizers.bpe_size(spec)
@@ -158,7 +174,11 @@ def test_save_and_load(gpt2: Tokenizer, trained: Tokenizer, tmp_path: Path) -> N
         tokenizer.save(tmp_path / "tokenizer.json")
         loaded = open_tokenizer(str(tmp_path / "tokenizer.json"))
         assert loaded.to_json() == tokenizer.to_json()
-        assert (loaded.name, loaded.kind, loaded.n_vocab) == (tokenizer.name, tokenizer.kind, tokenizer.n_vocab)
+        assert (loaded.name, loaded.kind, loaded.n_vocab) == (
+            tokenizer.name,
+            tokenizer.kind,
+            tokenizer.n_vocab,
+        )
         assert loaded.encode("héllo").tolist() == tokenizer.encode("héllo").tolist()
     assert os.listdir(tmp_path) == ["tokenizer.json"]
 
@@ -183,7 +203,8 @@ def test_damaged_files_never_load_as_another_tokenizer(trained: Tokenizer, tmp_p
             loaded = tokenizers.load(path)
         except NanogptError:
             continue
-        assert loaded.fingerprint == trained.fingerprint  # the flip was in the name or in white space
+        # the flip was in the name or in white space
+        assert loaded.fingerprint == trained.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -202,7 +223,12 @@ def test_damaged_files_never_load_as_another_tokenizer(trained: Tokenizer, tmp_p
         ({"fingerprint": "0" * 64}, "do not match its fingerprint"),
     ],
 )
-def test_wrong_files_are_refused(trained: Tokenizer, tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_wrong_files_are_refused(
+    trained: Tokenizer,
+    tmp_path: Path,
+    change: dict[str, object],
+    message: str,
+) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({**json.loads(trained.to_json()), **change}))
     with pytest.raises(BadDataError, match=message):
@@ -225,7 +251,9 @@ def test_ranks_files(gpt2: Tokenizer, tmp_path: Path) -> None:
     opened = open_tokenizer(str(path))
     assert (opened.name, opened.fingerprint) == ("my-ranks", gpt2.fingerprint)
     path.write_bytes(b"".join([*lines[:300], *lines[301:]]))
-    with pytest.raises(BadDataError, match=r"tiktoken:301: expected a token in base64 and the rank 300"):
+    with pytest.raises(
+        BadDataError, match=r"tiktoken:301: expected a token in base64 and the rank 300"
+    ):
         open_tokenizer(str(path))
 
 

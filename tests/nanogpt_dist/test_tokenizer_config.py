@@ -1,4 +1,6 @@
-"""Files beside a tokenizer of Hugging Face's: its ends of text, more tokens, and vocab.json with merges.txt."""
+"""Files beside a tokenizer of Hugging Face's: its ends of text, more tokens, and vocab.json with
+merges.txt.
+"""
 
 import json
 from pathlib import Path
@@ -14,8 +16,13 @@ from nanogpt_dist.lineage import hf_tokenizer
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.vocabularies import open_tokenizer
 
-TEXTS = ["the [MOL] cat sat  on 1234 mats,\n\tthe cafe\u0301 is near.", "self.tokens  <think> [MOL][MOL]x"]
-CORPUS = [path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))]
+TEXTS = [
+    "the [MOL] cat sat  on 1234 mats,\n\tthe cafe\u0301 is near.",
+    "self.tokens  <think> [MOL][MOL]x",
+]
+CORPUS = [
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +47,17 @@ def test_two_files_are_the_tokenizer_json_of_them(trained: Tokenizer, tmp_path: 
     assert open_tokenizer(str(folder / "vocab.json")).fingerprint == trained.fingerprint
 
 
-def test_added_tokens_beside_two_files_are_found_in_text(trained: Tokenizer, tmp_path: Path) -> None:
+def test_added_tokens_beside_two_files_are_found_in_text(
+    trained: Tokenizer,
+    tmp_path: Path,
+) -> None:
     transformers = pytest.importorskip("transformers")
     special = {"eos_token": "<stop>", "additional_special_tokens": ["<think>"]}
     folder = two_files(
-        tmp_path / "a", trained, added_tokens={"<stop>": 600, "[MOL]": 601, "<think>": 602}, special_tokens_map=special
+        tmp_path / "a",
+        trained,
+        added_tokens={"<stop>": 600, "[MOL]": 601, "<think>": 602},
+        special_tokens_map=special,
     )
     ours = hf_tokenizer.of_folder(folder)
     assert (ours.eot_id, ours.n_vocab) == (600, 603)
@@ -56,7 +69,9 @@ def test_added_tokens_beside_two_files_are_found_in_text(trained: Tokenizer, tmp
 
 
 def test_qwens_two_files_have_its_pattern_and_nfc(trained: Tokenizer, tmp_path: Path) -> None:
-    folder = two_files(tmp_path / "a", trained, tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"})
+    folder = two_files(
+        tmp_path / "a", trained, tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"}
+    )
     ours = hf_tokenizer.of_folder(folder)
     assert isinstance(ours, LibraryTokenizer)
     assert ours.encode("e\u0301").tolist() == ours.encode("\u00e9").tolist()
@@ -64,13 +79,19 @@ def test_qwens_two_files_have_its_pattern_and_nfc(trained: Tokenizer, tmp_path: 
 
 
 def test_two_files_of_another_class_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
-    folder = two_files(tmp_path / "a", trained, tokenizer_config={"tokenizer_class": "CLIPTokenizer"})
+    folder = two_files(
+        tmp_path / "a", trained, tokenizer_config={"tokenizer_class": "CLIPTokenizer"}
+    )
     with pytest.raises(BadDataError, match=r"of CLIPTokenizer are not read; give tokenizer\.json"):
         hf_tokenizer.of_folder(folder)
 
 
 @pytest.mark.parametrize("content", [[], "x", {"a": 1}, {"<|endoftext|>": "x"}])
-def test_two_files_that_are_damaged_are_told(trained: Tokenizer, tmp_path: Path, content: Any) -> None:
+def test_two_files_that_are_damaged_are_told(
+    trained: Tokenizer,
+    tmp_path: Path,
+    content: Any,
+) -> None:
     folder = two_files(tmp_path / "a", trained, vocab=content)
     with pytest.raises(BadDataError):
         hf_tokenizer.of_folder(folder)
@@ -88,7 +109,10 @@ def with_configuration(folder: Path, trained: Tokenizer, **files: Any) -> Tokeni
 def test_a_sample_stops_at_each_of_several_ends(trained: Tokenizer, tmp_path: Path) -> None:
     about = {"eos_token": {"content": "<|im_end|>"}}
     ours = with_configuration(
-        tmp_path / "a", trained, generation_config={"eos_token_id": [599, 600]}, tokenizer_config=about
+        tmp_path / "a",
+        trained,
+        generation_config={"eos_token_id": [599, 600]},
+        tokenizer_config=about,
     )
     assert (ours.eot_id, ours.stops, ours.stop_ids) == (600, ["<|endoftext|>"], {599, 600})
     ours.save(tmp_path / "t.json")
@@ -103,7 +127,10 @@ def test_one_end_leaves_the_file_as_it_was(trained: Tokenizer, tmp_path: Path) -
     assert b'"stops"' not in ours.to_json()
 
 
-def test_tokens_that_only_the_configuration_adds_are_taken(trained: Tokenizer, tmp_path: Path) -> None:
+def test_tokens_that_only_the_configuration_adds_are_taken(
+    trained: Tokenizer,
+    tmp_path: Path,
+) -> None:
     transformers = pytest.importorskip("transformers")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     about = {
@@ -118,7 +145,10 @@ def test_tokens_that_only_the_configuration_adds_are_taken(trained: Tokenizer, t
     assert 602 in ours.encode("[MOL]")
 
 
-def test_what_the_library_encodes_is_exported_and_read_back(trained: Tokenizer, tmp_path: Path) -> None:
+def test_what_the_library_encodes_is_exported_and_read_back(
+    trained: Tokenizer,
+    tmp_path: Path,
+) -> None:
     transformers = pytest.importorskip("transformers")
     folder = two_files(tmp_path / "a", trained, added_tokens={"[MOL]": 600})
     ours = hf_tokenizer.of_folder(folder)

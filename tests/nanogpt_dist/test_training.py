@@ -28,14 +28,22 @@ def test_a_run_learns_and_leaves_what_it_promises(corpus: Path, tmp_path: Path) 
     assert result.tokens == 60 * 8 * 32
     found = records(tmp_path / "run")
     losses = [record["loss"] for record in found if "loss" in record]
-    assert losses[0] == pytest.approx(math.log(257), abs=0.1)  # the ids; their 320 rows do not count
+    # the ids; their 320 rows do not count
+    assert losses[0] == pytest.approx(math.log(257), abs=0.1)
     assert losses[-1] < losses[0] - 1.5
     assert result.val_loss == [record["val_loss"] for record in found if "val_loss" in record][-1]
     assert (tmp_path / "run" / "config.toml").exists()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["verdict"] == "done"
     last = Path(result.checkpoint)
     assert {path.name for path in last.iterdir()} == {
-        *("model.safetensors", "optimizer.safetensors", "state.json", "config.toml", "tokenizer.json", "manifest.json")
+        *(
+            "model.safetensors",
+            "optimizer.safetensors",
+            "state.json",
+            "config.toml",
+            "tokenizer.json",
+            "manifest.json",
+        )
     }
     assert not storage.verify(last)
     assert storage.read_latest(tmp_path / "run" / "checkpoints") == last.name
@@ -50,11 +58,22 @@ def test_the_config_it_leaves_can_be_given_back(corpus: Path, tmp_path: Path) ->
     ).model_dump(exclude={"vocab_size"})
 
 
-def test_the_loss_is_the_mean_over_the_global_batch_for_any_micro_batch(corpus: Path, tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_the_global_batch_for_any_micro_batch(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     losses = []
     for i, (batch_size, accumulation) in enumerate([(8, 1), (4, 2), (1, 8)]):
         run = tmp_path / str(i)
-        go(tiny(corpus, run, batch_size=batch_size, gradient_accumulation_steps=accumulation, log_interval=1))
+        go(
+            tiny(
+                corpus,
+                run,
+                batch_size=batch_size,
+                gradient_accumulation_steps=accumulation,
+                log_interval=1,
+            )
+        )
         losses.append([record["loss"] for record in records(run) if "loss" in record])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
@@ -64,10 +83,13 @@ def test_the_loss_is_the_mean_over_the_global_batch_for_any_micro_batch(corpus: 
 @pytest.mark.thorough
 def test_a_compiled_run_is_the_same_run(corpus: Path, tmp_path: Path) -> None:
     plain, compiled = (
-        go(tiny(corpus, tmp_path / name, n_layer=1, compile=name == "compiled")) for name in ("plain", "compiled")
+        go(tiny(corpus, tmp_path / name, n_layer=1, compile=name == "compiled"))
+        for name in ("plain", "compiled")
     )
     assert compiled.val_loss == pytest.approx(plain.val_loss, rel=1e-5)
-    names = [load_file(Path(run.checkpoint) / "model.safetensors").keys() for run in (plain, compiled)]
+    names = [
+        load_file(Path(run.checkpoint) / "model.safetensors").keys() for run in (plain, compiled)
+    ]
     assert names[0] == names[1]
 
 
@@ -105,7 +127,9 @@ def test_status_says_running_from_the_first_update_on(corpus: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("after", ["nothing", "another run"])
 def test_a_run_that_is_renamed_while_it_trains_ends_and_leaves_one_folder(
-    corpus: Path, tmp_path: Path, after: str
+    corpus: Path,
+    tmp_path: Path,
+    after: str,
 ) -> None:
     run = tmp_path / "run"
 
@@ -120,7 +144,10 @@ def test_a_run_that_is_renamed_while_it_trains_ends_and_leaves_one_folder(
                     go(tiny(corpus, run, max_iters=4))
             return False
 
-    with pytest.raises(StorageError, match=f"was renamed while it trained; go on with: nanogpt train {tmp_path}/moved"):
+    with pytest.raises(
+        StorageError,
+        match=f"was renamed while it trained; go on with: nanogpt train {tmp_path}/moved",
+    ):
         go(tiny(corpus, run, save_interval=2), stop=Tidying())
     if after == "nothing":
         assert not run.exists()
@@ -146,7 +173,9 @@ def test_a_run_that_is_deleted_while_it_trains_ends(corpus: Path, tmp_path: Path
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_run(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:

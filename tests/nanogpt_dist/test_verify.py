@@ -1,4 +1,6 @@
-"""`verify_folder`: a flipped bit or a cut is pinned on the file that has it, and nothing of it can be trained on."""
+"""`verify_folder`: a flipped bit or a cut is pinned on the file that has it, and nothing of it can
+be trained on.
+"""
 
 import os
 import random
@@ -55,7 +57,9 @@ def test_1000_flipped_bits_are_named_and_none_is_trained_on(folder: Path) -> Non
         assert name == path.name, reason
         if path.suffix == ".bin":
             block = (where - 1024) // MIB
-            assert reason.startswith("damaged in header" if where < 1024 else f"damaged in MiB {block} of "), reason
+            assert reason.startswith(
+                "damaged in header" if where < 1024 else f"damaged in MiB {block} of "
+            ), reason
         with pytest.raises(BadDataError) as caught:
             read_all(folder)
         assert path.stem in str(caught.value)
@@ -105,9 +109,13 @@ def test_each_damaged_mib_is_named(folder: Path) -> None:
 def test_links_and_missing_files(folder: Path, tmp_path: Path) -> None:
     shard = folder / "mine_train_000000.bin"
     shard.rename(tmp_path / "elsewhere")
-    assert [(shard.name, True)] == [(name, "is missing" in reason) for name, reason in verify_folder(folder)]
+    assert [(shard.name, True)] == [
+        (name, "is missing" in reason) for name, reason in verify_folder(folder)
+    ]
     shard.symlink_to(tmp_path / "elsewhere")
-    assert [(shard.name, True)] == [(name, "symbolic link" in reason) for name, reason in verify_folder(folder)]
+    assert [(shard.name, True)] == [
+        (name, "symbolic link" in reason) for name, reason in verify_folder(folder)
+    ]
     (folder / "manifest.json").unlink()
     [(_, reason)] = verify_folder(folder)
     assert "run the same nanogpt prepare again" in reason

@@ -18,17 +18,26 @@ from nanogpt_dist.errors import BadDataError, HubUnavailableError
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.vocabularies import open_tokenizer
 
-SPLIT = {"type": "Split", "pattern": {"Regex": patterns.CL100K.text}, "behavior": "Isolated", "invert": False}
+SPLIT = {
+    "type": "Split",
+    "pattern": {"Regex": patterns.CL100K.text},
+    "behavior": "Isolated",
+    "invert": False,
+}
 REMOVES = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-CORPUS = [path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))]
+CORPUS = [
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+]
 OF_THEIR_OWN = r" ?[\p{L}\p{N}]+|\s|[^\p{L}\p{N}\s]+"  # no \w: the two libraries disagree on ²
 R50K = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
 R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 
 def test_r50k_base_is_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tiktoken's file of it follows from GPT-2's ranks byte for byte; its cache names it by the address."""
+    """tiktoken's file of it follows from GPT-2's ranks byte for byte; its cache names it by the
+    address.
+    """
     data = bpe.ranks_file(tokenizers.gpt2().tokens)
     assert hashlib.sha256(data).hexdigest() == R50K_SHA256
     (tmp_path / hashlib.sha1(R50K.encode()).hexdigest()).write_bytes(data)
@@ -59,8 +68,14 @@ def model() -> Any:
     return bpe.train_model(iter(CORPUS), 999)
 
 
-def test_special_tokens_may_leave_gaps(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As cl100k_base has them: ranks below, end of text behind a gap, another behind a larger one."""
+def test_special_tokens_may_leave_gaps(
+    model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """As cl100k_base has them: ranks below, end of text behind a gap, another behind a larger
+    one.
+    """
     tokens = bpe.vocabulary_of(model.get_vocab())
     specials = {"<|endoftext|>": 1000, "<|endofprompt|>": 70_000}
     theirs = tiktoken.Encoding(
@@ -112,34 +127,65 @@ def test_hugging_faces_files(pattern: str | None, model: Any, tmp_path: Path) ->
 def test_gpt2s_own_file(tmp_path: Path) -> None:
     merges = bpe.gzip.decompress(bpe.GPT2_MERGES.read_bytes()).decode().split("\n")[1:-1]
     printable = {value: key for key, value in bpe._PRINTABLE.items()}
-    vocab = {"".join(printable[bytes([b])] for b in token): i for i, token in enumerate(tokenizers.gpt2().tokens)}
-    model = oracle.Tokenizer(oracle.models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))  # type: ignore[misc]
+    vocab = {
+        "".join(printable[bytes([b])] for b in token): i
+        for i, token in enumerate(tokenizers.gpt2().tokens)
+    }
+    model = oracle.Tokenizer(
+        oracle.models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges])
+    )  # type: ignore[misc]
     model.pre_tokenizer = oracle.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.add_special_tokens(["<|endoftext|>"])
     model.save(str(tmp_path / "tokenizer.json"))
-    assert open_tokenizer(str(tmp_path / "tokenizer.json")).fingerprint == tokenizers.gpt2().fingerprint
+    assert (
+        open_tokenizer(str(tmp_path / "tokenizer.json")).fingerprint
+        == tokenizers.gpt2().fingerprint
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "normalizer is Lowercase; of these only NFC is read"),
+        (
+            {"normalizer": {"type": "Lowercase"}},
+            "normalizer is Lowercase; of these only NFC is read",
+        ),
         ({"model": {"type": "WordPiece", "vocab": {}}}, "byte-level BPE"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "without a space in front"),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+            "without a space in front",
+        ),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "has Whitespace, which does not keep the text"),
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [REMOVES, LEVEL]}}, "has a Split that removes"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [REMOVES, LEVEL]}},
+            "has a Split that removes",
+        ),
         ({"pre_tokenizer": None}, "not ByteLevel"),
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [LEVEL, LEVEL]}}, "not ByteLevel"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 2}, "merges": []}}, "not every single byte"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0, "b": 2}, "merges": []}},
+            "not every single byte",
+        ),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "the same id"),
         ({"model": {"type": "BPE", "vocab": {"東": 0}, "merges": []}}, "not bytes"),
         ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "no byte-level BPE"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.1}}, "its model has dropout"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.1}},
+            "its model has dropout",
+        ),
         ({"added_tokens": [{"id": 7, "content": "[MOL]", "special": False}]}, "same id"),
-        ({"added_tokens": [{"id": 9999, "content": "[MOL]", "special": False}]}, "cannot read it|another id"),
+        (
+            {"added_tokens": [{"id": 9999, "content": "[MOL]", "special": False}]},
+            "cannot read it|another id",
+        ),
     ],
 )
-def test_other_tokenizers_are_refused(change: dict[str, Any], message: str, model: Any, tmp_path: Path) -> None:
+def test_other_tokenizers_are_refused(
+    change: dict[str, Any],
+    message: str,
+    model: Any,
+    tmp_path: Path,
+) -> None:
     with pytest.raises(BadDataError, match=message) as error:
         open_tokenizer(str(save(model, tmp_path / "t.json", **change)))
     assert len(str(error.value)) < 200
@@ -156,7 +202,9 @@ def test_the_configuration_beside_it_names_the_end_of_text(model: Any, tmp_path:
     copied.add_special_tokens(["<|endoftext|>", "<stop>", "<other>"])
     path = save(copied, tmp_path / "t.json")
     assert open_tokenizer(str(path)).end_of_text == "<|endoftext|>"
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<stop>"}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<stop>"}})
+    )
     assert open_tokenizer(str(path)).end_of_text == "<stop>"
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1001, 1000]}))
     assert open_tokenizer(str(path)).end_of_text == "<stop>"
@@ -164,8 +212,14 @@ def test_the_configuration_beside_it_names_the_end_of_text(model: Any, tmp_path:
     assert open_tokenizer(str(path)).end_of_text == "<other>"
 
 
-@pytest.mark.parametrize(("name", "more"), [("cl100k_base", b"12"), ("mine", b"a1"), ("mine", b".get")])
-def test_ranks_under_another_pattern_than_gpt2s_are_refused(name: str, more: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"), [("cl100k_base", b"12"), ("mine", b"a1"), ("mine", b".get")]
+)
+def test_ranks_under_another_pattern_than_gpt2s_are_refused(
+    name: str,
+    more: bytes,
+    tmp_path: Path,
+) -> None:
     path = tmp_path / f"{name}.tiktoken"
     path.write_bytes(bpe.ranks_file([*(bytes([i]) for i in range(256)), more]))
     with pytest.raises(BadDataError, match="not learnt under GPT-2's pattern"):
@@ -179,7 +233,10 @@ def test_a_sentencepiece_model_is_told_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
-def test_ranks_are_known_by_tiktokens_own_sha256(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_known_by_tiktokens_own_sha256(
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from tiktoken_ext import openai_public
 
     sums = []
@@ -194,7 +251,8 @@ def test_ranks_are_known_by_tiktokens_own_sha256(name: str, monkeypatch: pytest.
 
 
 def test_ranks_that_are_known_have_their_pattern_and_special_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = bpe.ranks_file([*(bytes([i]) for i in range(256)), b"12", b"123", b".get"])
     (tmp_path / "mine.tiktoken").write_bytes(data)

@@ -1,4 +1,6 @@
-"""Ranks that die, stop, hang or fail: the others name them, show the stacks, and leave. Real ranks, real signals."""
+"""Ranks that die, stop, hang or fail: the others name them, show the stacks, and leave. Real ranks,
+real signals.
+"""
 
 import json
 import os
@@ -46,7 +48,8 @@ def test_a_killed_rank_is_named_and_all_leave(training: Callable[..., Training])
     assert process.returncode == 74
     assert f"lost rank 1 (pid {ranks[1]}), which has died, after step " in stderr.splitlines()[-1]
     assert f"rank 1 (pid {ranks[1]}) was killed by SIGKILL" in stderr
-    assert len([line for line in stderr.splitlines() if line.startswith("nanogpt")]) == 3  # rank, torchrun, launcher
+    # rank, torchrun, launcher
+    assert len([line for line in stderr.splitlines() if line.startswith("nanogpt")]) == 3
     assert not run.living()
     status = json.loads((run.run / "status.json").read_text())
     assert (status["verdict"], status["code"]) == ("failed", 74)
@@ -73,7 +76,15 @@ def test_ranks_whose_torchrun_is_killed_save_and_leave(training: Callable[..., T
     run = training()
     at = run.line.index("launch")
     options = [*("--standalone", "--local-addr", "127.0.0.1"), *run.line[at + 1 : at + 3]]
-    run.line = [run.line[0], "-m", "torch.distributed.run", *options, "-m", "nanogpt_dist", *run.line[at + 3 :]]
+    run.line = [
+        run.line[0],
+        "-m",
+        "torch.distributed.run",
+        *options,
+        "-m",
+        "nanogpt_dist",
+        *run.line[at + 3 :],
+    ]
     process = run.start()
     ranks = wait_for_updates(run)
     process.kill()

@@ -1,9 +1,11 @@
-"""Against a clone of nanoGPT: its own model, optimizer, sample.py and train.py, with what we import and export.
+"""Against a clone of nanoGPT: its own model, optimizer, sample.py and train.py, with what we import
+and export.
 
     python -m tests.peers.nanogpt PATH/TO/nanoGPT
 
-Its train.py makes a ckpt.pt on characters (and so a meta.pkl), we import it: equal logits; both continue for 20 updates
-on the same batches: equal losses; we export it: its model gives equal logits, its sample.py and train.py go on with it.
+Its train.py makes a ckpt.pt on characters (and so a meta.pkl), we import it: equal logits; both
+continue for 20 updates on the same batches: equal losses; we export it: its model gives equal
+logits, its sample.py and train.py go on with it.
 """
 
 import argparse
@@ -24,14 +26,31 @@ from nanogpt_dist.optim import learning_rate
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.update import Updater
 
-TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 400
+TEXT = (
+    "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 400
+)
 UPDATES = 20
-SIZES = ["--n_layer=3", "--n_head=4", "--n_embd=64", "--block_size=32", "--batch_size=6", "--dropout=0.0"]
-QUICK = ["--device=cpu", "--compile=False", "--dtype=float32", "--eval_iters=2", "--always_save_checkpoint=True"]
+SIZES = [
+    "--n_layer=3",
+    "--n_head=4",
+    "--n_embd=64",
+    "--block_size=32",
+    "--batch_size=6",
+    "--dropout=0.0",
+]
+QUICK = [
+    "--device=cpu",
+    "--compile=False",
+    "--dtype=float32",
+    "--eval_iters=2",
+    "--always_save_checkpoint=True",
+]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clone", type=Path)
     clone = parser.parse_args().clone.resolve()
     torch.set_num_threads(1)
@@ -43,26 +62,44 @@ def main() -> None:
 
 def prove(work: Path, scratch: Path) -> None:
     make_characters(work / "data" / "shakespeare_char")
-    python(work, "train.py", "config/train_shakespeare_char.py", *SIZES, *QUICK, "--max_iters=30", "--eval_interval=30")
+    python(
+        work,
+        "train.py",
+        "config/train_shakespeare_char.py",
+        *SIZES,
+        *QUICK,
+        "--max_iters=30",
+        "--eval_interval=30",
+    )
     theirs = work / "out-shakespeare-char" / "ckpt.pt"
     nanogpt("import", "nanogpt", theirs, "--out-dir", scratch / "run", cwd=work)
     found = scratch / "run" / "checkpoints" / "step-00000030"
     ours, config = checkpoint.load_model(found, torch.device("cpu"))
     model, _ = their_model(work, theirs)
-    ids = torch.randint(config.vocab_size or 1, (4, config.block_size), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        config.vocab_size or 1, (4, config.block_size), generator=torch.Generator().manual_seed(0)
+    )
     report("logits, nanoGPT → ours", difference(ours.logits(ids), their_logits(model, ids)), 1e-5)
 
-    losses = list(zip(continue_theirs(work, theirs, config), continue_ours(found, config), strict=True))
+    losses = list(
+        zip(continue_theirs(work, theirs, config), continue_ours(found, config), strict=True)
+    )
     for step, (a, b) in enumerate(losses, 1):
         print(f"  update {step:2}: nanoGPT {a:.6f}, ours {b:.6f}")
     report(f"loss over {UPDATES} updates", max(abs(a - b) for a, b in losses), 1e-4)
 
     nanogpt("export", "nanogpt", scratch / "run", work / "back" / "ckpt.pt")
     back, again = their_model(work, work / "back" / "ckpt.pt")
-    report("logits, nanoGPT → ours → nanoGPT", difference(their_logits(back, ids), their_logits(model, ids)), 1e-5)
+    report(
+        "logits, nanoGPT → ours → nanoGPT",
+        difference(their_logits(back, ids), their_logits(model, ids)),
+        1e-5,
+    )
     before = torch.load(theirs, weights_only=True)["optimizer"]
     for number, state in before["state"].items():
-        assert all(torch.equal(state[key], again["optimizer"]["state"][number][key]) for key in state), number
+        assert all(
+            torch.equal(state[key], again["optimizer"]["state"][number][key]) for key in state
+        ), number
     assert [group["params"] for group in before["param_groups"]] == [
         g["params"] for g in again["optimizer"]["param_groups"]
     ]
@@ -71,9 +108,17 @@ def prove(work: Path, scratch: Path) -> None:
     said = python(work, "sample.py", *args, "--num_samples=1", "--max_new_tokens=40")
     print("its sample.py:", repr(said.split("meta.pkl...")[-1].strip()[:60]))
     said = python(
-        work, "train.py", "config/train_shakespeare_char.py", *SIZES, *QUICK, "--init_from=resume", "--out_dir=back",
-        "--max_iters=32", "--eval_interval=2", "--log_interval=1",
-    )  # fmt: skip
+        work,
+        "train.py",
+        "config/train_shakespeare_char.py",
+        *SIZES,
+        *QUICK,
+        "--init_from=resume",
+        "--out_dir=back",
+        "--max_iters=32",
+        "--eval_interval=2",
+        "--log_interval=1",
+    )
     print("its train.py:", [line for line in said.splitlines() if line.startswith("iter")][-1])
 
 
@@ -85,16 +130,24 @@ def make_characters(folder: Path) -> None:
     ids = np.array([chars.index(c) for c in TEXT], dtype=np.uint16)
     ids[: len(ids) * 9 // 10].tofile(folder / "train.bin")
     ids[len(ids) * 9 // 10 :].tofile(folder / "val.bin")
-    meta = {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
+    meta = {
+        "vocab_size": len(chars),
+        "itos": dict(enumerate(chars)),
+        "stoi": {c: i for i, c in enumerate(chars)},
+    }
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
 
 
 def python(work: Path, *arguments: str) -> str:
-    return subprocess.run([sys.executable, *arguments], cwd=work, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=work, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def nanogpt(*arguments: object, cwd: Path | None = None) -> None:
-    subprocess.run([sys.executable, "-m", "nanogpt_dist", *map(str, arguments)], check=True, cwd=cwd)
+    subprocess.run(
+        [sys.executable, "-m", "nanogpt_dist", *map(str, arguments)], check=True, cwd=cwd
+    )
 
 
 def model_module(work: Path) -> ModuleType:
@@ -130,7 +183,9 @@ def batches(config: TrainConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def continue_theirs(work: Path, path: Path, config: TrainConfig) -> list[float]:
-    """Updates as its train.py makes them, with its own model and optimizer, and the rate of its schedule."""
+    """Updates as its train.py makes them, with its own model and optimizer, and the rate of its
+    schedule.
+    """
     model, content = their_model(work, path)
     optimizer = model.configure_optimizers(
         config.weight_decay, config.learning_rate, (config.beta1, config.beta2), "cpu"
@@ -156,7 +211,10 @@ def continue_ours(found: Path, config: TrainConfig) -> list[float]:
     updater.load(found, {})
     assert moments_of(found)
     state, _ = checkpoint.load_state(found)
-    return [updater.update(state.step + i, [(x.numpy(), y.numpy())]).loss for i, (x, y) in enumerate(batches(config))]
+    return [
+        updater.update(state.step + i, [(x.numpy(), y.numpy())]).loss
+        for i, (x, y) in enumerate(batches(config))
+    ]
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:

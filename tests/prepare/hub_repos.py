@@ -25,12 +25,18 @@ class Entry:
         return self.sha256 if self.lfs else self.blob_id
 
     def told(self, name: str) -> dict[str, Any]:
-        lfs = {"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
+        lfs = (
+            {"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
+        )
         return {"type": "file", "oid": self.blob_id, "size": self.size, "path": name, **lfs}
 
     def sibling(self, name: str) -> dict[str, Any]:
         """As the facts about a whole repository have it, with ?blobs=true."""
-        lfs = {"lfs": {"sha256": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
+        lfs = (
+            {"lfs": {"sha256": self.sha256, "size": self.size, "pointerSize": 134}}
+            if self.lfs
+            else {}
+        )
         return {"rfilename": name, "blobId": self.blob_id, "size": self.size, **lfs}
 
 
@@ -47,7 +53,9 @@ def read_revision(tree: Path, lfs: tuple[str, ...]) -> Revision:
         data = path.read_bytes()
         blob_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         name = path.relative_to(tree).as_posix()
-        files[name] = Entry(path, len(data), hashlib.sha256(data).hexdigest(), blob_id, name.endswith(lfs))
+        files[name] = Entry(
+            path, len(data), hashlib.sha256(data).hexdigest(), blob_id, name.endswith(lfs)
+        )
     listing = json.dumps([tree.name, *((name, entry.sha256) for name, entry in files.items())])
     return Revision(hashlib.sha1(listing.encode()).hexdigest(), files)
 
@@ -83,9 +91,10 @@ configs:
 """
 
 WORDS = (
-    "the of and to in that was it for is on as with his he be at by had not are but from they which you one we all "
-    "their there been has when who would more if no out so said what up its about into than them can only other new "
-    "some could time these two may then do first any my now such like our over man even most made after also did"
+    "the of and to in that was it for is on as with his he be at by had not are but from they "
+    "which you one we all their there been has when who would more if no out so said what up its "
+    "about into than them can only other new some could time these two may then do first any my "
+    "now such like our over man even most made after also did"
 )
 
 
@@ -94,7 +103,10 @@ def english(documents: int, seed: int) -> list[str]:
     choose, words = random.Random(seed), WORDS.split()
     texts = []
     for _ in range(documents):
-        sentences = [" ".join(choose.choices(words, k=choose.randint(4, 18))) for _ in range(choose.randint(2, 20))]
+        sentences = [
+            " ".join(choose.choices(words, k=choose.randint(4, 18)))
+            for _ in range(choose.randint(2, 20))
+        ]
         texts.append("\n\n".join(f"{sentence.capitalize()}." for sentence in sentences))
     return texts
 
@@ -108,7 +120,8 @@ def make_openwebtext(
 ) -> list[str]:
     """Writes a repository of openwebtext's shape, and returns its documents in order.
 
-    script: `main` has a loading script, as it had for years, and the parquet files stand in the hub's export only.
+    script: `main` has a loading script, as it had for years, and the parquet files stand in the
+    hub's export only.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -119,7 +132,9 @@ def make_openwebtext(
     for number in range(files):
         some = english(documents_per_file, number)
         name = f"{number:04}.parquet" if script else f"train-{number:05}-of-{files:05}.parquet"
-        parquet.write_table(pa.table({"text": some}), folder / name, row_group_size=max(1, documents_per_file // 4))
+        parquet.write_table(
+            pa.table({"text": some}), folder / name, row_group_size=max(1, documents_per_file // 4)
+        )
         texts += some
     main.mkdir(exist_ok=True)
     readme = README.format(
@@ -136,12 +151,16 @@ def make_openwebtext(
     return texts
 
 
-# Of the catalogue's other repositories: where the files of the configuration lie, and how its documents are written.
+# Of the catalogue's other repositories: where the files of the configuration lie, and how its
+# documents are written.
 OTHERS = {
     "HuggingFaceFW/fineweb": ("sample-10BT", "sample/10BT/000_00000.parquet"),
     "HuggingFaceFW/fineweb-edu": ("sample-10BT", "sample/10BT/000_00000.parquet"),
     "roneneldan/TinyStories": ("default", "data/train-00000-of-00001.parquet"),
-    "Salesforce/wikitext": ("wikitext-103-raw-v1", "wikitext-103-raw-v1/train-00000-of-00001.parquet"),
+    "Salesforce/wikitext": (
+        "wikitext-103-raw-v1",
+        "wikitext-103-raw-v1/train-00000-of-00001.parquet",
+    ),
     "allenai/c4": ("en", "en/c4-train.00000-of-01024.json.gz"),
 }
 
@@ -157,10 +176,19 @@ def make_catalogue(root: Path, documents: list[str]) -> None:
         path = root / repo / "main" / name
         path.parent.mkdir(parents=True)
         if name.endswith(".parquet"):
-            parquet.write_table(pa.table({"text": documents, "url": ["http://a.b"] * len(documents)}), path)
+            parquet.write_table(
+                pa.table({"text": documents, "url": ["http://a.b"] * len(documents)}), path
+            )
         else:
-            lines = "".join(json.dumps({"text": text, "url": "http://a.b"}) + "\n" for text in documents)
+            lines = "".join(
+                json.dumps({"text": text, "url": "http://a.b"}) + "\n" for text in documents
+            )
             path.write_bytes(gzip.compress(lines.encode()))
-        files = f"  - split: train\n    path: {name.rpartition('/')[0]}/*train*\n".replace("10BT/*train*", "10BT/*")
-        card = f"---\nconfigs:\n- config_name: {config}\n  default: true\n  data_files:\n{files}---\n\n# {repo}\n"
+        files = f"  - split: train\n    path: {name.rpartition('/')[0]}/*train*\n".replace(
+            "10BT/*train*", "10BT/*"
+        )
+        card = (
+            f"---\nconfigs:\n- config_name: {config}\n  default: true\n  "
+            f"data_files:\n{files}---\n\n# {repo}\n"
+        )
         (root / repo / "main" / "README.md").write_text(card)

@@ -1,10 +1,12 @@
-"""A hub on this machine that speaks the real one's protocol, gets into trouble on demand and counts what it serves.
+"""A hub on this machine that speaks the real one's protocol, gets into trouble on demand and counts
+what it serves.
 
     with hub(root, faults=[Fault("reset", "*train-00001*")]) as server:
         subprocess.run(..., env=server.environment(home))
 
-On disk: root/OWNER/NAME/REVISION/…, where the folder `main` is a branch and `refs--convert--parquet` the hub's export.
-Files that end as LFS says are kept in LFS: their ETag is their sha256, and they are served from another address.
+On disk: root/OWNER/NAME/REVISION/…, where the folder `main` is a branch and
+`refs--convert--parquet` the hub's export. Files that end as LFS says are kept in LFS: their ETag is
+their sha256, and they are served from another address.
 """
 
 import hashlib
@@ -29,10 +31,11 @@ from tests.prepare.hub_repos import LFS, Entry, Revision, read_revision
 
 @dataclass
 class Fault:
-    """Trouble for requests with `method` whose path fits the pattern `path`, `times` times (None: always).
+    """Trouble for requests with `method` whose path fits the pattern `path`, `times` times (None:
+    always).
 
-    status: an answer with that status. reset, cut, stall: after half of the body the connection is reset, closed, or
-    silent for stall_s. corrupt: one wrong byte, the length is right.
+    status: an answer with that status. reset, cut, stall: after half of the body the connection is
+    reset, closed, or silent for stall_s. corrupt: one wrong byte, the length is right.
     """
 
     kind: Literal["status", "reset", "cut", "stall", "corrupt"]
@@ -52,7 +55,9 @@ class Fault:
 
 @dataclass
 class Hub:
-    """What the running hub knows. requests: (method, path) → how often; sent: path → bytes of file content."""
+    """What the running hub knows. requests: (method, path) → how often; sent: path → bytes of file
+    content.
+    """
 
     repos: dict[str, dict[str, Revision]]
     faults: list[Fault]
@@ -72,7 +77,11 @@ class Hub:
     def asked(self, pattern: str, method: str = "GET") -> int:
         """How many requests there were whose path fits `pattern`."""
         with self.lock:
-            return sum(n for (m, path), n in self.requests.items() if m == method and fnmatchcase(path, pattern))
+            return sum(
+                n
+                for (m, path), n in self.requests.items()
+                if m == method and fnmatchcase(path, pattern)
+            )
 
     def bytes_sent(self, pattern: str) -> int:
         """How many bytes of file content went out for paths that fit `pattern`."""
@@ -97,7 +106,8 @@ def hub(
     """A hub that serves the repositories under `root`, as they are now, on a free port."""
     repos = {
         "/".join(repo.relative_to(root).parts): {
-            tree.name.replace("--", "/"): read_revision(tree, lfs) for tree in sorted(repo.iterdir())
+            tree.name.replace("--", "/"): read_revision(tree, lfs)
+            for tree in sorted(repo.iterdir())
         }
         for repo in sorted(root.glob("*/*"))
     }
@@ -151,10 +161,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with self.hub.lock:
             self.hub.requests[self.command, path] += 1
-            fault = next((fault for fault in self.hub.faults if fault.takes(self.command, path)), None)
+            fault = next(
+                (fault for fault in self.hub.faults if fault.takes(self.command, path)), None
+            )
         with suppress(ConnectionError):  # who asked has gone
             if fault and fault.kind == "status":
-                wait = {} if fault.retry_after_s is None else {"Retry-After": str(fault.retry_after_s)}
+                wait = (
+                    {} if fault.retry_after_s is None else {"Retry-After": str(fault.retry_after_s)}
+                )
                 self._send(fault.status, b"trouble", wait)
                 return
             try:
@@ -162,9 +176,13 @@ class _Handler(BaseHTTPRequestHandler):
                 if steps[:2] in (["api", "datasets"], ["api", "models"]):
                     self._api(steps[2:], query, body, fault)
                 elif steps[:1] == ["datasets"] and steps[3:4] == ["resolve"]:
-                    self._resolve(f"{steps[1]}/{steps[2]}", steps[4], "/".join(steps[5:]), path, fault)
+                    self._resolve(
+                        f"{steps[1]}/{steps[2]}", steps[4], "/".join(steps[5:]), path, fault
+                    )
                 elif steps[2:3] == ["resolve"]:  # of a model
-                    self._resolve(f"{steps[0]}/{steps[1]}", steps[3], "/".join(steps[4:]), path, fault)
+                    self._resolve(
+                        f"{steps[0]}/{steps[1]}", steps[3], "/".join(steps[4:]), path, fault
+                    )
                 elif steps[:1] == ["lfs"]:
                     revision = self._find(f"{steps[1]}/{steps[2]}", steps[3])
                     self._file(revision.files["/".join(steps[4:])], {}, path, fault)
@@ -175,7 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(status, text.encode(), {"X-Error-Code": code, "X-Error-Message": text})
 
     def _find(self, repo: str, name: str) -> Revision:
-        if repo not in self.hub.repos:  # the real one does not say whether it is private or not there
+        # the real one does not say whether it is private or not there
+        if repo not in self.hub.repos:
             raise _Refused(401, "RepoNotFound", "Invalid username or password.")
         for branch, revision in self.hub.repos[repo].items():
             if name in (branch, revision.sha):
@@ -185,14 +204,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, repo: str, name: str, file: str, path: str, fault: Fault | None) -> None:
         revision = self._find(repo, name)
         if repo in self.hub.gated:
-            raise _Refused(401, "GatedRepo", f"Access to dataset {repo} is restricted. Log in to get access to it.")
+            raise _Refused(
+                401,
+                "GatedRepo",
+                f"Access to dataset {repo} is restricted. Log in to get access to it.",
+            )
         if file not in revision.files:
             raise _Refused(404, "EntryNotFound", "Entry not found")
         entry = revision.files[file]
         headers = {"X-Repo-Commit": revision.sha, "ETag": f'"{entry.etag}"'}
         if entry.lfs:
             where = f"{self.hub.lfs_address}/lfs/{repo}/{revision.sha}/{quote(file)}"
-            linked = {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.sha256}"', "Location": where}
+            linked = {
+                "X-Linked-Size": str(entry.size),
+                "X-Linked-ETag": f'"{entry.sha256}"',
+                "Location": where,
+            }
             self._send(302, b"Found", headers | linked)
         else:
             self._file(entry, headers, path, fault)
@@ -209,35 +236,72 @@ class _Handler(BaseHTTPRequestHandler):
             data, status = data[start:stop], 206
         self._send(status, data, headers, fault, path)
 
-    def _api(self, steps: list[str], query: dict[str, list[str]], body: bytes, fault: Fault | None) -> None:
+    def _api(
+        self,
+        steps: list[str],
+        query: dict[str, list[str]],
+        body: bytes,
+        fault: Fault | None,
+    ) -> None:
         repo, rest = "/".join(steps[:2]), steps[2:]
         match rest:
             case ["refs"]:
                 self._find(repo, "main")
-                kinds: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": []}
+                kinds: dict[str, list[dict[str, str]]] = {
+                    "branches": [],
+                    "converts": [],
+                    "tags": [],
+                }
                 for name, revision in self.hub.repos[repo].items():
-                    kind, ref = ("converts", name) if name.startswith("refs/") else ("branches", f"refs/heads/{name}")
-                    kinds[kind].append({"name": name.split("/")[-1], "ref": ref, "targetCommit": revision.sha})
+                    kind, ref = (
+                        ("converts", name)
+                        if name.startswith("refs/")
+                        else ("branches", f"refs/heads/{name}")
+                    )
+                    kinds[kind].append(
+                        {"name": name.split("/")[-1], "ref": ref, "targetCommit": revision.sha}
+                    )
                 self._json(kinds, fault)
             case [] | ["revision", _]:
                 revision = self._find(repo, rest[1] if rest else "main")
-                facts = {"_id": "1", "id": repo, "sha": revision.sha, "private": False, "disabled": False}
-                facts |= {"gated": "auto" if repo in self.hub.gated else False, "downloads": 0, "likes": 0, "tags": []}
+                facts = {
+                    "_id": "1",
+                    "id": repo,
+                    "sha": revision.sha,
+                    "private": False,
+                    "disabled": False,
+                }
+                facts |= {
+                    "gated": "auto" if repo in self.hub.gated else False,
+                    "downloads": 0,
+                    "likes": 0,
+                    "tags": [],
+                }
                 blobs = "blobs" in query
                 siblings = [
-                    entry.sibling(name) if blobs else {"rfilename": name} for name, entry in revision.files.items()
+                    entry.sibling(name) if blobs else {"rfilename": name}
+                    for name, entry in revision.files.items()
                 ]
                 self._json(facts | {"siblings": siblings}, fault)
             case ["paths-info", name]:
                 revision = self._find(repo, name)
                 names = parse_qs(body.decode())["paths"]
-                self._json([revision.files[name].told(name) for name in names if name in revision.files], fault)
+                self._json(
+                    [revision.files[name].told(name) for name in names if name in revision.files],
+                    fault,
+                )
             case ["tree", name, *folder]:
                 self._tree(self._find(repo, name), "/".join(folder), query, fault)
             case _:
                 raise _Refused(404, "EntryNotFound", "no such question")
 
-    def _tree(self, revision: Revision, folder: str, query: dict[str, list[str]], fault: Fault | None) -> None:
+    def _tree(
+        self,
+        revision: Revision,
+        folder: str,
+        query: dict[str, list[str]],
+        fault: Fault | None,
+    ) -> None:
         before = f"{folder}/" if folder else ""
         inside = {name: entry for name, entry in revision.files.items() if name.startswith(before)}
         if not inside:
@@ -256,15 +320,30 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(query.get("cursor", ["0"])[0])
         page, headers = ordered[start : start + self.hub.page], {}
         if start + self.hub.page < len(ordered):
-            address = f"{self.hub.address}{urlsplit(self.path).path}?recursive={deep}&cursor={start + self.hub.page}"
+            address = f"{self.hub.address}{urlsplit(self.path).path}?recursive={deep}&cursor={start + self.hub.page}"  # noqa: E501
             headers["Link"] = f'<{address}>; rel="next"'
         self._json(page, fault, headers)
 
-    def _json(self, facts: object, fault: Fault | None, headers: dict[str, str] | None = None) -> None:
-        self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json", **(headers or {})}, fault)
+    def _json(
+        self,
+        facts: object,
+        fault: Fault | None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._send(
+            200,
+            json.dumps(facts).encode(),
+            {"Content-Type": "application/json", **(headers or {})},
+            fault,
+        )
 
     def _send(
-        self, status: int, data: bytes, headers: dict[str, str], fault: Fault | None = None, path: str | None = None
+        self,
+        status: int,
+        data: bytes,
+        headers: dict[str, str],
+        fault: Fault | None = None,
+        path: str | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
@@ -287,5 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.kind == "stall":
                 time.sleep(fault.stall_s)
             if fault.kind == "reset":  # closing discards instead of sending the end of the stream
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 os.close(self.connection.detach())

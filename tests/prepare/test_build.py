@@ -1,4 +1,6 @@
-"""From a corpus to a folder: exact figures, the same bytes however it is run, and what a finished folder is worth."""
+"""From a corpus to a folder: exact figures, the same bytes however it is run, and what a finished
+folder is worth.
+"""
 
 import os
 import shutil
@@ -34,10 +36,20 @@ needs_shakespeare = pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="the te
     ("corpus", "train", "val", "ids"),
     [("shakespeare", 301_966, 36_059, 50_257), ("shakespeare_char", 1_003_854, 111_540, 65)],
 )
-def test_shakespeare_is_nanogpts(corpus: str, train: int, val: int, ids: int, tmp_path: Path) -> None:
+def test_shakespeare_is_nanogpts(
+    corpus: str,
+    train: int,
+    val: int,
+    ids: int,
+    tmp_path: Path,
+) -> None:
     manifest = build(corpus, tmp_path / "out", [SHAKESPEARE])
     data = DataFolder.open(tmp_path / "out")
-    assert (data.split("train").tokens, data.split("val").tokens, data.split("val").n_vocab) == (train, val, ids)
+    assert (data.split("train").tokens, data.split("val").tokens, data.split("val").n_vocab) == (
+        train,
+        val,
+        ids,
+    )
     text = SHAKESPEARE.read_text(encoding="utf-8")
     whole = np.concatenate([data.split("train").read(0, train), data.split("val").read(0, val)])
     assert data.tokenizer.decode(whole) == text
@@ -61,7 +73,9 @@ def test_documents_come_back(prepared: Path, documents: list[str]) -> None:
 
 def test_equal_documents_go_to_one_split(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [f"document {i % 10}" for i in range(1000)])
-    data = DataFolder.open(build_there("text", tmp_path / "out", [source], tokenizer="byte", val_fraction=0.4))
+    data = DataFolder.open(
+        build_there("text", tmp_path / "out", [source], tokenizer="byte", val_fraction=0.4)
+    )
     assert [split.documents % 100 for split in data.splits.values()] == [0, 0]
 
 
@@ -82,21 +96,63 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
     assert manifest.splits["train"].bytes > 4_000_000
 
 
-def test_workers_folder_locale_and_time_zone_do_not_show(source: Path, prepared: Path, tmp_path: Path) -> None:
+def test_workers_folder_locale_and_time_zone_do_not_show(
+    source: Path,
+    prepared: Path,
+    tmp_path: Path,
+) -> None:
     command = [sys.executable, str(CLONE / "nanogpt"), "prepare", "text"]
-    options = ["--source", str(source), "--tokenizer", "bpe:300", "--workers", "2", "--out", str(tmp_path / "two")]
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
+    options = [
+        "--source",
+        str(source),
+        "--tokenizer",
+        "bpe:300",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "TZ": "Asia/Tokyo",
+        "PYTHONHASHSEED": "7",
+    }
     subprocess.run(command + options, env=environment, check=True, capture_output=True)
     assert hashes(tmp_path / "two") == hashes(prepared)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_at_any_moment_the_next_run_goes_on(
-    ranks: int, source: Path, prepared: Path, nanogpt: Run, tmp_path: Path
+    ranks: int,
+    source: Path,
+    prepared: Path,
+    nanogpt: Run,
+    tmp_path: Path,
 ) -> None:
-    line = ["prepare", "text", "--source", source, "--tokenizer", "bpe:300", "--out", "out", "--workers", "2", "--json"]
+    line = [
+        "prepare",
+        "text",
+        "--source",
+        source,
+        "--tokenizer",
+        "bpe:300",
+        "--out",
+        "out",
+        "--workers",
+        "2",
+        "--json",
+    ]
     out = tmp_path / "out"
-    for wait_for in ("lock", "plan.json", "tokenizer.json", "000000.json", "000002.json", "000003.json"):
+    for wait_for in (
+        "lock",
+        "plan.json",
+        "tokenizer.json",
+        "000000.json",
+        "000002.json",
+        "000003.json",
+    ):
         process = subprocess.Popen(
             command(*line, ranks=ranks if ranks > 1 else 0),
             cwd=tmp_path,
@@ -159,7 +215,11 @@ def test_changed_sources_are_noticed(tmp_path: Path) -> None:
         build("text", tmp_path / "out", [source], tokenizer="byte")
 
 
-def test_a_damaged_folder_is_noticed_and_says_how_to_go_on(source: Path, prepared: Path, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_noticed_and_says_how_to_go_on(
+    source: Path,
+    prepared: Path,
+    tmp_path: Path,
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(prepared, out)
     shard = next(out.glob("*_train_*.bin"))
@@ -181,12 +241,32 @@ def test_a_damaged_folder_is_noticed_and_says_how_to_go_on(source: Path, prepare
         ("text", {"sources": ["empty"]}, MissingInputError, "nothing to read"),
         ("text", {"sources": ["a.csv"]}, UsageError, "cannot read"),
         ("text", {"sources": ["bad.txt"]}, BadDataError, "bad.txt:2:3: byte 0xff"),
-        ("text", {"sources": ["a.txt"], "tokenizer": "gpt3"}, MissingInputError, "no tokenizer gpt3"),
+        (
+            "text",
+            {"sources": ["a.txt"], "tokenizer": "gpt3"},
+            MissingInputError,
+            "no tokenizer gpt3",
+        ),
         ("text", {"sources": ["a.txt"], "tokenizer": "bpe:100"}, UsageError, "bpe:257"),
         ("text", {"sources": ["a.txt"], "val_fraction": 1.0}, UsageError, "--val-fraction"),
-        ("text", {"sources": ["a.jsonl"], "split_by": "characters"}, UsageError, "--split-by documents"),
-        ("text", {"sources": ["a.jsonl"], "val_fraction": 1e-9}, BadDataError, "raise --val-fraction"),
-        ("text", {"sources": ["a.jsonl"], "val_fraction": 1 - 1e-9}, BadDataError, "lower --val-fraction"),
+        (
+            "text",
+            {"sources": ["a.jsonl"], "split_by": "characters"},
+            UsageError,
+            "--split-by documents",
+        ),
+        (
+            "text",
+            {"sources": ["a.jsonl"], "val_fraction": 1e-9},
+            BadDataError,
+            "raise --val-fraction",
+        ),
+        (
+            "text",
+            {"sources": ["a.jsonl"], "val_fraction": 1 - 1e-9},
+            BadDataError,
+            "lower --val-fraction",
+        ),
         ("text", {"sources": ["a.jsonl"], "column": "body"}, BadDataError, "--column"),
         ("text", {"sources": ["nothing.txt"]}, BadDataError, "there is no text"),
         ("shakespear", {}, UsageError, "did you mean shakespeare"),
@@ -195,7 +275,11 @@ def test_a_damaged_folder_is_noticed_and_says_how_to_go_on(source: Path, prepare
     ],
 )
 def test_nothing_is_written_where_nothing_can_be_read(
-    corpus: str, options: dict[str, Any], error: type[NanogptError], message: str, tmp_path: Path
+    corpus: str,
+    options: dict[str, Any],
+    error: type[NanogptError],
+    message: str,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.txt").write_bytes(b"good\nbad\xff")
@@ -215,5 +299,7 @@ def test_one_text_may_be_cut_in_two(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("some text " * 100)
     with pytest.raises(BadDataError, match="for a single text type --split-by characters"):
         build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte")
-    manifest = build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte", split_by="characters")
+    manifest = build(
+        "text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte", split_by="characters"
+    )
     assert (manifest.splits["train"].tokens, manifest.splits["val"].tokens) == (900, 100)

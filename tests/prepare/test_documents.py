@@ -32,12 +32,18 @@ def texts(path: Path, column: str = "text", errors: Errors = "strict") -> list[s
     return ["".join(document.text) for document in whole(path, column, errors).documents()]
 
 
-def test_compressed_lines_read_as_plain_ones(source: Path, documents: list[str], tmp_path: Path) -> None:
+def test_compressed_lines_read_as_plain_ones(
+    source: Path,
+    documents: list[str],
+    tmp_path: Path,
+) -> None:
     plain = source.read_bytes()
     assert texts(source) == documents
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain[:1000]) + gzip.compress(plain[1000:]))
     compress = zstandard.ZstdCompressor().compress
-    (tmp_path / "a.jsonl.zst").write_bytes(compress(plain[:70_001]) + compress(b"") + compress(plain[70_001:]))
+    (tmp_path / "a.jsonl.zst").write_bytes(
+        compress(plain[:70_001]) + compress(b"") + compress(plain[70_001:])
+    )
     for name in ("a.jsonl.gz", "a.jsonl.zst"):
         assert texts(tmp_path / name) == documents
         whole = (tmp_path / name).read_bytes()
@@ -59,7 +65,8 @@ def test_what_zstd_long_31_has_compressed_is_read(tmp_path: Path) -> None:
 def test_what_is_packed_very_tightly_is_unpacked_in_little_memory_and_time(tmp_path: Path) -> None:
     (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(bytes(200 << 20)))
     with open_plain_bytes(tmp_path / "a.txt.zst", ".zst") as file:
-        sizes = [len(data) for data in iter(lambda: file.read1(1 << 30), b"")]  # as they were unpacked
+        # as they were unpacked
+        sizes = [len(data) for data in iter(lambda: file.read1(1 << 30), b"")]
     assert sum(sizes) == 200 << 20
     assert max(sizes) <= READ_BYTES << 15
 
@@ -69,22 +76,46 @@ def test_what_is_packed_very_tightly_is_unpacked_in_little_memory_and_time(tmp_p
     [
         ("a.txt.gz", b"plain text", r"a.txt.gz is not compressed: rename it without .gz"),
         ("a.jsonl.zst", b'{"text": "a"}', r"a.jsonl.zst is not compressed: rename it without .zst"),
-        ("a.txt.gz", zstandard.compress(b"text"), r"a.txt.gz is a .zst file, whatever its name says"),
+        (
+            "a.txt.gz",
+            zstandard.compress(b"text"),
+            r"a.txt.gz is a .zst file, whatever its name says",
+        ),
         ("a.txt.zst", gzip.compress(b"text"), r"a.txt.zst is a .gz file, whatever its name says"),
-        ("a.txt.gz", gzip.compress(b"text")[:-1], r"a.txt.gz is damaged or cut off .* get it again"),
-        ("a.txt.gz", gzip.compress(b"text") + b"more", r"a.txt.gz is damaged or cut off .* get it again"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"text")[:-1],
+            r"a.txt.gz is damaged or cut off .* get it again",
+        ),
+        (
+            "a.txt.gz",
+            gzip.compress(b"text") + b"more",
+            r"a.txt.gz is damaged or cut off .* get it again",
+        ),
     ],
 )
-def test_what_is_not_compressed_as_its_name_says_is_told(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+def test_what_is_not_compressed_as_its_name_says_is_told(
+    name: str,
+    data: bytes,
+    message: str,
+    tmp_path: Path,
+) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(BadDataError, match=message):
         texts(tmp_path / name)
 
 
 def test_a_zstd_dictionary_is_asked_for(tmp_path: Path) -> None:
-    made = zstandard.train_dictionary(1024, [b"hello world %d" % number * 9 for number in range(1000)])
-    (tmp_path / "a.txt.zst").write_bytes(zstandard.ZstdCompressor(dict_data=made).compress(b"hello world"))
-    with pytest.raises(BadDataError, match="needs the dictionary that it was compressed with; unpack it: zstd -d -D"):
+    made = zstandard.train_dictionary(
+        1024, [b"hello world %d" % number * 9 for number in range(1000)]
+    )
+    (tmp_path / "a.txt.zst").write_bytes(
+        zstandard.ZstdCompressor(dict_data=made).compress(b"hello world")
+    )
+    with pytest.raises(
+        BadDataError,
+        match="needs the dictionary that it was compressed with; unpack it: zstd -d -D",
+    ):
         texts(tmp_path / "a.txt.zst")
 
 
@@ -94,7 +125,9 @@ def test_rows_of_parquet(documents: list[str], tmp_path: Path) -> None:
     assert texts(path, "body") == documents
     with pytest.raises(BadDataError, match="no text column text; it has: id, body"):
         texts(path)
-    with pytest.raises(BadDataError, match=r"column id holds int64, not text; choose with --column of: body"):
+    with pytest.raises(
+        BadDataError, match=r"column id holds int64, not text; choose with --column of: body"
+    ):
         texts(path, "id")
     parquet.write_table(pa.table({"text": ["a", None]}), path)
     with pytest.raises(BadDataError, match=r"a.parquet: row 2: null in column text"):
@@ -152,7 +185,9 @@ def test_a_byte_order_mark_counts_as_bytes(tmp_path: Path) -> None:
 def test_what_is_part_of_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\x00\xef\xbb\xbf")
     assert texts(tmp_path / "a.txt") == ["one\r\ntwo\0\ufeff"]
-    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a\\ud83d\\ude42\\u2028"}\r\n\n{"text": ""}')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"text": "a\\ud83d\\ude42\\u2028"}\r\n\n{"text": ""}'
+    )
     assert texts(tmp_path / "a.jsonl") == ["a🙂\u2028", ""]
 
 
@@ -170,7 +205,9 @@ ROWS = [
     [
         json.dumps(ROWS),
         json.dumps(ROWS, indent=2),
-        "\ufeff" + json.dumps(ROWS, indent="\t", ensure_ascii=False).replace("\n", "\r\n") + "\r\n\n",
+        "\ufeff"
+        + json.dumps(ROWS, indent="\t", ensure_ascii=False).replace("\n", "\r\n")
+        + "\r\n\n",
         "\n".join(json.dumps(row, indent=1) for row in ROWS),
         "".join(json.dumps([row]) for row in ROWS),
         "".join(f'{{ "id": 1,\n  "text": {json.dumps(row["text"])} }}\n\n' for row in ROWS),
@@ -179,7 +216,11 @@ ROWS = [
     ],
 )
 def test_json_is_read_over_however_many_lines_it_is_written(
-    written: str, chunk: int, pack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: str,
+    chunk: int,
+    pack: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jsonvalues, "CHUNK_BYTES", chunk)
     path = tmp_path / f"a.json{pack}"
@@ -189,24 +230,42 @@ def test_json_is_read_over_however_many_lines_it_is_written(
     if not pack:
         form = format_of(path.name)
         assert form is not None
-        parts = [Part(path, form, start, min(start + 20, size), "text", "strict") for start in range(0, size, 20)]
+        parts = [
+            Part(path, form, start, min(start + 20, size), "text", "strict")
+            for start in range(0, size, 20)
+        ]
         assert [document.text for part in parts for document in part.documents()] == texts(path)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'[{"text": "a"},\n {"text": "b"', r"a.json:2: not JSON \(.* in the value that begins here\); mend the file"),
+        (
+            b'[{"text": "a"},\n {"text": "b"',
+            r"a.json:2: not JSON \(.* in the value that begins here\); mend the file",
+        ),
         (b'[{"text": "a"},\n {"text": "b"}\n', r"a.json:3: the array has no end: cut off\?"),
         (b'[\n{"text": "a"}]\n]', r"a.json:3: not JSON \(a \] without its \[\)"),
-        (b'["a",\n"b"]', r"a.json:1: value 1: a string, not an object .* type: jq -c '.. | strings | {text: .}' FILE"),
-        (b'[{"text": "a"},\n{"text": null}]', r"a.json:2: value 2: field text holds null, not text"),
+        (
+            b'["a",\n"b"]',
+            r"a.json:1: value 1: a string, not an object .* type: jq -c '.. | strings | {text: .}' FILE",  # noqa: E501
+        ),
+        (
+            b'[{"text": "a"},\n{"text": null}]',
+            r"a.json:2: value 2: field text holds null, not text",
+        ),
         (b'[{"text": "a"},\n{"text": "\xe9"}]', r"a.json:2: value 2:10: byte 0xe9 is not UTF-8"),
-        (b'{\n "data": [{"text": "a"}]}', r"a.json:1: value 1: no text .* type: jq -c '.data\[\]' FILE > NEW.jsonl"),
+        (
+            b'{\n "data": [{"text": "a"}]}',
+            r"a.json:1: value 1: no text .* type: jq -c '.data\[\]' FILE > NEW.jsonl",
+        ),
         (b"[" * 100_000, r"a.json:1: the array has no end"),
         (b'[{"text": ' + b"[" * 100_000, r"a.json:1: not JSON \(too deep in the value"),
         (b"[NULL]", r"a.json:1: not JSON \(Expecting value in the value that begins here"),
-        ("\ufeff{}".encode("utf-16"), r"a.json is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
+        (
+            "\ufeff{}".encode("utf-16"),
+            r"a.json is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE",
+        ),
     ],
 )
 def test_bad_values_are_named(data: bytes, message: str, tmp_path: Path) -> None:
@@ -218,14 +277,25 @@ def test_bad_values_are_named(data: bytes, message: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("errors", ["strict", "replace"])
 def test_utf_16_is_told_by_name(encoding: str, errors: Errors, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("Some text, as PowerShell writes it with >.\r\n".encode(encoding))
-    with pytest.raises(BadDataError, match=r"a.txt is UTF-16.*, not UTF-8; convert it: iconv -f UTF-16"):
+    (tmp_path / "a.txt").write_bytes(
+        "Some text, as PowerShell writes it with >.\r\n".encode(encoding)
+    )
+    with pytest.raises(
+        BadDataError, match=r"a.txt is UTF-16.*, not UTF-8; convert it: iconv -f UTF-16"
+    ):
         texts(tmp_path / "a.txt", errors=errors)
 
 
-def test_a_byte_order_mark_before_any_line_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = [b'\xef\xbb\xbf{"text": "%d"}\n' % number for number in range(9)]  # as `cat` puts them together
-    for name, data in (("a.jsonl", b"".join(parts)), ("a.jsonl.gz", b"".join(map(gzip.compress, parts)))):
+def test_a_byte_order_mark_before_any_line_is_no_text(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # as `cat` puts them together
+    parts = [b'\xef\xbb\xbf{"text": "%d"}\n' % number for number in range(9)]
+    for name, data in (
+        ("a.jsonl", b"".join(parts)),
+        ("a.jsonl.gz", b"".join(map(gzip.compress, parts))),
+    ):
         (tmp_path / name).write_bytes(data)
         assert texts(tmp_path / name) == list("012345678")
     monkeypatch.setattr(documents, "LONG_LINE_BYTES", 3)
@@ -235,7 +305,9 @@ def test_a_byte_order_mark_before_any_line_is_no_text(tmp_path: Path, monkeypatc
 def test_a_damaged_column_name_is_told(tmp_path: Path) -> None:
     with pa.ipc.new_stream(tmp_path / "a.arrow", pa.schema([("texts", pa.string())])) as stream:
         stream.write_table(pa.table({"texts": ["a"]}))
-    (tmp_path / "a.arrow").write_bytes((tmp_path / "a.arrow").read_bytes().replace(b"texts", b"text\xc5"))
+    (tmp_path / "a.arrow").write_bytes(
+        (tmp_path / "a.arrow").read_bytes().replace(b"texts", b"text\xc5")
+    )
     with pytest.raises(BadDataError, match=r"a.arrow is no arrow file, or damaged"):
         texts(tmp_path / "a.arrow")
 
@@ -244,7 +316,9 @@ def test_a_damaged_column_name_is_told(tmp_path: Path) -> None:
 def test_a_column_that_is_no_text_says_what_it_holds(kind: str, tmp_path: Path) -> None:
     held = {"list<string>": [["a"]], "struct": [{"a": 1}], "int64": [1], "bool": [True]}[kind]
     parquet.write_table(pa.table({"text": held}), tmp_path / "a.parquet")
-    with pytest.raises(BadDataError, match=rf"column text holds {kind.split('<')[0]}.*, not text; no column does"):
+    with pytest.raises(
+        BadDataError, match=rf"column text holds {kind.split('<')[0]}.*, not text; no column does"
+    ):
         texts(tmp_path / "a.parquet")
     parquet.write_table(pa.table({"text": held, "id": [1], "body": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(BadDataError, match=r"not text; choose with --column of: body$"):

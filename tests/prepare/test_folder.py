@@ -1,4 +1,6 @@
-"""The output folder while it is being filled: whose it is, and what an unfinished run leaves behind."""
+"""The output folder while it is being filled: whose it is, and what an unfinished run leaves
+behind.
+"""
 
 import os
 import re
@@ -52,16 +54,23 @@ def unfinished(folder: Path) -> Path:
     source = write_jsonl(folder / "a.jsonl", texts)
     with source.open("ab") as file:
         file.write(b'{"text": "caf\xe9"}\n')
-    with pytest.raises(BadDataError, match=r"a\.jsonl:3001:13: byte 0xe9 is not UTF-8; .* --errors replace or skip"):
+    with pytest.raises(
+        BadDataError, match=r"a\.jsonl:3001:13: byte 0xe9 is not UTF-8; .* --errors replace or skip"
+    ):
         build("text", folder / "out", [source], tokenizer="byte", workers=1)
-    assert {path.name for path in Work(folder / "out").units.glob("*.json")} == {"000000.json", "000001.json"}
+    assert {path.name for path in Work(folder / "out").units.glob("*.json")} == {
+        "000000.json",
+        "000001.json",
+    }
     return source
 
 
 def test_what_is_done_stays_done_when_bad_text_is_met(tmp_path: Path) -> None:
     source = unfinished(tmp_path)
     told: list[str] = []
-    manifest = build("text", tmp_path / "out", [source], tokenizer="byte", errors="skip", note=told.append)
+    manifest = build(
+        "text", tmp_path / "out", [source], tokenizer="byte", errors="skip", note=told.append
+    )
     assert told == ["going on: 2 of 3 units were done before"]
     assert manifest.counts.skipped == 1
     build("text", tmp_path / "at-once", [source], tokenizer="byte", errors="skip")
@@ -71,7 +80,8 @@ def test_what_is_done_stays_done_when_bad_text_is_met(tmp_path: Path) -> None:
 def test_an_unfinished_folder_is_gone_on_with_or_given_up_on_purpose(tmp_path: Path) -> None:
     source = unfinished(tmp_path)
     with pytest.raises(
-        CannotCreateError, match="unfinished prepare with tokenizer byte, not gpt2; finish it, add --fresh"
+        CannotCreateError,
+        match="unfinished prepare with tokenizer byte, not gpt2; finish it, add --fresh",
     ):
         build("text", tmp_path / "out", [source], tokenizer="gpt2")
     source.write_bytes(source.read_bytes().replace(b"\xe9", b"e"))
@@ -91,7 +101,9 @@ def test_damaged_leftovers_are_done_again(kind: str, damage: str, tmp_path: Path
         path.unlink()
     else:
         path.write_bytes(
-            data[: len(data) // 2] if damage == "cut off" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+            data[: len(data) // 2]
+            if damage == "cut off"
+            else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
         )
     options = {"tokenizer": "byte", "errors": "skip"}
     if damage == "flipped" and kind in ("train", "val"):  # noticed only as the file is read
@@ -103,7 +115,9 @@ def test_damaged_leftovers_are_done_again(kind: str, damage: str, tmp_path: Path
 
 
 def test_shards_that_are_there_are_kept_if_they_are_good(tmp_path: Path) -> None:
-    """Small shards: some are whole before the third unit fails. A damaged one, and those behind it, are made again."""
+    """Small shards: some are whole before the third unit fails. A damaged one, and those behind it,
+    are made again.
+    """
     texts = [f"document {i} " + "some text " * 100 for i in range(3000)]
     source = write_jsonl(tmp_path / "a.jsonl", texts)
     good = source.read_bytes()
@@ -129,7 +143,10 @@ def test_shards_that_are_there_are_kept_if_they_are_good(tmp_path: Path) -> None
         DataFolder.open(out)
 
 
-def test_units_of_another_plan_are_no_units_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_of_another_plan_are_no_units_of_this_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = unfinished(tmp_path)
     options = {"tokenizer": "byte", "errors": "skip", "val_fraction": 0.3}
     build("text", tmp_path / "at-once", [source], **options)  # type: ignore[arg-type]
@@ -156,12 +173,17 @@ def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, nanogpt: Run) -> N
     write_jsonl(tmp_path / "a.jsonl", [f"document {i} " + "some text " * 200 for i in range(5000)])
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True
+    ).returncode:
         pytest.skip("this machine lets nobody mount")
     try:
         line = ["prepare", "text", "--source", "a.jsonl", "--tokenizer", "byte", "--workers", 2]
         error = nanogpt(*line, "--out", "small/out", code=74).stderr
-        assert re.fullmatch(r"nanogpt: error: disk full: \S+ needs at least [\d,]+ bytes, [\d,]+ are free; .*\n", error)
+        assert re.fullmatch(
+            r"nanogpt: error: disk full: \S+ needs at least [\d,]+ bytes, [\d,]+ are free; .*\n",
+            error,
+        )
         assert not [path for path in small.rglob("*") if path.name.startswith(".tmp-")]
         subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
         assert "going on: " in nanogpt(*line, "--out", "small/out").stderr

@@ -1,4 +1,6 @@
-"""The whole line from a hub: the right shards whatever happens on the way, normal and streaming, by one rank or two."""
+"""The whole line from a hub: the right shards whatever happens on the way, normal and streaming, by
+one rank or two.
+"""
 
 import json
 import os
@@ -28,11 +30,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(
-    server: Hub, folder: Path, *options: object, returns: int = 0, ranks: int = 0
+    server: Hub,
+    folder: Path,
+    *options: object,
+    returns: int = 0,
+    ranks: int = 0,
 ) -> subprocess.CompletedProcess[str]:
     """`nanogpt prepare openwebtext` in `folder`, from a cache of its own."""
     done = subprocess.run(
-        command("prepare", "openwebtext", "--tokenizer", "byte", "--out", "out", "--json", *options, ranks=ranks),
+        command(
+            "prepare",
+            "openwebtext",
+            "--tokenizer",
+            "byte",
+            "--out",
+            "out",
+            "--json",
+            *options,
+            ranks=ranks,
+        ),
         cwd=folder,
         env=server.environment(folder / "home"),
         capture_output=True,
@@ -53,7 +69,9 @@ def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_documents_and_split_are_nanogpts(root: Path, undisturbed: Path, tmp_path: Path) -> None:
     texts = make_openwebtext(tmp_path, documents_per_file=700)
-    whole = datasets.Dataset.from_dict({"text": texts}).train_test_split(test_size=0.01, seed=2357, shuffle=True)
+    whole = datasets.Dataset.from_dict({"text": texts}).train_test_split(
+        test_size=0.01, seed=2357, shuffle=True
+    )
     data = DataFolder.open(undisturbed)
     assert data.manifest.sources[0].revision is not None
     assert len(data.manifest.sources[0].revision) == 40
@@ -61,7 +79,9 @@ def test_documents_and_split_are_nanogpts(root: Path, undisturbed: Path, tmp_pat
         split = data.split(ours)  # type: ignore[arg-type]
         found = data.tokenizer.decode(split.read(0, split.tokens)).split("<|endoftext|>")
         assert sorted(found[:-1]) == sorted(whole[theirs]["text"])
-        assert np.array_equal(split.document_ends(), np.flatnonzero(split.read(0, split.tokens) == 256) + 1)
+        assert np.array_equal(
+            split.document_ends(), np.flatnonzero(split.read(0, split.tokens) == 256) + 1
+        )
     assert (data.split("train").documents, data.split("val").documents) == (DOCUMENTS - 21, 21)
 
 
@@ -83,7 +103,11 @@ TROUBLES = {
 @pytest.mark.parametrize("streaming", [False, True], ids=["cache", "streaming"])
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_the_shards_are_right_after_trouble(
-    trouble: str, streaming: bool, root: Path, undisturbed: Path, tmp_path: Path
+    trouble: str,
+    streaming: bool,
+    root: Path,
+    undisturbed: Path,
+    tmp_path: Path,
 ) -> None:
     faults = [Fault(**vars(fault)) for fault in TROUBLES[trouble]]
     with hub(root, faults=faults) as server:
@@ -94,12 +118,22 @@ def test_the_shards_are_right_after_trouble(
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["cache", "streaming"])
-def test_a_repository_with_a_loading_script(streaming: bool, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_repository_with_a_loading_script(
+    streaming: bool,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
     make_openwebtext(tmp_path / "root", documents_per_file=700, script=True)
     with hub(tmp_path / "root") as server:
         prepare(server, tmp_path, "--val-fraction", "0.01", *(["--streaming"] if streaming else []))
-    shards = {name: digest for name, digest in hashes(undisturbed).items() if name.startswith("openwebtext")}
-    assert {name: digest for name, digest in hashes(tmp_path / "out").items() if name in shards} == shards
+    shards = {
+        name: digest
+        for name, digest in hashes(undisturbed).items()
+        if name.startswith("openwebtext")
+    }
+    assert {
+        name: digest for name, digest in hashes(tmp_path / "out").items() if name in shards
+    } == shards
 
 
 def test_ranks_share_the_files(root: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -108,10 +142,16 @@ def test_ranks_share_the_files(root: Path, undisturbed: Path, tmp_path: Path) ->
         sent = [server.bytes_sent(f"*train-{number:05}*") for number in range(3)]
     assert hashes(tmp_path / "out") == hashes(undisturbed)
     sizes = [file.bytes for file in DataFolder.open(undisturbed).manifest.sources[0].files]
-    assert all(size <= bytes_ < 2 * size for size, bytes_ in zip(sizes, sent, strict=True)), "fetched by one rank each"
+    assert all(size <= bytes_ < 2 * size for size, bytes_ in zip(sizes, sent, strict=True)), (
+        "fetched by one rank each"
+    )
 
 
-def test_after_a_failure_the_same_command_goes_on(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_after_a_failure_the_same_command_goes_on(
+    root: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
     with hub(root, faults=[Fault("status", "*train-00002*", times=None, status=404)]) as server:
         done = prepare(server, tmp_path, "--val-fraction", "0.01", "--streaming", returns=69)
         assert done.stderr.count("\n") == 1
@@ -121,7 +161,11 @@ def test_after_a_failure_the_same_command_goes_on(root: Path, undisturbed: Path,
     assert hashes(tmp_path / "out") == hashes(undisturbed)
 
 
-def test_a_finished_folder_needs_no_hub_that_serves_it(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_finished_folder_needs_no_hub_that_serves_it(
+    root: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
     with hub(root) as server:
         prepare(server, tmp_path, "--val-fraction", "0.01")
         server.forget()
@@ -133,9 +177,23 @@ def test_a_finished_folder_needs_no_hub_that_serves_it(root: Path, undisturbed: 
 def test_any_other_repository(root: Path, tmp_path: Path) -> None:
     with hub(root) as server:
         environment = server.environment(tmp_path / "home")
-        line = ["prepare", "hf", "Skylion007/openwebtext", "--tokenizer", "byte", "--max-documents", "900", "--json"]
+        line = [
+            "prepare",
+            "hf",
+            "Skylion007/openwebtext",
+            "--tokenizer",
+            "byte",
+            "--max-documents",
+            "900",
+            "--json",
+        ]
         done = subprocess.run(
-            command(*line), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+            command(*line),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         figures: dict[str, Any] = json.loads(done.stdout)

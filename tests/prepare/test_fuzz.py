@@ -9,9 +9,31 @@ import pytest
 from nanogpt_dist.shards import DataFolder, verify_folder
 from tests.conftest import build
 
-ODD = [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf0\x9f\x99", b"\x80\x80", b"\xc0\xaf"]  # none is UTF-8
-FINE = [b"\x00", b"\xef\xbb\xbf", b"<|endoftext|>", b" ", b"\n", b"\t", b"\xc2\xa0", b"\xe3\x80\x80", b"the", b" cat"]
-FINE += ["é".encode(), "🙂".encode(), "東京".encode(), b"\r\n", b"1234", b"...", b"\x1c", b"\xc2\x85", b"'s"]
+# none is UTF-8
+ODD = [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf0\x9f\x99", b"\x80\x80", b"\xc0\xaf"]
+FINE = [
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"<|endoftext|>",
+    b" ",
+    b"\n",
+    b"\t",
+    b"\xc2\xa0",
+    b"\xe3\x80\x80",
+    b"the",
+    b" cat",
+]
+FINE += [
+    "é".encode(),
+    "🙂".encode(),
+    "東京".encode(),
+    b"\r\n",
+    b"1234",
+    b"...",
+    b"\x1c",
+    b"\xc2\x85",
+    b"'s",
+]
 
 
 def fuzzed(count: int) -> list[bytes]:
@@ -27,7 +49,9 @@ def fuzzed(count: int) -> list[bytes]:
     ]
     while len(made) < count:
         alphabet = FINE + (ODD if rng.random() < 0.2 else [])
-        made.append(b"".join(alphabet[i] for i in rng.integers(0, len(alphabet), rng.integers(0, 20))))
+        made.append(
+            b"".join(alphabet[i] for i in rng.integers(0, len(alphabet), rng.integers(0, 20)))
+        )
     return made
 
 
@@ -51,7 +75,9 @@ def test_fuzzed_lines(errors: str, tmp_path: Path) -> None:
         lines.append(b'{"text": ' + inside + b"}\n")
     lines[3:3] = [b'{"text": "half \\ud800 a pair"}\n', b'{"text": "a \\ud83d\\ude42 pair"}\n']
     (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
-    manifest = build("text", tmp_path / "out", [tmp_path / "a.jsonl"], tokenizer="gpt2", errors=errors)
+    manifest = build(
+        "text", tmp_path / "out", [tmp_path / "a.jsonl"], tokenizer="gpt2", errors=errors
+    )
 
     texts, bad, empty = ["a 🙂 pair"], 1, 0
     for raw in documents:
@@ -68,7 +94,9 @@ def test_fuzzed_lines(errors: str, tmp_path: Path) -> None:
     assert (counts.replaced, counts.skipped) == ((bad, 0) if errors == "replace" else (0, bad))
     assert counts.special == sum(text.count("<|endoftext|>") for text in texts)
     assert read_back(tmp_path / "out") == sorted(texts)
-    assert sum(split.bytes for split in manifest.splits.values()) == sum(len(text.encode()) for text in texts)
+    assert sum(split.bytes for split in manifest.splits.values()) == sum(
+        len(text.encode()) for text in texts
+    )
 
 
 def test_fuzzed_files(tmp_path: Path) -> None:
@@ -77,7 +105,9 @@ def test_fuzzed_files(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     for number, raw in enumerate(documents):
         (tmp_path / "texts" / f"{number}.txt").write_bytes(raw)
-    manifest = build("text", tmp_path / "out", [tmp_path / "texts"], tokenizer="gpt2", errors="replace")
+    manifest = build(
+        "text", tmp_path / "out", [tmp_path / "texts"], tokenizer="gpt2", errors="replace"
+    )
     texts = [raw.removeprefix(b"\xef\xbb\xbf").decode(errors="replace") for raw in documents]
     assert read_back(tmp_path / "out") == sorted(filter(None, texts))
     assert manifest.counts.empty == texts.count("")

@@ -1,4 +1,6 @@
-"""What the environment says of the hub, and a machine without a network: told in a line, and soon."""
+"""What the environment says of the hub, and a machine without a network: told in a line, and
+soon.
+"""
 
 import threading
 from pathlib import Path
@@ -18,7 +20,8 @@ def test_a_token_that_no_header_can_carry_is_told_and_not_shown(token: str) -> N
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "nonsense", "http://", "ftp://x", "http://x:99999", "http://[x", "http://ü", "http://a b"]
+    "endpoint",
+    ["", "nonsense", "http://", "ftp://x", "http://x:99999", "http://[x", "http://ü", "http://a b"],
 )
 def test_an_address_that_is_none_is_told(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
@@ -26,7 +29,9 @@ def test_an_address_that_is_none_is_told(endpoint: str, monkeypatch: pytest.Monk
         hub.hub_library()
 
 
-def test_a_hub_that_has_never_answered_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_has_never_answered_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(hub, "_answered", threading.Event())
     monkeypatch.setattr(hub, "UNHEARD_S", 0.3)
     faults = hub.Faults("huggingface.co")
@@ -48,4 +53,8 @@ def test_the_advice_for_one_document_can_be_followed(tmp_path: Path) -> None:
     assert build("text", tmp_path / "out", [text], tokenizer="byte").splits["val"].tokens
     with pytest.raises(BadDataError, match="split-by characters"):
         build("text", tmp_path / "o2", [text], tokenizer="byte", split_by="documents")
-    assert build("text", tmp_path / "o2", [text], tokenizer="byte", split_by="characters").splits["val"].tokens
+    assert (
+        build("text", tmp_path / "o2", [text], tokenizer="byte", split_by="characters")
+        .splits["val"]
+        .tokens
+    )

@@ -1,4 +1,6 @@
-"""How much is taken: --max-documents, --max-tokens, and the weights of a mix; whole documents, in any units."""
+"""How much is taken: --max-documents, --max-tokens, and the weights of a mix; whole documents, in
+any units.
+"""
 
 from pathlib import Path
 
@@ -25,13 +27,20 @@ def totals(manifest: Manifest) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("unit_bytes", [1 << 20, 1000])
-@pytest.mark.parametrize("limit", [{"max_documents": 7}, {"max_documents": 499}, {"max_documents": 10_000}])
+@pytest.mark.parametrize(
+    "limit", [{"max_documents": 7}, {"max_documents": 499}, {"max_documents": 10_000}]
+)
 def test_the_first_documents(
-    limit: dict[str, int], unit_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limit: dict[str, int],
+    unit_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(units, "UNIT_BYTES", (unit_bytes, unit_bytes))
     source = write_jsonl(tmp_path / "a.jsonl", ["", *TEXTS])
-    manifest = build("text", tmp_path / "out", [source], tokenizer="byte", val_fraction=0.3, workers=1, **limit)
+    manifest = build(
+        "text", tmp_path / "out", [source], tokenizer="byte", val_fraction=0.3, workers=1, **limit
+    )
     wanted = TEXTS[: limit["max_documents"]]
     assert sorted(documents(tmp_path / "out")) == sorted(wanted)
     assert totals(manifest)[0] == len(wanted)
@@ -54,7 +63,11 @@ def test_no_more_tokens_than_asked_for(max_tokens: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [None, 4000])
-def test_a_mix_has_its_parts_by_weight(max_tokens: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mix_has_its_parts_by_weight(
+    max_tokens: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(units, "UNIT_BYTES", (2000, 2000))
     write_jsonl(tmp_path / "a.jsonl", [f"a{i} " + "a" * 30 for i in range(400)])
@@ -69,7 +82,10 @@ def test_a_mix_has_its_parts_by_weight(max_tokens: int | None, tmp_path: Path, m
     assert (manifest.name, a.weight, b.weight) == ("mix", 0.7, 0.3)
     assert abs(a.tokens / (a.tokens + b.tokens) - 0.7) < 0.01
     found = documents(tmp_path / "out1")
-    assert (sum(text.startswith("a") for text in found), sum(text.startswith("b") for text in found)) == (
+    assert (
+        sum(text.startswith("a") for text in found),
+        sum(text.startswith("b") for text in found),
+    ) == (
         a.documents,
         b.documents,
     )
@@ -101,13 +117,23 @@ def test_documents_do_not_limit_a_mix(tmp_path: Path) -> None:
         build("text", tmp_path / "out", mix=f"{source}=0.5,python-stdlib=0.5", max_documents=5)
 
 
-def test_a_long_document_is_taken_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_document_is_taken_whole_or_not_at_all(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(units, "UNIT_BYTES", (1000, 1000))
     (tmp_path / "texts").mkdir()
     for number in range(20):
         (tmp_path / "texts" / f"{number:02}.md").write_text(f"document {number}")
     (tmp_path / "texts" / "99.md").write_text("a long document " * 1000)
-    build("text", tmp_path / "out", [tmp_path / "texts"], tokenizer="byte", val_fraction=0.4, max_tokens=3000)
+    build(
+        "text",
+        tmp_path / "out",
+        [tmp_path / "texts"],
+        tokenizer="byte",
+        val_fraction=0.4,
+        max_tokens=3000,
+    )
     assert len(documents(tmp_path / "out")) == 20
     for split in DataFolder.open(tmp_path / "out").splits.values():
         assert split.document_ends()[-1] == split.tokens
@@ -124,7 +150,9 @@ def test_the_scarcest_part_limits_a_mix(tmp_path: Path, monkeypatch: pytest.Monk
     write_jsonl(tmp_path / "rare.jsonl", [f"a{i} " + "a" * 30 for i in range(40)])
     write_jsonl(tmp_path / "many.jsonl", [f"b{i} " + "b" * 30 for i in range(4000)])
     mix = "rare.jsonl=0.7,many.jsonl=0.3"
-    manifest = build("text", tmp_path / "out", mix=mix, tokenizer="byte", val_fraction=0.2, max_tokens=50_000)
+    manifest = build(
+        "text", tmp_path / "out", mix=mix, tokenizer="byte", val_fraction=0.2, max_tokens=50_000
+    )
     rare, many = manifest.sources
     assert (rare.corpus, many.corpus) == ("rare-jsonl", "many-jsonl")
     assert rare.documents == 40
@@ -135,10 +163,20 @@ def test_the_scarcest_part_limits_a_mix(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_parts_of_a_mix_may_have_their_text_in_other_columns(tmp_path: Path) -> None:
     web = write_jsonl(tmp_path / "web.jsonl", [f"page {n}" for n in range(99)])
-    code = write_jsonl(tmp_path / "code.jsonl", [f"def f{n}()" for n in range(99)], column="content")
+    code = write_jsonl(
+        tmp_path / "code.jsonl", [f"def f{n}()" for n in range(99)], column="content"
+    )
     notes: list[str] = []
-    manifest = build("text", tmp_path / "out", mix=f"{web}=0.5,{code}=0.5", column="content", tokenizer="byte",
-                     val_fraction=0.2, workers=1, note=notes.append)  # fmt: skip
+    manifest = build(
+        "text",
+        tmp_path / "out",
+        mix=f"{web}=0.5,{code}=0.5",
+        column="content",
+        tokenizer="byte",
+        val_fraction=0.2,
+        workers=1,
+        note=notes.append,
+    )
     assert {source.column for source in manifest.sources} == {"text", "content"}
     assert any("web.jsonl has no text in content" in note for note in notes)
 
@@ -147,8 +185,15 @@ def test_a_part_of_a_mix_that_gives_nothing_is_told(tmp_path: Path) -> None:
     many = write_jsonl(tmp_path / "many.jsonl", [f"page {n}" for n in range(300)])
     one = write_jsonl(tmp_path / "one.jsonl", ["x" * 100_000])
     notes: list[str] = []
-    build("text", tmp_path / "out", mix=f"{many}=0.5,{one}=0.5", tokenizer="byte", val_fraction=0.2, workers=1,
-          note=notes.append)  # fmt: skip
+    build(
+        "text",
+        tmp_path / "out",
+        mix=f"{many}=0.5,{one}=0.5",
+        tokenizer="byte",
+        val_fraction=0.2,
+        workers=1,
+        note=notes.append,
+    )
     assert [note.rpartition("/")[2] for note in notes] == [
         "one.jsonl gave no tokens: its first document is larger than its part of the mix"
     ]

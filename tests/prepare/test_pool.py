@@ -1,4 +1,6 @@
-"""Units encoded by several processes: one that dies costs nothing; what kills it again and again is named."""
+"""Units encoded by several processes: one that dies costs nothing; what kills it again and again is
+named.
+"""
 
 import multiprocessing
 import os
@@ -44,11 +46,14 @@ def jobs(tmp_path: Path) -> list[Job]:
 
 def test_a_killed_worker_costs_nothing(jobs: list[Job], tmp_path: Path) -> None:
     done = set()
-    for record in encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace"):
+    for record in encode_units(
+        jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace"
+    ):
         done.add(record.unit)
         if len(done) in (5, 20):
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-            time.sleep(0.5 if len(done) == 5 else 0)  # noticed as the next unit is handed out, or before
+            # noticed as the next unit is handed out, or before
+            time.sleep(0.5 if len(done) == 5 else 0)
     assert done == set(range(40))
     for unit in done:
         ids = np.fromfile(unit_path(tmp_path / "units", unit, "train"), np.uint16)
@@ -58,10 +63,14 @@ def test_a_killed_worker_costs_nothing(jobs: list[Job], tmp_path: Path) -> None:
 
 
 def test_the_document_that_kills_its_worker_is_named(jobs: list[Job], tmp_path: Path) -> None:
-    """A killer, as the kernel is one when memory runs out: it spares nobody who is at the poisoned document."""
+    """A killer, as the kernel is one when memory runs out: it spares nobody who is at the poisoned
+    document.
+    """
     poisoned = tmp_path / "poison.jsonl"
     poisoned.write_text(
-        '{"text": "harmless"}\n' + '{"text": "poison"}\n' + "".join('{"text": "x"}\n' for _ in range(400_000))
+        '{"text": "harmless"}\n'
+        + '{"text": "poison"}\n'
+        + "".join('{"text": "x"}\n' for _ in range(400_000))
     )
     stop = threading.Event()
     trace = tmp_path / "trace"
@@ -82,11 +91,14 @@ def test_the_document_that_kills_its_worker_is_named(jobs: list[Job], tmp_path: 
     killer = threading.Thread(target=kill)
     jobs[7] = job(7, poisoned)
     run: Callable[[], list[int]] = lambda: [  # noqa: E731
-        record.unit for record in encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, trace)
+        record.unit
+        for record in encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, trace)
     ]
     killer.start()
     try:
-        with pytest.raises(StorageError, match=r"a worker died 3 times, now at .*poison\.jsonl:\d+: killed"):
+        with pytest.raises(
+            StorageError, match=r"a worker died 3 times, now at .*poison\.jsonl:\d+: killed"
+        ):
             run()
     finally:
         stop.set()
@@ -107,7 +119,11 @@ def test_errors_in_workers_arrive_with_the_document(workers: int, tmp_path: Path
     with pytest.raises(BadDataError, match=r"a\.jsonl:2: character 'c' \(U\+0063\)"):
         list(
             encode_units(
-                [job(0, tmp_path / "a.jsonl")], tmp_path / "t.json", tmp_path / "units", workers, tmp_path / "t"
+                [job(0, tmp_path / "a.jsonl")],
+                tmp_path / "t.json",
+                tmp_path / "units",
+                workers,
+                tmp_path / "t",
             )
         )
     assert not list((tmp_path / "units").iterdir())

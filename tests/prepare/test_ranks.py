@@ -1,4 +1,6 @@
-"""Several processes at one folder: under torchrun and as a Slurm array, the same bytes as one process alone."""
+"""Several processes at one folder: under torchrun and as a Slurm array, the same bytes as one
+process alone.
+"""
 
 import json
 import os
@@ -16,7 +18,17 @@ from tests.conftest import Run, command, hashes
 
 
 def test_under_torchrun(source: Path, prepared: Path, nanogpt: Run, tmp_path: Path) -> None:
-    line = ["prepare", "text", "--source", source, "--tokenizer", "bpe:300", "--out", "out", "--json"]
+    line = [
+        "prepare",
+        "text",
+        "--source",
+        source,
+        "--tokenizer",
+        "bpe:300",
+        "--out",
+        "out",
+        "--json",
+    ]
     done = nanogpt(*line, ranks=2)
     assert json.loads(done.stdout)["documents"] == 3000
     assert hashes(tmp_path / "out") == hashes(prepared)
@@ -24,10 +36,27 @@ def test_under_torchrun(source: Path, prepared: Path, nanogpt: Run, tmp_path: Pa
     assert json.loads(again.stdout)["reused"] is True
 
 
-def array(task: int, tasks: int, source: Path, folder: Path, tokenizer: str = "bpe:300") -> "subprocess.Popen[str]":
+def array(
+    task: int,
+    tasks: int,
+    source: Path,
+    folder: Path,
+    tokenizer: str = "bpe:300",
+) -> "subprocess.Popen[str]":
     slurm = {"COUNT": tasks, "ID": 1 + 2 * task, "MIN": 1, "MAX": 2 * tasks - 1, "STEP": 2}
     variables = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in slurm.items()}
-    line = command("prepare", "text", "--source", source, "--tokenizer", tokenizer, "--out", "out", "--workers", "1")
+    line = command(
+        "prepare",
+        "text",
+        "--source",
+        source,
+        "--tokenizer",
+        tokenizer,
+        "--out",
+        "out",
+        "--workers",
+        "1",
+    )
     return subprocess.Popen(
         line,
         cwd=folder,
@@ -49,8 +78,12 @@ def test_as_a_slurm_array(order: list[int], source: Path, prepared: Path, tmp_pa
 
 @pytest.mark.parametrize(("tokenizer", "failing"), [("byte", 1), ("bpe:300", 0)])
 def test_each_rank_hears_of_anothers_end(tokenizer: str, failing: int, tmp_path: Path) -> None:
-    """The second unit, which is the other rank's, cannot be encoded, or not even be read by the leading one."""
-    good = "".join(json.dumps({"text": f"document {i} " + "some text " * 100}) + "\n" for i in range(1200))
+    """The second unit, which is the other rank's, cannot be encoded, or not even be read by the
+    leading one.
+    """
+    good = "".join(
+        json.dumps({"text": f"document {i} " + "some text " * 100}) + "\n" for i in range(1200)
+    )
     source = tmp_path / "a.jsonl"
     source.write_bytes(good.encode() + b'{"text": "caf\xe9"}\n')
     tasks = [array(task, 2, source, tmp_path, tokenizer) for task in (0, 1)]
@@ -69,8 +102,23 @@ def test_arrays_with_gaps_are_refused() -> None:
 
 
 @pytest.mark.parametrize("limit", [["--max-documents", "100"], ["--max-tokens", "30000"]])
-def test_ranks_stop_where_the_limit_is(limit: list[str], source: Path, nanogpt: Run, tmp_path: Path) -> None:
-    line = ["prepare", "text", "--source", source, "--tokenizer", "byte", "--val-fraction", "0.2", *limit]
+def test_ranks_stop_where_the_limit_is(
+    limit: list[str],
+    source: Path,
+    nanogpt: Run,
+    tmp_path: Path,
+) -> None:
+    line = [
+        "prepare",
+        "text",
+        "--source",
+        source,
+        "--tokenizer",
+        "byte",
+        "--val-fraction",
+        "0.2",
+        *limit,
+    ]
     nanogpt(*line, "--out", "alone")
     nanogpt(*line, "--out", "ranks", ranks=2)
     assert hashes(tmp_path / "ranks") == hashes(tmp_path / "alone")
@@ -84,8 +132,12 @@ def test_standard_input_is_for_one(source: Path, tmp_path: Path) -> None:
 
 def test_ranks_end_with_torchrun(source: Path, tmp_path: Path) -> None:
     """Killed, torchrun leaves its ranks behind; they must not hold the folder."""
-    line = command("prepare", "text", "--source", source, "--tokenizer", "bpe:300", "--out", "out", ranks=2)
-    torchrun = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    line = command(
+        "prepare", "text", "--source", source, "--tokenizer", "bpe:300", "--out", "out", ranks=2
+    )
+    torchrun = subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     lock = tmp_path / "out" / WORK / LOCK
     while holder(lock) is None and torchrun.poll() is None:
         time.sleep(0.005)

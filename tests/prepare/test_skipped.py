@@ -1,4 +1,6 @@
-"""`--errors skip` leaves out whatever a document can be, and nothing else: the ids are those without it."""
+"""`--errors skip` leaves out whatever a document can be, and nothing else: the ids are those
+without it.
+"""
 
 import gzip
 import json
@@ -56,7 +58,9 @@ def lines_of(texts: list[str]) -> list[bytes]:
 
 
 def prepared(out: Path, source: Path, **options: str) -> tuple[Manifest, dict[str, bytes]]:
-    manifest = build("text", out, [source], tokenizer="gpt2", val_fraction=0.3, workers=1, **options)
+    manifest = build(
+        "text", out, [source], tokenizer="gpt2", val_fraction=0.3, workers=1, **options
+    )
     return manifest, {path.name: path.read_bytes() for path in out.glob("*.bin")}
 
 
@@ -77,8 +81,13 @@ def test_lines_that_hold_no_text_are_left_out(pack: str, tmp_path: Path) -> None
 
 
 def test_values_of_an_array_that_hold_no_text_are_left_out(tmp_path: Path) -> None:
-    whole = [line for line in BAD_LINES if line[:1] + line[-1:] in (b"{}", b'""') or line == b"null"]
-    for name, lines in (("good", lines_of(GOOD)), ("bad", [*lines_of(GOOD[:9]), *whole, *lines_of(GOOD[9:])])):
+    whole = [
+        line for line in BAD_LINES if line[:1] + line[-1:] in (b"{}", b'""') or line == b"null"
+    ]
+    for name, lines in (
+        ("good", lines_of(GOOD)),
+        ("bad", [*lines_of(GOOD[:9]), *whole, *lines_of(GOOD[9:])]),
+    ):
         (tmp_path / f"{name}.json").write_bytes(b"[\n" + b",\n ".join(lines) + b"\n]\n")
     _, expected = prepared(tmp_path / "good", tmp_path / "good.json")
     manifest, found = prepared(tmp_path / "bad", tmp_path / "bad.json", errors="skip")
@@ -89,11 +98,17 @@ def test_values_of_an_array_that_hold_no_text_are_left_out(tmp_path: Path) -> No
 def test_rows_that_hold_no_text_are_left_out(tmp_path: Path) -> None:
     for kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
         rows: list[bytes | None] = [text.encode() for text in GOOD]
-        parquet.write_table(pa.table({"text": pa.array(rows, kind)}), tmp_path / "good.parquet", row_group_size=7)
+        parquet.write_table(
+            pa.table({"text": pa.array(rows, kind)}), tmp_path / "good.parquet", row_group_size=7
+        )
         rows[5:5] = [None, b"caf\xe9", b"x" * 900, None]
-        parquet.write_table(pa.table({"text": pa.array(rows, kind)}), tmp_path / "bad.parquet", row_group_size=7)
+        parquet.write_table(
+            pa.table({"text": pa.array(rows, kind)}), tmp_path / "bad.parquet", row_group_size=7
+        )
         _, expected = prepared(tmp_path / f"good {kind}", tmp_path / "good.parquet")
-        manifest, found = prepared(tmp_path / f"bad {kind}", tmp_path / "bad.parquet", errors="skip")
+        manifest, found = prepared(
+            tmp_path / f"bad {kind}", tmp_path / "bad.parquet", errors="skip"
+        )
         assert found == expected
         assert manifest.counts.skipped == 4
         with pytest.raises(BadDataError, match=r"bad.parquet: row 6: null in column text"):
@@ -105,8 +120,13 @@ def test_texts_that_are_no_text_are_left_out(pack: str, tmp_path: Path) -> None:
     for folder in ("good", "bad"):
         (tmp_path / folder).mkdir()
         for number, text in enumerate(GOOD):
-            (tmp_path / folder / f"{number:03d}.txt{pack}").write_bytes(PACKED[pack](text.encode() * (1 + number % 9)))
-    bad = [b"line\n" * 300 + b"caf\xe9", b"words and words " * 200 + b"x" * 900 + b" and words" * 200]
+            (tmp_path / folder / f"{number:03d}.txt{pack}").write_bytes(
+                PACKED[pack](text.encode() * (1 + number % 9))
+            )
+    bad = [
+        b"line\n" * 300 + b"caf\xe9",
+        b"words and words " * 200 + b"x" * 900 + b" and words" * 200,
+    ]
     bad += ["in UTF-16, as PowerShell writes".encode("utf-16")] * 2
     for number, data in enumerate(bad):
         (tmp_path / "bad" / f"010-{number}.txt{pack}").write_bytes(PACKED[pack](data))
@@ -118,7 +138,8 @@ def test_texts_that_are_no_text_are_left_out(pack: str, tmp_path: Path) -> None:
         prepared(tmp_path / "strict", tmp_path / "bad")
     (tmp_path / "bad" / f"010-0.txt{pack}").unlink()
     with pytest.raises(
-        BadDataError, match=rf"010-1.txt{pack}: .* characters in which no word ends.*; --errors skip leaves it out"
+        BadDataError,
+        match=rf"010-1.txt{pack}: .* characters in which no word ends.*; --errors skip leaves it out",  # noqa: E501
     ):
         prepared(tmp_path / "strict, too", tmp_path / "bad")
 
@@ -126,8 +147,14 @@ def test_texts_that_are_no_text_are_left_out(pack: str, tmp_path: Path) -> None:
 def test_characters_that_a_vocabulary_has_not_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_bytes(b"\n".join(lines_of(GOOD)))
     build("text", tmp_path / "chars", [tmp_path / "good.jsonl"], tokenizer="char", val_fraction=0.3)
-    (tmp_path / "bad.jsonl").write_bytes(b"\n".join(lines_of([*GOOD[:7], GOOD[0] * 5 + "Ж", *GOOD[7:]])))
-    options = {"tokenizer": str(tmp_path / "chars" / "tokenizer.json"), "val_fraction": 0.3, "workers": 1}
+    (tmp_path / "bad.jsonl").write_bytes(
+        b"\n".join(lines_of([*GOOD[:7], GOOD[0] * 5 + "Ж", *GOOD[7:]]))
+    )
+    options = {
+        "tokenizer": str(tmp_path / "chars" / "tokenizer.json"),
+        "val_fraction": 0.3,
+        "workers": 1,
+    }
     manifest = build("text", tmp_path / "bad", [tmp_path / "bad.jsonl"], errors="skip", **options)
     assert manifest.counts.skipped == 1
     for path in (tmp_path / "chars").glob("*.bin"):
@@ -145,6 +172,7 @@ def test_characters_of_nothing_are_no_vocabulary(tmp_path: Path) -> None:
 def test_where_all_is_skipped_that_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines_of(GOOD)))
     with pytest.raises(
-        BadDataError, match=r"every document was skipped \(60\); --errors strict tells what is in the first"
+        BadDataError,
+        match=r"every document was skipped \(60\); --errors strict tells what is in the first",
     ):
         prepared(tmp_path / "out", tmp_path / "a.jsonl", errors="skip", column="body")

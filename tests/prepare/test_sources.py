@@ -50,7 +50,11 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("a.csv", "a table; type: python -c \"import pandas; pandas.read_csv('FILE').to_parquet('FILE.parquet')\""),
+        (
+            "a.csv",
+            'a table; type: python -c "import pandas; '
+            "pandas.read_csv('FILE').to_parquet('FILE.parquet')\"",
+        ),
         ("a.tsv", "pandas.read_table('FILE')"),
         ("a.zip", "an archive; type: unzip FILE -d FOLDER and give FOLDER"),
         ("a.TAR", "type: tar -xf FILE -C FOLDER"),
@@ -92,7 +96,9 @@ def test_what_is_only_about_the_data_is_not_read(tmp_path: Path) -> None:
     for name in ("README.md", "LICENSE.txt", "train/cache-0123456789abcdef.arrow"):
         (tmp_path / "saved" / name).write_text("about the data")
     told: list[str] = []
-    manifest = build("text", tmp_path / "out", [tmp_path / "saved"], tokenizer="byte", note=told.append)
+    manifest = build(
+        "text", tmp_path / "out", [tmp_path / "saved"], tokenizer="byte", note=told.append
+    )
     assert [file.name for file in manifest.sources[0].files] == [
         "test/data-00000-of-00001.arrow",
         "train/data-00000-of-00001.arrow",
@@ -109,7 +115,8 @@ def test_a_readme_among_texts_is_read_and_told(tmp_path: Path) -> None:
     sources = find_sources(find("text"), [tmp_path])
     assert len(sources.files) == 3
     assert sources.notes == (
-        f"read as documents like the others (1): README.md; without them: --source '{tmp_path}/PATTERN'",
+        "read as documents like the others (1): README.md; without them: --source "
+        f"'{tmp_path}/PATTERN'",
     )
     (tmp_path / "licence fees.md").unlink()
     (tmp_path / "a.md").rename(tmp_path / "a.ndjson")
@@ -122,8 +129,12 @@ def test_a_readme_among_texts_is_read_and_told(tmp_path: Path) -> None:
 
 
 def test_a_pointer_of_git_lfs_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n")
-    with pytest.raises(BadDataError, match=r"a.txt is a pointer of Git LFS, .* in its clone type: git lfs pull"):
+    (tmp_path / "a.txt").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+    )
+    with pytest.raises(
+        BadDataError, match=r"a.txt is a pointer of Git LFS, .* in its clone type: git lfs pull"
+    ):
         find_sources(find("text"), [tmp_path])
 
 
@@ -166,7 +177,9 @@ def test_downloads() -> None:
         sha256=hashlib.sha256(b"text").hexdigest(),
     )
     sources = find_sources(good, [])
-    assert [(r.name, r.bytes, r.sha256) for r in records(good, sources)] == [("input.txt", 4, good.sha256)]
+    assert [(r.name, r.bytes, r.sha256) for r in records(good, sources)] == [
+        ("input.txt", 4, good.sha256)
+    ]
     with on_disk(good, sources) as there:
         path = there.files[0].path
         assert path is not None
@@ -178,7 +191,10 @@ def test_downloads() -> None:
         replace(good, address="http://127.0.0.1:1/"),
         replace(good, address="http://no.such.host.invalid/"),
     ):
-        with pytest.raises(HubUnavailableError, match=r"by hand and give --source FILE$"), on_disk(bad, sources):
+        with (
+            pytest.raises(HubUnavailableError, match=r"by hand and give --source FILE$"),
+            on_disk(bad, sources),
+        ):
             pass
     server.shutdown()
     server.server_close()
@@ -194,7 +210,9 @@ def test_the_real_address_fits_the_line() -> None:
 
 @pytest.mark.parametrize("given", [".", "link", "**/*.js*"])
 def test_what_nanogpt_writes_below_a_source_is_no_source(
-    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if given == "link":
@@ -203,7 +221,8 @@ def test_what_nanogpt_writes_below_a_source_is_no_source(
     out = Path("data/text")
     first = build("text", out, [Path(given)], tokenizer="byte")
     assert build("text", out, [Path(given)], tokenizer="byte") == first  # finished before
-    for name in ("manifest.json", "text_val_000000.bin"):  # killed: the folder is there, and unfinished
+    # killed: the folder is there, and unfinished
+    for name in ("manifest.json", "text_val_000000.bin"):
         (out / name).unlink()
     (out / ".prepare").mkdir()
     assert build("text", out, [Path(given)], tokenizer="byte") == first
@@ -211,7 +230,10 @@ def test_what_nanogpt_writes_below_a_source_is_no_source(
     other = build("text", Path("data/other"), [Path(given)], tokenizer="byte", note=notes.append)
     assert [file.name for file in other.sources[0].files] == ["a.jsonl"]
     if given == ".":
-        assert "not read, as nanogpt wrote it (2): data/text/manifest.json, data/text/tokenizer.json" in notes
+        assert (
+            "not read, as nanogpt wrote it (2): data/text/manifest.json, data/text/tokenizer.json"
+            in notes
+        )
 
 
 def test_a_run_a_checkpoint_and_a_tokenizer_below_a_source_are_no_sources(tmp_path: Path) -> None:
@@ -220,13 +242,17 @@ def test_a_run_a_checkpoint_and_a_tokenizer_below_a_source_are_no_sources(tmp_pa
     step = tmp_path / "out/a/checkpoints/step-00000001"
     step.mkdir(parents=True)
     for folder, names in [
-        (step.parents[1], ("config.toml", "run.json", "status.json", "metrics.jsonl", "samples.jsonl")),
+        (
+            step.parents[1],
+            ("config.toml", "run.json", "status.json", "metrics.jsonl", "samples.jsonl"),
+        ),
         (step, ("config.toml", "state.json", "manifest.json", "tokenizer.json")),
     ]:
         for name in names:
             (folder / name).write_text('{"text": "x"}')
     sources = find_sources(find("text"), [tmp_path])
-    assert [file.name for file in sources.files] == ["a.jsonl", "out/a/samples.jsonl"]  # the last is the user's
+    # the last is the user's
+    assert [file.name for file in sources.files] == ["a.jsonl", "out/a/samples.jsonl"]
     assert "nanogpt wrote it (7)" in sources.notes[-1]
 
 

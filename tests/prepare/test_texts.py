@@ -1,4 +1,6 @@
-"""Texts for those who want no shards: what is wrong with a file is told without flags of `nanogpt prepare`."""
+"""Texts for those who want no shards: what is wrong with a file is told without flags of
+`nanogpt prepare`.
+"""
 
 import re
 from pathlib import Path
@@ -23,11 +25,20 @@ def test_each_advice_of_prepares_is_known(module: object) -> None:
     ("name", "data", "message"),
     [
         ("a.txt", b"caf\xe9\n", r"byte 0xe9 is not UTF-8; convert the file$"),
-        ("a.jsonl", b'{"text": 7}\n', r"field text holds a number, not text; give another --column$"),
+        (
+            "a.jsonl",
+            b'{"text": 7}\n',
+            r"field text holds a number, not text; give another --column$",
+        ),
         ("b.jsonl", b"[7]\n", r"mend it$"),
     ],
 )
-def test_what_is_no_text_is_told_without_prepares_flags(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_what_is_no_text_is_told_without_prepares_flags(
+    tmp_path: Path,
+    name: str,
+    data: bytes,
+    message: str,
+) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(BadDataError, match=message):
         list(read_texts([str(tmp_path / name)], "text"))

@@ -23,7 +23,18 @@ from prepare.formats import Format
 from prepare.split import shuffled_val_rows
 from tests.conftest import build, hashes, write_jsonl
 
-WORDS = ["the ", "café ", "x = 1\n", "<|endoftext|>", "東京", "  ", "12345 ", "don't ", "\n\n\n", "a" * 50]
+WORDS = [
+    "the ",
+    "café ",
+    "x = 1\n",
+    "<|endoftext|>",
+    "東京",
+    "  ",
+    "12345 ",
+    "don't ",
+    "\n\n\n",
+    "a" * 50,
+]
 WORDS += ["、", "大。\n", "мир ", "’ ", "\u3000 "]
 
 
@@ -54,7 +65,9 @@ def sources(folder: Path, kind: str) -> list[Path]:
         if number % 3:
             (folder / "texts" / f"{number}.md").write_text(text * 3, encoding="utf-8")
         else:
-            (folder / "texts" / f"{number}.txt.gz").write_bytes(gzip.compress((text * 20).encode(), mtime=0))
+            (folder / "texts" / f"{number}.txt.gz").write_bytes(
+                gzip.compress((text * 20).encode(), mtime=0)
+            )
     return [folder / "texts"]
 
 
@@ -79,7 +92,9 @@ def test_units_do_not_show(kind: str, tokenizer: str, eot: str, tmp_path: Path) 
 
 @given(
     st.lists(
-        st.sampled_from([*WORDS, "ä", "字", "。", "，", " ", "é ", "\x85", "\u2028", "'s", "/", "\ue000", "7"])
+        st.sampled_from(
+            [*WORDS, "ä", "字", "。", "，", " ", "é ", "\x85", "\u2028", "'s", "/", "\ue000", "7"]
+        )
     ).map("".join)
 )
 @settings(max_examples=300)
@@ -89,7 +104,9 @@ def test_a_long_text_is_cut_into_slices_between_pre_tokens_of_every_pattern(text
     pieces = [data[start:stop].decode() for start, stop in pairwise(cuts)]
     for known in KNOWN:
         pattern = regex.compile(known)
-        assert [word for piece in pieces for word in pattern.findall(piece)] == pattern.findall(text)
+        assert [word for piece in pieces for word in pattern.findall(piece)] == pattern.findall(
+            text
+        )
 
 
 def test_end_of_text_stands_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -107,10 +124,17 @@ def test_end_of_text_stands_where_it_is_asked_for(tmp_path: Path) -> None:
             assert (ids == 256).sum() == split.documents
 
 
-@given(st.lists(st.binary(max_size=30), max_size=20), st.lists(st.integers(0, 400), max_size=5), st.booleans())
+@given(
+    st.lists(st.binary(max_size=30), max_size=20),
+    st.lists(st.integers(0, 400), max_size=5),
+    st.booleans(),
+)
 @settings(max_examples=150)
 def test_lines_may_be_cut_anywhere(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], cuts: list[int], end: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[bytes],
+    cuts: list[int],
+    end: bool,
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     texts = [line.decode("latin-1") for line in lines]
@@ -119,22 +143,33 @@ def test_lines_may_be_cut_anywhere(
     borders = sorted({0, size, *(cut % (size + 1) for cut in cuts)})
     found = []
     for start, stop in pairwise(borders):
-        found += [d.text for d in Part(path, Format("lines"), start, stop, "text", "strict").documents()]
+        found += [
+            d.text for d in Part(path, Format("lines"), start, stop, "text", "strict").documents()
+        ]
     assert found == (texts if size else [])
 
 
 LONG = st.text(
-    st.sampled_from('ab"\\/\n\té東🙂\ud800\udc00'.encode("utf-16", "surrogatepass").decode("utf-16") + "x"), max_size=60
+    st.sampled_from(
+        'ab"\\/\n\té東🙂\ud800\udc00'.encode("utf-16", "surrogatepass").decode("utf-16") + "x"
+    ),
+    max_size=60,
 )
 
 
 @given(
-    st.dictionaries(st.sampled_from(["text", "id", 'a"b', "x"]), LONG | st.integers() | st.lists(LONG), min_size=1),
+    st.dictionaries(
+        st.sampled_from(["text", "id", 'a"b', "x"]),
+        LONG | st.integers() | st.lists(LONG),
+        min_size=1,
+    ),
     st.booleans(),
 )
 @settings(max_examples=200)
 def test_a_long_line_reads_as_json_does(
-    tmp_path_factory: pytest.TempPathFactory, row: dict[str, object], ascii_: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    row: dict[str, object],
+    ascii_: bool,
 ) -> None:
     row["text"] = str(row.get("text", "")) * 2
     path = tmp_path_factory.mktemp("long") / "a.jsonl"
@@ -162,7 +197,12 @@ def test_a_long_line_reads_as_json_does(
         (b'{"text": "\\q"}', "not JSON"),
     ],
 )
-def test_bad_long_lines_are_named(line: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_long_lines_are_named(
+    line: bytes,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(documents, "LONG_LINE_BYTES", 3)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n" + line + b"\n")
@@ -178,11 +218,15 @@ def test_bad_long_lines_are_named(line: bytes, message: str, tmp_path: Path, mon
 def test_rows_are_drawn_as_datasets_draws_them(rows: int) -> None:
     from nanogpt_dist.shards.manifest import SplitRuleRecord
 
-    drawn = shuffled_val_rows(rows, SplitRuleRecord(rule="shuffled", val_fraction=0.0005, seed=2357))
+    drawn = shuffled_val_rows(
+        rows, SplitRuleRecord(rule="shuffled", val_fraction=0.0005, seed=2357)
+    )
     if rows == 8_013_769:
         assert len(drawn) == 4007
     if 1 < rows < 10_000:
-        oracle = Dataset.from_dict({"row": range(rows)}).train_test_split(test_size=0.0005, seed=2357, shuffle=True)
+        oracle = Dataset.from_dict({"row": range(rows)}).train_test_split(
+            test_size=0.0005, seed=2357, shuffle=True
+        )
         assert drawn.tolist() == sorted(oracle["test"]["row"])
 
 

@@ -6,7 +6,9 @@ from typing import NoReturn
 
 
 def leave() -> NoReturn:
-    """End without the interpreter's teardown, in which gloo's threads now and then abort the process."""
+    """End without the interpreter's teardown, in which gloo's threads now and then abort the
+    process.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -1,4 +1,6 @@
-"""Run under torchrun by test_distributed.py: each rank writes what it was told to FOLDER/rankN.json."""
+"""Run under torchrun by test_distributed.py: each rank writes what it was told to
+FOLDER/rankN.json.
+"""
 
 import json
 import os
@@ -28,7 +30,10 @@ with connect("cpu", timeout_s=60) as world:
     found = {
         "sum": world.sum(torch.tensor([1.0, 10.0]) * (world.rank + 1)).tolist(),
         "any": [world.any(False), world.any(world.rank == 1)],
-        "text": [world.text_from_lead(""), world.text_from_lead("grüße" if world.leads else "ignored")],
+        "text": [
+            world.text_from_lead(""),
+            world.text_from_lead("grüße" if world.leads else "ignored"),
+        ],
         "one fails": told(world, BadDataError("bad shard") if world.rank == 1 else None),
         "both fail": told(world, ConfigError(f"of rank {world.rank}")),
         "after": world.sum(torch.ones(1)).item(),

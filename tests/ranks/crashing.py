@@ -1,4 +1,6 @@
-"""Plays `nanogpt` with a fault: the process kills itself in the update that follows FAULT updates, on rank 0."""
+"""Plays `nanogpt` with a fault: the process kills itself in the update that follows FAULT updates,
+on rank 0.
+"""
 
 import os
 import signal

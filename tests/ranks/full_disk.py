@@ -1,4 +1,6 @@
-"""Run under torchrun by test_async_save.py: rank 1 can write but a few KB; each tells how it ended."""
+"""Run under torchrun by test_async_save.py: rank 1 can write but a few KB; each tells how it
+ended.
+"""
 
 import json
 import resource
@@ -21,7 +23,9 @@ if __name__ == "__main__":
     with connect("cpu", timeout_s=60) as world:
         if world.rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-        config = tiny(corpus, folder / "run", strategy="fsdp", async_save=True, save_interval=2, max_iters=40)
+        config = tiny(
+            corpus, folder / "run", strategy="fsdp", async_save=True, save_interval=2, max_iters=40
+        )
         config = config.model_copy(update={"eval_interval": 40})
         try:
             train(config, world, StopRequest())

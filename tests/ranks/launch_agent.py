@@ -1,6 +1,8 @@
-"""Plays torchrun, without its seconds of start-up: `python launch_agent.py RESTARTS COMMAND …` runs two ranks.
+"""Plays torchrun, without its seconds of start-up: `python launch_agent.py RESTARTS COMMAND …` runs
+two ranks.
 
-Like the original it starts each rank in a session of its own, returns 1 if one fails, and starts them again before.
+Like the original it starts each rank in a session of its own, returns 1 if one fails, and starts
+them again before.
 """
 
 import os

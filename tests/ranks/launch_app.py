@@ -1,4 +1,6 @@
-"""The command line with `launch` alone in it, and, as `launch_app.py supervise TIMEOUT_S COMMAND …`, the supervisor."""
+"""The command line with `launch` alone in it, and, as
+`launch_app.py supervise TIMEOUT_S COMMAND …`, the supervisor.
+"""
 
 import os
 import sys
@@ -21,7 +23,9 @@ def train() -> None:
 if __name__ == "__main__":
     try:
         if sys.argv[1] == "supervise":
-            sys.exit(supervisor.run(supervisor.Run(sys.argv[3:], dict(os.environ), float(sys.argv[2]))))
+            sys.exit(
+                supervisor.run(supervisor.Run(sys.argv[3:], dict(os.environ), float(sys.argv[2])))
+            )
         app()
     except NanogptError as error:
         print(error, file=sys.stderr)

@@ -1,10 +1,11 @@
-"""Plays `nanogpt train` in one rank: leaves its process id in FOLDER, then ends in one of several WAYS.
+"""Plays `nanogpt train` in one rank: leaves its process id in FOLDER, then ends in one of several
+WAYS.
 
 agreed CODE   every rank leaves the same verdict and exits 0
 alone CODE    rank 1 fails on its first attempt, the others wait for it; a second attempt goes through
 save          waits for SIGTERM, "saves", leaves the agreed verdict 75 and exits 0
 deaf          ignores SIGTERM, and has a child in a session of its own
-"""
+"""  # noqa: E501
 
 import os
 import signal

@@ -1,7 +1,9 @@
-"""Run under torchrun by test_parallel.py: `matrix.py train|load FOLDER CORPUS`, all strategies at this world size.
+"""Run under torchrun by test_parallel.py: `matrix.py train|load FOLDER CORPUS`, all strategies at
+this world size.
 
-train: a run of each to FOLDER/STRATEGY-SIZE/whole, and one that is stopped and goes on to …/resumed.
-load: each checkpoint that any left, by each strategy; what it evaluates to goes to FOLDER/loaded-SIZE.json.
+train: a run of each to FOLDER/STRATEGY-SIZE/whole, and one that is stopped and goes on to
+…/resumed. load: each checkpoint that any left, by each strategy; what it evaluates to goes to
+FOLDER/loaded-SIZE.json.
 """
 
 import json
@@ -23,7 +25,13 @@ from tests.ranks import leave
 
 STEPS, HALF = 20, 10
 MESHES = {1: "1x1", 2: "2x1", 4: "2x2"}
-SHAPES = {"n_layer": 3, "n_embd": 24, "n_head": 2, "gradient_accumulation_steps": 4, "batch_size": 2}
+SHAPES = {
+    "n_layer": 3,
+    "n_embd": 24,
+    "n_head": 2,
+    "gradient_accumulation_steps": 4,
+    "batch_size": 2,
+}
 
 
 def strategies(size: int) -> dict[str, dict[str, object]]:
@@ -32,8 +40,20 @@ def strategies(size: int) -> dict[str, dict[str, object]]:
     return found | {"hsdp": {"strategy": "fsdp", "mesh": MESHES[size]}}
 
 
-def config_of(corpus: Path, run: Path, given: dict[str, object], dropout: float, until: int = STEPS) -> TrainConfig:
-    common = {"max_iters": until, "lr_decay_iters": STEPS, "eval_interval": HALF, "log_interval": 1, "bias": True}
+def config_of(
+    corpus: Path,
+    run: Path,
+    given: dict[str, object],
+    dropout: float,
+    until: int = STEPS,
+) -> TrainConfig:
+    common = {
+        "max_iters": until,
+        "lr_decay_iters": STEPS,
+        "eval_interval": HALF,
+        "log_interval": 1,
+        "bias": True,
+    }
     return tiny(corpus, run, **SHAPES, **common, dropout=dropout, **given)
 
 
@@ -68,5 +88,7 @@ def load_all(world: World, folder: Path, corpus: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with connect("cpu", timeout_s=60, group=True) as world:
-        {"train": train_all, "load": load_all}[sys.argv[1]](world, Path(sys.argv[2]), Path(sys.argv[3]))
+        {"train": train_all, "load": load_all}[sys.argv[1]](
+            world, Path(sys.argv[2]), Path(sys.argv[3])
+        )
     leave()

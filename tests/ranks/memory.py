@@ -1,4 +1,6 @@
-"""Run under torchrun by test_parallel.py: bytes of this rank's share of the training state, as JSON in FOLDER."""
+"""Run under torchrun by test_parallel.py: bytes of this rank's share of the training state, as JSON
+in FOLDER.
+"""
 
 import json
 import sys
@@ -20,13 +22,23 @@ from tests.ranks import leave
 def local_bytes(tensors: Iterable[Tensor]) -> int:
     """Memory behind tensors, of which several may lie in one buffer."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in local)}.values())
+    return sum(
+        {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in local)}.values()
+    )
 
 
 if __name__ == "__main__":
     folder, strategy = Path(sys.argv[1]), sys.argv[2]
     with connect("cpu", timeout_s=60, group=True) as world:
-        config = tiny(folder, folder / "run", strategy=strategy, n_layer=4, n_embd=64, vocab_size=1000, n_head=4)
+        config = tiny(
+            folder,
+            folder / "run",
+            strategy=strategy,
+            n_layer=4,
+            n_embd=64,
+            vocab_size=1000,
+            n_head=4,
+        )
         updater = Updater(config, world, plan_layout(config, world), torch.float32)
         rows = torch.zeros(2, config.block_size, dtype=torch.int64).numpy()
         updater.update(0, [(rows, rows)] * 2)  # AdamW has its moments now

@@ -19,7 +19,9 @@ with connect("cpu", timeout_s=60) as world:
         "hellaswag": own.run("hellaswag", hellaswag, scorer),
         "lambada": own.run("lambada", lambada, scorer),
         "text": own.text(hellaswag, scorer),
-        "scores": [score.log_likelihood for score in scorer([([i], [i + 1, 2]) for i in range(17)])],
+        "scores": [
+            score.log_likelihood for score in scorer([([i], [i + 1, 2]) for i in range(17)])
+        ],
     }
     if world.leads:
         out.write_text(json.dumps(results))

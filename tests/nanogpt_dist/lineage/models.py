@@ -13,7 +13,12 @@ from nanogpt_dist.model import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 48}
-TEXTS = ["def read(self):\n    return self.lines", "It's 1984, naïve café; 東京 🙂", "\n\n  \t x", "The end."]
+TEXTS = [
+    "def read(self):\n    return self.lines",
+    "It's 1984, naïve café; 東京 🙂",
+    "\n\n  \t x",
+    "The end.",
+]
 
 
 def bpe() -> Tokenizer:

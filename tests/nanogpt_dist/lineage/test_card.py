@@ -20,13 +20,17 @@ from tests.nanogpt_dist.small import go, tiny
 def card(run: Path) -> str:
     found = find_checkpoint(str(run))
     config, _, state = adopting.weights_of(found)
-    return model_card("name", config, state, load_checkpoint_tokenizer(found), 1, *adopting.origin_of(found))
+    return model_card(
+        "name", config, state, load_checkpoint_tokenizer(found), 1, *adopting.origin_of(found)
+    )
 
 
 def exported(run: Path, out: Path) -> Path:
     found = find_checkpoint(str(run))
     config, tensors, state = adopting.weights_of(found)
-    huggingface.export(out, config, tensors, load_checkpoint_tokenizer(found), card(run), state.step)
+    huggingface.export(
+        out, config, tensors, load_checkpoint_tokenizer(found), card(run), state.step
+    )
     return out
 
 
@@ -63,28 +67,46 @@ def test_the_base_model_of_the_hub_is_named(tmp_path: Path) -> None:
         found = find_checkpoint(str(run))
         config, _, state = adopting.weights_of(found)
         for as_imported in (True, False):
-            told = model_card("name", config, state, load_checkpoint_tokenizer(found), 1, origin, as_imported)
+            told = model_card(
+                "name", config, state, load_checkpoint_tokenizer(found), 1, origin, as_imported
+            )
             assert f"\nbase_model: {base}\n" in told.split("---")[1]
             assert "pretrained with" not in told
 
 
-def test_a_folder_is_never_taken_for_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_never_taken_for_a_repository(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (tmp_path / "owner" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert Source("owner/model", Path("owner/model"), ours=False).origin == "Hugging Face: ./owner/model"
+    assert (
+        Source("owner/model", Path("owner/model"), ours=False).origin
+        == "Hugging Face: ./owner/model"
+    )
 
 
 def test_training_further_keeps_the_name_of_the_base(corpus: Path, tmp_path: Path) -> None:
     """Also after the run was gone on with, and in a run that begins from that one."""
     tokenizer = DataFolder.open(corpus).tokenizer
-    settings = tiny(corpus, tmp_path / "run").model_dump() | {"vocab_size": -(-tokenizer.n_vocab // 64) * 64}
+    settings = tiny(corpus, tmp_path / "run").model_dump() | {
+        "vocab_size": -(-tokenizer.n_vocab // 64) * 64
+    }
     config = resolve({**settings, "max_iters": 1, "eval_interval": 1})
-    adopt(Foreign(config, weights(config), tokenizer, "Hugging Face: owner/model"), tmp_path / "run")
+    adopt(
+        Foreign(config, weights(config), tokenizer, "Hugging Face: owner/model"), tmp_path / "run"
+    )
     for updates in (1, 2):
         go(config.model_copy(update={"max_iters": updates}))
         told = card(tmp_path / "run")
-        assert "began with the weights of `owner/model` (Hugging Face) and was trained further" in told
+        assert (
+            "began with the weights of `owner/model` (Hugging Face) and was trained further" in told
+        )
         assert "\nbase_model: owner/model\n" in told
         assert "| learning rate |" in told
-    go(config.model_copy(update={"out_dir": str(tmp_path / "next"), "init_from": str(tmp_path / "run")}))
+    go(
+        config.model_copy(
+            update={"out_dir": str(tmp_path / "next"), "init_from": str(tmp_path / "run")}
+        )
+    )
     assert "\nbase_model: owner/model\n" in card(tmp_path / "next")

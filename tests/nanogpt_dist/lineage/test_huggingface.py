@@ -1,4 +1,6 @@
-"""Exchange with Hugging Face: transformers and its tokenizers are the oracle, a hub on this machine the hub."""
+"""Exchange with Hugging Face: transformers and its tokenizers are the oracle, a hub on this machine
+the hub.
+"""
 
 import json
 import os
@@ -44,7 +46,9 @@ def export(run: Path, out: Path) -> Path:
     found = find_checkpoint(str(run))
     config, tensors, state = adopting.weights_of(found)
     tokenizer = tokenizers.load(found / "tokenizer.json")
-    huggingface.export(out, config, tensors, tokenizer, model_card("name", config, state, tokenizer, 1), state.step)
+    huggingface.export(
+        out, config, tensors, tokenizer, model_card("name", config, state, tokenizer, 1), state.step
+    )
     return out
 
 
@@ -74,7 +78,10 @@ def test_from_ours_to_theirs_and_back(settings: dict[str, Any], tmp_path: Path) 
     adopting.adopt(adopting.of_hugging_face(find(str(folder))), tmp_path / "back")
     assert (our_logits(tmp_path / "back", x) - ours).abs().max() <= 1e-5
     _, config = load_model(find_checkpoint(str(tmp_path / "back")), CPU)
-    assert (config.bias, config.gelu) == (settings.get("bias", False), settings.get("gelu", "exact"))
+    assert (config.bias, config.gelu) == (
+        settings.get("bias", False),
+        settings.get("gelu", "exact"),
+    )
 
 
 def test_a_run_and_its_export_have_one_loss(corpus: Path, tmp_path: Path) -> None:
@@ -83,7 +90,9 @@ def test_a_run_and_its_export_have_one_loss(corpus: Path, tmp_path: Path) -> Non
     folder = export(run, tmp_path / "hf")
     config = load("gpt2", {"init_from": str(folder)})
     both = judging.of_checkpoint(find_checkpoint(str(run)), CPU), judging.of_source(config, CPU)
-    ours, exported = (judging.loss(each, data, "val", ONE, 8, "float32")["val_loss"] for each in both)
+    ours, exported = (
+        judging.loss(each, data, "val", ONE, 8, "float32")["val_loss"] for each in both
+    )
     assert ours == pytest.approx(exported, rel=1e-6)
     x = ids(257)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()(x, labels=x).loss.item()
@@ -94,10 +103,16 @@ def test_a_run_and_its_export_have_one_loss(corpus: Path, tmp_path: Path) -> Non
 def test_from_theirs_to_ours_and_back(activation: str, tmp_path: Path) -> None:
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=300, n_positions=48, n_embd=32, n_layer=2, n_head=2, activation_function=activation,
-            bos_token_id=299, eos_token_id=299,
+            vocab_size=300,
+            n_positions=48,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            activation_function=activation,
+            bos_token_id=299,
+            eos_token_id=299,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -109,7 +124,9 @@ def test_from_theirs_to_ours_and_back(activation: str, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = theirs(x).logits
     assert (our_logits(tmp_path / "run", x) - wanted).abs().max() <= 1e-5
-    assert (their_logits(export(tmp_path / "run", tmp_path / "again"), x) - wanted).abs().max() <= 1e-5
+    assert (
+        their_logits(export(tmp_path / "run", tmp_path / "again"), x) - wanted
+    ).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,12 +147,26 @@ def test_their_tokenizer_gives_our_ids(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pytest.param("gpt2", marks=pytest.mark.thorough), "bpe"])
-def test_transformers_generates_the_greedy_ids_of_sample(kind: str, tmp_path: Path, nanogpt: Run) -> None:
+def test_transformers_generates_the_greedy_ids_of_sample(
+    kind: str,
+    tmp_path: Path,
+    nanogpt: Run,
+) -> None:
     """From a table padded beyond the tokenizer: neither ever gives an id of the padding."""
     tokenizer = KINDS[kind]()
     run = make_run(tmp_path / "run", tokenizer, block_size=96)
     nanogpt("export", "hf", run, tmp_path / "hf")
-    said = nanogpt("sample", run, "--prompt", TEXTS[0], "--temperature", "0", "--max-new-tokens", "40", "--json")
+    said = nanogpt(
+        "sample",
+        run,
+        "--prompt",
+        TEXTS[0],
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "40",
+        "--json",
+    )
     ours = json.loads(said.stdout)["samples"][0]["ids"]
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
@@ -157,7 +188,14 @@ def test_openai_s_own_file(tmp_path: Path) -> None:
     old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 48, 48) for i in range(2)}
     save_file(old, tmp_path / "model.safetensors")
-    facts = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 48, "vocab_size": 300}
+    facts = {
+        "model_type": "gpt2",
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "n_positions": 48,
+        "vocab_size": 300,
+    }
     (tmp_path / "config.json").write_text(json.dumps(facts))
     shorter = load("gpt2", {"init_from": str(tmp_path), "block_size": 20})
     model = huggingface.model_of(find(str(tmp_path)), shorter.architecture(), CPU)
@@ -185,7 +223,11 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     ("change", "error", "reason"),
     [
         ({"model_type": "llama"}, BadDataError, "model_type is 'llama'"),
-        ({"scale_attn_by_inverse_layer_idx": True}, BadDataError, "scale_attn_by_inverse_layer_idx"),
+        (
+            {"scale_attn_by_inverse_layer_idx": True},
+            BadDataError,
+            "scale_attn_by_inverse_layer_idx",
+        ),
         ({"activation_function": "relu"}, BadDataError, "activation_function relu"),
         ({"n_inner": 100}, BadDataError, "n_inner is 100, not 128"),
         ({"n_layer": "two"}, BadDataError, "names no sizes"),
@@ -193,7 +235,12 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
         ({"n_embd": 64}, BadDataError, "the model wants"),
     ],
 )
-def test_another_architecture_is_told(change: dict[str, Any], error: type, reason: str, tmp_path: Path) -> None:
+def test_another_architecture_is_told(
+    change: dict[str, Any],
+    error: type,
+    reason: str,
+    tmp_path: Path,
+) -> None:
     folder = export(make_run(tmp_path / "run", bpe(), bias=True), tmp_path / "hf")
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, **change}))
@@ -228,7 +275,9 @@ def test_what_gpt2_cannot_be_is_not_exported(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub's folder with OpenAI's gpt2, as small as it can be, and one that has only pickled weights."""
+    """A hub's folder with OpenAI's gpt2, as small as it can be, and one that has only pickled
+    weights.
+    """
     root = tmp_path_factory.mktemp("hub")
     run = make_run(root / "run", bpe(), bias=True, gelu="tanh")
     for name in ("somebody/small", "somebody/pickled"):
@@ -241,15 +290,34 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run_with(environment: dict[str, str], folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_with(
+    environment: dict[str, str],
+    folder: Path,
+    *arguments: object,
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command(*arguments),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
 @pytest.mark.thorough
 def test_from_the_hub_then_offline_from_its_cache(repository: Path, tmp_path: Path) -> None:
-    sample = ("sample", "--init-from", "somebody/small", "--temperature", "0", "--max-new-tokens", "8", "--json")
+    sample = (
+        "sample",
+        "--init-from",
+        "somebody/small",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "8",
+        "--json",
+    )
     faults = [Fault("corrupt", "/lfs/*safetensors"), Fault("status", "*/resolve/*/tokenizer.json")]
     with hub(repository / "repos", faults) as server:
         environment = server.environment(tmp_path / "home")
@@ -276,19 +344,40 @@ def test_from_the_hub_then_offline_from_its_cache(repository: Path, tmp_path: Pa
 
 
 def test_training_begins_from_foreign_weights(corpus: Path, tmp_path: Path) -> None:
-    """From a folder of theirs and from a run of ours: the first loss is that of the weights, not of chance."""
+    """From a folder of theirs and from a run of ours: the first loss is that of the weights, not of
+    chance.
+    """
     run = make_run(tmp_path / "source", tokenizers.byte(), bias=True, vocab_size=257)
     losses = []
     for source in (run, export(run, tmp_path / "hf")):
-        settings = {"dataset": str(corpus), "out_dir": str(tmp_path / f"from-{source.name}"), "max_iters": 1}
-        quick = {"batch_size": 4, "gradient_accumulation_steps": 1, "warmup_iters": 0, "eval_iters": 2, "device": "cpu"}
-        same = {"learning_rate": 1e-9, "min_lr": 0.0, "dtype": "float32", "tensorboard": False, "block_size": 32}
+        settings = {
+            "dataset": str(corpus),
+            "out_dir": str(tmp_path / f"from-{source.name}"),
+            "max_iters": 1,
+        }
+        quick = {
+            "batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "warmup_iters": 0,
+            "eval_iters": 2,
+            "device": "cpu",
+        }
+        same = {
+            "learning_rate": 1e-9,
+            "min_lr": 0.0,
+            "dtype": "float32",
+            "tensorboard": False,
+            "block_size": 32,
+        }
         config = load("gpt2-124m", {"init_from": str(source), **settings, **quick, **same})
         assert (config.n_layer, config.bias, config.vocab_size) == (2, True, 257)
         losses.append(go(config).val_loss)
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     shutil.rmtree(tmp_path / "hf")  # a run that has begun goes on without its source
-    again = load("gpt2-124m", {"init_from": str(tmp_path / "hf"), **settings, **quick, **same, "max_iters": 2})
+    again = load(
+        "gpt2-124m",
+        {"init_from": str(tmp_path / "hf"), **settings, **quick, **same, "max_iters": 2},
+    )
     assert go(again).step == 2
     data = DataFolder.open(corpus)
     model, _ = load_model(find_checkpoint(str(run)), CPU)
@@ -300,8 +389,9 @@ def test_training_begins_from_foreign_weights(corpus: Path, tmp_path: Path) -> N
 
 def test_a_hub_that_is_not_there_is_told_soon(tmp_path: Path) -> None:
     code = (
-        "from nanogpt_dist.lineage import source; source.PATIENCE_S = 1.0; from cli.main import main; import sys; "
-        "sys.argv = ['nanogpt', 'show', 'params', '--init-from', 'somebody/model']; sys.exit(main())"
+        "from nanogpt_dist.lineage import source; source.PATIENCE_S = 1.0; from cli.main import "
+        "main; import sys; sys.argv = ['nanogpt', 'show', 'params', '--init-from', "
+        "'somebody/model']; sys.exit(main())"
     )
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -313,15 +403,41 @@ def test_a_hub_that_is_not_there_is_told_soon(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 69
-    assert "somebody/model is neither in the hub's cache (HF_HOME) nor a folder here: hub unavail" in done.stderr
+    assert (
+        "somebody/model is neither in the hub's cache (HF_HOME) nor a folder here: hub unavail"
+        in done.stderr
+    )
 
 
 @pytest.mark.thorough
-def test_the_ranks_of_fsdp_begin_from_foreign_weights(corpus: Path, tmp_path: Path, nanogpt: Run) -> None:
+def test_the_ranks_of_fsdp_begin_from_foreign_weights(
+    corpus: Path,
+    tmp_path: Path,
+    nanogpt: Run,
+) -> None:
     run = make_run(tmp_path / "source", tokenizers.byte(), bias=True, vocab_size=257)
     export(run, tmp_path / "hf")
-    flags = ["--init-from", tmp_path / "hf", "--dataset", corpus, "--batch-size", "4", "--max-iters", "2", "--json"]
-    flags += ["--gradient-accumulation-steps", "2", "--eval-iters", "2", "--device", "cpu", "--dtype", "float32"]
+    flags = [
+        "--init-from",
+        tmp_path / "hf",
+        "--dataset",
+        corpus,
+        "--batch-size",
+        "4",
+        "--max-iters",
+        "2",
+        "--json",
+    ]
+    flags += [
+        "--gradient-accumulation-steps",
+        "2",
+        "--eval-iters",
+        "2",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
     alone = nanogpt("train", *flags, "--out-dir", "out/alone")
     ranks = nanogpt("train", *flags, "--out-dir", "out/ranks", "--strategy", "fsdp", ranks=2)
     losses = [json.loads(done.stdout)["val_loss"] for done in (alone, ranks)]
@@ -343,12 +459,23 @@ def test_settings_that_contradict_the_weights_are_refused(tmp_path: Path) -> Non
 def test_openais_architectures_are_known_without_a_network() -> None:
     assert load("finetune-shakespeare").n_layer == 48
     config = load("eval-gpt2-medium")
-    assert (config.init_from, config.n_layer, config.bias, config.gelu) == ("gpt2-medium", 24, True, "tanh")
+    assert (config.init_from, config.n_layer, config.bias, config.gelu) == (
+        "gpt2-medium",
+        24,
+        True,
+        "tanh",
+    )
     assert load("gpt2-124m", {"init_from": "gpt2"}).vocab_size == 50257
 
 
 def test_the_published_loss_stands_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = {"val_loss": 3.2, "standard_error": 0.1, "perplexity": 24.5, "bits_per_byte": 1.0, "tokens": 9}
+    figures = {
+        "val_loss": 3.2,
+        "standard_error": 0.1,
+        "perplexity": 24.5,
+        "bits_per_byte": 1.0,
+        "tokens": 9,
+    }
     for name, published in (("gpt2", "3.12"), ("gpt2-xl", "2.54")):
         print_figures([(name, {"val of data": {**figures, "dataset": "data", "split": "val"}})])
         assert f"published   {published} on OpenWebText" in capsys.readouterr().out
@@ -356,11 +483,13 @@ def test_the_published_loss_stands_beside_ours(capsys: pytest.CaptureFixture[str
 
 def test_loading_needs_no_transformers(repository: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules['transformers'] = None; from cli.main import main; "
-        f"sys.argv = ['nanogpt', 'sample', '--init-from', {str(repository / 'repos/somebody/small/main')!r}, "
+        "import sys; sys.modules['transformers'] = None; from cli.main import main; sys.argv = "
+        f"['nanogpt', 'sample', '--init-from', {str(repository / 'repos/somebody/small/main')!r}, "
         "'--max-new-tokens', '2']; sys.exit(main())"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=CLONE, check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=CLONE, check=True, capture_output=True, timeout=60
+    )
 
 
 def test_more_ids_than_rows_are_told_before_weights_are_used(tmp_path: Path) -> None:
@@ -370,5 +499,7 @@ def test_more_ids_than_rows_are_told_before_weights_are_used(tmp_path: Path) -> 
     more = Tokenizer("more", "bpe", tokenizer.tokens, None, specials)
     hf_tokenizer.write(folder, more, 64)
     more.save(folder / huggingface.OURS)
-    with pytest.raises(BadDataError, match="5001 ids in its tokenizer, 300 in its model; give the tokenizer"):
+    with pytest.raises(
+        BadDataError, match="5001 ids in its tokenizer, 300 in its model; give the tokenizer"
+    ):
         judging.of_source(load("gpt2", {"init_from": str(folder)}), CPU)

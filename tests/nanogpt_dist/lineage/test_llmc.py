@@ -1,4 +1,6 @@
-"""llm.c's files, read back as its C code reads them; tests/peers/llmc.py has its trainer go on from them."""
+"""llm.c's files, read back as its C code reads them; tests/peers/llmc.py has its trainer go on from
+them.
+"""
 
 from pathlib import Path
 
@@ -22,8 +24,20 @@ def test_the_weight_file_is_as_llmc_reads_it(tmp_path: Path) -> None:
     header = np.frombuffer(data[:1024], "<i4")
     assert header[:8].tolist() == [20240326, 3, 48, 300, 2, 2, 32, 384]
     L, C, V, T = 2, 32, 384, 48
-    shapes = [(V, C), (T, C), (L, C), (L, C), (L, 3 * C, C), (L, 3 * C), (L, C, C), (L, C), (L, C), (L, C)]
-    shapes += [(L, 4 * C, C), (L, 4 * C), (L, C, 4 * C), (L, C), (C,), (C,)]  # as fill_in_parameter_sizes has them
+    shapes = [
+        (V, C),
+        (T, C),
+        (L, C),
+        (L, C),
+        (L, 3 * C, C),
+        (L, 3 * C),
+        (L, C, C),
+        (L, C),
+        (L, C),
+        (L, C),
+    ]
+    # as fill_in_parameter_sizes has them
+    shapes += [(L, 4 * C, C), (L, 4 * C), (L, C, 4 * C), (L, C), (C,), (C,)]
     values = np.frombuffer(data[1024:], "<f4")
     assert len(values) == sum(int(np.prod(shape)) for shape in shapes)
     tensors = []
@@ -32,10 +46,16 @@ def test_the_weight_file_is_as_llmc_reads_it(tmp_path: Path) -> None:
         values = values[int(np.prod(shape)) :]
     assert torch.equal(tensors[0][:300], ours["transformer.wte.weight"][:300])
     assert not tensors[0][300:].any()
-    for at, name in enumerate(["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]):
+    for at, name in enumerate(
+        ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
+    ):
         for layer in range(L):
-            assert torch.equal(tensors[2 + 2 * at][layer], ours[f"transformer.h.{layer}.{name}.weight"])
-            assert torch.equal(tensors[3 + 2 * at][layer], ours[f"transformer.h.{layer}.{name}.bias"])
+            assert torch.equal(
+                tensors[2 + 2 * at][layer], ours[f"transformer.h.{layer}.{name}.weight"]
+            )
+            assert torch.equal(
+                tensors[3 + 2 * at][layer], ours[f"transformer.h.{layer}.{name}.bias"]
+            )
     assert torch.equal(tensors[-2], ours["transformer.ln_f.weight"])
 
 

@@ -1,4 +1,6 @@
-"""nanoGPT's ckpt.pt and meta.pkl, in and out, made here in its format; tests/peers/nanogpt.py has its own code."""
+"""nanoGPT's ckpt.pt and meta.pkl, in and out, made here in its format; tests/peers/nanogpt.py has
+its own code.
+"""
 
 import contextlib
 import pickle
@@ -29,9 +31,26 @@ CHARS = [chr(c) for c in range(32, 32 + 61)]
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 61}
 ARGUMENTS = {**SIZES, "bias": False, "dropout": 0.0}
 RECIPE = {
-    **{"batch_size": 4, "gradient_accumulation_steps": 2, "dataset": "shakespeare_char", "learning_rate": 1e-3},
-    **{"max_iters": 100, "lr_decay_iters": 100, "min_lr": 1e-4, "warmup_iters": 10, "device": "cuda", "compile": True},
-    **{"out_dir": "out-shakespeare-char", "eval_only": False, "init_from": "scratch", "backend": "nccl"},
+    **{
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "dataset": "shakespeare_char",
+        "learning_rate": 1e-3,
+    },
+    **{
+        "max_iters": 100,
+        "lr_decay_iters": 100,
+        "min_lr": 1e-4,
+        "warmup_iters": 10,
+        "device": "cuda",
+        "compile": True,
+    },
+    **{
+        "out_dir": "out-shakespeare-char",
+        "eval_only": False,
+        "init_from": "scratch",
+        "backend": "nccl",
+    },
 }
 
 
@@ -47,12 +66,16 @@ class Bomb:
 
 def make_meta(path: Path) -> Path:
     names = dict(enumerate(CHARS))
-    path.write_bytes(pickle.dumps({"vocab_size": 61, "itos": names, "stoi": {c: i for i, c in names.items()}}))
+    path.write_bytes(
+        pickle.dumps({"vocab_size": 61, "itos": names, "stoi": {c: i for i, c in names.items()}})
+    )
     return path
 
 
 def config_of(**more: Any) -> TrainConfig:
-    return resolve({**ARGUMENTS, **{k: v for k, v in RECIPE.items() if k in TrainConfig.model_fields}, **more})
+    return resolve(
+        {**ARGUMENTS, **{k: v for k, v in RECIPE.items() if k in TrainConfig.model_fields}, **more}
+    )
 
 
 def trained(updates: int = 3) -> tuple[Updater, TrainConfig]:
@@ -70,12 +93,22 @@ def batches() -> list[list[Any]]:
 
 
 def make_ckpt(path: Path, prefix: str = "", **changes: Any) -> Path:
-    """As train.py writes it: the state_dict with both names of the tied table, AdamW's own state_dict."""
+    """As train.py writes it: the state_dict with both names of the tied table, AdamW's own
+    state_dict.
+    """
     updater, _ = trained()
     model = {f"{prefix}{name}": tensor for name, tensor in updater.model.state_dict().items()}
-    model |= {f"{prefix}transformer.h.{i}.attn.bias": torch.ones(1, 1, 12, 12) for i in range(2)}  # of old versions
-    content = {"model": model, "optimizer": updater.optimizer.state_dict(), "model_args": ARGUMENTS, "iter_num": 3,
-               "best_val_loss": torch.tensor(3.5), "config": RECIPE, **changes}  # fmt: skip
+    # of old versions
+    model |= {f"{prefix}transformer.h.{i}.attn.bias": torch.ones(1, 1, 12, 12) for i in range(2)}
+    content = {
+        "model": model,
+        "optimizer": updater.optimizer.state_dict(),
+        "model_args": ARGUMENTS,
+        "iter_num": 3,
+        "best_val_loss": torch.tensor(3.5),
+        "config": RECIPE,
+        **changes,
+    }
     path.parent.mkdir(exist_ok=True, parents=True)
     torch.save(content, path)
     make_meta(path.parent / "meta.pkl")
@@ -92,7 +125,11 @@ def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> Non
     x = ids(61, length=12)
     assert torch.equal(model.logits(x), updater.model.eval().logits(x))
     assert found.name == "step-00000003"
-    assert (config.learning_rate, config.global_batch_size, config.dataset) == (1e-3, 8, "data/shakespeare_char")
+    assert (config.learning_rate, config.global_batch_size, config.dataset) == (
+        1e-3,
+        8,
+        "data/shakespeare_char",
+    )
     assert checkpoint.load_checkpoint_tokenizer(found).tokens == [c.encode() for c in CHARS]
 
 
@@ -112,17 +149,29 @@ def test_and_back(tmp_path: Path) -> None:
     found = find_checkpoint(str(tmp_path / "run"))
     config, tensors, state = weights_of(found)
     nanogpt.write(
-        tmp_path / "back" / "ckpt.pt", config, tensors, moments_of(found), state, nanogpt.read(original).tokenizer
+        tmp_path / "back" / "ckpt.pt",
+        config,
+        tensors,
+        moments_of(found),
+        state,
+        nanogpt.read(original).tokenizer,
     )
-    before, after = (torch.load(p, weights_only=True) for p in (original, tmp_path / "back" / "ckpt.pt"))
+    before, after = (
+        torch.load(p, weights_only=True) for p in (original, tmp_path / "back" / "ckpt.pt")
+    )
     for name, tensor in after["model"].items():
         assert torch.equal(tensor, before["model"][name]), name
     assert after["model_args"] == before["model_args"]
     assert after["iter_num"] == 3
     for number, state in before["optimizer"]["state"].items():
-        assert all(torch.equal(state[key], after["optimizer"]["state"][number][key]) for key in state), number
+        assert all(
+            torch.equal(state[key], after["optimizer"]["state"][number][key]) for key in state
+        ), number
     optimizer = torch.optim.AdamW(
-        [{"params": [p for p in trained()[0].model.parameters() if (p.ndim >= 2) == wide]} for wide in (True, False)]
+        [
+            {"params": [p for p in trained()[0].model.parameters() if (p.ndim >= 2) == wide]}
+            for wide in (True, False)
+        ]
     )
     optimizer.load_state_dict(after["optimizer"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
@@ -133,15 +182,25 @@ def test_and_back(tmp_path: Path) -> None:
 def test_what_nanogpt_has_not_is_not_exported(tmp_path: Path) -> None:
     config = config_of(qk_norm=True, n_kv_head=1)
     with pytest.raises(ConfigError, match="no qk_norm, n_kv_head"):
-        nanogpt.write(tmp_path / "ckpt.pt", config, weights(config), {}, checkpoint.TrainState(), tokenizers.gpt2())
+        nanogpt.write(
+            tmp_path / "ckpt.pt",
+            config,
+            weights(config),
+            {},
+            checkpoint.TrainState(),
+            tokenizers.gpt2(),
+        )
 
 
 def test_a_pickle_bomb_executes_nothing(tmp_path: Path) -> None:
     fuse = tmp_path / "exploded"
-    for i, content in enumerate([Bomb(fuse), {"model": Bomb(fuse)}, {"model": {}, "model_args": [Bomb(fuse)]}]):
+    for i, content in enumerate(
+        [Bomb(fuse), {"model": Bomb(fuse)}, {"model": {}, "model_args": [Bomb(fuse)]}]
+    ):
         torch.save(content, tmp_path / f"{i}.pt")
         (tmp_path / f"{i}.pkl").write_bytes(pickle.dumps(content))
-        for path in (tmp_path / f"{i}.pt", tmp_path / f"{i}.pkl"):  # also a bare pickle under the name of a checkpoint
+        # also a bare pickle under the name of a checkpoint
+        for path in (tmp_path / f"{i}.pt", tmp_path / f"{i}.pkl"):
             with pytest.raises(BadDataError, match=r"nothing was executed|is no checkpoint"):
                 nanogpt.read(path)
         for protocol in range(6):
@@ -168,7 +227,9 @@ plain = st.recursive(
 
 @given(value=plain, protocol=st.integers(0, 5))
 def test_plain_values_are_read_as_pickle_reads_them(
-    value: Any, protocol: int, tmp_path_factory: pytest.TempPathFactory
+    value: Any,
+    protocol: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "plain.pkl"
     path.write_bytes(pickle.dumps(value, protocol))
@@ -228,34 +289,60 @@ def test_without_a_meta_file_the_tokenizer_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "meta.pkl").rename(tmp_path / "elsewhere.pkl")
     with pytest.raises(MissingInputError, match=r"type --tokenizer PATH/meta\.pkl"):
         nanogpt.read(path)
-    assert nanogpt.read(path, open_tokenizer(str(tmp_path / "elsewhere.pkl"))).tokenizer.n_vocab == 61
+    assert (
+        nanogpt.read(path, open_tokenizer(str(tmp_path / "elsewhere.pkl"))).tokenizer.n_vocab == 61
+    )
 
 
 @pytest.mark.thorough
 def test_its_files_of_ids_are_trained_on_as_they_are(tmp_path: Path, nanogpt: Any) -> None:
-    """The whole way by the command: ckpt.pt and data of nanoGPT's in its own folders, resumed by ours."""
+    """The whole way by the command: ckpt.pt and data of nanoGPT's in its own folders, resumed by
+    ours.
+    """
     path = make_ckpt(tmp_path / "out" / "ckpt.pt")
     data = tmp_path / "data" / "shakespeare_char"
     data.mkdir(parents=True)
-    rows = torch.randint(61, (4000,), generator=torch.Generator().manual_seed(0)).numpy().astype("<u2")
+    rows = (
+        torch.randint(61, (4000,), generator=torch.Generator().manual_seed(0)).numpy().astype("<u2")
+    )
     rows[:3600].tofile(data / "train.bin")
     rows[3600:].tofile(data / "val.bin")
     (path.parent / "meta.pkl").rename(data / "meta.pkl")
-    refused = nanogpt("train", "shakespeare-char-cpu", "--dataset", "data/shakespeare_char", code=65)
+    refused = nanogpt(
+        "train", "shakespeare-char-cpu", "--dataset", "data/shakespeare_char", code=65
+    )
     assert "holds files of ids without a manifest" in refused.stderr
     nanogpt("import-shards", data, "--tokenizer", data / "meta.pkl")
     said = nanogpt("import", "nanogpt", path, "--out-dir", "run").stdout
     assert "with AdamW's state, tokenizer char" in said
     nanogpt("export", "nanogpt", "run", "back/ckpt.pt")
-    assert pickle.loads((tmp_path / "back" / "meta.pkl").read_bytes()) == pickle.loads((data / "meta.pkl").read_bytes())
-    quick = ["--max-iters", "6", "--eval-iters", "2", "--device", "cpu", "--dtype", "float32", "--no-compile"]
+    assert pickle.loads((tmp_path / "back" / "meta.pkl").read_bytes()) == pickle.loads(
+        (data / "meta.pkl").read_bytes()
+    )
+    quick = [
+        "--max-iters",
+        "6",
+        "--eval-iters",
+        "2",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--no-compile",
+    ]
     done = nanogpt("train", "run", "--dataset", data, *quick)
     assert "going on from step-00000003" in done.stderr
     nanogpt("import", "nanogpt", path, "--out-dir", "run", code=73)
 
 
-def test_a_run_with_other_ids_is_not_gone_on_with(corpus: Path, tmp_path: Path, nanogpt: Any) -> None:
-    run = make_run(tmp_path / "run", open_tokenizer(str(make_meta(tmp_path / "meta.pkl"))), vocab_size=320)
+def test_a_run_with_other_ids_is_not_gone_on_with(
+    corpus: Path,
+    tmp_path: Path,
+    nanogpt: Any,
+) -> None:
+    run = make_run(
+        tmp_path / "run", open_tokenizer(str(make_meta(tmp_path / "meta.pkl"))), vocab_size=320
+    )
     refused = nanogpt("train", run, "--dataset", corpus, "--device", "cpu", code=65)
     assert "has other ids than" in refused.stderr
 
@@ -269,16 +356,21 @@ def exported(out: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
 def test_an_export_leaves_the_characters_of_another_model(tmp_path: Path) -> None:
     first = exported(tmp_path / "first.pt", tokenizers.char(["some text"]))
     assert exported(tmp_path / "again $(ü).pt", tokenizers.char(["some text"])).is_file()
-    with pytest.raises(CannotCreateError, match=r"meta\.pkl is of another model; give a file in another folder"):
+    with pytest.raises(
+        CannotCreateError, match=r"meta\.pkl is of another model; give a file in another folder"
+    ):
         exported(tmp_path / "second.pt", tokenizers.char(["ACGT"]))
     assert not (tmp_path / "second.pt").exists()
     assert (
-        nanogpt.read(first).tokenizer.encode("text").tolist() == tokenizers.char(["some text"]).encode("text").tolist()
+        nanogpt.read(first).tokenizer.encode("text").tolist()
+        == tokenizers.char(["some text"]).encode("text").tolist()
     )
 
 
 def test_the_characters_of_another_model_are_not_taken(tmp_path: Path) -> None:
-    """By our own exports, which say what they were trained with, and by nanoGPT's, whose rows are the characters."""
+    """By our own exports, which say what they were trained with, and by nanoGPT's, whose rows are
+    the characters.
+    """
     of_words = exported(tmp_path / "words.pt", tokenizers.gpt2())
     of_bases = exported(tmp_path / "bases" / "ckpt.pt", tokenizers.char(["ACGT"]))
     assert nanogpt.read(of_bases).tokenizer.n_vocab == 4  # of 64 rows
@@ -286,14 +378,18 @@ def test_the_characters_of_another_model_are_not_taken(tmp_path: Path) -> None:
     assert nanogpt.read(of_words).tokenizer.name == "gpt2"
     make_meta(of_bases.with_name("meta.pkl"))
     for named in (None, open_tokenizer(str(tmp_path / "meta.pkl"))):
-        with pytest.raises(BadDataError, match=r"not of ckpt\.pt, with 64 ids: type|with another tokenizer"):
+        with pytest.raises(
+            BadDataError, match=r"not of ckpt\.pt, with 64 ids: type|with another tokenizer"
+        ):
             nanogpt.read(of_bases, named)
     original = make_ckpt(tmp_path / "theirs" / "ckpt.pt")
     content = torch.load(original, weights_only=True)
     torch.save({**content, "model_args": {**ARGUMENTS, "vocab_size": 50304}}, original)
     assert nanogpt.read(original, with_optimizer=False).tokenizer.name == "gpt2"
     torch.save({**content, "model_args": {**ARGUMENTS, "vocab_size": 65}}, original)
-    with pytest.raises(BadDataError, match=r"is not of ckpt\.pt, with 65 ids: type --tokenizer PATH/meta\.pkl"):
+    with pytest.raises(
+        BadDataError, match=r"is not of ckpt\.pt, with 65 ids: type --tokenizer PATH/meta\.pkl"
+    ):
         nanogpt.read(original, with_optimizer=False)
 
 

@@ -37,7 +37,11 @@ def test_a_config_of_nanogpts_is_a_config_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "train_char.py"
     path.write_text("\ufeff" + CHAR, encoding="utf-8")  # as Notepad writes
     config = load(str(path), {"n_layer": 3})
-    assert (config.out_dir, config.dataset, config.device) == ("out-char", "data/shakespeare_char", "cuda")
+    assert (config.out_dir, config.dataset, config.device) == (
+        "out-char",
+        "data/shakespeare_char",
+        "cuda",
+    )
     assert (config.gradient_accumulation_steps, config.lr_decay_iters) == (40, 5000)
     assert config.min_lr == pytest.approx(1e-4)
     assert (config.weight_decay, config.n_layer, config.init_from) == (1.0, 3, None)
@@ -48,10 +52,27 @@ def test_what_it_does_not_set_is_as_nanogpt_has_it(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     config = load(str(tmp_path / "empty.py"))
     assert (config.lr_decay_iters, config.log_interval, config.out_dir) == (600_000, 1, "out/empty")
-    theirs = {"batch_size": 12, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0,
-              "bias": False, "learning_rate": 6e-4, "max_iters": 600_000, "weight_decay": 0.1, "beta1": 0.9,
-              "beta2": 0.95, "grad_clip": 1.0, "decay_lr": True, "warmup_iters": 2000, "min_lr": 6e-5,
-              "gradient_accumulation_steps": 40, "eval_interval": 2000, "eval_iters": 200}  # fmt: skip
+    theirs = {
+        "batch_size": 12,
+        "block_size": 1024,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "dropout": 0.0,
+        "bias": False,
+        "learning_rate": 6e-4,
+        "max_iters": 600_000,
+        "weight_decay": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "grad_clip": 1.0,
+        "decay_lr": True,
+        "warmup_iters": 2000,
+        "min_lr": 6e-5,
+        "gradient_accumulation_steps": 40,
+        "eval_interval": 2000,
+        "eval_iters": 200,
+    }
     assert {name: getattr(config, name) for name in theirs} == theirs
 
 
@@ -67,7 +88,12 @@ def test_what_it_does_not_set_is_as_nanogpt_has_it(tmp_path: Path) -> None:
         ("batch_size = -1", "batch_size = -1: input should be greater"),
     ],
 )
-def test_nothing_is_executed(text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_executed(
+    text: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.py").write_text(text)
     with pytest.raises(ConfigError, match=reason):

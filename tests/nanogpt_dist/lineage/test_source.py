@@ -1,4 +1,6 @@
-"""Which weights a folder of Hugging Face's means: those that transformers takes from it, whatever else lies there."""
+"""Which weights a folder of Hugging Face's means: those that transformers takes from it, whatever
+else lies there.
+"""
 
 import json
 from collections.abc import Callable
@@ -33,10 +35,15 @@ def saved(folder: Path, seed: int = 0, **sharded: Any) -> Any:
 def configure(folder: Path, **changes: Any) -> None:
     """Settings in config.json; None takes one out."""
     content = {**json.loads((folder / "config.json").read_text()), **changes}
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in content.items() if value is not None})
+    )
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+def rewrite(
+    folder: Path,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+) -> None:
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, {"format": "pt"})
 
@@ -61,7 +68,9 @@ def another_head_though_tied_in_shards(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     where = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(whole)}
     for file in set(where.values()):
-        save_file({name: tensor for name, tensor in whole.items() if where[name] == file}, folder / file)
+        save_file(
+            {name: tensor for name, tensor in whole.items() if where[name] == file}, folder / file
+        )
     index = {"metadata": {}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -73,7 +82,9 @@ def another_head_untied(folder: Path) -> None:
 
 def the_same_head_twice(folder: Path) -> None:
     saved(folder)
-    rewrite(folder, lambda found: {**found, "lm_head.weight": found["transformer.wte.weight"].clone()})
+    rewrite(
+        folder, lambda found: {**found, "lm_head.weight": found["transformer.wte.weight"].clone()}
+    )
 
 
 def only_the_head(folder: Path) -> None:
@@ -105,7 +116,9 @@ def no_word_of_tying(folder: Path) -> None:
 def sizes_by_their_common_names(folder: Path) -> None:
     saved(folder)
     configure(folder, n_embd=None, n_layer=None, n_head=None, n_positions=None, hidden_size=32)
-    configure(folder, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=48, n_inner=128)
+    configure(
+        folder, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=48, n_inner=128
+    )
 
 
 def half_floats(folder: Path) -> None:
@@ -121,13 +134,25 @@ def brain_floats(folder: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        as_is, another_head_though_tied, another_head_though_tied_in_shards, another_head_untied, the_same_head_twice,
-        only_the_head, old_shards_beside_a_newer_file, one_file_beside_an_old_index, no_word_of_tying,
-        sizes_by_their_common_names, half_floats, brain_floats,
+        as_is,
+        another_head_though_tied,
+        another_head_though_tied_in_shards,
+        another_head_untied,
+        the_same_head_twice,
+        only_the_head,
+        old_shards_beside_a_newer_file,
+        one_file_beside_an_old_index,
+        no_word_of_tying,
+        sizes_by_their_common_names,
+        half_floats,
+        brain_floats,
     ],
     ids=lambda make: make.__name__,
-)  # fmt: skip
-def test_the_weights_are_those_that_transformers_takes(make: Callable[[Path], None], tmp_path: Path) -> None:
+)
+def test_the_weights_are_those_that_transformers_takes(
+    make: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
     make(tmp_path)
     config = load("gpt2", {"init_from": str(tmp_path)}).architecture()
     ours = huggingface.model_of(find(str(tmp_path)), config, torch.device("cpu"))
@@ -140,16 +165,25 @@ def test_the_weights_are_those_that_transformers_takes(make: Callable[[Path], No
 def test_which_head_is_meant_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     another_head_though_tied(tmp_path)
     assert architecture(str(tmp_path))["tied_head"] is False
-    assert "ties the head to the token table, but lm_head.weight is another one" in capsys.readouterr().err
+    assert (
+        "ties the head to the token table, but lm_head.weight is another one"
+        in capsys.readouterr().err
+    )
     the_same_head_twice(tmp_path)
     capsys.readouterr()
     assert architecture(str(tmp_path))["tied_head"] is True
     assert capsys.readouterr().err == ""
 
 
-def test_weights_that_came_after_the_model_was_laid_out_are_not_tied_in_silence(tmp_path: Path) -> None:
+def test_weights_that_came_after_the_model_was_laid_out_are_not_tied_in_silence(
+    tmp_path: Path,
+) -> None:
     another_head_though_tied(tmp_path)
-    tied = load("gpt2", {"init_from": str(tmp_path)}).architecture().model_copy(update={"tied_head": True})
+    tied = (
+        load("gpt2", {"init_from": str(tmp_path)})
+        .architecture()
+        .model_copy(update={"tied_head": True})
+    )
     with pytest.raises(BadDataError, match="is not the token table"):
         huggingface.model_of(find(str(tmp_path)), tied, torch.device("cpu"))
 
@@ -164,7 +198,11 @@ def test_weights_that_came_after_the_model_was_laid_out_are_not_tied_in_silence(
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_a_setting_that_changes_the_logits_is_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_setting_that_changes_the_logits_is_refused(
+    change: dict[str, Any],
+    reason: str,
+    tmp_path: Path,
+) -> None:
     saved(tmp_path)
     configure(tmp_path, **change)
     with pytest.raises(BadDataError, match=reason):

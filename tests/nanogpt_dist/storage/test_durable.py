@@ -25,7 +25,11 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
 
 
 @given(data=st.binary(min_size=1), pieces=st.integers(1, 7))
-def test_write_new_survives_short_writes(tmp_path_factory: pytest.TempPathFactory, data: bytes, pieces: int) -> None:
+def test_write_new_survives_short_writes(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: bytes,
+    pieces: int,
+) -> None:
     path, write = tmp_path_factory.mktemp("short") / "file", os.write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "write", lambda fd, rest: write(fd, rest[:pieces]))
@@ -43,11 +47,16 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
 
 
 def test_errors_name_the_file_the_reason_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="nowhere/file: No such file or directory; check the disk") as error:
+    with pytest.raises(
+        StorageError, match="nowhere/file: No such file or directory; check the disk"
+    ) as error:
         storage.write_atomic(tmp_path / "nowhere" / "file", b"")
     assert isinstance(error.value.__cause__, FileNotFoundError)
     full = r"disk full: .* needs at least 1,234,567 bytes, [0-9,]+ are free; make room"
-    with pytest.raises(StorageError, match=full) as error, durable.told(tmp_path / ("x" * 200), needed=1_234_567):
+    with (
+        pytest.raises(StorageError, match=full) as error,
+        durable.told(tmp_path / ("x" * 200), needed=1_234_567),
+    ):
         raise OSError(errno.EDQUOT, "quota")
     assert len(str(error.value)) < MAX_LINE
     with pytest.raises(StorageError, match="No such file"):
@@ -69,9 +78,17 @@ def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_the_storage_code_loads_neither_torch_nor_numpy() -> None:
-    code = "import sys, nanogpt_dist.storage; sys.exit(bool({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    code = (
+        "import sys, nanogpt_dist.storage; sys.exit(bool({'torch', 'numpy', 'pydantic'} & "
+        "set(sys.modules)))"
+    )
     root = str(Path(__file__).parents[3])
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}
+        ).returncode
+        == 0
+    )
 
 
 def test_a_file_of_the_users_stays_what_it_is(tmp_path: Path) -> None:

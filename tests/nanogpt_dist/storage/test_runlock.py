@@ -1,4 +1,6 @@
-"""The run lock, with real processes: who comes second is refused at once, and a killed holder is forgotten."""
+"""The run lock, with real processes: who comes second is refused at once, and a killed holder is
+forgotten.
+"""
 
 import os
 import signal
@@ -32,7 +34,10 @@ def holder(run: Path, how: str = "alone") -> Iterator[subprocess.Popen[str]]:
     """Another process that holds `run`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-S", "-c", HOLD, str(run), how], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-S", "-c", HOLD, str(run), how],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         assert process.stdout
@@ -47,7 +52,9 @@ def test_the_second_is_refused_and_told_by_whom(tmp_path: Path) -> None:
     with holder(tmp_path) as first:
         with pytest.raises(CannotCreateError) as error, RunLock(tmp_path):
             pass
-        assert f"in use by process {first.pid} on {socket.gethostname()} since 20" in str(error.value)
+        assert f"in use by process {first.pid} on {socket.gethostname()} since 20" in str(
+            error.value
+        )
         assert len(str(error.value)) < MAX_LINE
 
 
@@ -65,15 +72,23 @@ def test_the_file_stays_and_the_lock_can_be_taken_again(tmp_path: Path) -> None:
     for _ in range(2):
         with lock:
             assert f'"pid": {os.getpid()}' in lock.path.read_text()
-            with pytest.raises(CannotCreateError, match=f"process {os.getpid()} "), RunLock(lock.path.parent):
+            with (
+                pytest.raises(CannotCreateError, match=f"process {os.getpid()} "),
+                RunLock(lock.path.parent),
+            ):
                 pass
     assert lock.path.exists()
 
 
 def test_a_note_with_odd_characters_cannot_paint_the_terminal(tmp_path: Path) -> None:
     with holder(tmp_path):
-        (tmp_path / "run.lock").write_text('{"host": "\\u001b[31m", "pid": 1, "started": "' + "x" * 500 + '"}')
-        with pytest.raises(CannotCreateError, match=r"in use by process 1 on \?\?31m since x{40};"), RunLock(tmp_path):
+        (tmp_path / "run.lock").write_text(
+            '{"host": "\\u001b[31m", "pid": 1, "started": "' + "x" * 500 + '"}'
+        )
+        with (
+            pytest.raises(CannotCreateError, match=r"in use by process 1 on \?\?31m since x{40};"),
+            RunLock(tmp_path),
+        ):
             pass
         (tmp_path / "run.lock").write_text("")
         with pytest.raises(CannotCreateError, match="in use by another process"), RunLock(tmp_path):

@@ -17,7 +17,11 @@ from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, BadDataError, MissingInputError, StorageError
 from nanogpt_dist.storage import sealed
 
-FILES = {"model.safetensors": random.Random(1).randbytes(3000), "state.json": b'{"step": 7}', "empty": b""}
+FILES = {
+    "model.safetensors": random.Random(1).randbytes(3000),
+    "state.json": b'{"step": 7}',
+    "empty": b"",
+}
 
 
 def fill(staging: Path) -> None:
@@ -31,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Edits the manifest and makes it agree with its own sha256 again, as somebody who wants to harm would."""
+    """Edits the manifest and makes it agree with its own sha256 again, as somebody who wants to
+    harm would.
+    """
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["sha256"]
     change(manifest)
@@ -158,7 +164,9 @@ def test_a_huge_manifest_is_not_read(folder: Path) -> None:
 def test_a_newer_format_is_neither_good_nor_damaged(folder: Path) -> None:
     forge(folder, lambda manifest: manifest.update(format=2))
     for use in (storage.read_manifest, storage.verify, storage.good):
-        with pytest.raises(storage.NewerFormatError, match=r"format 2, newer than 1, .*; type: pip install -U"):
+        with pytest.raises(
+            storage.NewerFormatError, match=r"format 2, newer than 1, .*; type: pip install -U"
+        ):
             use(folder)
 
 
@@ -208,11 +216,14 @@ def test_what_fill_raises_comes_out_and_nothing_stays(tmp_path: Path) -> None:
 @settings(max_examples=15, deadline=None)
 @given(
     st.dictionaries(
-        st.from_regex(sealed.NAME, fullmatch=True).filter(lambda name: len(name) < 200), st.binary(), max_size=4
+        st.from_regex(sealed.NAME, fullmatch=True).filter(lambda name: len(name) < 200),
+        st.binary(),
+        max_size=4,
     )
 )
 def test_any_files_are_sealed_and_any_change_is_seen(
-    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]
+    tmp_path_factory: pytest.TempPathFactory,
+    files: dict[str, bytes],
 ) -> None:
     files.pop("manifest.json", None)
 

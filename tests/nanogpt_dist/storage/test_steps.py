@@ -18,7 +18,15 @@ from nanogpt_dist.storage.durable import open_plain
 from nanogpt_dist.storage.steps import step_name, step_of
 from tests.nanogpt_dist.storage.test_sealed import forge
 
-STRANGERS = ["step-1", "step-00000001x", "step-000000012", "Step-00000001", ".bad-step-00000001-1", "best", ".tmp-mine"]
+STRANGERS = [
+    "step-1",
+    "step-00000001x",
+    "step-000000012",
+    "Step-00000001",
+    ".bad-step-00000001-1",
+    "best",
+    ".tmp-mine",
+]
 
 
 def fill(staging: Path) -> None:
@@ -57,7 +65,12 @@ def test_order_is_by_step_and_never_by_time(tmp_path: Path) -> None:
         os.utime(tmp_path / step_name(step), (age * 10**9, age * 10**9))
     for name in STRANGERS:
         (tmp_path / name).mkdir()
-    assert [step_of(path.name) for path in storage.list_steps(tmp_path)] == [123_456_789, 100, 20, 3]
+    assert [step_of(path.name) for path in storage.list_steps(tmp_path)] == [
+        123_456_789,
+        100,
+        20,
+        3,
+    ]
     assert storage.newest_good(tmp_path, pytest.fail) == tmp_path / step_name(123_456_789)
     assert storage.list_steps(tmp_path / "nowhere") == []
 
@@ -86,9 +99,12 @@ def test_bad_ones_are_set_aside_and_the_newest_good_one_is_taken(tmp_path: Path,
     assert len(warnings) == 2
     assert warnings[0].startswith("step-00000004 is damaged (")
     assert warnings[1] == (
-        "step-00000003 is damaged (w does not match its sha256), set aside as .bad-step-00000003-2; using step-00000002"
+        "step-00000003 is damaged (w does not match its sha256), set aside as "
+        ".bad-step-00000003-2; using step-00000002"
     )
-    assert {".bad-step-00000004-1", ".bad-step-00000003-2", step_name(1), step_name(2)} <= names(tmp_path)
+    assert {".bad-step-00000004-1", ".bad-step-00000003-2", step_name(1), step_name(2)} <= names(
+        tmp_path
+    )
     assert not {step_name(3), step_name(4)} & names(tmp_path)
 
 
@@ -96,8 +112,12 @@ def test_a_reader_renames_nothing(tmp_path: Path) -> None:
     make(tmp_path, [1, 2])
     spoil(tmp_path / step_name(2))
     warnings: list[str] = []
-    assert storage.newest_good(tmp_path, warnings.append, rename_bad=False) == tmp_path / step_name(1)
-    assert warnings == ["step-00000002 is damaged (w does not match its sha256); using step-00000001"]
+    assert storage.newest_good(tmp_path, warnings.append, rename_bad=False) == tmp_path / step_name(
+        1
+    )
+    assert warnings == [
+        "step-00000002 is damaged (w does not match its sha256); using step-00000001"
+    ]
     assert names(tmp_path) == {step_name(1), step_name(2)}
 
 
@@ -106,7 +126,9 @@ def test_if_all_are_bad_nothing_changes(tmp_path: Path) -> None:
     for folder in storage.list_steps(tmp_path):
         spoil(folder)
     before = {path: path.lstat() for path in tmp_path.rglob("*")}
-    with pytest.raises(BadDataError, match=r"all 3 checkpoints .*step-00000003: w does not match.*--fresh") as error:
+    with pytest.raises(
+        BadDataError, match=r"all 3 checkpoints .*step-00000003: w does not match.*--fresh"
+    ) as error:
         storage.newest_good(tmp_path, pytest.fail)
     assert len(str(error.value)) < MAX_LINE
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == {
@@ -127,7 +149,9 @@ def test_prune_keeps_the_newest_and_the_named(tmp_path: Path) -> None:
     make(tmp_path, range(1, 7))
     for name in STRANGERS:
         (tmp_path / name).mkdir()
-    assert storage.prune(tmp_path, keep=2, also={step_name(3), "nonsense"}) == [step_name(step) for step in (4, 2, 1)]
+    assert storage.prune(tmp_path, keep=2, also={step_name(3), "nonsense"}) == [
+        step_name(step) for step in (4, 2, 1)
+    ]
     assert names(tmp_path) == {step_name(step) for step in (3, 5, 6)} | set(STRANGERS)
     assert storage.prune(tmp_path, keep=9, also=set()) == []
 
@@ -169,20 +193,26 @@ def test_latest_is_a_hint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "left", [".DS_Store", "._w", "Thumbs.db", "desktop.ini", ".nfs0001", "w~", ".w.swp", ".~lock.w#"]
+    "left",
+    [".DS_Store", "._w", "Thumbs.db", "desktop.ini", ".nfs0001", "w~", ".w.swp", ".~lock.w#"],
 )
 def test_what_file_managers_leave_is_no_damage(left: str, tmp_path: Path) -> None:
     make(tmp_path, [1])
     (tmp_path / step_name(1) / left).write_bytes(b"")
     assert storage.newest_good(tmp_path, pytest.fail) == tmp_path / step_name(1)
     (tmp_path / step_name(1) / "model-00002.safetensors").write_bytes(b"")  # that would be read
-    assert storage.verify(tmp_path / step_name(1)) == [("model-00002.safetensors", "is not in the manifest")]
+    assert storage.verify(tmp_path / step_name(1)) == [
+        ("model-00002.safetensors", "is not in the manifest")
+    ]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
 @pytest.mark.parametrize("name", ["w", "manifest.json"])
 def test_what_cannot_be_read_is_not_called_damaged(
-    name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    number: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make(tmp_path, [1, 2])
 

@@ -1,4 +1,6 @@
-"""A save under fire: killed, failed and unplugged at each of its steps, it leaves the old state or the new one."""
+"""A save under fire: killed, failed and unplugged at each of its steps, it leaves the old state or
+the new one.
+"""
 
 import errno
 import os
@@ -32,7 +34,9 @@ ERRORS = {  # what each system call is made to return
 
 @pytest.fixture
 def checkpoints() -> Iterator[Path]:
-    """The folder before the session; in memory where that is possible, since it is copied some thousand times."""
+    """The folder before the session; in memory where that is possible, since it is copied some
+    thousand times.
+    """
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         before(Path(folder) / "checkpoints")
@@ -52,7 +56,7 @@ def recover(folder: Path) -> None:
     assert names(folder) == {NEW, "latest", "notes"}
 
 
-# --- in process: needs nothing but Python --------------------------------------------------------------------------
+# --- in process: needs nothing but Python --------------------------------------------------------------------------  # noqa: E501
 
 
 def record(folder: Path) -> list[Operation]:
@@ -97,8 +101,15 @@ def test_old_or_new_whatever_operation_fails_or_is_the_last(checkpoints: Path) -
     assert swept >= 70
 
 
-def lost_by_power_cut(checkpoints: Path, operations: list[Operation], draws: int, seed: int = 0) -> str | None:
-    """What is lost if the power goes after one of `operations`, over random states of the disk; None if nothing."""
+def lost_by_power_cut(
+    checkpoints: Path,
+    operations: list[Operation],
+    draws: int,
+    seed: int = 0,
+) -> str | None:
+    """What is lost if the power goes after one of `operations`, over random states of the disk;
+    None if nothing.
+    """
     draw = random.Random(seed)
     for end in range(len(operations) + 1):
         done = operations[:end]
@@ -136,32 +147,52 @@ def test_no_fsync_is_superfluous(checkpoints: Path) -> None:
     operations = session_record(checkpoints)
     fsyncs = [at for at, operation in enumerate(operations) if operation[0] == "fsync"]
     assert len(fsyncs) == 9
-    quiet = [at for at in fsyncs if lost_by_power_cut(checkpoints, operations[:at] + operations[at + 1 :], 20) is None]
-    # begin() alone makes a name durable early, for the other machines of a shared folder; the last fsync covers it.
+    quiet = [
+        at
+        for at in fsyncs
+        if lost_by_power_cut(checkpoints, operations[:at] + operations[at + 1 :], 20) is None
+    ]
+    # begin() alone makes a name durable early, for the other machines of a shared folder; the last
+    # fsync covers it.
     assert quiet == fsyncs[:1]
 
 
 def test_a_rename_before_the_manifest_is_caught(checkpoints: Path) -> None:
     operations = session_record(checkpoints)
-    manifest = next(at for at, operation in enumerate(operations) if operation[1].endswith("manifest.json"))
+    manifest = next(
+        at for at, operation in enumerate(operations) if operation[1].endswith("manifest.json")
+    )
     rename = next(at for at, operation in enumerate(operations) if operation[0] == "rename")
     old, new = operations[rename][1:]
-    late = [(kind, path.replace(old, new), *more) for kind, path, *more in operations[manifest:rename]]
+    late = [
+        (kind, path.replace(old, new), *more) for kind, path, *more in operations[manifest:rename]
+    ]
     swapped = [*operations[:manifest], operations[rename], *late, *operations[rename + 1 :]]
     assert lost_by_power_cut(checkpoints, swapped, draws=20)
 
 
-# --- real processes under strace -----------------------------------------------------------------------------------
+# --- real processes under strace -----------------------------------------------------------------------------------  # noqa: E501
 
 
 def traced(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = ["strace", "-f", "-qq", *options, sys.executable, "-S", str(HERE / "faults" / "session.py"), str(folder)]
+    command = [
+        "strace",
+        "-f",
+        "-qq",
+        *options,
+        sys.executable,
+        "-S",
+        str(HERE / "faults" / "session.py"),
+        str(folder),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
 def system_calls(checkpoints: Path) -> list[tuple[str, int]]:
-    """(name, how many calls of that name came before, plus one) for each call of a session that changes the disk."""
+    """(name, how many calls of that name came before, plus one) for each call of a session that
+    changes the disk.
+    """
     copy, log = checkpoints.with_name("copy"), checkpoints.with_name("strace.log")
     shutil.copytree(checkpoints, copy)
     try:
@@ -194,7 +225,9 @@ def test_old_or_new_under_sigkill_and_errors_at_each_system_call(checkpoints: Pa
         name, n, what = fault
         folder = checkpoints.with_name(f"{name}-{n}-{what[-6:]}")
         shutil.copytree(checkpoints, folder)
-        result = traced(folder, "-e", f"trace={name}", "-e", f"inject={name}:{what}:when={n}", "-o", "/dev/null")
+        result = traced(
+            folder, "-e", f"trace={name}", "-e", f"inject={name}:{what}:when={n}", "-o", "/dev/null"
+        )
         acknowledged = result.stdout.split()
         check(folder, acknowledged)
         if what == "signal=SIGKILL":

@@ -1,4 +1,6 @@
-"""Tasks: log-likelihoods against plain sums, the same on any number of ranks, and lm-eval's own command as oracle."""
+"""Tasks: log-likelihoods against plain sums, the same on any number of ranks, and lm-eval's own
+command as oracle.
+"""
 
 import json
 import math
@@ -26,7 +28,11 @@ from tests.nanogpt_dist.lineage.models import bpe, make_run
 from tests.nanogpt_dist.small import ONE
 
 QUESTIONS = [
-    {"ctx": "def read(self):", "endings": ["return self.lines", "The end.", "naïve", "x = 1984"], "label": 0},
+    {
+        "ctx": "def read(self):",
+        "endings": ["return self.lines", "The end.", "naïve", "x = 1984"],
+        "label": 0,
+    },
     {"ctx": "It's 1984, ", "endings": ["café", "self", "def lines", "The"], "label": "2"},
     {"ctx": "The", "endings": ["end.", "def", "return", "lines"], "label": 3},
     {"ctx": "return", "endings": ["self.lines", "The end.", "café 1984", "(self)"], "label": 0},
@@ -110,7 +116,9 @@ def plain(scorer: Scorer, context: list[int], following: list[int]) -> tuple[flo
 
 
 def test_scores_are_plain_sums_in_any_batch(scorer: Scorer) -> None:
-    requests = [pair(scorer.tokenizer, q["ctx"], " " + ending) for q in QUESTIONS for ending in q["endings"]]
+    requests = [
+        pair(scorer.tokenizer, q["ctx"], " " + ending) for q in QUESTIONS for ending in q["endings"]
+    ]
     requests.append(([5] * 40, [7, 8, 9] * 3))  # more than fits: the end of the context counts
     for score, (context, following) in zip(scorer(requests), requests, strict=True):
         wanted, greedy = plain(scorer, list(context), list(following))
@@ -132,11 +140,16 @@ def test_hellaswag_and_lambada(scorer: Scorer, tmp_path: Path) -> None:
     assert found == {"acc": hits / 5, "acc_norm": normed / 5, "examples": 5}
 
     found = own.run("lambada", write_jsonl(tmp_path / "l.jsonl", PASSAGES), scorer, limit=2)
-    pairs = [pair(scorer.tokenizer, text.rpartition(" ")[0], " " + text.rpartition(" ")[2]) for text in PASSAGES[:2]]
+    pairs = [
+        pair(scorer.tokenizer, text.rpartition(" ")[0], " " + text.rpartition(" ")[2])
+        for text in PASSAGES[:2]
+    ]
     wanted = [plain(scorer, list(a), list(b)) for a, b in pairs]
     assert found["examples"] == 2
     assert found["acc"] == sum(greedy for _, greedy in wanted) / 2
-    assert found["perplexity"] == pytest.approx(math.exp(-sum(total for total, _ in wanted) / 2), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(
+        math.exp(-sum(total for total, _ in wanted) / 2), rel=1e-4
+    )
 
 
 def test_bits_per_byte_of_a_text(scorer: Scorer, tmp_path: Path) -> None:
@@ -153,14 +166,17 @@ def test_bits_per_byte_of_a_text(scorer: Scorer, tmp_path: Path) -> None:
             nats -= log_p.gather(1, y[:, None]).sum().item()
     assert found["bytes"] == len(text.encode())
     assert found["tokens"] == len(ids) - 1
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / len(text.encode()), rel=1e-5
+    )
 
 
 def test_a_byte_order_mark_is_no_part_of_what_is_scored(scorer: Scorer, tmp_path: Path) -> None:
     for name, data in (("plain", b""), ("marked", b"\xef\xbb\xbf")):
         (tmp_path / f"{name}.txt").write_bytes(data + "naïve café".encode())
         lines = [data + json.dumps({"text": passage}).encode() + b"\n" for passage in PASSAGES]
-        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))  # as `cat` puts marked files together
+        # as `cat` puts marked files together
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))
         (tmp_path / f"{name}.yaml").write_bytes(data + b"task: mine\n")
     assert own.text(tmp_path / "marked.txt", scorer) == own.text(tmp_path / "plain.txt", scorer)
     found = own.run("lambada", tmp_path / "marked.jsonl", scorer)
@@ -188,7 +204,11 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(
-    name: str, text: str | bytes, reason: str, scorer: Scorer, tmp_path: Path
+    name: str,
+    text: str | bytes,
+    reason: str,
+    scorer: Scorer,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -202,7 +222,10 @@ def test_what_is_wrong_with_a_file_is_told(
 
 @pytest.mark.thorough
 def test_the_ranks_share_the_requests_and_agree(run: Path, tmp_path: Path) -> None:
-    h, lamb = write_lines(tmp_path / "h.jsonl", QUESTIONS), write_jsonl(tmp_path / "l.jsonl", PASSAGES)
+    h, lamb = (
+        write_lines(tmp_path / "h.jsonl", QUESTIONS),
+        write_jsonl(tmp_path / "l.jsonl", PASSAGES),
+    )
     for ranks in (1, 2):
         in_ranks("tasks", ranks, run, h, lamb, tmp_path / f"{ranks}.json")
     one, two = (json.loads((tmp_path / f"{ranks}.json").read_text()) for ranks in (1, 2))
@@ -210,25 +233,55 @@ def test_the_ranks_share_the_requests_and_agree(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.thorough
-def test_lm_evals_own_command_gives_the_figures_of_eval(run: Path, tmp_path: Path, nanogpt: Run) -> None:
-    """On our export, by transformers' GPT-2 and tokenizer; a multiple choice, a text, and what is written."""
+def test_lm_evals_own_command_gives_the_figures_of_eval(
+    run: Path,
+    tmp_path: Path,
+    nanogpt: Run,
+) -> None:
+    """On our export, by transformers' GPT-2 and tokenizer; a multiple choice, a text, and what is
+    written.
+    """
     pytest.importorskip("lm_eval")
     h = write_lines(tmp_path / "h.jsonl", [{**q, "label": int(q["label"])} for q in QUESTIONS])
     texts = write_jsonl(tmp_path / "texts.jsonl", [" ".join(PASSAGES) * 3, PASSAGES[2]])
-    tasks = {"local_choice": (TASK, h), "local_text": (ROLLING, texts), "local_writing": (WRITING, h)}
+    tasks = {
+        "local_choice": (TASK, h),
+        "local_text": (ROLLING, texts),
+        "local_writing": (WRITING, h),
+    }
     for name, (content, file) in tasks.items():
         (tmp_path / f"{name}.yaml").write_text(content.format(file=file))
     refused = nanogpt("eval", run, "--tasks", "no_such_task", code=2)
     assert "lm-eval has no task no_such_task" in refused.stderr
     nanogpt("export", "hf", run, tmp_path / "hf")
-    said = nanogpt("eval", run, "--json", "--tasks", ",".join(str(tmp_path / f"{name}.yaml") for name in tasks))
+    said = nanogpt(
+        "eval", run, "--json", "--tasks", ",".join(str(tmp_path / f"{name}.yaml") for name in tasks)
+    )
     ours = json.loads(said.stdout)["results"]
     kept = json.loads((run / "checkpoints" / "step-00000000.eval.json").read_text())
     assert kept["results"]["local_choice"] == ours["local_choice"]
 
-    line = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'hf'}"]
-    line += ["--tasks", ",".join(tasks), "--include_path", str(tmp_path), "--output_path", str(tmp_path / "theirs")]
-    done = subprocess.run([*line, "--device", "cpu"], capture_output=True, text=True, timeout=200, env=os.environ)
+    line = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={tmp_path / 'hf'}",
+    ]
+    line += [
+        "--tasks",
+        ",".join(tasks),
+        "--include_path",
+        str(tmp_path),
+        "--output_path",
+        str(tmp_path / "theirs"),
+    ]
+    done = subprocess.run(
+        [*line, "--device", "cpu"], capture_output=True, text=True, timeout=200, env=os.environ
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(next((tmp_path / "theirs").rglob("results*.json")).read_text())["results"]
     for task, figures in ours.items():
@@ -254,17 +307,23 @@ def test_eval_by_the_command(run: Path, tmp_path: Path, nanogpt: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"max_gen_toks": 48}, {"max_new_tokens": 300}, {"max_gen_toks": "x"}, {"max_gen_toks": 0}]
+    "asked",
+    [{}, {"max_gen_toks": 48}, {"max_new_tokens": 300}, {"max_gen_toks": "x"}, {"max_gen_toks": 0}],
 )
 def test_what_leaves_a_prompt_no_room_is_refused(asked: dict[str, Any], scorer: Scorer) -> None:
     with pytest.raises(ConfigError, match="generation_kwargs"):
         harness._asked([("The end.", asked)], scorer)
 
 
-def test_a_prompt_keeps_what_max_gen_toks_leaves(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_keeps_what_max_gen_toks_leaves(
+    scorer: Scorer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     whole = scorer.tokenizer.encode("The end." * 30).tolist()
     how = {"max_gen_toks": 40, "until": "e", "do_sample": True}
-    first, again, short = harness._asked([("The end." * 30, how), ("The end." * 30, how), ("x", how)], scorer)
+    first, again, short = harness._asked(
+        [("The end." * 30, how), ("The end." * 30, how), ("x", how)], scorer
+    )
     assert first[0] == whole[-8:]
     assert (first[2], again[2], short[2]) == (0, 1, 0)  # equal requests are drawn anew
     assert (first[1].temperature, first[1].stop) == (1.0, ("e",))
@@ -272,7 +331,12 @@ def test_a_prompt_keeps_what_max_gen_toks_leaves(scorer: Scorer, capsys: pytest.
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
-def test_weights_that_diverged_have_no_figures(value: float, run: Path, corpus: Path, tmp_path: Path) -> None:
+def test_weights_that_diverged_have_no_figures(
+    value: float,
+    run: Path,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
     judged = judging.of_checkpoint(find_checkpoint(str(run)), torch.device("cpu"))
     with torch.no_grad():
         judged.model.transformer.ln_f.weight[:] = value
@@ -281,7 +345,9 @@ def test_weights_that_diverged_have_no_figures(value: float, run: Path, corpus: 
     for figures in (
         lambda: judging.tasks([f"hellaswag={file}"], scorer, None),
         lambda: own.text(file, scorer),
-        lambda: judging.loss(replace(judged, tokenizer=None), DataFolder.open(corpus), "val", ONE, 4, "float32"),
+        lambda: judging.loss(
+            replace(judged, tokenizer=None), DataFolder.open(corpus), "val", ONE, 4, "float32"
+        ),
     ):
         with pytest.raises(BadDataError, match="diverged"):
             figures()
@@ -306,7 +372,11 @@ def test_a_list_of_tasks_is_read_before_anything_else(scorer: Scorer, tmp_path: 
 
 
 def test_flags_of_eval_that_nothing_would_read_are_refused(run: Path) -> None:
-    for flags in (["--limit", "3"], ["--limit", "3", "--text", "a"], ["--split", "train", "--tasks", "piqa"]):
+    for flags in (
+        ["--limit", "3"],
+        ["--limit", "3", "--text", "a"],
+        ["--split", "train", "--tasks", "piqa"],
+    ):
         found = CliRunner().invoke(app, ["eval", str(run), *flags])
         assert isinstance(found.exception, UsageError)
         assert flags[0] in str(found.exception)
