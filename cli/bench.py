@@ -157,7 +157,7 @@ def _print(
     lines: list[str],
     as_json: bool,
 ) -> None:
-    from nanogpt_dist.runs import to_json
+    from nanogpt_dist.storage.run_folder import to_json
 
     echo(to_json(asdict(found)) if as_json else "\n".join(lines))
 

@@ -12,8 +12,9 @@ import typer
 from cli import completing
 from cli.options import CONTEXT, Json, warn
 from cli.terminal import echo
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError, clipped
+from nanogpt_dist.storage import run_folder
 
 Run = Annotated[
     Path,
@@ -47,7 +48,7 @@ def list_checkpoints(run: Run, as_json: Json = False) -> None:
     byte.
     """
     found = [_describe(folder, _marks(run)) for folder in _checkpoints(run)]
-    verdict = runs.verdict_of(run)
+    verdict = run_folder.verdict_of(run)
     if as_json:
         echo(json.dumps({"run": str(run), "verdict": verdict, "checkpoints": found}))
         return
@@ -110,7 +111,7 @@ def prune(
 
     Refuses while the run is training.
     """
-    folder = runs.checkpoints_of(run)
+    folder = run_folder.checkpoints_of(run)
     _checkpoints(run)
     with storage.RunLock(run):
         also = {name for name, marks in _marks(run).items() if {"best", "kept"} & set(marks)}
@@ -160,15 +161,15 @@ def consolidate(
     """
     from nanogpt_dist.consolidation import consolidate, is_sharded
 
-    found = runs.find_checkpoint(str(target), warn=warn)
+    found = run_folder.find_checkpoint(str(target), warn=warn)
     if not is_sharded(found):
         raise UsageError(f"{found} has whole tensors already: use it as it is")
-    place = out or runs.run_of(found) / "consolidated" / runs.spelt(found).name
+    place = out or run_folder.run_of(found) / "consolidated" / run_folder.spelt(found).name
     echo(str(consolidate(found, place)))
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return storage.step_of(runs.spelt(path).name) is not None
+    return storage.step_of(run_folder.spelt(path).name) is not None
 
 
 def _parent(checkpoint: Path) -> tuple[Path, str]:
@@ -176,8 +177,8 @@ def _parent(checkpoint: Path) -> tuple[Path, str]:
     is none.
     """
     if _is_checkpoint(checkpoint) and checkpoint.is_dir():
-        return runs.spelt(checkpoint).parent, runs.spelt(checkpoint).name
-    steps = storage.list_steps(runs.checkpoints_of(checkpoint)) if checkpoint.is_dir() else []
+        return run_folder.spelt(checkpoint).parent, run_folder.spelt(checkpoint).name
+    steps = storage.list_steps(run_folder.checkpoints_of(checkpoint)) if checkpoint.is_dir() else []
     if steps:
         raise MissingInputError(
             f"{checkpoint} is a run; give one checkpoint of it, like {steps[0]}"
@@ -188,7 +189,7 @@ def _parent(checkpoint: Path) -> tuple[Path, str]:
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    found = storage.list_steps(runs.checkpoints_of(run)) if run.is_dir() else []
+    found = storage.list_steps(run_folder.checkpoints_of(run)) if run.is_dir() else []
     if not found:
         raise MissingInputError(f"{run} holds no checkpoint; name a run folder, like out/NAME")
     return found
@@ -200,7 +201,7 @@ def _size(folder: Path) -> int:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        return runs.read_json(folder / "state.json")
+        return run_folder.read_json(folder / "state.json")
     except (BadDataError, StorageError):
         return {}
 
@@ -209,13 +210,13 @@ def _marks(run: Path) -> dict[str, list[str]]:
     """{checkpoint name: best, kept, pinned, latest}, by what stands in the newest that can be
     read.
     """
-    folder = runs.checkpoints_of(run)
+    folder = run_folder.checkpoints_of(run)
     marks: dict[str, list[str]] = {}
     steps = [_state(path).get("best_step") for path in storage.list_steps(folder)]
     best = next((step for step in steps if type(step) is int and step >= 0), None)
     if best is not None:
         marks.setdefault(storage.step_name(best), []).append("best")
-    for name in sorted(runs.kept_for_good(folder)):
+    for name in sorted(run_folder.kept_for_good(folder)):
         marks.setdefault(name, []).append("kept")
     for name in sorted(storage.read_pins(folder)):
         marks.setdefault(name, []).append("pinned")

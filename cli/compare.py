@@ -47,7 +47,7 @@ def compare(
     if plot is not None:
         comparing.plot(curves, plot)
     if json:
-        from nanogpt_dist.runs import to_json
+        from nanogpt_dist.storage.run_folder import to_json
 
         echo(to_json({"runs": figures, "differences": differences, "at_equal_tokens": rows}))
         return

@@ -159,8 +159,9 @@ def _judged(
     """What is to be judged, on all ranks the same: one chooses, for a run that is still training
     goes on meanwhile.
     """
-    from nanogpt_dist import judging, runs
+    from nanogpt_dist import judging
     from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.storage import run_folder
 
     with world.together():
         foreign = _foreign(target, init_from, block_size)
@@ -173,17 +174,17 @@ def _judged(
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
         if foreign is not None:
             return judging.of_source(foreign, world.device)
-        chosen = str(runs.find_checkpoint(target, best, warn)) if world.leads else ""
+        chosen = str(run_folder.find_checkpoint(target, best, warn)) if world.leads else ""
     found = Path(world.text_from_lead(chosen))
     with world.together():
         return judging.of_checkpoint(found, world.device)
 
 
 def _dataset_of(judged: "Judged") -> str:
-    from nanogpt_dist import runs
+    from nanogpt_dist.storage import run_folder
 
     own = judged.config.dataset
-    return runs.dataset_of(judged.checkpoint, own) if judged.checkpoint else own
+    return run_folder.dataset_of(judged.checkpoint, own) if judged.checkpoint else own
 
 
 def _foreign(
@@ -192,8 +193,9 @@ def _foreign(
     block_size: int | None,
 ) -> "TrainConfig | None":
     """The settings behind --init-from, or behind a preset or file that has it; None for a run."""
-    from nanogpt_dist import presets, runs
+    from nanogpt_dist import presets
     from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.storage import run_folder
 
     shorter = {"block_size": block_size} if block_size else {}
     if init_from:
@@ -201,8 +203,8 @@ def _foreign(
     if (
         target is None
         or Path(target).is_dir()
-        or runs.named(target)
-        or runs.checkpoint_named(target)
+        or run_folder.named(target)
+        or run_folder.checkpoint_named(target)
     ):
         return None
     if target in presets.PRESETS or target.endswith((".toml", ".py")):
@@ -229,7 +231,7 @@ def _keep(checkpoint: Path, results: Results) -> None:
 
 
 def _print_json(rows: list[tuple[str, Results]]) -> None:
-    from nanogpt_dist.runs import to_json
+    from nanogpt_dist.storage.run_folder import to_json
 
     found = []
     for name, results in rows:

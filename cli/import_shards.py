@@ -11,7 +11,7 @@ from cli.bar import byte_bar
 from cli.next_step import to_train
 from cli.options import Json
 from cli.terminal import echo
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
 
 
 def import_shards(

@@ -15,7 +15,7 @@ from cli.bar import progress_bar
 from cli.next_step import to_train
 from cli.terminal import echo
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
 
 if TYPE_CHECKING:
     from nanogpt_dist.shards.manifest import Manifest

@@ -89,13 +89,14 @@ def sample(
         raise UsageError("--best chooses among a run's checkpoints: leave it out")
     prompts = [read_prompt(each) for each in prompt or []]
 
-    from nanogpt_dist import presets, runs
+    from nanogpt_dist import presets
+    from nanogpt_dist.storage import run_folder
 
     found: str | Path
     if init_from:
         found, config = init_from, presets.load("gpt2", {"init_from": init_from})
     else:
-        found = runs.find_checkpoint(target, best, warn)
+        found = run_folder.find_checkpoint(target, best, warn)
 
     from nanogpt_dist import judging, sampling
     from nanogpt_dist.decoding import Decoder, pick_weights

@@ -17,7 +17,7 @@ from cli.terminal import columns, echo, echo_table, echo_wrapped
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, UsageError
 from nanogpt_dist.presets import DEFAULT_PRESET, load, read, with_vocabulary
-from nanogpt_dist.runs import named
+from nanogpt_dist.storage.run_folder import named
 
 if TYPE_CHECKING:
     from rich.table import Table

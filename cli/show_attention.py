@@ -60,7 +60,7 @@ def attention(
             name: getattr(found, name).tolist()
             for name in ("q", "k", "v", "scores", "seen", "weights", "y")
         }
-        from nanogpt_dist.runs import to_json
+        from nanogpt_dist.storage.run_folder import to_json
 
         echo(to_json({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
         return
@@ -89,7 +89,7 @@ def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
     import torch
 
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
-    from nanogpt_dist.runs import find_checkpoint
+    from nanogpt_dist.storage.run_folder import find_checkpoint
 
     found = find_checkpoint(target, warn=warn)
     model, _ = load_model(found, torch.device("cpu"))

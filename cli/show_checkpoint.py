@@ -27,13 +27,14 @@ def checkpoint(
     """Where a checkpoint stands: step, losses, data; and each of its files with its sha256,
     verified.
     """
-    from nanogpt_dist import runs, storage
+    from nanogpt_dist import storage
+    from nanogpt_dist.storage import run_folder
 
-    found = runs.find_checkpoint(target, best, warn)
-    state, manifest = runs.read_json(found / "state.json"), storage.read_manifest(found)
-    named = runs.spelt(found)
+    found = run_folder.find_checkpoint(target, best, warn)
+    state, manifest = run_folder.read_json(found / "state.json"), storage.read_manifest(found)
+    named = run_folder.spelt(found)
     beside = named.with_name(f"{named.name}.eval.json")
-    evaluations = runs.read_json(beside).get("results", {})
+    evaluations = run_folder.read_json(beside).get("results", {})
     if as_json:
         facts: dict[str, Any] = {
             "checkpoint": str(found),
@@ -48,7 +49,7 @@ def checkpoint(
         echo(
             f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}"
         )
-    if verdict := runs.verdict_of(runs.run_of(found)):
+    if verdict := run_folder.verdict_of(run_folder.run_of(found)):
         echo(f"  {'run':<24} {verdict}")
     echo("")
     for entry in manifest["files"]:

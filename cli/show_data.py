@@ -118,15 +118,20 @@ def _config_of(run: Path, opened: "DataFolder") -> TrainConfig:
     """The settings of a run that was trained on that data. Raises MissingInputError, BadDataError,
     ConfigError.
     """
-    from nanogpt_dist import runs, storage
+    from nanogpt_dist import storage
+    from nanogpt_dist.storage import run_folder
 
     if not (run / "config.toml").is_file():
         raise MissingInputError(
             f"{str(run)[-80:]} is no run, it has no config.toml; give one, e.g. out/gpt2-124m"
         )
     config = resolve(read_toml(run / "config.toml"))
-    steps = [run] if (run / "state.json").exists() else storage.list_steps(runs.checkpoints_of(run))
-    trained_on = runs.read_json(steps[0] / "state.json").get("dataset_id") if steps else None
+    steps = (
+        [run]
+        if (run / "state.json").exists()
+        else storage.list_steps(run_folder.checkpoints_of(run))
+    )
+    trained_on = run_folder.read_json(steps[0] / "state.json").get("dataset_id") if steps else None
     if trained_on is None:
         echo(
             f"note: {run} has no checkpoint, which would tell whether it reads {opened.path}",

@@ -11,10 +11,11 @@ from cli import completing
 from cli.options import Json, flush_or_drop, takes_settings, warn
 from cli.terminal import echo
 from launch import verdict
-from nanogpt_dist import presets, runs
+from nanogpt_dist import presets
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError, UsageError
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage import run_folder
 
 if TYPE_CHECKING:
     from nanogpt_dist.distributed import World
@@ -108,14 +109,14 @@ def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
     """The checkpoint with which a new run begins, where one was named. Raises UsageError where no
     other folder was.
     """
-    checkpoint = runs.checkpoint_named(preset)
+    checkpoint = run_folder.checkpoint_named(preset)
     if checkpoint is None:
         return None
-    run = runs.run_of(checkpoint)
+    run = run_folder.run_of(checkpoint)
     if out_dir is None or Path(out_dir).resolve() == run.resolve():
         resume = (
             f"its run goes on with: {shlex.join(['nanogpt', 'train', str(run)])}"
-            if runs.named(str(run))
+            if run_folder.named(str(run))
             else "its run is not here"
         )
         raise UsageError(
@@ -130,7 +131,7 @@ def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_jso
     from dataclasses import asdict
 
     from nanogpt_dist.check_resume import check_resume
-    from nanogpt_dist.runs import to_json
+    from nanogpt_dist.storage.run_folder import to_json
 
     proof = check_resume(config, world, stop)
     if not world.leads:
@@ -192,7 +193,7 @@ def _report(result: Any, as_json: bool) -> None:
 def _print(result: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from nanogpt_dist.runs import to_json
+    from nanogpt_dist.storage.run_folder import to_json
 
     if as_json:
         echo(to_json(asdict(result)))

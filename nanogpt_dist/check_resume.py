@@ -10,11 +10,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import NanogptError, StoppedError
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training import train
 
 UPDATES = 2  # in each half
@@ -63,7 +64,7 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
         _train(config, runs_of[0], world, stop)
         with world.together():
             if world.leads:
-                _copy_half(*map(runs.checkpoints_of, runs_of))
+                _copy_half(*map(run_folder.checkpoints_of, runs_of))
         _train(config, runs_of[1], world, stop)
         with world.together():
             return _compare(*runs_of)
@@ -83,7 +84,9 @@ def _copy_half(whole: Path, resumed: Path) -> None:
 
 
 def _compare(whole: Path, resumed: Path) -> Proof:
-    ends = [runs.checkpoints_of(run) / storage.step_name(2 * UPDATES) for run in (whole, resumed)]
+    ends = [
+        run_folder.checkpoints_of(run) / storage.step_name(2 * UPDATES) for run in (whole, resumed)
+    ]
     files, others = (
         {
             entry["name"]: entry

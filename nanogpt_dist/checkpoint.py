@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_run_toml
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.model import GPT
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tensors import Part, Stored, index, parts_to_write, read_into, write
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer import load as load_tokenizer
@@ -109,7 +110,7 @@ def save(
             mine.refuse_not_finite()
             if world.leads:
                 staging = storage.begin(checkpoints, name)
-                runs.write_json(staging / "state.json", {**asdict(mine.state), **about})
+                run_folder.write_json(staging / "state.json", {**asdict(mine.state), **about})
                 storage.write_atomic(staging / "config.toml", to_run_toml(config).encode())
                 tokenizer.save(staging / "tokenizer.json")
         place = checkpoints / world.text_from_lead(staging.name if staging else "")
@@ -162,7 +163,7 @@ def load_config(checkpoint: Path) -> TrainConfig:
 
 def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:
     """The TrainState of a checkpoint and the other facts beside it. Raises BadDataError."""
-    content = runs.read_json(checkpoint / "state.json")
+    content = run_folder.read_json(checkpoint / "state.json")
     names = {field.name for field in fields(TrainState)}
     state = TrainState(**{name: content[name] for name in names if name in content})
     counts = [

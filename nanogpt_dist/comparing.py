@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanogpt_dist import attempts, runs
+from nanogpt_dist import attempts
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
 from nanogpt_dist.metrics import RECORD
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown, told, write_user_file
 
 POINTS = 8  # of a table, evenly spaced in tokens
@@ -177,5 +178,5 @@ def summary(curve: Curve) -> dict[str, Any]:
         "best_val_loss": float(curve.val_loss.min()) if len(curve.val_loss) else None,
         "bits_per_byte": curve.bits_per_byte,
         "tokens_per_second": curve.tokens_per_second,
-        "verdict": runs.verdict_of(Path(curve.name)),
+        "verdict": run_folder.verdict_of(Path(curve.name)),
     }

@@ -5,8 +5,9 @@ that read no parts.
 import shutil
 from pathlib import Path
 
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.errors import CannotCreateError, UsageError
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tensors import read_whole, whole_parts, write
 
 KINDS = ("model", "optimizer")
@@ -26,7 +27,7 @@ def consolidate(checkpoint: Path, out: Path) -> Path:
     """
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another --out")
-    name = runs.spelt(checkpoint).name
+    name = run_folder.spelt(checkpoint).name
     if storage.step_of(out.name) != storage.step_of(name):
         raise UsageError(
             f"{out} has to be called {name}, as the checkpoint is: type --out {out / name}"

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from nanogpt_dist import runs
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import pick_dtype
@@ -21,6 +20,7 @@ from nanogpt_dist.errors import BadDataError, DivergedError, MissingInputError, 
 from nanogpt_dist.evaluation import Evaluator, whole_split
 from nanogpt_dist.model import GPT
 from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tasks import own
 from nanogpt_dist.tasks.scoring import Scorer
 from nanogpt_dist.tokenizer import Tokenizer
@@ -182,8 +182,8 @@ def keep(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
     """Write `results` into the file beside the checkpoint, over what it has under the same names;
     returns its path.
     """
-    checkpoint = runs.spelt(checkpoint)
+    checkpoint = run_folder.spelt(checkpoint)
     path = checkpoint.with_name(f"{checkpoint.name}.eval.json")
-    before = runs.read_json(path).get("results", {})
-    runs.write_json(path, {"checkpoint": checkpoint.name, "results": {**before, **results}})
+    before = run_folder.read_json(path).get("results", {})
+    run_folder.write_json(path, {"checkpoint": checkpoint.name, "results": {**before, **results}})
     return path

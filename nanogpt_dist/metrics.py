@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import told
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Recorder:
         threading.excepthook = self._excepthook
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
-        self._append(runs.to_json(values).encode() + b"\n")
+        self._append(run_folder.to_json(values).encode() + b"\n")
         known = {name: value for name, value in values.items() if value is not None}
         step = known.pop("step")
         self._to_board(

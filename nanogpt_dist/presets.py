@@ -12,9 +12,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.storage import run_folder
 
 if TYPE_CHECKING:
     from nanogpt_dist.tokenizer import Tokenizer
@@ -139,7 +140,7 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
     gpt2-124m. Raises ConfigError, MissingInputError.
     """
     name, overrides = name or DEFAULT_PRESET, dict(overrides or {})
-    values, run = dict(read(name)), runs.named(name)
+    values, run = dict(read(name)), run_folder.named(name)
     out_dir = overrides.get("out_dir") or (
         _own_out_dir(run, values) if run else values.get("out_dir")
     )
@@ -150,9 +151,9 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
             given["init_from"] = None
     try:
         source = overrides.get("init_from", values.get("init_from"))
-        ours = run or runs.checkpoint_named(name)
+        ours = run or run_folder.checkpoint_named(name)
         if ours and isinstance(dataset := values.get("dataset"), str):
-            values["dataset"] = runs.dataset_of(ours, dataset)
+            values["dataset"] = run_folder.dataset_of(ours, dataset)
         # a run's settings have the architecture already
         if source and ("init_from" in overrides or not ours):
             values = with_architecture_of(str(source), Path(str(out_dir)), values, overrides)
@@ -166,19 +167,19 @@ def _own_out_dir(run: Path, values: dict[str, Any]) -> str:
     folder.
     """
     other = values.get("out_dir")
-    if other and not runs.has_begun(run) and Path(str(other)).resolve() != run.resolve():
+    if other and not run_folder.has_begun(run) and Path(str(other)).resolve() != run.resolve():
         raise ConfigError(
-            f"{run / runs.CONFIG} has out_dir = {str(other)!r}; type --out-dir with the one you "
-            "mean"
+            f"{run / run_folder.CONFIG} has out_dir = {str(other)!r}; type --out-dir with the one "
+            "you mean"
         )
     return str(run)
 
 
 def read(name: str) -> dict[str, Any]:
     """The settings that `name` stands for, as load() takes it, and no others. Raises as load()."""
-    folder = runs.named(name) or runs.checkpoint_named(name)
+    folder = run_folder.named(name) or run_folder.checkpoint_named(name)
     if folder is not None:
-        return read_toml(folder / runs.CONFIG)
+        return read_toml(folder / run_folder.CONFIG)
     if name.endswith(".toml"):
         return read_toml(Path(name))
     if name.endswith(".py"):
@@ -197,17 +198,21 @@ def read(name: str) -> dict[str, Any]:
 
 
 def _why_no_run(folder: Path) -> str:
-    if (folder.resolve().parent / runs.CONFIG).is_file():
+    if (folder.resolve().parent / run_folder.CONFIG).is_file():
         return f"is a folder of a run: type {shlex.join(['nanogpt', 'train', str(folder.parent)])}"
     kept = next(
-        (step / runs.CONFIG for step in storage.list_steps(runs.checkpoints_of(folder))), None
+        (
+            step / run_folder.CONFIG
+            for step in storage.list_steps(run_folder.checkpoints_of(folder))
+        ),
+        None,
     )
     if kept is not None:
-        return f"has lost its {runs.CONFIG}: {shlex.join(['cp', str(kept), str(folder)])}"
+        return f"has lost its {run_folder.CONFIG}: {shlex.join(['cp', str(kept), str(folder)])}"
     if (folder / "config.json").is_file():
         hf = shlex.join(["nanogpt", "train", "--init-from", str(folder)])
         return f"is a folder of Hugging Face's, no run; to begin with its weights type {hf}"
-    return f"has no {runs.CONFIG}, so it is no run; give a run, a preset or a .toml file"
+    return f"has no {run_folder.CONFIG}, so it is no run; give a run, a preset or a .toml file"
 
 
 def with_architecture_of(

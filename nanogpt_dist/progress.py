@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig, to_run_toml
 from nanogpt_dist.devices import memory_bytes, peak_tflops
 from nanogpt_dist.distributed import World
 from nanogpt_dist.evaluation import Evaluation
 from nanogpt_dist.metrics import Console, Recorder, duration
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.update import Update, Updater
 
 
@@ -48,10 +49,10 @@ class Progress:
         self.clock = time.perf_counter()
 
     def _open(self, run: Path, state: TrainState) -> Recorder:
-        runs.describe(run, self.world.size, torch.get_num_threads(), torch=torch.__version__)
+        run_folder.describe(run, self.world.size, torch.get_num_threads(), torch=torch.__version__)
         storage.write_atomic(run / "config.toml", to_run_toml(self.config).encode())
         newest = storage.step_name(state.step) if state.step else None
-        runs.write_status(run, "running", 0, state.step, "", newest)
+        run_folder.write_status(run, "running", 0, state.step, "", newest)
         return Recorder(run, state.step, self.config, self.console)
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_dist import attempts, checkpoint, runs, storage
+from nanogpt_dist import attempts, checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.distributed import World
@@ -23,6 +23,7 @@ from nanogpt_dist.errors import (
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.storage import run_folder
 
 # A run goes on only with these as they were: they fix the weights' shapes, or which tokens an
 # update sees.
@@ -52,7 +53,7 @@ TRAINING = (
 
 
 @contextlib.contextmanager
-def run_folder(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callable[[], None]]]:
+def open_run(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callable[[], None]]]:
     """The run's folder, locked by rank 0 against a second run; and what raises StorageError once it
     was moved away.
     """
@@ -62,7 +63,7 @@ def run_folder(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callab
         with world.together():
             if world.leads:
                 storage.probe_writable(run)
-                if (checkpoints := runs.checkpoints_of(run)).is_symlink():  # to another disk
+                if (checkpoints := run_folder.checkpoints_of(run)).is_symlink():  # to another disk
                     storage.probe_writable(checkpoints)
                 stack.enter_context(lock)
         yield run, lock.refuse_moved if world.leads else lambda: None
@@ -90,9 +91,9 @@ def _note(run: Path, world: World, error: BaseException) -> None:
     code, line = explain(error)
     # a full disk may be what ended the run: its own error says so
     with contextlib.suppress(NanogptError):
-        before = runs.read_json(run / "status.json")
+        before = run_folder.read_json(run / "status.json")
         verdict = "stopped" if code == Exit.STOPPED else "failed"
-        runs.write_status(
+        run_folder.write_status(
             run, verdict, code, before.get("step", 0), one_line(line), before.get("checkpoint")
         )
         if code == Exit.STOPPED:
@@ -116,11 +117,13 @@ def resume_point(
     chosen = ""
     with world.together():
         if world.leads:
-            for folder in (run, runs.checkpoints_of(run)):
+            for folder in (run, run_folder.checkpoints_of(run)):
                 storage.sweep(folder)
             if branch_from is not None:
-                runs.branch(branch_from, run)
-            found = runs.resume_point(run, fresh, lambda text: console.line(f"warning: {text}"))
+                run_folder.branch(branch_from, run)
+            found = run_folder.resume_point(
+                run, fresh, lambda text: console.line(f"warning: {text}")
+            )
             found = _perhaps_back(run, found, config, world, console)
             if found is not None:
                 check_same_run(found, config, data)
@@ -132,7 +135,7 @@ def resume_point(
                     )
                 chosen = found.name
     chosen = world.text_from_lead(chosen)
-    return runs.checkpoints_of(run) / chosen if chosen else None
+    return run_folder.checkpoints_of(run) / chosen if chosen else None
 
 
 def _perhaps_back(
@@ -168,7 +171,10 @@ def forget_lost_best(run: Path, state: TrainState, world: World) -> None:
     so again.
     """
     there = world.leads and state.best_step is not None
-    there = there and (runs.checkpoints_of(run) / storage.step_name(state.best_step or 0)).is_dir()
+    there = (
+        there
+        and (run_folder.checkpoints_of(run) / storage.step_name(state.best_step or 0)).is_dir()
+    )
     if not world.any(there):
         state.best_step = state.best_val_loss = None
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanogpt_dist import checkpoint, runs, storage
+from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import total_memory_bytes
@@ -23,6 +23,7 @@ from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.update import Updater
 
 SAVED_BYTES = 12  # of a parameter in a checkpoint: fp32 weight and AdamW's two moments
@@ -57,7 +58,7 @@ class Saver:
         refuse_moved: Callable[[], None] = lambda: None,
         began_from: str | None = None,
     ) -> None:
-        self.folder, self.run, self.config = runs.checkpoints_of(run), run, config
+        self.folder, self.run, self.config = run_folder.checkpoints_of(run), run, config
         self.world, self.data, self.console = world, data, console
         # began_from: whose the first weights were
         self.newest, self.began_from = newest, began_from
@@ -192,10 +193,10 @@ class Saver:
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
-        also = best | self.resumed_from | runs.kept_for_good(self.folder)
+        also = best | self.resumed_from | run_folder.kept_for_good(self.folder)
         storage.prune(self.folder, self.config.keep_checkpoints, also, self.config.keep_every)
         storage.write_latest(self.folder, name)
-        runs.write_status(self.run, "running", 0, state.step, "", name)
+        run_folder.write_status(self.run, "running", 0, state.step, "", name)
 
 
 class Writing:

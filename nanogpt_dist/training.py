@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import __version__, advice, attempts, checkpoint, cpu_fast, runs, storage
+from nanogpt_dist import __version__, advice, attempts, checkpoint, cpu_fast, storage
 from nanogpt_dist.batches import Ahead, Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -25,12 +25,13 @@ from nanogpt_dist.resuming import (
     forget_lost_best,
     forget_other_best,
     noting_failure,
+    open_run,
     resume_point,
-    run_folder,
 )
 from nanogpt_dist.saving import Saver, due, enough_room
 from nanogpt_dist.shards import DataFolder
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.update import Update, Updater
 
 
@@ -73,7 +74,7 @@ def train(
     world.refuse_differences(
         version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config)
     )
-    with run_folder(config, world) as (run, refuse_moved):
+    with open_run(config, world) as (run, refuse_moved):
         start = resume_point(run, config, data, fresh, world, console, branch_from)
         state, facts = checkpoint.load_state(start) if start else (TrainState(), {})
         forget_lost_best(run, state, world)
@@ -363,7 +364,7 @@ def _finish(
     verdict, code = ("done", Exit.DONE) if done else ("stopped", Exit.STOPPED)
     if world.leads:
         try:
-            runs.write_status(run, verdict, code, state.step, "", newest.name)
+            run_folder.write_status(run, verdict, code, state.step, "", newest.name)
             attempts.ended(run, verdict)
         except StorageError as error:  # all is saved
             console.line(f"warning: {error}")

@@ -12,7 +12,7 @@ from multiprocessing import active_children, connection, get_context, parent_pro
 from pathlib import Path
 
 from nanogpt_dist.errors import StorageError, one_line
-from nanogpt_dist.stopping import SIGNALS
+from nanogpt_dist.signals import SIGNALS
 from nanogpt_dist.tokenizer import Tokenizer, load
 from prepare.encode import Job, UnitRecord, encode_unit
 

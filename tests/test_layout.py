@@ -23,7 +23,6 @@ TORCH_FREE = [
     "prepare",
     "nanogpt_dist/config.py",
     "nanogpt_dist/presets.py",
-    "nanogpt_dist/runs.py",
 ]
 TORCH_FREE += [
     "nanogpt_dist/storage",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanogpt_dist import checkpoint, runs, storage
+from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig, to_run_toml
 from nanogpt_dist.distributed import World
@@ -18,6 +18,7 @@ from nanogpt_dist.lineage import hf_tokenizer, huggingface
 from nanogpt_dist.lineage.source import Source
 from nanogpt_dist.model import GPT
 from nanogpt_dist.presets import load
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tensors import read_whole, whole_parts
 from nanogpt_dist.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ def adopt(foreign: Foreign, run: Path) -> Path:
     CannotCreateError where the folder has checkpoints, ConfigError where a value is not finite,
     StorageError.
     """
-    if storage.list_steps(runs.checkpoints_of(run)):
+    if storage.list_steps(run_folder.checkpoints_of(run)):
         raise CannotCreateError(f"{run} holds a run already; give another --out-dir")
     _refuse_other_shapes(foreign)
     config = foreign.config.model_copy(update={"out_dir": str(run)})
@@ -58,12 +59,12 @@ def adopt(foreign: Foreign, run: Path) -> Path:
         }
         mine = Contents(foreign.state, whole_parts(foreign.weights), whole_parts(foreign.moments))
         written = checkpoint.save(
-            ALONE, runs.checkpoints_of(run), mine, config, foreign.tokenizer, about
+            ALONE, run_folder.checkpoints_of(run), mine, config, foreign.tokenizer, about
         )
-        storage.write_latest(runs.checkpoints_of(run), written.name)
+        storage.write_latest(run_folder.checkpoints_of(run), written.name)
         storage.write_atomic(run / "config.toml", to_run_toml(config).encode())
-        runs.describe(run, 1, torch.get_num_threads(), imported_from=foreign.origin)
-        runs.write_status(
+        run_folder.describe(run, 1, torch.get_num_threads(), imported_from=foreign.origin)
+        run_folder.write_status(
             run, "stopped", 0, foreign.state.step, f"imported from {foreign.origin}", written.name
         )
     return written

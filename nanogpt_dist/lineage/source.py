@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist import hub, runs, storage
+from nanogpt_dist import hub, storage
 from nanogpt_dist.config import ModelConfig, read_toml
 from nanogpt_dist.errors import (
     BadDataError,
@@ -23,6 +23,7 @@ from nanogpt_dist.errors import (
     MissingInputError,
     clipped,
 )
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown
 
 OPENAI = {
@@ -81,7 +82,7 @@ class Source:
         Of a checkpoint of ours that itself began with other weights, whose those were.
         """
         if self.ours:
-            facts = runs.read_json(self.folder / "state.json")
+            facts = run_folder.read_json(self.folder / "state.json")
             first = facts.get("began_from") or facts.get("imported_from")
             return str(first or f"a run: {self.name}")
         if Path(self.name).is_dir():  # never to be taken for a repository
@@ -104,10 +105,10 @@ def find(name: str, weights: bool = True) -> Source:
             _refuse_incomplete(folder, name)
             return Source(name, folder, ours=False)
         if (
-            runs.checkpoints_of(folder).is_dir()
+            run_folder.checkpoints_of(folder).is_dir()
             or storage.step_of(folder.resolve().name) is not None
         ):
-            return Source(name, runs.find_checkpoint(name), ours=True)
+            return Source(name, run_folder.find_checkpoint(name), ours=True)
         raise MissingInputError(
             f"{shown(folder)} holds neither a run nor {CONFIG} and {WEIGHTS} of Hugging Face's"
         )
@@ -174,7 +175,7 @@ def of_config(path: Path) -> dict[str, Any]:
     """The architecture that a config.json of GPT2LMHeadModel's describes. Raises BadDataError for
     any other.
     """
-    content = runs.read_json(path)
+    content = run_folder.read_json(path)
     for key, wanted in FIXED.items():
         if content.get(key, wanted) != wanted:
             raise BadDataError(
@@ -218,7 +219,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
-    where = runs.read_json(folder / INDEX).get("weight_map")
+    where = run_folder.read_json(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise BadDataError(
             f"{shown(folder / INDEX)} names no files for its weights; fetch it again"

@@ -7,7 +7,7 @@ import pytest
 
 from nanogpt_dist.check_resume import check_resume
 from nanogpt_dist.errors import NanogptError, StoppedError
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.update import Updater
 from tests.conftest import TINY, Run
 from tests.nanogpt_dist.small import ONE, tiny

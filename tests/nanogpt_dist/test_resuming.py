@@ -15,7 +15,7 @@ import pytest
 from launch import processes
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
 from tests.conftest import TINY, Run, build, command
 from tests.nanogpt_dist.small import STEPS, go, records, tiny, weights_sha256
 

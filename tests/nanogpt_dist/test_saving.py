@@ -12,8 +12,8 @@ import torch
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.runs import find_checkpoint
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import go, records, tiny
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.config import resolve
 from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.presets import load
 from nanogpt_dist.shards import DataFolder
-from nanogpt_dist.stopping import SIGNALS, StopRequest
+from nanogpt_dist.signals import SIGNALS, StopRequest
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training import fit_to_data
 from tests.nanogpt_dist.small import go, records, tiny, weights_sha256
 
@@ -152,8 +153,8 @@ def test_a_run_that_is_renamed_while_it_trains_ends_and_leaves_one_folder(
     if after == "nothing":
         assert not run.exists()
     else:
-        assert runs.verdict_of(run) == "done"
-    assert runs.verdict_of(tmp_path / "moved") == "killed"
+        assert run_folder.verdict_of(run) == "done"
+    assert run_folder.verdict_of(tmp_path / "moved") == "killed"
     assert go(load(str(tmp_path / "moved"))).step == 8
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogpt_dist.distributed import connect
 from nanogpt_dist.errors import StorageError
-from nanogpt_dist.stopping import StopRequest
+from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import train
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import tiny

@@ -24,8 +24,8 @@ from nanogpt_dist.lineage import adopting, hf_tokenizer, huggingface
 from nanogpt_dist.lineage.card import model_card
 from nanogpt_dist.lineage.source import find
 from nanogpt_dist.presets import load
-from nanogpt_dist.runs import find_checkpoint
 from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from tests.conftest import CLONE, Run, command
 from tests.nanogpt_dist.lineage.models import SIZES, TEXTS, bpe, ids, make_run, weights

@@ -20,7 +20,7 @@ from nanogpt_dist.lineage import nanogpt
 from nanogpt_dist.lineage.adopting import adopt, moments_of, weights_of
 from nanogpt_dist.lineage.pickles import plain_bytes, read_plain
 from nanogpt_dist.parallel import plan_layout
-from nanogpt_dist.runs import find_checkpoint
+from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.update import Updater
 from nanogpt_dist.vocabularies import open_tokenizer

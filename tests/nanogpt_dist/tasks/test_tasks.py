@@ -19,8 +19,8 @@ from cli.main import app
 from nanogpt_dist import judging
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError, UsageError
-from nanogpt_dist.runs import find_checkpoint
 from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tasks import harness, own
 from nanogpt_dist.tasks.scoring import Scorer, pair
 from tests.conftest import Run, in_ranks, write_jsonl

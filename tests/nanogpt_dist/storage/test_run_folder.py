@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from cli.eval import _judged
-from nanogpt_dist import runs, storage
+from nanogpt_dist import storage
 from nanogpt_dist.config import read_toml, to_toml
 from nanogpt_dist.errors import CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.judging import keep
 from nanogpt_dist.presets import load
+from nanogpt_dist.storage import run_folder
 from tests.conftest import Run
 from tests.nanogpt_dist.small import ONE, go, tiny, weights_sha256
 
@@ -25,17 +26,17 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_that_says_running_without_a_process_was_killed(tmp_path: Path) -> None:
-    assert runs.verdict_of(tmp_path) is None
-    runs.write_status(tmp_path, "running", 0, 4, "", None)
-    assert runs.verdict_of(tmp_path) == "killed"  # no lock at all
+    assert run_folder.verdict_of(tmp_path) is None
+    run_folder.write_status(tmp_path, "running", 0, 4, "", None)
+    assert run_folder.verdict_of(tmp_path) == "killed"  # no lock at all
     with storage.RunLock(tmp_path):
-        assert runs.verdict_of(tmp_path) == "running"
-    assert runs.verdict_of(tmp_path) == "killed"
+        assert run_folder.verdict_of(tmp_path) == "running"
+    assert run_folder.verdict_of(tmp_path) == "killed"
     for verdict in ("done", "stopped", "failed"):
-        runs.write_status(tmp_path, verdict, 0, 4, "", None)
-        assert runs.verdict_of(tmp_path) == verdict
+        run_folder.write_status(tmp_path, verdict, 0, 4, "", None)
+        assert run_folder.verdict_of(tmp_path) == verdict
     (tmp_path / "status.json").write_text("{")
-    assert runs.verdict_of(tmp_path) is None
+    assert run_folder.verdict_of(tmp_path) is None
 
 
 def test_a_run_folder_is_its_own_out_dir_however_it_is_spelt(
@@ -94,7 +95,7 @@ def test_the_data_of_a_run_is_found_from_another_folder(
 def test_a_config_used_as_a_template_names_no_run(trained: Path, tmp_path: Path) -> None:
     for file in (
         trained / "config.toml",
-        runs.checkpoints_of(trained) / "step-00000008" / "config.toml",
+        run_folder.checkpoints_of(trained) / "step-00000008" / "config.toml",
     ):
         assert "out_dir" not in read_toml(file)
         shutil.copy(file, tmp_path / "mine.toml")
@@ -138,7 +139,7 @@ def test_a_checkpoint_is_refused_or_branches_exactly(
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    before, step = all_hashes(trained), runs.checkpoints_of(trained) / "step-00000004"
+    before, step = all_hashes(trained), run_folder.checkpoints_of(trained) / "step-00000004"
     for name in (step, step / "config.toml"):
         refused = nanogpt("train", name, code=2)
         assert "is a checkpoint" in refused.stderr
@@ -168,16 +169,19 @@ def test_a_checkpoint_stands_for_a_run_by_its_folder_its_config_and_after_a_move
     shutil.copytree(trained, run)
     newest = run / "checkpoints" / "step-00000008"
     for name in (run, run / "config.toml", run / "checkpoints", newest, newest / "config.toml"):
-        assert runs.find_checkpoint(str(name)).resolve() == newest, name
-    assert runs.find_checkpoint(str(run / "checkpoints"), best=True).parent == run / "checkpoints"
+        assert run_folder.find_checkpoint(str(name)).resolve() == newest, name
+    assert (
+        run_folder.find_checkpoint(str(run / "checkpoints"), best=True).parent
+        == run / "checkpoints"
+    )
     shutil.copytree(newest, tmp_path / "mine")
-    assert runs.find_checkpoint(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert run_folder.find_checkpoint(str(tmp_path / "mine")) == tmp_path / "mine"
     with pytest.raises(UsageError, match="--best chooses among a run's checkpoints"):
-        runs.find_checkpoint(str(newest), best=True)
+        run_folder.find_checkpoint(str(newest), best=True)
     monkeypatch.chdir(newest)
-    assert runs.run_of(Path(".")) == run
+    assert run_folder.run_of(Path(".")) == run
     monkeypatch.chdir(run.parent)
-    assert runs.run_of(Path("moved/checkpoints/step-00000008")) == Path("moved")
+    assert run_folder.run_of(Path("moved/checkpoints/step-00000008")) == Path("moved")
 
 
 def test_a_flag_that_a_run_does_not_take_is_refused(trained: Path) -> None:
@@ -202,7 +206,8 @@ def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(
     disk.mkdir(parents=True)
     go(tiny(corpus, run))
     assert [path.name for path in storage.list_steps(disk)] == ["step-00000008", "step-00000004"]
-    assert runs.run_of(runs.find_checkpoint(str(run))) == run
+    assert run_folder.run_of(run_folder.find_checkpoint(str(run))) == run
     assert (
-        keep(runs.find_checkpoint(str(run)), {}) == run / "checkpoints" / "step-00000008.eval.json"
+        keep(run_folder.find_checkpoint(str(run)), {})
+        == run / "checkpoints" / "step-00000008.eval.json"
     )
