@@ -45,7 +45,7 @@ def import_nanogpt(
     `nanogpt train RUN --dataset DIR` goes on with it.
     """
     from nanogpt_dist.lineage import nanogpt
-    from nanogpt_dist.vocabularies import open_tokenizer
+    from nanogpt_dist.tokenizer.loading import open_tokenizer
 
     chosen = open_tokenizer(tokenizer) if tokenizer else None
     _adopt(nanogpt.read(file, chosen, optimizer), out_dir, as_json)

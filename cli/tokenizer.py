@@ -46,9 +46,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Learn a byte-pair encoding from text, and prove it on text that it was not learnt from."""
-    from nanogpt_dist import bpe
     from nanogpt_dist.storage.durable import shown, write_user_file
-    from nanogpt_dist.tokenizer import Tokenizer, named
+    from nanogpt_dist.tokenizer import Tokenizer, bpe, named
     from prepare.texts import read_texts
 
     if out.suffix not in (".tiktoken", ".json"):
@@ -121,7 +120,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """What two tokenizers make of the same text: bytes per token, and MB/s in one process."""
-    from nanogpt_dist.vocabularies import open_tokenizer
+    from nanogpt_dist.tokenizer.loading import open_tokenizer
 
     tokenizers = [open_tokenizer(a), open_tokenizer(b)]
     texts = _some_texts(source, column)

@@ -7,9 +7,9 @@ import stat
 from functools import cache
 from pathlib import Path
 
-from nanogpt_dist import tokenizer
 from nanogpt_dist.shards import manifest
 from nanogpt_dist.storage.durable import told
+from nanogpt_dist.tokenizer import tokenizer
 
 RUN_FILES = ("run.json", "status.json", "metrics.jsonl", "attempts.jsonl", "verdict.json")
 HEAD_BYTES = 64  # of a JSON file, within which ours say what they are

@@ -9,7 +9,7 @@ from typing import Any
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.shards.manifest import Eot, Errors, SourceRecord, SplitRule, SplitRuleRecord
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size
-from nanogpt_dist.vocabularies import open_tokenizer
+from nanogpt_dist.tokenizer.loading import open_tokenizer
 from prepare.corpora import Corpus
 from prepare.formats import Format, format_of
 

@@ -27,11 +27,11 @@ TORCH_FREE = [
 TORCH_FREE += [
     "nanogpt_dist/storage",
     "nanogpt_dist/shards",
-    "nanogpt_dist/tokenizer.py",
+    "nanogpt_dist/tokenizer",
     "nanogpt_dist/batches.py",
 ]
 # of what others write, the part without weights
-LINEAGE = ("source", "recipes", "pickles", "hf_tokenizer", "card")
+LINEAGE = ("source", "recipes", "hf_tokenizer", "card")
 TORCH_FREE += [
     "nanogpt_dist/hub.py",
     "nanogpt_dist/comparing.py",

@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist import bpe, patterns, storage
+from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, MissingInputError
-from nanogpt_dist.library_tokenizer import LibraryTokenizer
 from nanogpt_dist.lineage.source import OPENAI, OURS, Source
-from nanogpt_dist.tokenizer import Tokenizer, gpt2, load
-from nanogpt_dist.tokenizer_config import special
-from nanogpt_dist.vocabularies import of_gpt2_files, open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, bpe, gpt2, load, patterns
+from nanogpt_dist.tokenizer.hf_library import LibraryTokenizer
+from nanogpt_dist.tokenizer.loading import of_gpt2_files, open_tokenizer
+from nanogpt_dist.tokenizer.tokenizer_config import special
 
 ONE_CHARACTER = r"[\s\S]"
 

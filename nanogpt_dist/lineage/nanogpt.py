@@ -19,12 +19,12 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage.adopting import Foreign
-from nanogpt_dist.lineage.pickles import plain_bytes
 from nanogpt_dist.lineage.recipes import settings_of
 from nanogpt_dist.model import GPT
 from nanogpt_dist.storage.durable import shown, told
 from nanogpt_dist.tokenizer import Tokenizer, gpt2
-from nanogpt_dist.vocabularies import of_nanogpt_meta
+from nanogpt_dist.tokenizer.loading import of_nanogpt_meta
+from nanogpt_dist.tokenizer.meta_pkl import plain_bytes
 
 # of its GPTConfig
 ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")

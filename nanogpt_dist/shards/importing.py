@@ -34,7 +34,7 @@ from nanogpt_dist.shards.manifest import (
 from nanogpt_dist.shards.scan import Meter, Progress, in_threads
 from nanogpt_dist.storage.durable import probe_writable, shown, told, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer
-from nanogpt_dist.vocabularies import open_tokenizer
+from nanogpt_dist.tokenizer.loading import open_tokenizer
 
 TOKENIZER = "tokenizer.json"
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")

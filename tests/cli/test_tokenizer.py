@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from nanogpt_dist.vocabularies import open_tokenizer
+from nanogpt_dist.tokenizer.loading import open_tokenizer
 from tests.conftest import Run
 
 

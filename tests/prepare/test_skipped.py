@@ -12,9 +12,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from nanogpt_dist import patterns
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.shards.manifest import Manifest
+from nanogpt_dist.tokenizer import patterns
 from prepare import documents, encode, units
 from tests.conftest import build
 
@@ -46,7 +46,7 @@ PACKED: dict[str, Pack] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.co
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "MAX_UNBROKEN", 500)
-    monkeypatch.setattr("nanogpt_dist.tokenizer.PIECE_CHARS", 200)
+    monkeypatch.setattr("nanogpt_dist.tokenizer.tokenizer.PIECE_CHARS", 200)
     monkeypatch.setattr(documents, "LONG_LINE_BYTES", 400)
     monkeypatch.setattr(documents, "LONG_TEXT_BYTES", 400)
     monkeypatch.setattr(encode, "FLUSH_IDS", 150)

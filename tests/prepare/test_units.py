@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from nanogpt_dist.errors import BadDataError, UsageError
-from nanogpt_dist.patterns import KNOWN
 from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.tokenizer.patterns import KNOWN
 from prepare import documents, longline, textfile, units
 from prepare.documents import Part
 from prepare.formats import Format

@@ -18,12 +18,12 @@ from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage import nanogpt
 from nanogpt_dist.lineage.adopting import adopt, moments_of, weights_of
-from nanogpt_dist.lineage.pickles import plain_bytes, read_plain
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.tokenizer.loading import open_tokenizer
+from nanogpt_dist.tokenizer.meta_pkl import plain_bytes, read_plain
 from nanogpt_dist.update import Updater
-from nanogpt_dist.vocabularies import open_tokenizer
 from tests.nanogpt_dist.lineage.models import ids, make_run, weights
 from tests.nanogpt_dist.small import ONE
 

@@ -12,13 +12,12 @@ import tokenizers as oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt_dist import bpe, patterns
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, TextError
-from nanogpt_dist.library_tokenizer import LibraryTokenizer
-from nanogpt_dist.tokenizer import Tokenizer
-from nanogpt_dist.tokenizer_config import special
-from nanogpt_dist.vocabularies import PROBES, open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, bpe, patterns
+from nanogpt_dist.tokenizer.hf_library import LibraryTokenizer
+from nanogpt_dist.tokenizer.loading import PROBES, open_tokenizer
+from nanogpt_dist.tokenizer.tokenizer_config import special
 
 CORPUS = [
     path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
@@ -225,7 +224,7 @@ def test_ids_are_the_librarys(pair: tuple[str, Tokenizer, Any], text: str, size:
     expected = theirs.encode(text, add_special_tokens=False).ids
     assert ours.encode(text).tolist() == expected
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizers, "PIECE_CHARS", size)
+        patch.setattr("nanogpt_dist.tokenizer.tokenizer.PIECE_CHARS", size)
         pieces = list(ours.pieces(text))
     assert "".join(pieces) == text
     assert [number for piece in pieces for number in ours.encode(piece).tolist()] == expected
@@ -239,7 +238,7 @@ def test_real_text_has_the_librarys_ids_whether_cut_or_not(
     assert isinstance(ours, LibraryTokenizer) == (shape != "llama3")
     for text in [*CORPUS[:8], *PROBES]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tokenizers, "PIECE_CHARS", 300)
+            patch.setattr("nanogpt_dist.tokenizer.tokenizer.PIECE_CHARS", 300)
             ids = ours.encode(text).tolist()
         assert ids == theirs.encode(text, add_special_tokens=False).ids
         if shape != "strip":

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_dist import bpe, patterns
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, UsageError
-from nanogpt_dist.tokenizer import Tokenizer
-from nanogpt_dist.vocabularies import open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, bpe, patterns
+from nanogpt_dist.tokenizer.loading import open_tokenizer
 from tests.conftest import SHARED
 
 TIKTOKEN_CACHE = SHARED / "tiktoken"

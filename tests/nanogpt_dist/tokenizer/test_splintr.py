@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_dist import faster, patterns
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, patterns, splintr
 from tests.conftest import Run, hashes, write_jsonl
-from tests.nanogpt_dist.test_patterns import ODD
+from tests.nanogpt_dist.tokenizer.test_patterns import ODD
 
-splintr = pytest.importorskip("splintr", reason="nanogpt-dist[fast] is not installed")
+pytest.importorskip("splintr", reason="nanogpt-dist[fast] is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def gpt2() -> Tokenizer:
     return tokenizers.gpt2()
 
 
-def untested(gpt2: Tokenizer) -> faster.Encode:
+def untested(gpt2: Tokenizer) -> splintr.Encode:
     """splintr's own ids."""
     flat = gpt2._encode_pairs._flat
     assert flat is not None
@@ -52,7 +51,7 @@ def test_a_difference_in_the_self_test_is_no_harm(
     gpt2: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encode = faster.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
+    encode = splintr.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
     assert encode.is_faster
     encode("equal")
     assert (encode.is_faster, encode.warning) == (True, "")
@@ -93,15 +92,15 @@ def test_a_difference_behind_it_is_an_error(
     gpt2: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(faster, "CHECK_EVERY", 3)
-    monkeypatch.setattr(faster, "SELF_TEST_BYTES", 0)
+    monkeypatch.setattr(splintr, "CHECK_EVERY", 3)
+    monkeypatch.setattr(splintr, "SELF_TEST_BYTES", 0)
     told: list[str] = []
 
     def reference(text: str) -> np.ndarray:
         told.append(text)
         return gpt2._encode_by_tiktoken("other" if text == "wrong" else text)
 
-    encode = faster.Faster(gpt2.tokens, patterns.GPT2, reference)
+    encode = splintr.Faster(gpt2.tokens, patterns.GPT2, reference)
     for text in ("two", "three", "four"):
         encode(text)
     with pytest.raises(BadDataError, match="unlike tiktoken; pip uninstall splintr-rs"):
@@ -110,8 +109,8 @@ def test_a_difference_behind_it_is_an_error(
 
 
 def test_it_is_not_needed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not faster.Faster(gpt2.tokens, patterns.CL100K, gpt2._encode_by_tiktoken).is_faster
+    assert not splintr.Faster(gpt2.tokens, patterns.CL100K, gpt2._encode_by_tiktoken).is_faster
     monkeypatch.setitem(sys.modules, "splintr", None)
-    encode = faster.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
+    encode = splintr.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
     assert not encode.is_faster
     assert encode("hello world").tolist() == [31373, 995]

@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from nanogpt_dist import bpe, patterns
 from nanogpt_dist.errors import (
     BadDataError,
     HubUnavailableError,
@@ -19,9 +18,10 @@ from nanogpt_dist.errors import (
     UsageError,
     clipped,
 )
-from nanogpt_dist.library_tokenizer import of_library, read_by_library
 from nanogpt_dist.storage.durable import shown
-from nanogpt_dist.tokenizer import (
+from nanogpt_dist.tokenizer import bpe, patterns
+from nanogpt_dist.tokenizer.hf_library import of_library, read_by_library
+from nanogpt_dist.tokenizer.tokenizer import (
     END_OF_TEXT,
     FORMAT,
     PROBE,
@@ -34,7 +34,7 @@ from nanogpt_dist.tokenizer import (
     parse_object,
     read_file,
 )
-from nanogpt_dist.tokenizer_config import ends_of_text, of_two_files, with_more_tokens
+from nanogpt_dist.tokenizer.tokenizer_config import ends_of_text, of_two_files, with_more_tokens
 
 TIKTOKEN = ("r50k_base", "cl100k_base", "o200k_base")
 # What it is called where no configuration says so, the likeliest first.
@@ -150,7 +150,7 @@ def of_nanogpt_meta(path: Path) -> Tokenizer:
     """The characters in nanoGPT's meta.pkl, which is read without executing anything. Raises as
     read_plain().
     """
-    from nanogpt_dist.lineage.pickles import read_plain
+    from nanogpt_dist.tokenizer.meta_pkl import read_plain
 
     meta = read_plain(path)
     names = meta.get("itos") if isinstance(meta, dict) else None

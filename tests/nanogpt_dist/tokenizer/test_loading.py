@@ -12,11 +12,10 @@ import pytest
 import tiktoken
 import tokenizers as oracle
 
-from nanogpt_dist import bpe, patterns, vocabularies
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError, HubUnavailableError
-from nanogpt_dist.tokenizer import Tokenizer
-from nanogpt_dist.vocabularies import open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, bpe, loading, patterns
+from nanogpt_dist.tokenizer.loading import open_tokenizer
 
 SPLIT = {
     "type": "Split",
@@ -58,7 +57,7 @@ def test_what_cannot_be_fetched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         open_tokenizer("cl100k_base")
     assert len(str(error.value)) < 180
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: threading.Event().wait(60))
-    monkeypatch.setattr(vocabularies, "FETCH_S", 0.1)
+    monkeypatch.setattr(loading, "FETCH_S", 0.1)
     with pytest.raises(HubUnavailableError, match="cannot be fetched \\(TimeoutError\\)"):
         open_tokenizer("cl100k_base")
 
@@ -87,7 +86,7 @@ def test_special_tokens_may_leave_gaps(
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: theirs)
     ours = open_tokenizer("cl100k_base")
     assert (ours.n_vocab, ours.eot_id, ours.dtype.itemsize) == (70_001, 1000, 4)
-    for text in [*CORPUS, *vocabularies.PROBES]:
+    for text in [*CORPUS, *loading.PROBES]:
         assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
     assert ours.decode([0, 1000, 70_000]) == "!<|endoftext|><|endofprompt|>"
     for gap in (999, 1001, 69_999, 70_001):
@@ -247,7 +246,7 @@ def test_ranks_are_known_by_tiktokens_own_sha256(
 
     monkeypatch.setattr(openai_public, "load_tiktoken_bpe", note)
     theirs = openai_public.ENCODING_CONSTRUCTORS[name]()
-    assert vocabularies.RANKS[sums[0]] == (theirs["pat_str"], theirs["special_tokens"])
+    assert loading.RANKS[sums[0]] == (theirs["pat_str"], theirs["special_tokens"])
 
 
 def test_ranks_that_are_known_have_their_pattern_and_special_tokens(
@@ -257,7 +256,7 @@ def test_ranks_that_are_known_have_their_pattern_and_special_tokens(
     data = bpe.ranks_file([*(bytes([i]) for i in range(256)), b"12", b"123", b".get"])
     (tmp_path / "mine.tiktoken").write_bytes(data)
     known = {hashlib.sha256(data).hexdigest(): (patterns.CL100K.text, {"<|endoftext|>": 300})}
-    monkeypatch.setattr(vocabularies, "RANKS", known)
+    monkeypatch.setattr(loading, "RANKS", known)
     opened = open_tokenizer(str(tmp_path / "mine.tiktoken"))
     assert (opened.eot_id, opened.pattern) == (300, patterns.CL100K)
 

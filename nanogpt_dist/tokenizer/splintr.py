@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nanogpt_dist import bpe, patterns
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.tokenizer import bpe, patterns
 
 SELF_TEST_BYTES = 10**6
 CHECK_EVERY = 100

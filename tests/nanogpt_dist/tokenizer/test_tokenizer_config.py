@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from nanogpt_dist import bpe
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.library_tokenizer import LibraryTokenizer
 from nanogpt_dist.lineage import hf_tokenizer
-from nanogpt_dist.tokenizer import Tokenizer
-from nanogpt_dist.vocabularies import open_tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, bpe
+from nanogpt_dist.tokenizer.hf_library import LibraryTokenizer
+from nanogpt_dist.tokenizer.loading import open_tokenizer
 
 TEXTS = [
     "the [MOL] cat sat  on 1234 mats,\n\tthe cafe\u0301 is near.",

@@ -11,11 +11,10 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_dist import patterns
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.patterns import CL100K, GPT2, KNOWN, LLAMA3, O200K, QWEN2, Pattern
-from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, patterns
+from nanogpt_dist.tokenizer.patterns import CL100K, GPT2, KNOWN, LLAMA3, O200K, QWEN2, Pattern
 
 NAMES = {"gpt2": GPT2, "cl100k": CL100K, "o200k": O200K, "llama3": LLAMA3, "qwen2": QWEN2}
 PIECES = [
@@ -214,7 +213,7 @@ def test_long_runs_are_cut_exactly_in_chunks_too(
 
 
 def test_text_in_chunks_takes_no_memory_but_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizers, "PIECE_CHARS", 1000)
+    monkeypatch.setattr("nanogpt_dist.tokenizer.tokenizer.PIECE_CHARS", 1000)
     for tokenizer in (tokenizers.gpt2(), tokenizers.byte()):
         chunks = ("some text, and more of it " * 10 for _ in range(1000))
         sizes = [len(piece) for piece in tokenizer.pieces(chunks)]

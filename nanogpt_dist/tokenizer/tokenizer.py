@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from nanogpt_dist import bpe, faster, patterns
 from nanogpt_dist.errors import BadDataError, MissingInputError, TextError, UsageError
 from nanogpt_dist.storage.durable import shown, told, write_atomic
+from nanogpt_dist.tokenizer import bpe, patterns, splintr
 
 if TYPE_CHECKING:
     import tiktoken
@@ -231,9 +231,9 @@ class Tokenizer:
         return self._encode_pairs(text).astype(self.dtype)  # cannot wrap: every id is below n_vocab
 
     @cached_property
-    def _encode_pairs(self) -> faster.Faster:
+    def _encode_pairs(self) -> splintr.Faster:
         assert self.pattern is not None
-        return faster.Faster(self.tokens, self.pattern, self._encode_by_tiktoken)
+        return splintr.Faster(self.tokens, self.pattern, self._encode_by_tiktoken)
 
     def _encode_by_tiktoken(self, text: str) -> np.ndarray:
         assert self.pattern is not None
@@ -404,7 +404,7 @@ def load(path: Path) -> Tokenizer:
 
 def _load_library(path: Path, content: dict[str, Any]) -> Tokenizer:
     """A tokenizer that Hugging Face's library is to encode. Raises BadDataError."""
-    from nanogpt_dist.library_tokenizer import of_library
+    from nanogpt_dist.tokenizer.hf_library import of_library
 
     name, end_of_text, stops = (
         content.get("name"),

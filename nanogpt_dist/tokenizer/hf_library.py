@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from nanogpt_dist import bpe, patterns
 from nanogpt_dist.errors import BadDataError, TextError, clipped
-from nanogpt_dist.tokenizer import FORMAT, MAX_ID, VERSION, Tokenizer
+from nanogpt_dist.tokenizer import bpe, patterns
+from nanogpt_dist.tokenizer.tokenizer import FORMAT, MAX_ID, VERSION, Tokenizer
 
 # Pre-tokenizers that keep every character. A Split may drop what it finds: see _steps.
 LOSSLESS = {"ByteLevel", "Split", "Digits", "Punctuation"}
