@@ -40,7 +40,7 @@ def main() -> None:
     import transformers
 
     from nanogpt_dist.decoding import Decoder
-    from nanogpt_dist.model import GPT
+    from nanogpt_dist.model.gpt import GPT
     from nanogpt_dist.presets import load
     from nanogpt_dist.sampling import Settings, generate
 

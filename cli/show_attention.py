@@ -14,7 +14,7 @@ from cli.terminal import columns, echo, echo_wrapped
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nanogpt_dist.model import GPT
+    from nanogpt_dist.model.gpt import GPT
 
 MAX_TOKENS = 16  # of a text that fits into a table
 SHOWN = 6  # numbers of a vector
@@ -100,7 +100,7 @@ def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
 
 def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
     """With initial weights, and the characters of the text as its vocabulary."""
-    from nanogpt_dist.model import GPT
+    from nanogpt_dist.model.gpt import GPT
     from nanogpt_dist.presets import load
 
     config = load(name)

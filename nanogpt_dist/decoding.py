@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt_dist import cpu_fast
 from nanogpt_dist.devices import keep_memory, pick_dtype
 from nanogpt_dist.errors import DivergedError
-from nanogpt_dist.model import GPT, Block
-from nanogpt_dist.positions import Places, at, attention
+from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.model.attention import Places, at, attention
+from nanogpt_dist.model.gpt import GPT, Block
 
 Linear = Callable[[Tensor], Tensor]
 FEW_ROWS = 16  # up to which products with int8 weights are faster than with what they stand for
@@ -59,7 +59,7 @@ class Decoder:
         # A CPU attends to a cache in float32 in half the time.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         self.written_out = self.device.type == "cpu" and self.dtype == torch.bfloat16
-        self.written_out = self.written_out and cpu_fast.has_gpt2_attention(self.config)
+        self.written_out = self.written_out and cpu_kernels.has_gpt2_attention(self.config)
         self.grouped = self.config.kv_heads != self.config.n_head
         self.layers = [_Layer(block, weights, self.dtype) for block in model.transformer.h]
         self.head = _linear(model.lm_head.weight[:n_vocab], None, weights, self.dtype)
@@ -124,8 +124,8 @@ class Decoder:
             q, k, v = layer.heads(qkv, where)  # (B, H, T, D), 2 × (B, K, T, D)
             if rows is not None:
                 keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
-            if self.written_out and T <= cpu_fast.LONGEST:
-                y = cpu_fast.causal_attention(qkv, self.config.n_head)  # (B, T, C)
+            if self.written_out and T <= cpu_kernels.LONGEST:
+                y = cpu_kernels.causal_attention(qkv, self.config.n_head)  # (B, T, C)
             else:
                 y = layer.side_by_side(attention(q, k, v, seen=None))
             x = layer.rest(x, y)

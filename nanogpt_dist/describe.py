@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.optim import parameter_groups
 
 Shapes = tuple[torch.Size, torch.Size]  # of the input, of the output

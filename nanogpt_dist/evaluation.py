@@ -16,7 +16,7 @@ from nanogpt_dist.batches import Positions, read_windows
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.shards import Split
 
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from nanogpt_dist import cpu_fast
 from nanogpt_dist.advice import STATE_BYTES, on_memory
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.model import GPT, init_weight
+from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.model.gpt import GPT, init_weight
 from nanogpt_dist.tensors import is_sharded
 
 DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
@@ -173,8 +173,8 @@ def lay_out(
         # the gathering between blocks cannot be compiled
         if compile_it and layout.strategy == "fsdp":
             block.forward = torch.compile(block.forward)
-    if cpu_fast.chosen(config, world.device, dtype):
-        cpu_fast.use(model)
+    if cpu_kernels.chosen(config, world.device, dtype):
+        cpu_kernels.use(model)
     seed = config.seed if init else None
     share_out = None
     if layout.strategy == "fsdp":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import __version__, advice, attempts, checkpoint, cpu_fast, storage
+from nanogpt_dist import __version__, advice, attempts, checkpoint, storage
 from nanogpt_dist.batches import Ahead, Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
@@ -18,6 +18,7 @@ from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
+from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.parallel import check_memory, plan_layout
 from nanogpt_dist.presets import rows_for
 from nanogpt_dist.progress import Progress
@@ -69,7 +70,7 @@ def train(
         data = DataFolder.open(Path(config.dataset))
         config = fit_to_data(config, data)
         dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
-        joined = cpu_fast.chosen(config, world.device, dtype)
+        joined = cpu_kernels.chosen(config, world.device, dtype)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
     world.refuse_differences(
         version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config)
@@ -292,7 +293,9 @@ def plan_batches(
 ) -> Batches:
     """What this rank reads of `split` in each update. Raises ConfigError, BadDataError."""
     order = Order(config.seed, dataset_id, config.block_size, split.tokens)
-    at_most = cpu_fast.joined_batch_size(config, world.local_size) if joined else config.batch_size
+    at_most = (
+        cpu_kernels.joined_batch_size(config, world.local_size) if joined else config.batch_size
+    )
     batch_size = micro_batch_size(at_most, config.global_batch_size, world.size)
     return Batches(split, order, config.global_batch_size, batch_size, world.rank, world.size)
 

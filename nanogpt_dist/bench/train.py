@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_dist import cpu_fast, storage
+from nanogpt_dist import storage
 from nanogpt_dist.batches import Ahead, Batches
 from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread, write_trace
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype, synchronize
 from nanogpt_dist.distributed import World
+from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.presets import with_vocabulary
 from nanogpt_dist.shards import DataFolder
@@ -173,7 +174,7 @@ def _batches(
     world: World,
     dtype: torch.dtype,
 ) -> Batches:
-    joined = cpu_fast.chosen(config, world.device, dtype)
+    joined = cpu_kernels.chosen(config, world.device, dtype)
     if data is not None:
         return plan_batches(config, data.split("train"), data.dataset_id, world, joined)
     assert config.vocab_size is not None

@@ -16,7 +16,7 @@ from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.lineage import hf_tokenizer, huggingface
 from nanogpt_dist.lineage.source import Source
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tensors import read_whole, whole_parts

@@ -30,7 +30,7 @@ from nanogpt_dist.lineage.source import (
     has_other_head,
     weight_files,
 )
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.tokenizer import Tokenizer
 

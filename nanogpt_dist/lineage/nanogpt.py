@@ -20,7 +20,7 @@ from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage.adopting import Foreign
 from nanogpt_dist.lineage.recipes import settings_of
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage.durable import shown, told
 from nanogpt_dist.tokenizer import Tokenizer, gpt2
 from nanogpt_dist.tokenizer.loading import of_nanogpt_meta

@@ -14,7 +14,7 @@ from torch import Tensor
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import DivergedError
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 
 # ids of a context, which is not empty, and of what follows

@@ -17,7 +17,7 @@ from typing import Any
 
 from nanogpt_dist.errors import BadDataError
 
-GPT2_MERGES = Path(__file__).parent / "assets" / "vocab.bpe.gz"
+GPT2_MERGES = Path(__file__).parents[1] / "assets" / "vocab.bpe.gz"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 _UNBROKEN = re.compile(r"\S{1000}|\s{1000}")

@@ -14,11 +14,11 @@ from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.describe import count_parameters, formulas, letter_sizes
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.looking import look
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from tests.conftest import Run
 from tests.nanogpt_dist.lineage.models import bpe, make_run
-from tests.nanogpt_dist.test_model_options import OPTIONS, SMALL
+from tests.nanogpt_dist.model.test_options import OPTIONS, SMALL
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))

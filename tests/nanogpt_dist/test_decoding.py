@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.decoding import Decoder, pick_weights
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.sampling import Settings, generate
 
 CONFIG = ModelConfig(block_size=16, vocab_size=64, n_layer=3, n_head=4, n_embd=32, bias=True)

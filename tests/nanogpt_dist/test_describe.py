@@ -16,10 +16,9 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.describe import about, count_parameters, trace
 from nanogpt_dist.drawing import draw
 from nanogpt_dist.errors import MAX_LINE, ConfigError
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import PRESETS, load
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import CLONE
 
 # Preset → parameters, parameters less wpe: what nanoGPT and the GPT-2 weights have.
 KNOWN = {
@@ -198,5 +197,5 @@ def test_show_config_leaves_torch_out() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60
+        [sys.executable, "-c", code], cwd=CLONE, check=True, capture_output=True, timeout=60
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.evaluation import Evaluator, spread, whole_split
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from nanogpt_dist.shards import DataFolder
 

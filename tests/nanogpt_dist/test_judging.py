@@ -12,7 +12,7 @@ from nanogpt_dist.config import resolve
 from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.judging import Judged
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.storage.run_folder import to_json
 from nanogpt_dist.tokenizer import Tokenizer

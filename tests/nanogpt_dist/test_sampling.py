@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.decoding import Decoder
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from nanogpt_dist.sampling import (
     Settings,
@@ -24,7 +24,7 @@ from nanogpt_dist.sampling import (
     sample,
     stream,
 )
-from tests.nanogpt_dist.test_model import copied_from, hugging_face
+from tests.nanogpt_dist.model.test_gpt import copied_from, hugging_face
 
 BYTES = tokenizers.byte()
 GENERATORS = [generator_of(0, i) for i in range(60)]

@@ -31,6 +31,7 @@ from nanogpt_dist.shards.manifest import (
     TokenizerRecord,
 )
 from nanogpt_dist.tokenizer import Tokenizer
+from tests.conftest import CLONE
 
 BYTE = tokenizers.byte()
 
@@ -368,9 +369,4 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
 
 def test_reading_does_not_import_torch() -> None:
     code = "import sys, nanogpt_dist.shards, prepare.build; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False
-        ).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=CLONE, check=False).returncode == 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.lineage.adopting import Foreign, adopt
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 48}

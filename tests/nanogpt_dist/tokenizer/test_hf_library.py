@@ -20,7 +20,7 @@ from nanogpt_dist.tokenizer.loading import PROBES, open_tokenizer
 from nanogpt_dist.tokenizer.tokenizer_config import special
 
 CORPUS = [
-    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parents[1].glob("*.py"))
 ]
 Content = dict[str, Any]
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

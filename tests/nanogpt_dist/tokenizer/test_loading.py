@@ -26,7 +26,7 @@ SPLIT = {
 REMOVES = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 CORPUS = [
-    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parents[1].glob("*.py"))
 ]
 OF_THEIR_OWN = r" ?[\p{L}\p{N}]+|\s|[^\p{L}\p{N}\s]+"  # no \w: the two libraries disagree on ²
 R50K = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"

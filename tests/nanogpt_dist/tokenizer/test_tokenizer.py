@@ -18,7 +18,7 @@ from tests.conftest import SHARED
 
 TIKTOKEN_CACHE = SHARED / "tiktoken"
 CORPUS = [
-    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parents[1].glob("*.py"))
 ]
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

@@ -20,7 +20,7 @@ TEXTS = [
     "self.tokens  <think> [MOL][MOL]x",
 ]
 CORPUS = [
-    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))
+    path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parents[1].glob("*.py"))
 ]
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt_dist import cpu_fast
 from nanogpt_dist.config import TrainConfig, resolve
+from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import ONE
@@ -42,8 +42,8 @@ def plain_attention(qkv: Tensor, n_head: int) -> Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few tokens and few logits are several blocks."""
-    monkeypatch.setattr(cpu_fast, "QUERIES", 4)
-    monkeypatch.setattr(cpu_fast, "LOGITS", 30)
+    monkeypatch.setattr(cpu_kernels, "QUERIES", 4)
+    monkeypatch.setattr(cpu_kernels, "LOGITS", 30)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -52,7 +52,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attentions_derivative(T: int, dropout: float) -> None:
     def f(qkv: Tensor) -> Tensor:
         torch.manual_seed(1)  # the same mask each time
-        return cpu_fast.causal_attention(qkv, 2, dropout)
+        return cpu_kernels.causal_attention(qkv, 2, dropout)
 
     assert torch.autograd.gradcheck(f, normal(2, T, 12, dtype=F64))
 
@@ -62,7 +62,7 @@ def test_the_heads_derivative() -> None:
     targets = torch.tensor([0, 6, -100, 3, 2, -100, 6])
 
     def f(x: Tensor, weight: Tensor) -> Tensor:
-        return cpu_fast.linear_cross_entropy(x, weight, targets)
+        return cpu_kernels.linear_cross_entropy(x, weight, targets)
 
     assert torch.autograd.gradcheck(f, (normal(7, 5, dtype=F64), normal(7, 5, dtype=F64, seed=1)))
 
@@ -74,7 +74,7 @@ def test_the_heads_derivative() -> None:
 def test_attention_is_torchs_own(B: int, T: int, n_head: int, seed: int) -> None:
     ours, theirs = normal(B, T, n_head * 24, seed=seed), normal(B, T, n_head * 24, seed=seed)
     incoming = torch.randn(B, T, n_head * 8)
-    y, expected = cpu_fast.causal_attention(ours, n_head), plain_attention(theirs, n_head)
+    y, expected = cpu_kernels.causal_attention(ours, n_head), plain_attention(theirs, n_head)
     y.backward(incoming)
     expected.backward(incoming)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -89,7 +89,7 @@ def test_the_head_is_torchs_own(N: int, V: int, factor: float, ignored: float) -
     targets = torch.randint(V, (N,)).masked_fill(torch.rand(N) < ignored, -100)
     targets[0] = V - 1
     x, w, their_x, their_w = normal(N, 8), normal(V, 8, seed=1), normal(N, 8), normal(V, 8, seed=1)
-    loss = cpu_fast.linear_cross_entropy(x, w, targets)
+    loss = cpu_kernels.linear_cross_entropy(x, w, targets)
     expected = F.cross_entropy(their_x @ their_w.t(), targets)
     (loss * factor).backward()
     (expected * factor).backward()
@@ -100,10 +100,10 @@ def test_the_head_is_torchs_own(N: int, V: int, factor: float, ignored: float) -
 
 def test_only_what_is_asked_for_is_computed() -> None:
     x, w, targets = normal(6, 4).detach(), normal(9, 4), torch.arange(6)
-    cpu_fast.linear_cross_entropy(x, w, targets).backward()
+    cpu_kernels.linear_cross_entropy(x, w, targets).backward()
     assert w.grad is not None
     with torch.no_grad():
-        assert cpu_fast.linear_cross_entropy(x, w, targets) == pytest.approx(
+        assert cpu_kernels.linear_cross_entropy(x, w, targets) == pytest.approx(
             F.cross_entropy(x @ w.t(), targets).item()
         )
 
@@ -111,7 +111,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_rows_without_an_id_take_no_part() -> None:
     x, w, targets = normal(7, 5), normal(9, 5, seed=1), torch.tensor([0, 6, -100, 3, 2, -100, 6])
-    loss = cpu_fast.linear_cross_entropy(x, w, targets, n_vocab=7)
+    loss = cpu_kernels.linear_cross_entropy(x, w, targets, n_vocab=7)
     plain = F.cross_entropy(x @ w[:7].t(), targets)
     torch.testing.assert_close(loss, plain)
     for mine, theirs in zip(
@@ -178,12 +178,12 @@ def test_joined_micro_batches_make_the_same_gradient() -> None:
 
 def test_how_many_sequences_are_joined() -> None:
     config = resolve({**SMALL, "block_size": 256, "batch_size": 4})
-    assert cpu_fast.joined_batch_size(config, 2) == cpu_fast.ENOUGH // 256
+    assert cpu_kernels.joined_batch_size(config, 2) == cpu_kernels.ENOUGH // 256
     assert (
-        cpu_fast.joined_batch_size(config.model_copy(update={"batch_size": 64}), 2) == 64
+        cpu_kernels.joined_batch_size(config.model_copy(update={"batch_size": 64}), 2) == 64
     )  # never fewer than asked for
     huge = config.model_copy(update={"n_layer": 10_000, "n_embd": 10_000})
-    assert cpu_fast.joined_batch_size(huge, 2) == 4
+    assert cpu_kernels.joined_batch_size(huge, 2) == 4
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,9 @@ def test_where_it_is_chosen(
     changes: dict[str, bool],
     expected: bool,
 ) -> None:
-    assert cpu_fast.chosen(resolve({**SMALL, **changes}), torch.device(device), dtype) is expected
+    assert (
+        cpu_kernels.chosen(resolve({**SMALL, **changes}), torch.device(device), dtype) is expected
+    )
 
 
 def test_evaluation_in_float32_is_the_plain_one() -> None:

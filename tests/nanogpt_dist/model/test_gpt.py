@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model.gpt import GPT
 
 SMALL = ModelConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
 WITH_BIAS = SMALL.model_copy(update={"bias": True})

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.devices import total_memory_bytes
-from nanogpt_dist.model import GPT, Block, CausalSelfAttention
+from nanogpt_dist.model.gpt import GPT, Block, CausalSelfAttention
 
 ENOUGH = 4096  # tokens in one pass: more of them make it no faster
 MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its backward pass

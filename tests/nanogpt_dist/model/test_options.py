@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanogpt_dist import cpu_fast, positions
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.describe import count_parameters, trace
 from nanogpt_dist.drawing import draw
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.model import GPT
+from nanogpt_dist.model import attention, cpu_kernels
+from nanogpt_dist.model.gpt import GPT
 
 SMALL: dict[str, Any] = {
     "block_size": 12,
@@ -289,15 +289,15 @@ def test_flex_attention_sees_the_same() -> None:
     q, k, v = torch.randn(3, 2, 4, 128, 8, generator=torch.Generator().manual_seed(0))
     document = (torch.arange(128) % 41 == 0).cumsum(0).repeat(2, 1)
     with torch.no_grad():
-        blocks = positions.attention(q, k[:, :2], v[:, :2], positions._blocks(document))
-        plain = positions.attention(q, k[:, :2], v[:, :2], positions.same_document(document))
+        blocks = attention.attention(q, k[:, :2], v[:, :2], attention._blocks(document))
+        plain = attention.attention(q, k[:, :2], v[:, :2], attention.same_document(document))
     torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-5)
 
 
 @each
 def test_training_made_for_cpus_takes_the_options_too(options: dict[str, Any]) -> None:
     plain, fast = made(options), made(options)
-    cpu_fast.use(fast)
+    cpu_kernels.use(fast)
     ids = some_ids()
     for model in (plain, fast):
         with torch.autocast("cpu", torch.bfloat16):
