@@ -92,7 +92,7 @@ def split_at_ends(ids: np.ndarray) -> list[bytes]:
 
 
 def read_ours(folder: Path) -> np.ndarray:
-    from nanogpt_dist.shards import DataFolder
+    from nanogpt_dist.data import DataFolder
 
     data = DataFolder.open(folder)
     return np.concatenate([split.read(0, split.tokens) for split in data.splits.values()])

@@ -51,9 +51,9 @@ def train(
     """
     config = load(preset, settings)
     from nanogpt_dist.bench.train import bench_train
+    from nanogpt_dist.data import DataFolder
     from nanogpt_dist.distributed import connect
     from nanogpt_dist.parallel import needs_group
-    from nanogpt_dist.shards import DataFolder
 
     with connect(config.device, config.timeout_s, needs_group(config)) as world:
         if "gradient_accumulation_steps" not in settings and world.device.type == "cpu":

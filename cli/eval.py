@@ -83,8 +83,8 @@ def eval_command(
     What is found is also written to CHECKPOINT.eval.json, beside the checkpoint.
     """
     from nanogpt_dist import judging
+    from nanogpt_dist.data import DataFolder
     from nanogpt_dist.distributed import connect
-    from nanogpt_dist.shards import DataFolder
 
     rows = []
     with connect(device, timeout_s=PATIENCE_S if tasks else 600) as world:

@@ -68,7 +68,7 @@ def import_shards(
     Names with `train` or `val` in them tell what a file is for; shards are taken in the order of
     their numbers.
     """
-    from nanogpt_dist.shards.importing import import_shards as run
+    from nanogpt_dist.data.importing import import_shards as run
 
     StopRequest("stopped; the same command starts over").listen()
     started = time.monotonic()

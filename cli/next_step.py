@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nanogpt_dist.shards.manifest import Manifest
+    from nanogpt_dist.data.manifest import Manifest
 
 
 def to_train(manifest: "Manifest", out: str) -> str:

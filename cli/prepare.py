@@ -18,7 +18,7 @@ from nanogpt_dist.errors import UsageError
 from nanogpt_dist.signals import StopRequest
 
 if TYPE_CHECKING:
-    from nanogpt_dist.shards.manifest import Manifest
+    from nanogpt_dist.data.manifest import Manifest
     from prepare.corpora import Corpus
 
 

@@ -16,8 +16,8 @@ from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from nanogpt_dist.shards import DataFolder
-    from nanogpt_dist.shards.manifest import CorpusRecord, Manifest
+    from nanogpt_dist.data import DataFolder
+    from nanogpt_dist.data.manifest import CorpusRecord, Manifest
 
 TEXT_CHARS = 60  # of a sequence, on its line
 TEXT_IDS = 256  # more than enough for them
@@ -73,7 +73,7 @@ def data(
     trained on.
     """
     _refuse_mixed(document, split, step, run, settings)
-    from nanogpt_dist.shards import DataFolder
+    from nanogpt_dist.data import DataFolder
 
     opened = DataFolder.open(folder)
     found: dict[str, Any] = {}
@@ -146,7 +146,7 @@ def _config_of(run: Path, opened: "DataFolder") -> TrainConfig:
 
 
 def _document(opened: "DataFolder", split: Literal["train", "val"], number: int) -> dict[str, Any]:
-    from nanogpt_dist.shards.documents import Documents
+    from nanogpt_dist.data.documents import Documents
 
     ids = Documents(opened, split).ids(number)
     return {
@@ -161,8 +161,8 @@ def _sequences(opened: "DataFolder", config: TrainConfig, step: int) -> dict[str
     """What batches.py gives out in that update; documents: the first and last of all ids, with the
     last target.
     """
-    from nanogpt_dist.batches import Batches, Order
-    from nanogpt_dist.shards.documents import Documents
+    from nanogpt_dist.data.batches import Batches, Order
+    from nanogpt_dist.data.documents import Documents
 
     train, total, length = opened.split("train"), config.global_batch_size, config.block_size + 1
     order = Order(config.seed, opened.dataset_id, config.block_size, train.tokens)

@@ -151,7 +151,7 @@ def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> T
 
     The commonest mistakes are in the data: they show before torch takes its seconds to load.
     """
-    from nanogpt_dist.shards import DataFolder
+    from nanogpt_dist.data import DataFolder
 
     try:
         tokenizer = DataFolder.open(Path(config.dataset)).tokenizer

@@ -13,7 +13,7 @@ from cli.terminal import echo
 from nanogpt_dist.errors import BadDataError, UsageError
 
 if TYPE_CHECKING:
-    from nanogpt_dist.shards.manifest import Manifest
+    from nanogpt_dist.data.manifest import Manifest
 
 NAMED = 5  # files that a note names
 
@@ -43,8 +43,8 @@ def verify(
     Training checks what it reads by itself, each MiB as it comes to it; this checks everything now.
     """
     _refuse_runs(folder)
-    from nanogpt_dist.shards.manifest import MANIFEST, Manifest
-    from nanogpt_dist.shards.verify import verify_files
+    from nanogpt_dist.data.manifest import MANIFEST, Manifest
+    from nanogpt_dist.data.verify import verify_files
 
     try:
         manifest, _ = Manifest.read(folder)
@@ -85,7 +85,7 @@ def _report(folder: Path, files: int, bad: list[tuple[str, str]], as_json: bool)
 
 
 def _note_unlisted(folder: Path, manifest: "Manifest") -> None:
-    from nanogpt_dist.shards.verify import unlisted_files
+    from nanogpt_dist.data.verify import unlisted_files
 
     if names := unlisted_files(folder, manifest):
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

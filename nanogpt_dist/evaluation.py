@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from nanogpt_dist.batches import Positions, read_windows
+from nanogpt_dist.data import Split
+from nanogpt_dist.data.batches import Positions, read_windows
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.shards import Split
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from nanogpt_dist import attempts, checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import (
     BadDataError,
@@ -22,7 +23,6 @@ from nanogpt_dist.errors import (
 )
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.storage import run_folder
 
 # A run goes on only with these as they were: they fix the weights' shapes, or which tokens an

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist import __version__, advice, attempts, checkpoint, storage
-from nanogpt_dist.batches import Ahead, Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.batches import Ahead, Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
@@ -30,7 +31,6 @@ from nanogpt_dist.resuming import (
     resume_point,
 )
 from nanogpt_dist.saving import Saver, due, enough_room
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.update import Update, Updater

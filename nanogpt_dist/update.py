@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_dist import checkpoint
-from nanogpt_dist.batches import Tokens, micro_batch_size
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.data.batches import Tokens, micro_batch_size
 from nanogpt_dist.devices import autocast, set_up
 from nanogpt_dist.distributed import World
 from nanogpt_dist.evaluation import Evaluation, Evaluator

@@ -13,9 +13,9 @@ from typing import Self
 
 import numpy as np
 
+from nanogpt_dist.data import SHARD_TOKENS, ShardWriter
+from nanogpt_dist.data.manifest import SplitName
 from nanogpt_dist.errors import StorageError
-from nanogpt_dist.shards import SHARD_TOKENS, ShardWriter
-from nanogpt_dist.shards.manifest import SplitName
 from nanogpt_dist.storage.durable import shown, told
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.encode import EMPTY, REPLACED, SKIPPED, WHOLE, unit_path

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanogpt_dist.data import SHARD_TOKENS, verify_folder
+from nanogpt_dist.data.manifest import MANIFEST, Manifest
 from nanogpt_dist.errors import BadDataError, CannotCreateError, NanogptError, UsageError
-from nanogpt_dist.shards import SHARD_TOKENS, verify_folder
-from nanogpt_dist.shards.manifest import MANIFEST, Manifest
 from nanogpt_dist.storage.durable import shown, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer, load
 from prepare.assemble import Assembler

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from nanogpt_dist.data.manifest import SplitRule
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.shards.manifest import SplitRule
 
 
 @dataclass(frozen=True)

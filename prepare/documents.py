@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.manifest import Errors
 from nanogpt_dist.storage.durable import shown, told
 from prepare.formats import Format
 from prepare.jsonvalues import HEAD_BYTES, holds_values, values

@@ -12,8 +12,8 @@ from typing import Self
 
 import numpy as np
 
+from nanogpt_dist.data.manifest import Eot, SplitName, SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, TextError
-from nanogpt_dist.shards.manifest import Eot, SplitName, SplitRuleRecord
 from nanogpt_dist.storage.durable import staging_name, told
 from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer
 from prepare.documents import Document, Part

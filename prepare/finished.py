@@ -5,8 +5,7 @@ there already.
 from collections.abc import Mapping
 from typing import Any
 
-from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.manifest import (
+from nanogpt_dist.data.manifest import (
     CorpusRecord,
     CountsRecord,
     FileRecord,
@@ -14,6 +13,7 @@ from nanogpt_dist.shards.manifest import (
     SplitRecord,
     TokenizerRecord,
 )
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import sha256_file
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.assemble import Assembler

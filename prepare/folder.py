@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from nanogpt_dist.data.manifest import MANIFEST, ShardRecord
 from nanogpt_dist.errors import CannotCreateError
-from nanogpt_dist.shards.manifest import MANIFEST, ShardRecord
 from nanogpt_dist.storage.durable import (
     fsync_folder,
     make_folder,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanogpt_dist.data.manifest import SourceRecord
 from nanogpt_dist.errors import BadDataError, UsageError, one_line
-from nanogpt_dist.shards.manifest import SourceRecord
 from nanogpt_dist.storage.durable import printable
 from prepare.corpora import CORPORA, Corpus, find, plain_name, repository
 from prepare.documents import Part

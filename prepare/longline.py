@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.manifest import Errors
 from prepare.textfile import BOM, decode
 
 CHUNK_BYTES = 1 << 20

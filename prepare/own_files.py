@@ -7,7 +7,7 @@ import stat
 from functools import cache
 from pathlib import Path
 
-from nanogpt_dist.shards import manifest
+from nanogpt_dist.data import manifest
 from nanogpt_dist.storage.durable import told
 from nanogpt_dist.tokenizer import tokenizer
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanogpt_dist.data.manifest import Eot, Errors, SourceRecord, SplitRule, SplitRuleRecord
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.shards.manifest import Eot, Errors, SourceRecord, SplitRule, SplitRuleRecord
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from prepare.corpora import Corpus

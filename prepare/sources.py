@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nanogpt_dist.data.manifest import SourceRecord
 from nanogpt_dist.errors import (
     BadDataError,
     HubUnavailableError,
@@ -24,7 +25,6 @@ from nanogpt_dist.errors import (
     UsageError,
     one_line,
 )
-from nanogpt_dist.shards.manifest import SourceRecord
 from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
 from prepare.formats import ENDINGS, is_readable

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nanogpt_dist.shards.manifest import SplitName, SplitRuleRecord
+from nanogpt_dist.data.manifest import SplitName, SplitRuleRecord
 from prepare.textfile import TextPart
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")

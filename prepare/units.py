@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nanogpt_dist.data.manifest import Errors, SplitName, SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, UsageError
-from nanogpt_dist.shards.manifest import Errors, SplitName, SplitRuleRecord
 from prepare.documents import Part
 from prepare.formats import Format
 from prepare.recipe import Ingredient, Recipe

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from nanogpt_dist.shards import Manifest
+    from nanogpt_dist.data import Manifest
 
 CLONE = Path(__file__).resolve().parents[1]
 SHARED = CLONE.parent / "shared"  # corpora and vocabularies that stand beside the clone, if they do

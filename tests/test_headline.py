@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.shards import DataFolder
-from nanogpt_dist.shards.manifest import SplitRuleRecord
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.manifest import SplitRuleRecord
 from prepare.corpora import CORPORA
 from prepare.split import by_hash
 from tests.conftest import CLONE, SHARED

@@ -26,9 +26,8 @@ TORCH_FREE = [
 ]
 TORCH_FREE += [
     "nanogpt_dist/storage",
-    "nanogpt_dist/shards",
+    "nanogpt_dist/data",
     "nanogpt_dist/tokenizer",
-    "nanogpt_dist/batches.py",
 ]
 # of what others write, the part without weights
 LINEAGE = ("source", "recipes", "hf_tokenizer", "card")

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_dist.batches import Batches, Order, micro_batch_size
 from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.batches import Batches, Order, micro_batch_size
+from nanogpt_dist.data.importing import import_shards
 from nanogpt_dist.devices import memory_bytes
-from nanogpt_dist.shards import DataFolder
-from nanogpt_dist.shards.importing import import_shards
 from nanogpt_dist.storage.durable import told
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.data import DataFolder
 from tests.conftest import TINY, Run
 
 

@@ -14,10 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 from cli.prepare import prepare
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import (
     UsageError,
 )
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.storage import sha256_file
 from prepare.corpora import CORPORA
 from tests.conftest import CLONE, hashes

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed import World
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.evaluation import Evaluator, spread, whole_split
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
-from nanogpt_dist.shards import DataFolder
 
 ONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
 

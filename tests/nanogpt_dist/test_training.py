@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import resolve
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.presets import load
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training import fit_to_data

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist import checkpoint
-from nanogpt_dist.shards import DataFolder, Split
+from nanogpt_dist.data import DataFolder, Split
 
 B, T = 4, 64  # as its main() has them
 RATE, BETAS = 1e-4, (0.9, 0.999)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nanogpt_dist.data import DataFolder, verify_folder
 from nanogpt_dist.errors import (
     BadDataError,
     CannotCreateError,
@@ -22,7 +23,6 @@ from nanogpt_dist.errors import (
     NanogptError,
     UsageError,
 )
-from nanogpt_dist.shards import DataFolder, verify_folder
 from prepare.corpora import find
 from prepare.sources import find_sources
 from tests.conftest import CLONE, SHARED, Run, build, command, hashes, write_jsonl

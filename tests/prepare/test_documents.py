@@ -9,8 +9,8 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.manifest import Errors
 from prepare import documents, jsonvalues
 from prepare.documents import Part
 from prepare.formats import format_of

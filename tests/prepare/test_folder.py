@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, CannotCreateError, StorageError
-from nanogpt_dist.shards import DataFolder
 from prepare import units
 from prepare.folder import WORK, Work, claimed
 from tests.conftest import Run, build, hashes, write_jsonl

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 
-from nanogpt_dist.shards import DataFolder
+from nanogpt_dist.data import DataFolder
 from prepare.folder import WORK
 from tests.conftest import command, hashes
 from tests.prepare.hub_repos import make_openwebtext

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanogpt_dist.shards import DataFolder, verify_folder
+from nanogpt_dist.data import DataFolder, verify_folder
 from tests.conftest import build
 
 # none is UTF-8

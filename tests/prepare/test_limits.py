@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nanogpt_dist.data import DataFolder, Manifest
 from nanogpt_dist.errors import BadDataError, UsageError
-from nanogpt_dist.shards import DataFolder, Manifest
 from prepare import units
 from prepare.recipe import parse_mix
 from tests.conftest import build, hashes, write_jsonl

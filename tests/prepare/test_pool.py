@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from nanogpt_dist import tokenizer as tokenizers
+from nanogpt_dist.data.manifest import SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, StorageError
-from nanogpt_dist.shards.manifest import SplitRuleRecord
 from prepare.documents import Part
 from prepare.encode import Job, unit_path
 from prepare.formats import Format

@@ -12,8 +12,8 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from nanogpt_dist.data.manifest import Manifest
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.manifest import Manifest
 from nanogpt_dist.tokenizer import patterns
 from prepare import documents, encode, units
 from tests.conftest import build

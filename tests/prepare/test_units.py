@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, UsageError
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.tokenizer.patterns import KNOWN
 from prepare import documents, longline, textfile, units
 from prepare.documents import Part
@@ -216,7 +216,7 @@ def test_bad_long_lines_are_named(
 
 @pytest.mark.parametrize("rows", [1, 10, 2000, 8_013_769])
 def test_rows_are_drawn_as_datasets_draws_them(rows: int) -> None:
-    from nanogpt_dist.shards.manifest import SplitRuleRecord
+    from nanogpt_dist.data.manifest import SplitRuleRecord
 
     drawn = shuffled_val_rows(
         rows, SplitRuleRecord(rule="shuffled", val_fraction=0.0005, seed=2357)

@@ -7,11 +7,11 @@ import pytest
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
 from nanogpt_dist.config import resolve
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.lineage import adopting, huggingface
 from nanogpt_dist.lineage.adopting import Foreign, adopt
 from nanogpt_dist.lineage.card import model_card
 from nanogpt_dist.lineage.source import Source, find
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from tests.nanogpt_dist.lineage.models import make_run, weights
 from tests.nanogpt_dist.small import go, tiny

@@ -18,13 +18,13 @@ from nanogpt_dist import judging
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.checkpoint import load_model
 from nanogpt_dist.config import resolve
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.lineage import adopting, hf_tokenizer, huggingface
 from nanogpt_dist.lineage.card import model_card
 from nanogpt_dist.lineage.source import find
 from nanogpt_dist.presets import load
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from tests.conftest import CLONE, Run, command

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from nanogpt_dist import judging
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError, UsageError
-from nanogpt_dist.shards import DataFolder
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tasks import harness, own
 from nanogpt_dist.tasks.scoring import Scorer, pair

@@ -7,8 +7,8 @@ import weakref
 from collections import OrderedDict
 from pathlib import Path
 
+from nanogpt_dist.data.manifest import MANIFEST, FileRecord
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.manifest import MANIFEST, FileRecord
 from nanogpt_dist.storage.durable import open_plain, shown, told
 
 # shards of one folder; a process may have 256 (macOS) or 1,024 (Linux) files, and there are other

@@ -12,8 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.format import (
+from nanogpt_dist.data.format import (
     BLOCK_BYTES,
     HEADER_BYTES,
     MAX_SHARD_BYTES,
@@ -21,7 +20,8 @@ from nanogpt_dist.shards.format import (
     Header,
     shard_name,
 )
-from nanogpt_dist.shards.manifest import FileRecord, ShardRecord
+from nanogpt_dist.data.manifest import FileRecord, ShardRecord
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import fsync_folder, sha256_file, staging_name, told, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer, id_type
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from nanogpt_dist.data.files import OpenFile, OpenFiles, check_size, read_checked
+from nanogpt_dist.data.format import BLOCK_BYTES, HEADER_BYTES, Header, first_id, llm_c_header
+from nanogpt_dist.data.manifest import MANIFEST, ShardRecord, TokenizerRecord
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.files import OpenFile, OpenFiles, check_size, read_checked
-from nanogpt_dist.shards.format import BLOCK_BYTES, HEADER_BYTES, Header, first_id, llm_c_header
-from nanogpt_dist.shards.manifest import MANIFEST, ShardRecord, TokenizerRecord
 from nanogpt_dist.storage.durable import shown
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.documents import Documents
+from nanogpt_dist.data.importing import import_shards
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.shards import DataFolder
-from nanogpt_dist.shards.documents import Documents
-from nanogpt_dist.shards.importing import import_shards
-from tests.nanogpt_dist.test_import import EOT, stream, write_llm_c, write_raw
+from tests.nanogpt_dist.data.test_importing import EOT, stream, write_llm_c, write_raw
 
 
 @settings(max_examples=40)

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from nanogpt_dist.data.format import BLOCK_BYTES
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.format import BLOCK_BYTES
 from nanogpt_dist.storage.durable import open_plain, shown, told
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all

@@ -13,10 +13,10 @@ from typing import Self
 
 import numpy as np
 
+from nanogpt_dist.data.files import OpenFiles, read_checked
+from nanogpt_dist.data.manifest import Manifest, SplitName, SplitRecord, TokenizerRecord
+from nanogpt_dist.data.shard import Shard
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.files import OpenFiles, read_checked
-from nanogpt_dist.shards.manifest import Manifest, SplitName, SplitRecord, TokenizerRecord
-from nanogpt_dist.shards.shard import Shard
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import Tokenizer, id_type, load
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from nanogpt_dist.data.foreign import Foreign
 from nanogpt_dist.errors import CannotCreateError
-from nanogpt_dist.shards.foreign import Foreign
 from nanogpt_dist.storage.durable import copy_atomic, shown, told
 
 

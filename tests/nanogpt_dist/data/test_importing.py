@@ -17,6 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
+from nanogpt_dist.data import DataFolder, ShardWriter, verify_folder
+from nanogpt_dist.data.foreign import document_ends
+from nanogpt_dist.data.importing import choose, import_shards
 from nanogpt_dist.errors import (
     BadDataError,
     CannotCreateError,
@@ -24,9 +27,6 @@ from nanogpt_dist.errors import (
     NanogptError,
     UsageError,
 )
-from nanogpt_dist.shards import DataFolder, ShardWriter, verify_folder
-from nanogpt_dist.shards.foreign import document_ends
-from nanogpt_dist.shards.importing import choose, import_shards
 
 EOT = 256  # of the byte tokenizer
 TEXTS = ["to be", "or", "not to be,", "that is", "the question", "é"]

@@ -9,19 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nanogpt_dist.data.files import check_size, read_checked
+from nanogpt_dist.data.format import first_id
+from nanogpt_dist.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, TokenizerRecord
+from nanogpt_dist.data.reader import DataFolder
+from nanogpt_dist.data.scan import Meter, Progress, in_threads, read_blocks
+from nanogpt_dist.data.shard import check_header
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError
-from nanogpt_dist.shards.files import check_size, read_checked
-from nanogpt_dist.shards.format import first_id
-from nanogpt_dist.shards.manifest import (
-    MANIFEST,
-    FileRecord,
-    Manifest,
-    ShardRecord,
-    TokenizerRecord,
-)
-from nanogpt_dist.shards.reader import DataFolder
-from nanogpt_dist.shards.scan import Meter, Progress, in_threads, read_blocks
-from nanogpt_dist.shards.shard import check_header
 from nanogpt_dist.storage import is_debris
 from nanogpt_dist.storage.durable import told
 

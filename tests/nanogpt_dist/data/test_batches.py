@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_dist.batches import Ahead, Batches, Order, _keys, micro_batch_size, permute
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.batches import Ahead, Batches, Order, _keys, micro_batch_size, permute
 from nanogpt_dist.errors import BadDataError, ConfigError
-from nanogpt_dist.shards import DataFolder
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
-from nanogpt_dist.shards.foreign import (
+from nanogpt_dist.data.foreign import (
     Content,
     Foreign,
     document_ends,
@@ -17,8 +16,8 @@ from nanogpt_dist.shards.foreign import (
     numpy_advice,
     read_through,
 )
-from nanogpt_dist.shards.links import link_or_copy
-from nanogpt_dist.shards.manifest import (
+from nanogpt_dist.data.links import link_or_copy
+from nanogpt_dist.data.manifest import (
     MANIFEST,
     CorpusRecord,
     CountsRecord,
@@ -31,7 +30,8 @@ from nanogpt_dist.shards.manifest import (
     SplitRecord,
     TokenizerRecord,
 )
-from nanogpt_dist.shards.scan import Meter, Progress, in_threads
+from nanogpt_dist.data.scan import Meter, Progress, in_threads
+from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
 from nanogpt_dist.storage.durable import probe_writable, shown, told, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from nanogpt_dist import tokenizer as tokenizers
+from nanogpt_dist.data import DataFolder, Manifest, verify_folder
+from nanogpt_dist.data.files import OpenFiles
+from nanogpt_dist.data.verify import _ranges, unlisted_files
 from nanogpt_dist.errors import BadDataError, MissingInputError
-from nanogpt_dist.shards import DataFolder, Manifest, verify_folder
-from nanogpt_dist.shards.files import OpenFiles
-from nanogpt_dist.shards.verify import _ranges, unlisted_files
-from tests.nanogpt_dist.test_shards import write_folder
+from tests.nanogpt_dist.data.test_shards import write_folder
 
 BYTE = tokenizers.byte()
 MIB = 1 << 20

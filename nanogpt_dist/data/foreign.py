@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from nanogpt_dist.data.format import HEADER_BYTES, Header, first_id, llm_c_header
+from nanogpt_dist.data.manifest import Eot, Layout
+from nanogpt_dist.data.scan import Meter, read_blocks
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.shards.format import HEADER_BYTES, Header, first_id, llm_c_header
-from nanogpt_dist.shards.manifest import Eot, Layout
-from nanogpt_dist.shards.scan import Meter, read_blocks
 from nanogpt_dist.storage.durable import open_plain, shown, told
 from nanogpt_dist.tokenizer import Tokenizer
 

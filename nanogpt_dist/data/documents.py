@@ -4,9 +4,9 @@ overlaps.
 
 import numpy as np
 
+from nanogpt_dist.data.manifest import SplitName
+from nanogpt_dist.data.reader import DataFolder
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.shards.manifest import SplitName
-from nanogpt_dist.shards.reader import DataFolder
 
 
 class Documents:

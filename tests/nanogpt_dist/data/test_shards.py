@@ -20,9 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
-from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, StorageError
-from nanogpt_dist.shards import DataFolder, Manifest, ShardWriter, verify_folder
-from nanogpt_dist.shards.manifest import (
+from nanogpt_dist.data import DataFolder, Manifest, ShardWriter, verify_folder
+from nanogpt_dist.data.manifest import (
     CorpusRecord,
     CountsRecord,
     FileRecord,
@@ -30,6 +29,7 @@ from nanogpt_dist.shards.manifest import (
     SplitRuleRecord,
     TokenizerRecord,
 )
+from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, StorageError
 from nanogpt_dist.tokenizer import Tokenizer
 from tests.conftest import CLONE
 
@@ -368,5 +368,5 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
 
 
 def test_reading_does_not_import_torch() -> None:
-    code = "import sys, nanogpt_dist.shards, prepare.build; sys.exit('torch' in sys.modules)"
+    code = "import sys, nanogpt_dist.data, prepare.build; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CLONE, check=False).returncode == 0
