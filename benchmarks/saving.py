@@ -30,8 +30,8 @@ def main() -> None:
 
     from nanogpt_dist import checkpoint, storage, tokenizer
     from nanogpt_dist.checkpoint import TrainState
-    from nanogpt_dist.distributed import World
-    from nanogpt_dist.parallel import Layout
+    from nanogpt_dist.distributed.strategy import Layout
+    from nanogpt_dist.distributed.world import World
     from nanogpt_dist.presets import load
     from nanogpt_dist.saving import Writing
     from nanogpt_dist.update import Updater

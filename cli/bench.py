@@ -52,8 +52,8 @@ def train(
     config = load(preset, settings)
     from nanogpt_dist.bench.train import bench_train
     from nanogpt_dist.data import DataFolder
-    from nanogpt_dist.distributed import connect
-    from nanogpt_dist.parallel import needs_group
+    from nanogpt_dist.distributed.strategy import needs_group
+    from nanogpt_dist.distributed.world import connect
 
     with connect(config.device, config.timeout_s, needs_group(config)) as world:
         if "gradient_accumulation_steps" not in settings and world.device.type == "cpu":
@@ -143,8 +143,8 @@ def io(
     """
     config = load(preset, settings)
     from nanogpt_dist.bench.io import bench_io
-    from nanogpt_dist.distributed import connect
-    from nanogpt_dist.parallel import needs_group
+    from nanogpt_dist.distributed.strategy import needs_group
+    from nanogpt_dist.distributed.world import connect
 
     with connect(config.device, config.timeout_s, needs_group(config)) as world:
         found = bench_io(config, world, folder, rounds)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nanogpt_dist.config import TrainConfig
-    from nanogpt_dist.distributed import World
+    from nanogpt_dist.distributed.world import World
     from nanogpt_dist.judging import Judged
 
 NAMED = 16  # columns of a checkpoint's name, at least, beside its figures
@@ -84,7 +84,7 @@ def eval_command(
     """
     from nanogpt_dist import judging
     from nanogpt_dist.data import DataFolder
-    from nanogpt_dist.distributed import connect
+    from nanogpt_dist.distributed.world import connect
 
     rows = []
     with connect(device, timeout_s=PATIENCE_S if tasks else 600) as world:

@@ -18,7 +18,7 @@ from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 
 if TYPE_CHECKING:
-    from nanogpt_dist.distributed import World
+    from nanogpt_dist.distributed.world import World
 
 
 @takes_settings(TrainConfig)
@@ -74,8 +74,8 @@ def train(
     verdict.tell_run(Path(config.out_dir))
     config = _look_at_data(preset, config, "vocab_size" in settings)
 
-    from nanogpt_dist.distributed import connect
-    from nanogpt_dist.parallel import needs_group
+    from nanogpt_dist.distributed.strategy import needs_group
+    from nanogpt_dist.distributed.world import connect
     from nanogpt_dist.training import train as run
 
     with connect(config.device, config.timeout_s, needs_group(config)) as world:

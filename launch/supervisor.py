@@ -160,7 +160,7 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = ""
         )
     if stop.requested:
         raise StoppedError("stopped; the same command starts over or resumes")
-    # nanogpt_dist.agent's: the nodes' own torchrun was lost, or is none
+    # nanogpt_dist.distributed.torchrun_agent's: the nodes' own torchrun was lost, or is none
     if returncode == Exit.IO_ERROR:
         raise StorageError(
             f"the nodes do not meet: {others or 'the first one'} has gone, or its port belongs to "

@@ -105,7 +105,11 @@ def command(
     if nproc_per_node < 1:
         raise UsageError(f"{nproc_per_node} ranks: give at least 1 to --nproc-per-node")
     return [
-        *(sys.executable, "-m", "nanogpt_dist.agent"),  # torchrun, less talkative
+        *(
+            sys.executable,
+            "-m",
+            "nanogpt_dist.distributed.torchrun_agent",
+        ),  # torchrun, less talkative
         *("--nproc-per-node", str(nproc_per_node)),
         *_rendezvous(nodes),
         *("--max-restarts", str(max_restarts)),

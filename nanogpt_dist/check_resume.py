@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder

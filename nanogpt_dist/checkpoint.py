@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_run_toml
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_folder

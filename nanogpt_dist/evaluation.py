@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nanogpt_dist.data import Split
 from nanogpt_dist.data.batches import Positions, read_windows
 from nanogpt_dist.devices import autocast
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.model.gpt import GPT
 

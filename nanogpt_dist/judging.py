@@ -16,7 +16,7 @@ from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import pick_dtype
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, DivergedError, MissingInputError, UsageError
 from nanogpt_dist.evaluation import Evaluator, whole_split
 from nanogpt_dist.model.gpt import GPT

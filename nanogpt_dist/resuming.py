@@ -11,7 +11,7 @@ from nanogpt_dist import attempts, checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import (
     BadDataError,
     ConfigError,

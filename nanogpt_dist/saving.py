@@ -20,7 +20,7 @@ from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import total_memory_bytes
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.storage import run_folder

@@ -15,12 +15,12 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Ahead, Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.devices import pick_dtype
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.strategy import check_memory, plan_layout
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.parallel import check_memory, plan_layout
 from nanogpt_dist.presets import rows_for
 from nanogpt_dist.progress import Progress
 from nanogpt_dist.resuming import (

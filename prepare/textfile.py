@@ -17,8 +17,8 @@ CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 32  # by which UTF-16 is known
 BOM = b"\xef\xbb\xbf"
 # Whatever the pattern of a known tokenizer, a token ends where a space follows a letter or digit of
-# ASCII, a character of two bytes from U+00C0 on, or one in Chinese, and where one of 、。！，？ does the
-#
+# ASCII, a character of two bytes from U+00C0 on, or one in Chinese, and where one of 、。！，？
+# does the latter.
 _HAN = rb"(?:\xe4[\xb8-\xbf]|[\xe5-\xe9][\x80-\xbf])[\x80-\xbf]"
 _BORDER = re.compile(
     rb"(?:[A-Za-z0-9]|[\xc3-\xdf][\x80-\xbf]|%b)(?= )|%b(?=\xe3\x80[\x81\x82]|\xef\xbc[\x81\x8c\x9f])"  # noqa: E501

@@ -15,8 +15,8 @@ from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import memory_bytes, pick_dtype
-from nanogpt_dist.distributed import World
-from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.distributed.strategy import plan_layout
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.presets import with_vocabulary
 from nanogpt_dist.update import Updater
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig, to_run_toml
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.lineage import hf_tokenizer, huggingface
 from nanogpt_dist.lineage.source import Source

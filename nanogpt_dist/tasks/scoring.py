@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_dist.devices import autocast
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tokenizer import Tokenizer

@@ -23,7 +23,7 @@ RANKS = ROOT / "tests" / "ranks"
 REAL_TORCHRUN = [
     sys.executable,
     "-m",
-    "nanogpt_dist.agent",
+    "nanogpt_dist.distributed.torchrun_agent",
     "--standalone",
     "--nproc-per-node",
     "2",
@@ -116,7 +116,7 @@ def fake(restarts: int = 0) -> list[str]:
 
 def test_one_node_needs_no_address() -> None:
     command = torchrun.command(2, torchrun.Nodes(), 3, ["train", "gpt2-124m"])
-    assert command[:3] == [sys.executable, "-m", "nanogpt_dist.agent"]
+    assert command[:3] == [sys.executable, "-m", "nanogpt_dist.distributed.torchrun_agent"]
     assert "--standalone" in command
     assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[command.index("--max-restarts") + 1] == "3"
@@ -237,7 +237,7 @@ def test_two_launchers_on_one_machine_meet(tmp_path: Path) -> None:
     line = [
         sys.executable,
         "-m",
-        "nanogpt_dist.agent",
+        "nanogpt_dist.distributed.torchrun_agent",
         "--nnodes",
         "2",
         "--nproc-per-node",

@@ -7,7 +7,7 @@ import torch
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, resolve
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import Result, train
 from tests.conftest import TINY

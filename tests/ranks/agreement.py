@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nanogpt_dist.distributed import World, connect
+from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import BadDataError, ConfigError, NanogptError
 
 

@@ -7,7 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
-from nanogpt_dist.distributed import connect
+from nanogpt_dist.distributed.world import connect
 from nanogpt_dist.errors import StorageError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import train

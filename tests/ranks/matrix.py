@@ -15,8 +15,8 @@ import torch
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.distributed import World, connect
-from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.distributed.strategy import plan_layout
+from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import fit_to_data, read_plan, train
 from nanogpt_dist.update import Updater

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
-from nanogpt_dist.distributed import connect
-from nanogpt_dist.parallel import plan_layout
+from nanogpt_dist.distributed.strategy import plan_layout
+from nanogpt_dist.distributed.world import connect
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave

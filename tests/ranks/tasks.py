@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
-from nanogpt_dist.distributed import connect
+from nanogpt_dist.distributed.world import connect
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tasks import own
 from nanogpt_dist.tasks.scoring import Scorer

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from nanogpt_dist import checkpoint
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import TrainConfig, resolve
+from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.lineage import nanogpt
 from nanogpt_dist.lineage.adopting import adopt, moments_of, weights_of
-from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt_dist.config import TrainConfig, resolve
+from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.parallel import plan_layout
 from nanogpt_dist.update import Updater
 from tests.nanogpt_dist.small import ONE
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 )
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.model.gpt import GPT
 
 Sharder = Callable[[torch.nn.Module], None]

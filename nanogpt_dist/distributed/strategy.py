@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from nanogpt_dist.advice import STATE_BYTES, on_memory
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
-from nanogpt_dist.distributed import World
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.model.gpt import GPT, init_weight
@@ -178,7 +178,7 @@ def lay_out(
     seed = config.seed if init else None
     share_out = None
     if layout.strategy == "fsdp":
-        from nanogpt_dist import fsdp
+        from nanogpt_dist.distributed import fsdp
 
         share_out = fsdp.sharder(config, layout.replicate, layout.shard, world, dtype)
     for name, group in _groups(model):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_dist.distributed import World, connect
+from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import BadDataError
 from tests.conftest import CLONE, TINY, Run, command
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed import World, connect
+from nanogpt_dist.distributed.strategy import plan_layout, whole
+from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.parallel import plan_layout, whole
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import train
 from nanogpt_dist.update import Updater

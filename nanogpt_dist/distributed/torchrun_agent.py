@@ -1,4 +1,4 @@
-"""`python -m nanogpt_dist.agent …`: torchrun, that tells of a rank's death in a line instead of in
+"""`python -m nanogpt_dist.distributed.torchrun_agent …`: torchrun, that tells of a rank's death in a line instead of in
 forty.
 """
 

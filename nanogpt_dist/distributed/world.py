@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
+from nanogpt_dist.distributed.watchdog import Watch
 from nanogpt_dist.errors import (
     CannotCreateError,
     ConfigError,
@@ -26,7 +27,6 @@ from nanogpt_dist.errors import (
     error_of,
     one_line,
 )
-from nanogpt_dist.watch import Watch
 
 T = TypeVar("T")
 
