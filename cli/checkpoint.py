@@ -159,7 +159,7 @@ def consolidate(
     """Write a sharded checkpoint once more, with whole tensors in one file of weights and one of
     moments.
     """
-    from nanogpt_dist.consolidation import consolidate, is_sharded
+    from nanogpt_dist.checkpoint.consolidate import consolidate, is_sharded
 
     found = run_folder.find_checkpoint(str(target), warn=warn)
     if not is_sharded(found):

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanogpt_dist.advice import STATE_BYTES, on_memory
+from nanogpt_dist.checkpoint.tensors import is_sharded
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.model.gpt import GPT, init_weight
-from nanogpt_dist.tensors import is_sharded
 
 DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
 

@@ -1,5 +1,6 @@
-"""`python -m nanogpt_dist.distributed.torchrun_agent …`: torchrun, that tells of a rank's death in a line instead of in
-forty.
+"""torchrun, that tells of a rank's death in a line instead of in forty.
+
+python -m nanogpt_dist.distributed.torchrun_agent …
 """
 
 import logging

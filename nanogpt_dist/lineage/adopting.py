@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
+from nanogpt_dist.checkpoint.tensors import read_whole, whole_parts
 from nanogpt_dist.config import TrainConfig, to_run_toml
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
@@ -19,7 +20,6 @@ from nanogpt_dist.lineage.source import Source
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.tensors import read_whole, whole_parts
 from nanogpt_dist.tokenizer import Tokenizer
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nanogpt_dist import storage
+from nanogpt_dist.checkpoint.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError
 from nanogpt_dist.lineage import hf_tokenizer
@@ -31,7 +32,6 @@ from nanogpt_dist.lineage.source import (
     weight_files,
 )
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.tokenizer import Tokenizer
 
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")

@@ -15,9 +15,9 @@ import torch
 
 from cli import checkpoint as commands
 from nanogpt_dist import checkpoint, storage
+from nanogpt_dist.checkpoint.tensors import index
 from nanogpt_dist.errors import BadDataError, NanogptError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.tensors import index
 from tests.nanogpt_dist.small import go, tiny
 
 FILES = [

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from nanogpt_dist import storage
+from nanogpt_dist.checkpoint.tensors import read_whole, whole_parts, write
 from nanogpt_dist.errors import CannotCreateError, UsageError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.tensors import read_whole, whole_parts, write
 
 KINDS = ("model", "optimizer")
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from nanogpt_dist import storage
+from nanogpt_dist.checkpoint.tensors import Part, Stored, index, parts_to_write, read_into, write
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_run_toml
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.tensors import Part, Stored, index, parts_to_write, read_into, write
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer import load as load_tokenizer
 

@@ -1,0 +1,32 @@
+"""A checkpoint, as one name: `from nanogpt_dist import checkpoint`.
+
+state.py         save and load: weights, optimizer, step, settings, tokenizer
+tensors.py       safetensors of sharded and whole tensors, read into any layout
+consolidate.py   the shards of one checkpoint as whole tensors
+"""
+
+from nanogpt_dist.checkpoint.state import (
+    Contents,
+    TrainState,
+    contents,
+    load_checkpoint_tokenizer,
+    load_config,
+    load_model,
+    load_optimizer,
+    load_state,
+    load_weights,
+    save,
+)
+
+__all__ = [
+    "Contents",
+    "TrainState",
+    "contents",
+    "load_checkpoint_tokenizer",
+    "load_config",
+    "load_model",
+    "load_optimizer",
+    "load_state",
+    "load_weights",
+    "save",
+]
