@@ -39,10 +39,10 @@ def main() -> None:
     import torch
     import transformers
 
-    from nanogpt_dist.decoding import Decoder
+    from nanogpt_dist.generation.decoder import Decoder
+    from nanogpt_dist.generation.sampling import Settings, generate
     from nanogpt_dist.model.gpt import GPT
     from nanogpt_dist.presets import load
-    from nanogpt_dist.sampling import Settings, generate
 
     model = GPT(load("gpt2").architecture()).init_weights(0).eval()
     theirs = transformers.GPT2LMHeadModel(

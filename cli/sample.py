@@ -98,9 +98,10 @@ def sample(
     else:
         found = run_folder.find_checkpoint(target, best, warn)
 
-    from nanogpt_dist import judging, sampling
-    from nanogpt_dist.decoding import Decoder, pick_weights
+    from nanogpt_dist import judging
     from nanogpt_dist.devices import pick_device
+    from nanogpt_dist.generation import sampling
+    from nanogpt_dist.generation.decoder import Decoder, pick_weights
 
     where = pick_device(device)
     judged = (

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist import sampling
-from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.errors import (
     BadDataError,
     ConfigError,
@@ -26,6 +24,8 @@ from nanogpt_dist.errors import (
     MissingInputError,
     UsageError,
 )
+from nanogpt_dist.generation import sampling
+from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.hub import hub_library
 from nanogpt_dist.tasks.scoring import Scorer
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_dist import judging, sampling
+from nanogpt_dist import judging
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.decoding import Decoder
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.generation import sampling
+from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.judging import Judged
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage.run_folder import to_json

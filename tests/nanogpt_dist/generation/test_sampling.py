@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.decoding import Decoder
-from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import load
-from nanogpt_dist.sampling import (
+from nanogpt_dist.generation.decoder import Decoder
+from nanogpt_dist.generation.sampling import (
     Settings,
     choose,
     encode_prompt,
@@ -24,6 +22,8 @@ from nanogpt_dist.sampling import (
     sample,
     stream,
 )
+from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.presets import load
 from tests.nanogpt_dist.model.test_gpt import copied_from, hugging_face
 
 BYTES = tokenizers.byte()

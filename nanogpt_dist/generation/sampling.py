@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanogpt_dist.decoding import Decoder
+from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.tokenizer import Tokenizer
 
 

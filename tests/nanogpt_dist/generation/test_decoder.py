@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.decoding import Decoder, pick_weights
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.generation.decoder import Decoder, pick_weights
+from nanogpt_dist.generation.sampling import Settings, generate
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.sampling import Settings, generate
 
 CONFIG = ModelConfig(block_size=16, vocab_size=64, n_layer=3, n_head=4, n_embd=32, bias=True)
 N_VOCAB = 61
