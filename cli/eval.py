@@ -261,7 +261,7 @@ def _print(rows: list[tuple[str, Results]]) -> None:
 
 
 def _published(name: str, split: str) -> float | None:
-    from nanogpt_dist.lineage.source import PUBLISHED
+    from nanogpt_dist.interop.init_from import PUBLISHED
 
     return PUBLISHED[name][0 if split == "train" else 1] if name in PUBLISHED else None
 

@@ -33,9 +33,9 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     ids.
     """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
-    from nanogpt_dist.lineage import huggingface
-    from nanogpt_dist.lineage.adopting import origin_of, weights_of
-    from nanogpt_dist.lineage.card import model_card
+    from nanogpt_dist.interop import huggingface
+    from nanogpt_dist.interop.import_run import origin_of, weights_of
+    from nanogpt_dist.interop.model_card import model_card
 
     found = _find(target, best)
     config, weights, state = weights_of(found)
@@ -67,13 +67,13 @@ def export_nanogpt(
 ) -> None:
     """For nanoGPT: a ckpt.pt that its sample.py and train.py load, with AdamW's state."""
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
-    from nanogpt_dist.lineage import nanogpt
-    from nanogpt_dist.lineage.adopting import moments_of, weights_of
+    from nanogpt_dist.interop import nanogpt_ckpt
+    from nanogpt_dist.interop.import_run import moments_of, weights_of
 
     found = _find(target, best)
     config, weights, state = weights_of(found)
     tokenizer = load_checkpoint_tokenizer(found)
-    nanogpt.write(out, config, weights, moments_of(found), state, tokenizer)
+    nanogpt_ckpt.write(out, config, weights, moments_of(found), state, tokenizer)
     if config.gelu == "tanh":
         warn(
             "nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ "
@@ -101,8 +101,8 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     shards are the same.
     """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
-    from nanogpt_dist.lineage import llmc
-    from nanogpt_dist.lineage.adopting import weights_of
+    from nanogpt_dist.interop import llmc
+    from nanogpt_dist.interop.import_run import weights_of
 
     found = _find(target, best)
     config, weights, state = weights_of(found)

@@ -11,7 +11,7 @@ from cli.options import CONTEXT, Json
 from cli.terminal import echo
 
 if TYPE_CHECKING:
-    from nanogpt_dist.lineage.adopting import Foreign
+    from nanogpt_dist.interop.import_run import Foreign
 
 import_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
@@ -44,11 +44,11 @@ def import_nanogpt(
 
     `nanogpt train RUN --dataset DIR` goes on with it.
     """
-    from nanogpt_dist.lineage import nanogpt
+    from nanogpt_dist.interop import nanogpt_ckpt
     from nanogpt_dist.tokenizer.loading import open_tokenizer
 
     chosen = open_tokenizer(tokenizer) if tokenizer else None
-    _adopt(nanogpt.read(file, chosen, optimizer), out_dir, as_json)
+    _adopt(nanogpt_ckpt.read(file, chosen, optimizer), out_dir, as_json)
 
 
 @import_app.command("hf")
@@ -63,14 +63,14 @@ def import_hf(
     as_json: Json = False,
 ) -> None:
     """Take over a GPT2LMHeadModel of Hugging Face's, from its safetensors: a run at step 0."""
-    from nanogpt_dist.lineage import adopting
-    from nanogpt_dist.lineage.source import find
+    from nanogpt_dist.interop import import_run
+    from nanogpt_dist.interop.init_from import find
 
-    _adopt(adopting.of_hugging_face(find(model)), out_dir, as_json)
+    _adopt(import_run.of_hugging_face(find(model)), out_dir, as_json)
 
 
 def _adopt(foreign: "Foreign", run: Path, as_json: bool) -> None:
-    from nanogpt_dist.lineage.adopting import adopt
+    from nanogpt_dist.interop.import_run import adopt
 
     written = adopt(foreign, run)
     parameters = sum(tensor.numel() for tensor in foreign.weights.values())

@@ -156,7 +156,7 @@ def _advice(flag: str, address: str) -> str:
 
 def refuse_nanogpts(arguments: list[str]) -> None:
     """Raises UsageError for a flag of nanoGPT's that is something else here, with what it is."""
-    from nanogpt_dist.lineage.recipes import ELSEWHERE
+    from nanogpt_dist.interop.nanogpt_config import ELSEWHERE
 
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--").replace("-", "_")

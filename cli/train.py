@@ -99,9 +99,9 @@ def train(
 def _refuse_evaluation(preset: str) -> None:
     """A config of nanoGPT's may say eval_only, and then is to be evaluated."""
     if preset.endswith(".py"):
-        from nanogpt_dist.lineage import recipes
+        from nanogpt_dist.interop import nanogpt_config
 
-        if recipes.only_evaluates(Path(preset)):
+        if nanogpt_config.only_evaluates(Path(preset)):
             raise ConfigError(f"{preset} says eval_only: type nanogpt eval {preset}")
 
 

@@ -56,11 +56,11 @@ def of_checkpoint(found: Path, device: torch.device) -> Judged:
 
 
 def of_source(config: TrainConfig, device: torch.device) -> Judged:
-    """The weights that config.init_from names. Raises as lineage.source.find()."""
-    from nanogpt_dist.lineage import hf_tokenizer, huggingface, source
+    """The weights that config.init_from names. Raises as init_from.find()."""
+    from nanogpt_dist.interop import hf_tokenizer, huggingface, init_from
 
     assert config.init_from is not None
-    found = source.find(config.init_from)
+    found = init_from.find(config.init_from)
     model = huggingface.model_of(found, config.architecture(), device)
     try:
         tokenizer = hf_tokenizer.of_source(found)

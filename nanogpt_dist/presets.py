@@ -183,9 +183,9 @@ def read(name: str) -> dict[str, Any]:
     if name.endswith(".toml"):
         return read_toml(Path(name))
     if name.endswith(".py"):
-        from nanogpt_dist.lineage import recipes
+        from nanogpt_dist.interop import nanogpt_config
 
-        return recipes.read(Path(name))
+        return nanogpt_config.read(Path(name))
     if name in PRESETS:
         return PRESETS[name]
     if Path(name).is_dir():
@@ -225,9 +225,9 @@ def with_architecture_of(
     theirs.
 
     run: that has begun from the same source remembers it, and goes on where the source is gone.
-    Raises ConfigError where `overrides` contradict it, and what lineage.source.find() raises.
+    Raises ConfigError where `overrides` contradict it, and what init_from.find() raises.
     """
-    from nanogpt_dist.lineage.source import architecture
+    from nanogpt_dist.interop.init_from import architecture
 
     theirs = {
         name: TrainConfig.model_fields[name].default

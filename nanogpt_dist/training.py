@@ -217,11 +217,11 @@ def begin_from(
     """Give the model its first weights, fetched by one rank of each machine; returns whose they
     are.
 
-    Raises as source.find() and load().
+    Raises as init_from.find() and load().
     """
-    from nanogpt_dist.lineage import hf_tokenizer, huggingface, source
+    from nanogpt_dist.interop import hf_tokenizer, huggingface, init_from
 
-    found = world.one_first(lambda: source.find(name))
+    found = world.one_first(lambda: init_from.find(name))
     with world.together():
         huggingface.load(found, updater.model)
         try:

@@ -30,11 +30,11 @@ TORCH_FREE += [
     "nanogpt_dist/tokenizer",
 ]
 # of what others write, the part without weights
-LINEAGE = ("source", "recipes", "hf_tokenizer", "card")
+INTEROP = ("init_from", "nanogpt_config", "hf_tokenizer", "model_card")
 TORCH_FREE += [
     "nanogpt_dist/hub.py",
     "nanogpt_dist/comparing.py",
-    *(f"nanogpt_dist/lineage/{name}.py" for name in LINEAGE),
+    *(f"nanogpt_dist/interop/{name}.py" for name in INTEROP),
 ]
 OURS = [path for folder in ALLOWED for path in sorted((CLONE / folder).rglob("*.py"))]
 
@@ -126,7 +126,7 @@ def test_no_pickle_and_no_code_from_data() -> None:
             "np.load",
         }, path
         # nanoGPT's own file is torch's: tensors and values only
-        if path == CLONE / "nanogpt_dist/lineage/nanogpt.py":
+        if path == CLONE / "nanogpt_dist/interop/nanogpt_ckpt.py":
             assert "weights_only=True" in calls["torch.load"]
         else:
             assert not calls.keys() & {"torch.load", "torch.save"}, path

@@ -15,7 +15,7 @@ from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import MissingInputError
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from tests.conftest import Run
-from tests.nanogpt_dist.lineage.models import make_run
+from tests.nanogpt_dist.interop.models import make_run
 
 ODD = "my models $(touch made) é's"
 

@@ -17,7 +17,7 @@ from nanogpt_dist.looking import look
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from tests.conftest import Run
-from tests.nanogpt_dist.lineage.models import bpe, make_run
+from tests.nanogpt_dist.interop.models import bpe, make_run
 from tests.nanogpt_dist.model.test_options import OPTIONS, SMALL
 
 

@@ -23,7 +23,7 @@ from nanogpt_dist.describe import count_parameters, trace
 from nanogpt_dist.drawing import draw
 from nanogpt_dist.presets import load
 from tests.conftest import CLONE
-from tests.nanogpt_dist.lineage.models import bpe, make_run
+from tests.nanogpt_dist.interop.models import bpe, make_run
 
 Show = Callable[..., str]  # the arguments of nanogpt → what a terminal gets
 

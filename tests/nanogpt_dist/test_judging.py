@@ -17,7 +17,7 @@ from nanogpt_dist.judging import Judged
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage.run_folder import to_json
 from nanogpt_dist.tokenizer import Tokenizer
-from tests.nanogpt_dist.lineage.models import SIZES
+from tests.nanogpt_dist.interop.models import SIZES
 from tests.nanogpt_dist.small import ONE
 
 

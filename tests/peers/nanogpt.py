@@ -22,7 +22,7 @@ import torch
 from nanogpt_dist import checkpoint
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.strategy import plan_layout
-from nanogpt_dist.lineage.adopting import ALONE, moments_of
+from nanogpt_dist.interop.import_run import ALONE, moments_of
 from nanogpt_dist.optim import learning_rate
 from nanogpt_dist.update import Updater
 

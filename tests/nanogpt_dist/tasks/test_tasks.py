@@ -24,7 +24,7 @@ from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tasks import harness, own
 from nanogpt_dist.tasks.scoring import Scorer, pair
 from tests.conftest import Run, in_ranks, write_jsonl
-from tests.nanogpt_dist.lineage.models import bpe, make_run
+from tests.nanogpt_dist.interop.models import bpe, make_run
 from tests.nanogpt_dist.small import ONE
 
 QUESTIONS = [

@@ -10,7 +10,7 @@ import pytest
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.lineage import hf_tokenizer
+from nanogpt_dist.interop import hf_tokenizer
 from nanogpt_dist.tokenizer import Tokenizer, bpe
 from nanogpt_dist.tokenizer.hf_library import LibraryTokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, MissingInputError
-from nanogpt_dist.lineage.source import OPENAI, OURS, Source
+from nanogpt_dist.interop.init_from import OPENAI, OURS, Source
 from nanogpt_dist.tokenizer import Tokenizer, bpe, gpt2, load, patterns
 from nanogpt_dist.tokenizer.hf_library import LibraryTokenizer
 from nanogpt_dist.tokenizer.loading import of_gpt2_files, open_tokenizer

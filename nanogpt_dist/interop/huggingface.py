@@ -19,8 +19,8 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError
-from nanogpt_dist.lineage import hf_tokenizer
-from nanogpt_dist.lineage.source import (
+from nanogpt_dist.interop import hf_tokenizer
+from nanogpt_dist.interop.init_from import (
     CONFIG,
     GELU,
     HEAD,

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanogpt_dist.errors import BadDataError, MissingInputError
-from nanogpt_dist.lineage import huggingface
-from nanogpt_dist.lineage.source import architecture, find
+from nanogpt_dist.interop import huggingface
+from nanogpt_dist.interop.init_from import architecture, find
 from nanogpt_dist.presets import load
-from tests.nanogpt_dist.lineage.models import ids
+from tests.nanogpt_dist.interop.models import ids
 
 transformers = pytest.importorskip("transformers")
 

@@ -21,14 +21,14 @@ from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.evaluation import Evaluator, spread
-from nanogpt_dist.lineage import adopting, hf_tokenizer, huggingface
-from nanogpt_dist.lineage.card import model_card
-from nanogpt_dist.lineage.source import find
+from nanogpt_dist.interop import hf_tokenizer, huggingface, import_run
+from nanogpt_dist.interop.init_from import find
+from nanogpt_dist.interop.model_card import model_card
 from nanogpt_dist.presets import load
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from tests.conftest import CLONE, Run, command
-from tests.nanogpt_dist.lineage.models import SIZES, TEXTS, bpe, ids, make_run, weights
+from tests.nanogpt_dist.interop.models import SIZES, TEXTS, bpe, ids, make_run, weights
 from tests.nanogpt_dist.small import ONE, go
 from tests.prepare.hub_server import Fault, hub
 
@@ -44,7 +44,7 @@ KINDS = {
 
 def export(run: Path, out: Path) -> Path:
     found = find_checkpoint(str(run))
-    config, tensors, state = adopting.weights_of(found)
+    config, tensors, state = import_run.weights_of(found)
     tokenizer = tokenizers.load(found / "tokenizer.json")
     huggingface.export(
         out, config, tensors, tokenizer, model_card("name", config, state, tokenizer, 1), state.step
@@ -75,7 +75,7 @@ def test_from_ours_to_theirs_and_back(settings: dict[str, Any], tmp_path: Path) 
     x = ids(300)
     ours = our_logits(run, x)[..., :300]
     assert (their_logits(folder, x) - ours).abs().max() <= 1e-5
-    adopting.adopt(adopting.of_hugging_face(find(str(folder))), tmp_path / "back")
+    import_run.adopt(import_run.of_hugging_face(find(str(folder))), tmp_path / "back")
     assert (our_logits(tmp_path / "back", x) - ours).abs().max() <= 1e-5
     _, config = load_model(find_checkpoint(str(tmp_path / "back")), CPU)
     assert (config.bias, config.gelu) == (
@@ -119,7 +119,7 @@ def test_from_theirs_to_ours_and_back(activation: str, tmp_path: Path) -> None:
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     theirs.save_pretrained(tmp_path / "hf")
     hf_tokenizer.write(tmp_path / "hf", bpe(), 48)
-    adopting.adopt(adopting.of_hugging_face(find(str(tmp_path / "hf"))), tmp_path / "run")
+    import_run.adopt(import_run.of_hugging_face(find(str(tmp_path / "hf"))), tmp_path / "run")
     x = ids(300)
     with torch.no_grad():
         wanted = theirs(x).logits
@@ -214,7 +214,7 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
     hf_tokenizer.write(tmp_path / "parts", bpe(), 48)
-    adopting.adopt(adopting.of_hugging_face(find(str(tmp_path / "parts"))), tmp_path / "back")
+    import_run.adopt(import_run.of_hugging_face(find(str(tmp_path / "parts"))), tmp_path / "back")
     x = ids(300)
     assert (our_logits(tmp_path / "back", x) - our_logits(run, x)[..., :300]).abs().max() <= 1e-5
 
@@ -245,7 +245,7 @@ def test_another_architecture_is_told(
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(error, match=reason):
-        adopting.of_hugging_face(find(str(folder)))
+        import_run.of_hugging_face(find(str(folder)))
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(BadDataError, match="cannot be read"):
-        adopting.of_hugging_face(find(str(folder)))
+        import_run.of_hugging_face(find(str(folder)))
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(MissingInputError, match="safetensors files only"):
@@ -389,8 +389,8 @@ def test_training_begins_from_foreign_weights(corpus: Path, tmp_path: Path) -> N
 
 def test_a_hub_that_is_not_there_is_told_soon(tmp_path: Path) -> None:
     code = (
-        "from nanogpt_dist.lineage import source; source.PATIENCE_S = 1.0; from cli.main import "
-        "main; import sys; sys.argv = ['nanogpt', 'show', 'params', '--init-from', "
+        "from nanogpt_dist.interop import init_from; init_from.PATIENCE_S = 1.0; from cli.main "
+        "import main; import sys; sys.argv = ['nanogpt', 'show', 'params', '--init-from', "
         "'somebody/model']; sys.exit(main())"
     )
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}

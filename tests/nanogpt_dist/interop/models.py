@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import TrainConfig, resolve
-from nanogpt_dist.lineage.adopting import Foreign, adopt
+from nanogpt_dist.interop.import_run import Foreign, adopt
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 

@@ -15,8 +15,8 @@ from nanogpt_dist.checkpoint.tensors import read_whole, whole_parts
 from nanogpt_dist.config import TrainConfig, to_run_toml
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
-from nanogpt_dist.lineage import hf_tokenizer, huggingface
-from nanogpt_dist.lineage.source import Source
+from nanogpt_dist.interop import hf_tokenizer, huggingface
+from nanogpt_dist.interop.init_from import Source
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from nanogpt_dist.storage import run_folder

@@ -18,8 +18,8 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
-from nanogpt_dist.lineage.adopting import Foreign
-from nanogpt_dist.lineage.recipes import settings_of
+from nanogpt_dist.interop.import_run import Foreign
+from nanogpt_dist.interop.nanogpt_config import settings_of
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage.durable import shown, told
 from nanogpt_dist.tokenizer import Tokenizer, gpt2

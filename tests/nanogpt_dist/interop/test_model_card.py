@@ -8,26 +8,26 @@ from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.lineage import adopting, huggingface
-from nanogpt_dist.lineage.adopting import Foreign, adopt
-from nanogpt_dist.lineage.card import model_card
-from nanogpt_dist.lineage.source import Source, find
+from nanogpt_dist.interop import huggingface, import_run
+from nanogpt_dist.interop.import_run import Foreign, adopt
+from nanogpt_dist.interop.init_from import Source, find
+from nanogpt_dist.interop.model_card import model_card
 from nanogpt_dist.storage.run_folder import find_checkpoint
-from tests.nanogpt_dist.lineage.models import make_run, weights
+from tests.nanogpt_dist.interop.models import make_run, weights
 from tests.nanogpt_dist.small import go, tiny
 
 
 def card(run: Path) -> str:
     found = find_checkpoint(str(run))
-    config, _, state = adopting.weights_of(found)
+    config, _, state = import_run.weights_of(found)
     return model_card(
-        "name", config, state, load_checkpoint_tokenizer(found), 1, *adopting.origin_of(found)
+        "name", config, state, load_checkpoint_tokenizer(found), 1, *import_run.origin_of(found)
     )
 
 
 def exported(run: Path, out: Path) -> Path:
     found = find_checkpoint(str(run))
-    config, tensors, state = adopting.weights_of(found)
+    config, tensors, state = import_run.weights_of(found)
     huggingface.export(
         out, config, tensors, load_checkpoint_tokenizer(found), card(run), state.step
     )
@@ -45,7 +45,7 @@ def test_a_run_of_ours_is_told_as_pretrained(corpus: Path, tmp_path: Path) -> No
 def test_imported_weights_are_not_called_ours(tmp_path: Path) -> None:
     folder = exported(make_run(tmp_path / "run", tokenizers.byte()), tmp_path / "their model")
     assert "pretrained with" not in (folder / "README.md").read_text()
-    adopting.adopt(adopting.of_hugging_face(find(str(folder))), tmp_path / "back")
+    import_run.adopt(import_run.of_hugging_face(find(str(folder))), tmp_path / "back")
     told = card(tmp_path / "back")
     assert "The weights of `their model` (Hugging Face), as they came" in told
     for claim in (
@@ -65,7 +65,7 @@ def test_the_base_model_of_the_hub_is_named(tmp_path: Path) -> None:
     for name, base in {"gpt2": "openai-community/gpt2", "owner/a-model": "owner/a-model"}.items():
         origin = Source(name, tmp_path, ours=False).origin
         found = find_checkpoint(str(run))
-        config, _, state = adopting.weights_of(found)
+        config, _, state = import_run.weights_of(found)
         for as_imported in (True, False):
             told = model_card(
                 "name", config, state, load_checkpoint_tokenizer(found), 1, origin, as_imported

@@ -17,14 +17,14 @@ from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
-from nanogpt_dist.lineage import nanogpt
-from nanogpt_dist.lineage.adopting import adopt, moments_of, weights_of
+from nanogpt_dist.interop import nanogpt_ckpt
+from nanogpt_dist.interop.import_run import adopt, moments_of, weights_of
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.tokenizer.meta_pkl import plain_bytes, read_plain
 from nanogpt_dist.update import Updater
-from tests.nanogpt_dist.lineage.models import ids, make_run, weights
+from tests.nanogpt_dist.interop.models import ids, make_run, weights
 from tests.nanogpt_dist.small import ONE
 
 CHARS = [chr(c) for c in range(32, 32 + 61)]
@@ -117,7 +117,7 @@ def make_ckpt(path: Path, prefix: str = "", **changes: Any) -> Path:
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> None:
-    foreign = nanogpt.read(make_ckpt(tmp_path / "ckpt.pt", prefix))
+    foreign = nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt", prefix))
     adopt(foreign, tmp_path / "run")
     found = find_checkpoint(str(tmp_path / "run"))
     model, config = checkpoint.load_model(found, torch.device("cpu"))
@@ -134,7 +134,7 @@ def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> Non
 
 
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
-    adopt(nanogpt.read(make_ckpt(tmp_path / "ckpt.pt")), tmp_path / "run")
+    adopt(nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt")), tmp_path / "run")
     config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
     ours = Updater(config, ONE, plan_layout(config, ONE), torch.float32, init=False)
     ours.load(find_checkpoint(str(tmp_path / "run")), {})
@@ -145,16 +145,16 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 
 def test_and_back(tmp_path: Path) -> None:
     original = make_ckpt(tmp_path / "ckpt.pt")
-    adopt(nanogpt.read(original), tmp_path / "run")
+    adopt(nanogpt_ckpt.read(original), tmp_path / "run")
     found = find_checkpoint(str(tmp_path / "run"))
     config, tensors, state = weights_of(found)
-    nanogpt.write(
+    nanogpt_ckpt.write(
         tmp_path / "back" / "ckpt.pt",
         config,
         tensors,
         moments_of(found),
         state,
-        nanogpt.read(original).tokenizer,
+        nanogpt_ckpt.read(original).tokenizer,
     )
     before, after = (
         torch.load(p, weights_only=True) for p in (original, tmp_path / "back" / "ckpt.pt")
@@ -176,13 +176,13 @@ def test_and_back(tmp_path: Path) -> None:
     optimizer.load_state_dict(after["optimizer"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     with pytest.raises(CannotCreateError):
-        nanogpt.write(original, config, tensors, {}, state, tokenizers.gpt2())
+        nanogpt_ckpt.write(original, config, tensors, {}, state, tokenizers.gpt2())
 
 
 def test_what_nanogpt_has_not_is_not_exported(tmp_path: Path) -> None:
     config = config_of(qk_norm=True, n_kv_head=1)
     with pytest.raises(ConfigError, match="no qk_norm, n_kv_head"):
-        nanogpt.write(
+        nanogpt_ckpt.write(
             tmp_path / "ckpt.pt",
             config,
             weights(config),
@@ -202,7 +202,7 @@ def test_a_pickle_bomb_executes_nothing(tmp_path: Path) -> None:
         # also a bare pickle under the name of a checkpoint
         for path in (tmp_path / f"{i}.pt", tmp_path / f"{i}.pkl"):
             with pytest.raises(BadDataError, match=r"nothing was executed|is no checkpoint"):
-                nanogpt.read(path)
+                nanogpt_ckpt.read(path)
         for protocol in range(6):
             (tmp_path / "meta.pkl").write_bytes(pickle.dumps(content, protocol))
             with pytest.raises(BadDataError, match="it was not executed"):
@@ -264,9 +264,9 @@ def test_any_bytes_end_in_our_error(data: bytes, tmp_path_factory: pytest.TempPa
 def test_another_file_is_told(content: Any, reason: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "ckpt.pt")
     with pytest.raises(BadDataError, match=reason):
-        nanogpt.read(tmp_path / "ckpt.pt")
+        nanogpt_ckpt.read(tmp_path / "ckpt.pt")
     with pytest.raises(MissingInputError):
-        nanogpt.read(tmp_path / "none.pt")
+        nanogpt_ckpt.read(tmp_path / "none.pt")
 
 
 def test_cut_off_and_contradictory_files(tmp_path: Path) -> None:
@@ -275,12 +275,12 @@ def test_cut_off_and_contradictory_files(tmp_path: Path) -> None:
     for length in (0, 10, len(data) // 2, len(data) - 30):
         path.write_bytes(data[:length])
         with pytest.raises(BadDataError, match="no checkpoint of torch's"):
-            nanogpt.read(path)
+            nanogpt_ckpt.read(path)
     smaller = {**ARGUMENTS, "n_layer": 1}
     with pytest.raises(BadDataError, match=r"other parameters than its model; add --no-optimizer"):
-        nanogpt.read(make_ckpt(tmp_path / "ckpt.pt", model_args=smaller))
+        nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt", model_args=smaller))
     with pytest.raises(BadDataError, match=r"transformer\.h\.1\.\S+ is .*, its sizes ask for none"):
-        adopt(nanogpt.read(tmp_path / "ckpt.pt", with_optimizer=False), tmp_path / "run")
+        adopt(nanogpt_ckpt.read(tmp_path / "ckpt.pt", with_optimizer=False), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -288,9 +288,10 @@ def test_without_a_meta_file_the_tokenizer_is_asked_for(tmp_path: Path) -> None:
     path = make_ckpt(tmp_path / "ckpt.pt")
     (tmp_path / "meta.pkl").rename(tmp_path / "elsewhere.pkl")
     with pytest.raises(MissingInputError, match=r"type --tokenizer PATH/meta\.pkl"):
-        nanogpt.read(path)
+        nanogpt_ckpt.read(path)
     assert (
-        nanogpt.read(path, open_tokenizer(str(tmp_path / "elsewhere.pkl"))).tokenizer.n_vocab == 61
+        nanogpt_ckpt.read(path, open_tokenizer(str(tmp_path / "elsewhere.pkl"))).tokenizer.n_vocab
+        == 61
     )
 
 
@@ -349,7 +350,7 @@ def test_a_run_with_other_ids_is_not_gone_on_with(
 
 def exported(out: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
     run = find_checkpoint(str(make_run(out.parent / f"run of {out.name}", tokenizer, **settings)))
-    nanogpt.write(out, *weights_of(run)[:2], {}, weights_of(run)[2], tokenizer)
+    nanogpt_ckpt.write(out, *weights_of(run)[:2], {}, weights_of(run)[2], tokenizer)
     return out
 
 
@@ -362,7 +363,7 @@ def test_an_export_leaves_the_characters_of_another_model(tmp_path: Path) -> Non
         exported(tmp_path / "second.pt", tokenizers.char(["ACGT"]))
     assert not (tmp_path / "second.pt").exists()
     assert (
-        nanogpt.read(first).tokenizer.encode("text").tolist()
+        nanogpt_ckpt.read(first).tokenizer.encode("text").tolist()
         == tokenizers.char(["some text"]).encode("text").tolist()
     )
 
@@ -373,31 +374,31 @@ def test_the_characters_of_another_model_are_not_taken(tmp_path: Path) -> None:
     """
     of_words = exported(tmp_path / "words.pt", tokenizers.gpt2())
     of_bases = exported(tmp_path / "bases" / "ckpt.pt", tokenizers.char(["ACGT"]))
-    assert nanogpt.read(of_bases).tokenizer.n_vocab == 4  # of 64 rows
+    assert nanogpt_ckpt.read(of_bases).tokenizer.n_vocab == 4  # of 64 rows
     make_meta(tmp_path / "meta.pkl")
-    assert nanogpt.read(of_words).tokenizer.name == "gpt2"
+    assert nanogpt_ckpt.read(of_words).tokenizer.name == "gpt2"
     make_meta(of_bases.with_name("meta.pkl"))
     for named in (None, open_tokenizer(str(tmp_path / "meta.pkl"))):
         with pytest.raises(
             BadDataError, match=r"not of ckpt\.pt, with 64 ids: type|with another tokenizer"
         ):
-            nanogpt.read(of_bases, named)
+            nanogpt_ckpt.read(of_bases, named)
     original = make_ckpt(tmp_path / "theirs" / "ckpt.pt")
     content = torch.load(original, weights_only=True)
     torch.save({**content, "model_args": {**ARGUMENTS, "vocab_size": 50304}}, original)
-    assert nanogpt.read(original, with_optimizer=False).tokenizer.name == "gpt2"
+    assert nanogpt_ckpt.read(original, with_optimizer=False).tokenizer.name == "gpt2"
     torch.save({**content, "model_args": {**ARGUMENTS, "vocab_size": 65}}, original)
     with pytest.raises(
         BadDataError, match=r"is not of ckpt\.pt, with 65 ids: type --tokenizer PATH/meta\.pkl"
     ):
-        nanogpt.read(original, with_optimizer=False)
+        nanogpt_ckpt.read(original, with_optimizer=False)
 
 
 def test_another_vocabulary_of_as_many_rows_is_not_called_gpt2s(tmp_path: Path) -> None:
     path = exported(tmp_path / "ckpt.pt", tokenizers.byte(), vocab_size=50304)
     with pytest.raises(MissingInputError, match=r"type --tokenizer a tokenizer\.json"):
-        nanogpt.read(path)
-    assert nanogpt.read(path, tokenizers.byte()).tokenizer.name == "byte"
+        nanogpt_ckpt.read(path)
+    assert nanogpt_ckpt.read(path, tokenizers.byte()).tokenizer.name == "byte"
 
 
 def test_an_export_goes_where_a_link_leads(tmp_path: Path) -> None:

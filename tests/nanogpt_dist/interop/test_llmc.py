@@ -11,8 +11,8 @@ import torch
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import resolve
 from nanogpt_dist.errors import CannotCreateError, ConfigError
-from nanogpt_dist.lineage import llmc
-from tests.nanogpt_dist.lineage.models import SIZES, bpe, weights
+from nanogpt_dist.interop import llmc
+from tests.nanogpt_dist.interop.models import SIZES, bpe, weights
 
 CONFIG = resolve({**SIZES, "vocab_size": 320, "gelu": "tanh", "bias": True})
 
