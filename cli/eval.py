@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from nanogpt_dist.config import TrainConfig
     from nanogpt_dist.distributed.world import World
-    from nanogpt_dist.judging import Judged
+    from nanogpt_dist.evaluation.report import Judged
 
 NAMED = 16  # columns of a checkpoint's name, at least, beside its figures
 PATIENCE_S = 3600  # of the ranks, while one of them fetches the data of tasks
@@ -82,9 +82,9 @@ def eval_command(
 
     What is found is also written to CHECKPOINT.eval.json, beside the checkpoint.
     """
-    from nanogpt_dist import judging
     from nanogpt_dist.data import DataFolder
     from nanogpt_dist.distributed.world import connect
+    from nanogpt_dist.evaluation import report
 
     rows = []
     with connect(device, timeout_s=PATIENCE_S if tasks else 600) as world:
@@ -100,7 +100,7 @@ def eval_command(
                     data = DataFolder.open(Path(dataset or _dataset_of(judged)))
                 if world.leads:
                     echo(f"{judged.name} on the {split} split of {data.path}", err=True)
-                figures = judging.loss(judged, data, split, world, batch_size, dtype)
+                figures = report.loss(judged, data, split, world, batch_size, dtype)
                 results[f"{split} of {data.path}"] = {
                     **figures,
                     "dataset": str(data.path),
@@ -110,9 +110,9 @@ def eval_command(
                 with world.together():
                     scorer = judged.scorer(world, batch_size, dtype)
                 results.update(
-                    {f"text {path}": judging.own.text(path, scorer) for path in text or []}
+                    {f"text {path}": report.jsonl_tasks.text(path, scorer) for path in text or []}
                 )
-                results.update(judging.tasks(names, scorer, limit))
+                results.update(report.tasks(names, scorer, limit))
             rows.append((judged.name, results))
             if judged.checkpoint and world.leads:
                 _keep(judged.checkpoint, results)
@@ -121,10 +121,10 @@ def eval_command(
 
 
 def _task_names(tasks: str | None, world: "World") -> list[str]:
-    from nanogpt_dist import judging
+    from nanogpt_dist.evaluation import report
 
     with world.together():
-        return [] if tasks is None else judging.task_names(tasks)
+        return [] if tasks is None else report.task_names(tasks)
 
 
 def _refuse_unread(
@@ -159,8 +159,8 @@ def _judged(
     """What is to be judged, on all ranks the same: one chooses, for a run that is still training
     goes on meanwhile.
     """
-    from nanogpt_dist import judging
     from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.evaluation import report
     from nanogpt_dist.storage import run_folder
 
     with world.together():
@@ -173,11 +173,11 @@ def _judged(
         if foreign is not None and best:
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
         if foreign is not None:
-            return judging.of_source(foreign, world.device)
+            return report.of_source(foreign, world.device)
         chosen = str(run_folder.find_checkpoint(target, best, warn)) if world.leads else ""
     found = Path(world.text_from_lead(chosen))
     with world.together():
-        return judging.of_checkpoint(found, world.device)
+        return report.of_checkpoint(found, world.device)
 
 
 def _dataset_of(judged: "Judged") -> str:
@@ -222,7 +222,7 @@ def _foreign(
 
 def _keep(checkpoint: Path, results: Results) -> None:
     from nanogpt_dist.errors import NanogptError
-    from nanogpt_dist.judging import keep
+    from nanogpt_dist.evaluation.report import keep
 
     try:
         keep(checkpoint, results)

@@ -98,14 +98,14 @@ def sample(
     else:
         found = run_folder.find_checkpoint(target, best, warn)
 
-    from nanogpt_dist import judging
     from nanogpt_dist.devices import pick_device
+    from nanogpt_dist.evaluation import report
     from nanogpt_dist.generation import sampling
     from nanogpt_dist.generation.decoder import Decoder, pick_weights
 
     where = pick_device(device)
     judged = (
-        judging.of_source(config, where) if init_from else judging.of_checkpoint(Path(found), where)
+        report.of_source(config, where) if init_from else report.of_checkpoint(Path(found), where)
     )
     model, tokenizer = judged.model, judged.tokenizer
     if tokenizer is None:

@@ -21,7 +21,7 @@ from nanogpt_dist.errors import (
     explain,
     one_line,
 )
-from nanogpt_dist.evaluation import Evaluator, spread
+from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.storage import run_folder
 

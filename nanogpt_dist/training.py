@@ -18,7 +18,7 @@ from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed.strategy import check_memory, plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
-from nanogpt_dist.evaluation import Evaluator, spread
+from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.metrics import Console
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.presets import rows_for

@@ -22,7 +22,7 @@ from nanogpt_dist.data.batches import Tokens, micro_batch_size
 from nanogpt_dist.devices import autocast, set_up
 from nanogpt_dist.distributed.strategy import Layout, lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.evaluation import Evaluation, Evaluator
+from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
 from nanogpt_dist.optim import learning_rate, make_optimizer
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.distributed.world import connect
+from nanogpt_dist.evaluation.tasks import jsonl_tasks
+from nanogpt_dist.evaluation.tasks.scoring import Scorer
 from nanogpt_dist.storage.run_folder import find_checkpoint
-from nanogpt_dist.tasks import own
-from nanogpt_dist.tasks.scoring import Scorer
 
 run, hellaswag, lambada, out = map(Path, sys.argv[1:])
 with connect("cpu", timeout_s=60) as world:
@@ -16,9 +16,9 @@ with connect("cpu", timeout_s=60) as world:
     model, _ = load_model(found, world.device)
     scorer = Scorer(model, load_checkpoint_tokenizer(found), world, batch_size=3)
     results = {
-        "hellaswag": own.run("hellaswag", hellaswag, scorer),
-        "lambada": own.run("lambada", lambada, scorer),
-        "text": own.text(hellaswag, scorer),
+        "hellaswag": jsonl_tasks.run("hellaswag", hellaswag, scorer),
+        "lambada": jsonl_tasks.run("lambada", lambada, scorer),
+        "text": jsonl_tasks.text(hellaswag, scorer),
         "scores": [
             score.log_likelihood for score in scorer([([i], [i + 1, 2]) for i in range(17)])
         ],

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from cli.eval import _print as print_figures
-from nanogpt_dist import judging
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.checkpoint import load_model
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
-from nanogpt_dist.evaluation import Evaluator, spread
+from nanogpt_dist.evaluation import report
+from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.interop import hf_tokenizer, huggingface, import_run
 from nanogpt_dist.interop.init_from import find
 from nanogpt_dist.interop.model_card import model_card
@@ -89,9 +89,9 @@ def test_a_run_and_its_export_have_one_loss(corpus: Path, tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", data.tokenizer, vocab_size=512)  # of 257 ids
     folder = export(run, tmp_path / "hf")
     config = load("gpt2", {"init_from": str(folder)})
-    both = judging.of_checkpoint(find_checkpoint(str(run)), CPU), judging.of_source(config, CPU)
+    both = report.of_checkpoint(find_checkpoint(str(run)), CPU), report.of_source(config, CPU)
     ours, exported = (
-        judging.loss(each, data, "val", ONE, 8, "float32")["val_loss"] for each in both
+        report.loss(each, data, "val", ONE, 8, "float32")["val_loss"] for each in both
     )
     assert ours == pytest.approx(exported, rel=1e-6)
     x = ids(257)
@@ -502,4 +502,4 @@ def test_more_ids_than_rows_are_told_before_weights_are_used(tmp_path: Path) -> 
     with pytest.raises(
         BadDataError, match="5001 ids in its tokenizer, 300 in its model; give the tokenizer"
     ):
-        judging.of_source(load("gpt2", {"init_from": str(folder)}), CPU)
+        report.of_source(load("gpt2", {"init_from": str(folder)}), CPU)

@@ -10,7 +10,7 @@ from cli.eval import _judged
 from nanogpt_dist import storage
 from nanogpt_dist.config import read_toml, to_toml
 from nanogpt_dist.errors import CannotCreateError, ConfigError, UsageError
-from nanogpt_dist.judging import keep
+from nanogpt_dist.evaluation.report import keep
 from nanogpt_dist.presets import load
 from nanogpt_dist.storage import run_folder
 from tests.conftest import Run

@@ -24,10 +24,10 @@ from nanogpt_dist.errors import (
     MissingInputError,
     UsageError,
 )
+from nanogpt_dist.evaluation.tasks.scoring import Scorer
 from nanogpt_dist.generation import sampling
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.hub import hub_library
-from nanogpt_dist.tasks.scoring import Scorer
 
 FEWSHOT_SEED = 1234  # as its command has it
 MAX_GENERATED = 256  # tokens, where a task does not say

@@ -16,13 +16,13 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
-from nanogpt_dist import judging
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError, UsageError
+from nanogpt_dist.evaluation import report
+from nanogpt_dist.evaluation.tasks import harness, jsonl_tasks
+from nanogpt_dist.evaluation.tasks.scoring import Scorer, pair
 from nanogpt_dist.storage.run_folder import find_checkpoint
-from nanogpt_dist.tasks import harness, own
-from nanogpt_dist.tasks.scoring import Scorer, pair
 from tests.conftest import Run, in_ranks, write_jsonl
 from tests.nanogpt_dist.interop.models import bpe, make_run
 from tests.nanogpt_dist.small import ONE
@@ -129,7 +129,7 @@ def test_scores_are_plain_sums_in_any_batch(scorer: Scorer) -> None:
 
 
 def test_hellaswag_and_lambada(scorer: Scorer, tmp_path: Path) -> None:
-    found = own.run("hellaswag", write_lines(tmp_path / "h.jsonl", QUESTIONS), scorer)
+    found = jsonl_tasks.run("hellaswag", write_lines(tmp_path / "h.jsonl", QUESTIONS), scorer)
     hits = normed = 0
     for q in QUESTIONS:
         pairs = [pair(scorer.tokenizer, q["ctx"], " " + ending) for ending in q["endings"]]
@@ -139,7 +139,7 @@ def test_hellaswag_and_lambada(scorer: Scorer, tmp_path: Path) -> None:
         normed += means.index(max(means)) == int(q["label"])
     assert found == {"acc": hits / 5, "acc_norm": normed / 5, "examples": 5}
 
-    found = own.run("lambada", write_jsonl(tmp_path / "l.jsonl", PASSAGES), scorer, limit=2)
+    found = jsonl_tasks.run("lambada", write_jsonl(tmp_path / "l.jsonl", PASSAGES), scorer, limit=2)
     pairs = [
         pair(scorer.tokenizer, text.rpartition(" ")[0], " " + text.rpartition(" ")[2])
         for text in PASSAGES[:2]
@@ -155,7 +155,7 @@ def test_hellaswag_and_lambada(scorer: Scorer, tmp_path: Path) -> None:
 def test_bits_per_byte_of_a_text(scorer: Scorer, tmp_path: Path) -> None:
     text = "It's 1984, naïve café; 東京 🙂\n" * 7
     (tmp_path / "t.txt").write_text(text, encoding="utf-8")
-    found = own.text(tmp_path / "t.txt", scorer)
+    found = jsonl_tasks.text(tmp_path / "t.txt", scorer)
     ids = [scorer.tokenizer.eot_id, *scorer.tokenizer.encode(text).tolist()]
     nats = 0.0
     with torch.no_grad():
@@ -178,9 +178,11 @@ def test_a_byte_order_mark_is_no_part_of_what_is_scored(scorer: Scorer, tmp_path
         # as `cat` puts marked files together
         (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))
         (tmp_path / f"{name}.yaml").write_bytes(data + b"task: mine\n")
-    assert own.text(tmp_path / "marked.txt", scorer) == own.text(tmp_path / "plain.txt", scorer)
-    found = own.run("lambada", tmp_path / "marked.jsonl", scorer)
-    assert found == own.run("lambada", tmp_path / "plain.jsonl", scorer)
+    assert jsonl_tasks.text(tmp_path / "marked.txt", scorer) == jsonl_tasks.text(
+        tmp_path / "plain.txt", scorer
+    )
+    found = jsonl_tasks.run("lambada", tmp_path / "marked.jsonl", scorer)
+    assert found == jsonl_tasks.run("lambada", tmp_path / "plain.jsonl", scorer)
     assert harness._local(str(tmp_path / "marked.yaml")) == (tmp_path.resolve(), "mine")
     (tmp_path / "bad.yaml").write_bytes("task: mine\n".encode("utf-16"))
     with pytest.raises(BadDataError, match=r"bad.yaml is not UTF-8 at byte 0"):
@@ -213,11 +215,11 @@ def test_what_is_wrong_with_a_file_is_told(
     path = tmp_path / "x.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadDataError, match=reason):
-        own.run(name, path, scorer)
+        jsonl_tasks.run(name, path, scorer)
     with pytest.raises(MissingInputError):
-        own.run(name, tmp_path / "none.jsonl", scorer)
+        jsonl_tasks.run(name, tmp_path / "none.jsonl", scorer)
     with pytest.raises(UsageError, match="only hellaswag and lambada"):
-        own.run("piqa", path, scorer)
+        jsonl_tasks.run("piqa", path, scorer)
 
 
 @pytest.mark.thorough
@@ -337,15 +339,15 @@ def test_weights_that_diverged_have_no_figures(
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    judged = judging.of_checkpoint(find_checkpoint(str(run)), torch.device("cpu"))
+    judged = report.of_checkpoint(find_checkpoint(str(run)), torch.device("cpu"))
     with torch.no_grad():
         judged.model.transformer.ln_f.weight[:] = value
     scorer = judged.scorer(ONE, 4, "float32")
     file = write_lines(tmp_path / "h.jsonl", QUESTIONS)
     for figures in (
-        lambda: judging.tasks([f"hellaswag={file}"], scorer, None),
-        lambda: own.text(file, scorer),
-        lambda: judging.loss(
+        lambda: report.tasks([f"hellaswag={file}"], scorer, None),
+        lambda: jsonl_tasks.text(file, scorer),
+        lambda: report.loss(
             replace(judged, tokenizer=None), DataFolder.open(corpus), "val", ONE, 4, "float32"
         ),
     ):
@@ -355,10 +357,10 @@ def test_weights_that_diverged_have_no_figures(
 
 def test_a_list_of_tasks_is_read_before_anything_else(scorer: Scorer, tmp_path: Path) -> None:
     one, two = (write_lines(tmp_path / name, QUESTIONS) for name in ("a.jsonl", "b.jsonl"))
-    names = judging.task_names(f" hellaswag={one}, hellaswag = {two} ,")
+    names = report.task_names(f" hellaswag={one}, hellaswag = {two} ,")
     assert names == [f"hellaswag={one}", f"hellaswag={two}"]
-    assert list(judging.tasks(names, scorer, 1)) == names
-    assert list(judging.tasks(names[:1], scorer, 1)) == ["hellaswag"]
+    assert list(report.tasks(names, scorer, 1)) == names
+    assert list(report.tasks(names[:1], scorer, 1)) == ["hellaswag"]
     for listed, error, told in [
         (",", UsageError, "names no task"),
         ("", UsageError, "names no task"),
@@ -368,7 +370,7 @@ def test_a_list_of_tasks_is_read_before_anything_else(scorer: Scorer, tmp_path: 
         ("hellaswag=", MissingInputError, "not a file"),
     ]:
         with pytest.raises(error, match=told):
-            judging.task_names(listed)
+            report.task_names(listed)
 
 
 def test_flags_of_eval_that_nothing_would_read_are_refused(run: Path) -> None:

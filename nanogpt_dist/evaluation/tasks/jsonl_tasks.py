@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
+from nanogpt_dist.evaluation.tasks.scoring import Scorer, pair
 from nanogpt_dist.storage.durable import shown
-from nanogpt_dist.tasks.scoring import Scorer, pair
 
 NAMES = ("hellaswag", "lambada")
 

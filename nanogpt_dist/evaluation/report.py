@@ -18,11 +18,11 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, DivergedError, MissingInputError, UsageError
-from nanogpt_dist.evaluation import Evaluator, whole_split
+from nanogpt_dist.evaluation.loss import Evaluator, whole_split
+from nanogpt_dist.evaluation.tasks import jsonl_tasks
+from nanogpt_dist.evaluation.tasks.scoring import Scorer
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.tasks import own
-from nanogpt_dist.tasks.scoring import Scorer
 from nanogpt_dist.tokenizer import Tokenizer
 
 
@@ -144,7 +144,7 @@ def task_names(listed: str) -> list[str]:
     for part in filter(None, map(str.strip, listed.split(","))):
         task, has_file, file = (piece.strip() for piece in part.partition("="))
         if has_file:
-            own.check(task, Path(file))
+            jsonl_tasks.check(task, Path(file))
         names.append(f"{task}={file}" if has_file else task)
     if not names:
         raise UsageError(
@@ -166,7 +166,7 @@ def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict
     every = [name.partition("=")[0] for name in names]
     theirs: dict[str, dict[str, Any]] = {}
     if elsewhere := [name for name in names if "=" not in name]:
-        from nanogpt_dist.tasks import harness
+        from nanogpt_dist.evaluation.tasks import harness
 
         theirs = harness.run(elsewhere, scorer, limit)
     found: dict[str, dict[str, Any]] = {}
@@ -174,7 +174,7 @@ def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict
         task, has_file, file = name.partition("=")
         if has_file:
             called = task if every.count(task) == 1 and task not in theirs else name
-            found[called] = own.run(task, Path(file), scorer, limit)
+            found[called] = jsonl_tasks.run(task, Path(file), scorer, limit)
     return {**found, **theirs}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.evaluation import Evaluator, spread, whole_split
+from nanogpt_dist.evaluation.loss import Evaluator, spread, whole_split
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 

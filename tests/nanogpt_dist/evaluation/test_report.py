@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_dist import judging
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.evaluation import report
+from nanogpt_dist.evaluation.report import Judged
 from nanogpt_dist.generation import sampling
 from nanogpt_dist.generation.decoder import Decoder
-from nanogpt_dist.judging import Judged
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage.run_folder import to_json
 from nanogpt_dist.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ def test_an_id_without_a_row_is_told(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abc xyz", encoding="utf-8")
     with pytest.raises(BadDataError, match="gives id 256, the model has 90 rows"):
-        judging.own.text(text, few.scorer(ONE, 4, "float32"))
+        report.own.text(text, few.scorer(ONE, 4, "float32"))
     decoder = Decoder(few.model, 256)
     with pytest.raises(BadDataError, match="gives id 122, the model has 90 rows"):
         sampling.sample(decoder, tokenizers.byte(), ["xyz"], 1, sampling.Settings(max_new_tokens=2))
@@ -46,8 +46,8 @@ def test_data_with_more_ids_than_the_model_has_rows_is_refused(corpus: Path) -> 
     data = DataFolder.open(corpus)
     for tokenizer in (None, data.tokenizer):
         with pytest.raises(BadDataError, match=r"has ids up to \d+, a model 20 rows"):
-            judging.check_tokenizer(judged(20, tokenizer), data)
-        judging.check_tokenizer(judged(data.tokenizer.n_vocab, tokenizer), data)
+            report.check_tokenizer(judged(20, tokenizer), data)
+        report.check_tokenizer(judged(data.tokenizer.n_vocab, tokenizer), data)
 
 
 def test_json_has_null_for_what_is_not_finite_at_any_depth() -> None:
