@@ -33,8 +33,8 @@ def main() -> None:
     from nanogpt_dist.distributed.strategy import Layout
     from nanogpt_dist.distributed.world import World
     from nanogpt_dist.presets import load
-    from nanogpt_dist.saving import Writing
-    from nanogpt_dist.update import Updater
+    from nanogpt_dist.training.saver import Writing
+    from nanogpt_dist.training.step import Updater
 
     shape = {"block_size": CONTEXT, "batch_size": 1, "gradient_accumulation_steps": 1}
     config = load("gpt2-124m", shape)

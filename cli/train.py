@@ -76,7 +76,7 @@ def train(
 
     from nanogpt_dist.distributed.strategy import needs_group
     from nanogpt_dist.distributed.world import connect
-    from nanogpt_dist.training import train as run
+    from nanogpt_dist.training.loop import train as run
 
     with connect(config.device, config.timeout_s, needs_group(config)) as world:
         if in_ranks:  # until here the signals end a rank that waits for others, deep in C++
@@ -130,8 +130,8 @@ def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
 def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from nanogpt_dist.check_resume import check_resume
     from nanogpt_dist.storage.run_folder import to_json
+    from nanogpt_dist.training.check_resume import check_resume
 
     proof = check_resume(config, world, stop)
     if not world.leads:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.optim import parameter_groups
+from nanogpt_dist.training.optim import parameter_groups
 
 Shapes = tuple[torch.Size, torch.Size]  # of the input, of the output
 

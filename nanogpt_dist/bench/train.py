@@ -19,8 +19,8 @@ from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.presets import with_vocabulary
-from nanogpt_dist.training import fit_to_data, plan_batches
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.loop import fit_to_data, plan_batches
+from nanogpt_dist.training.step import Updater
 
 WARM_UP = 2  # updates that do not count: kernels are chosen, memory is got, the model is compiled
 AT_LEAST = 3  # updates that do

@@ -9,7 +9,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.training import Result, train
+from nanogpt_dist.training.loop import Result, train
 from tests.conftest import TINY
 
 ONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)

@@ -12,7 +12,7 @@ import pytest
 from nanogpt_dist import comparing
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
-from nanogpt_dist.wandb_board import _identity
+from nanogpt_dist.training.wandb import _identity
 from tests.conftest import Run
 from tests.nanogpt_dist.small import go, records, tiny
 

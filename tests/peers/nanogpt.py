@@ -23,8 +23,8 @@ from nanogpt_dist import checkpoint
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.interop.import_run import ALONE, moments_of
-from nanogpt_dist.optim import learning_rate
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.optim import learning_rate
+from nanogpt_dist.training.step import Updater
 
 TEXT = (
     "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 400

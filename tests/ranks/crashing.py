@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from nanogpt_dist.__main__ import main
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.step import Updater
 
 update = Updater.update
 

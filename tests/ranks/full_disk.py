@@ -10,8 +10,8 @@ from pathlib import Path
 from nanogpt_dist.distributed.world import connect
 from nanogpt_dist.errors import StorageError
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.training import train
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.loop import train
+from nanogpt_dist.training.step import Updater
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
 

@@ -18,8 +18,8 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.training import fit_to_data, read_plan, train
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.loop import fit_to_data, read_plan, train
+from nanogpt_dist.training.step import Updater
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
 

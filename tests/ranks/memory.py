@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import connect
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.step import Updater
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
 

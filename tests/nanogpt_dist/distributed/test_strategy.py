@@ -19,8 +19,8 @@ from nanogpt_dist.distributed.strategy import plan_layout, whole
 from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.training import train
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.loop import train
+from nanogpt_dist.training.step import Updater
 from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, records, tiny
 from tests.ranks.matrix import HALF, STEPS, strategies

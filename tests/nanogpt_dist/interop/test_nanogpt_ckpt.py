@@ -23,7 +23,7 @@ from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.tokenizer.meta_pkl import plain_bytes, read_plain
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.step import Updater
 from tests.nanogpt_dist.interop.models import ids, make_run, weights
 from tests.nanogpt_dist.small import ONE
 

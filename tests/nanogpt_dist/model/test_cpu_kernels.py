@@ -12,7 +12,7 @@ from torch import Tensor
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.step import Updater
 from tests.nanogpt_dist.small import ONE
 
 CPU, BF16, F32, F64 = torch.device("cpu"), torch.bfloat16, torch.float32, torch.float64

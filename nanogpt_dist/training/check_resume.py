@@ -16,7 +16,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.training import train
+from nanogpt_dist.training.loop import train
 
 UPDATES = 2  # in each half
 

@@ -9,8 +9,8 @@ import pytest
 
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.errors import StorageError
-from nanogpt_dist.saving import Saver
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.saver import Saver
+from nanogpt_dist.training.step import Updater
 from tests.conftest import Run, in_ranks
 from tests.nanogpt_dist.small import go, tiny
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.optim import learning_rate, make_optimizer, parameter_groups
 from nanogpt_dist.presets import load
+from nanogpt_dist.training.optim import learning_rate, make_optimizer, parameter_groups
 
 
 def nanogpt_rate(it: int, lr: float, min_lr: float, warmup: int, decay: int) -> float:

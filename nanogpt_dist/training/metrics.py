@@ -19,7 +19,7 @@ from nanogpt_dist.storage.durable import told
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from nanogpt_dist.wandb_board import WandbBoard
+    from nanogpt_dist.training.wandb import WandbBoard
 
 RECORD = "metrics.jsonl"
 
@@ -189,7 +189,7 @@ class Recorder:
         )
 
     def _open_wandb(self, run: Path, config: TrainConfig) -> "WandbBoard | None":
-        from nanogpt_dist.wandb_board import WandbBoard
+        from nanogpt_dist.training.wandb import WandbBoard
 
         try:
             board = WandbBoard(run, config)

@@ -22,9 +22,9 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StorageError
-from nanogpt_dist.metrics import Console
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.step import Updater
 
 SAVED_BYTES = 12  # of a parameter in a checkpoint: fp32 weight and AdamW's two moments
 COPY_SHARE = 0.25  # of a machine's memory that a copy of them may take unasked

@@ -15,9 +15,9 @@ from nanogpt_dist.config import TrainConfig, to_run_toml
 from nanogpt_dist.devices import memory_bytes, peak_tflops
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation
-from nanogpt_dist.metrics import Console, Recorder, duration
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.update import Update, Updater
+from nanogpt_dist.training.metrics import Console, Recorder, duration
+from nanogpt_dist.training.step import Update, Updater
 
 
 class Progress:

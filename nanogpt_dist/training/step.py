@@ -23,7 +23,7 @@ from nanogpt_dist.devices import autocast, set_up
 from nanogpt_dist.distributed.strategy import Layout, lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
-from nanogpt_dist.optim import learning_rate, make_optimizer
+from nanogpt_dist.training.optim import learning_rate, make_optimizer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.config import resolve
-from nanogpt_dist.metrics import RECORD, Console, Recorder, cut_record, duration, put_before_now
+from nanogpt_dist.training.metrics import (
+    RECORD,
+    Console,
+    Recorder,
+    cut_record,
+    duration,
+    put_before_now,
+)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_dist import attempts, checkpoint, storage
+from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.data import DataFolder
@@ -22,8 +22,9 @@ from nanogpt_dist.errors import (
     one_line,
 )
 from nanogpt_dist.evaluation.loss import Evaluator, spread
-from nanogpt_dist.metrics import Console
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.training import crash_loops
+from nanogpt_dist.training.metrics import Console
 
 # A run goes on only with these as they were: they fix the weights' shapes, or which tokens an
 # update sees.
@@ -97,7 +98,7 @@ def _note(run: Path, world: World, error: BaseException) -> None:
             run, verdict, code, before.get("step", 0), one_line(line), before.get("checkpoint")
         )
         if code == Exit.STOPPED:
-            attempts.ended(run, verdict)
+            crash_loops.ended(run, verdict)
 
 
 def resume_point(
@@ -148,17 +149,17 @@ def _perhaps_back(
     """The checkpoint to start from: the one before `newest` if that was tried in vain. Notes the
     start.
     """
-    step, settings = _step_of(newest), attempts.digest(config, world.size)
+    step, settings = _step_of(newest), crash_loops.digest(config, world.size)
     chosen = newest
-    if attempts.steps_back(run, step, settings):
+    if crash_loops.steps_back(run, step, settings):
         assert newest is not None
         older = [path for path in storage.list_steps(newest.parent) if _step_of(path) < step]
         chosen = next((path for path in older if not storage.verify(path)), newest)
         console.line(
-            f"warning: {attempts.IN_VAIN} attempts in a row ended without a checkpoint after "
+            f"warning: {crash_loops.IN_VAIN} attempts in a row ended without a checkpoint after "
             f"{newest.name}; starting from {chosen.name}, once"
         )
-    attempts.begun(run, step, _step_of(chosen), settings)
+    crash_loops.begun(run, step, _step_of(chosen), settings)
     return chosen
 
 

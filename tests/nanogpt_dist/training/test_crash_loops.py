@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_dist import attempts
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.training import crash_loops
 from tests.conftest import CLONE, TINY
 from tests.nanogpt_dist.small import go, tiny
 
@@ -37,7 +37,7 @@ def crash(corpus: Path, run: Path, fault: int, *more: str) -> subprocess.Complet
 
 def starts(run: Path) -> list[int]:
     """The steps that attempts started from."""
-    entries = [json.loads(line) for line in (run / attempts.ATTEMPTS).read_text().splitlines()]
+    entries = [json.loads(line) for line in (run / crash_loops.ATTEMPTS).read_text().splitlines()]
     return [entry["from"] for entry in entries if "from" in entry]
 
 
@@ -96,36 +96,38 @@ def test_the_launcher_stops_restarting(corpus: Path, tmp_path: Path) -> None:
 def test_orderly_ends_and_other_settings_do_not_count(corpus: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "run", tiny(corpus, tmp_path / "run")
     go(config)
-    settings = attempts.digest(config, 1)
+    settings = crash_loops.digest(config, 1)
     for number in range(3):
-        assert attempts.steps_back(run, 8, settings) == 0
-        attempts.begun(run, 8, 8, settings)
+        assert crash_loops.steps_back(run, 8, settings) == 0
+        crash_loops.begun(run, 8, 8, settings)
         if number == 1:
-            attempts.ended(run, "stopped")
-    attempts.begun(run, 8, 8, settings)
-    assert attempts.steps_back(run, 8, settings) == 0
-    attempts.begun(run, 8, 8, settings)
-    assert attempts.steps_back(run, 8, settings) == 1
-    assert attempts.steps_back(run, 10, settings) == 0, "a new checkpoint"
+            crash_loops.ended(run, "stopped")
+    crash_loops.begun(run, 8, 8, settings)
+    assert crash_loops.steps_back(run, 8, settings) == 0
+    crash_loops.begun(run, 8, 8, settings)
+    assert crash_loops.steps_back(run, 8, settings) == 1
+    assert crash_loops.steps_back(run, 10, settings) == 0, "a new checkpoint"
     assert (
-        attempts.steps_back(run, 8, attempts.digest(config.model_copy(update={"dropout": 0.5}), 1))
+        crash_loops.steps_back(
+            run, 8, crash_loops.digest(config.model_copy(update={"dropout": 0.5}), 1)
+        )
         == 0
     )
-    assert attempts.steps_back(run, 8, attempts.digest(config, 2)) == 0
-    assert attempts.digest(config.model_copy(update={"out_dir": "elsewhere"}), 1) == settings
-    attempts.begun(run, 8, 4, settings)
+    assert crash_loops.steps_back(run, 8, crash_loops.digest(config, 2)) == 0
+    assert crash_loops.digest(config.model_copy(update={"out_dir": "elsewhere"}), 1) == settings
+    crash_loops.begun(run, 8, 4, settings)
     with pytest.raises(ConfigError, match="4 attempts in a row"):
-        attempts.steps_back(run, 8, settings)
+        crash_loops.steps_back(run, 8, settings)
 
 
 @pytest.mark.parametrize("torn", [b'{"newest": 8, "fr', b"\x00\xff\n", b"[1]\n"])
 def test_a_torn_line_is_no_end(torn: bytes, tmp_path: Path) -> None:
     for _ in range(2):
-        attempts.begun(tmp_path, 8, 8, "s")
-    with open(tmp_path / attempts.ATTEMPTS, "ab") as file:
+        crash_loops.begun(tmp_path, 8, 8, "s")
+    with open(tmp_path / crash_loops.ATTEMPTS, "ab") as file:
         file.write(torn)
-    attempts.begun(tmp_path, 8, 8, "s")
-    assert attempts.steps_back(tmp_path, 8, "s") == 0
+    crash_loops.begun(tmp_path, 8, 8, "s")
+    assert crash_loops.steps_back(tmp_path, 8, "s") == 0
     for _ in range(2):
-        attempts.begun(tmp_path, 8, 8, "s")
-    assert attempts.steps_back(tmp_path, 8, "s") == 1
+        crash_loops.begun(tmp_path, 8, 8, "s")
+    assert crash_loops.steps_back(tmp_path, 8, "s") == 1

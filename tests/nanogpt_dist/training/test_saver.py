@@ -14,7 +14,7 @@ from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage.run_folder import find_checkpoint
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.step import Updater
 from tests.nanogpt_dist.small import go, records, tiny
 
 

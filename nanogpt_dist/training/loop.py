@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import __version__, advice, attempts, checkpoint, storage
+from nanogpt_dist import __version__, advice, checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
@@ -19,21 +19,22 @@ from nanogpt_dist.distributed.strategy import check_memory, plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
-from nanogpt_dist.metrics import Console
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.presets import rows_for
-from nanogpt_dist.progress import Progress
-from nanogpt_dist.resuming import (
+from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage import run_folder
+from nanogpt_dist.training import crash_loops
+from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.progress import Progress
+from nanogpt_dist.training.resume import (
     forget_lost_best,
     forget_other_best,
     noting_failure,
     open_run,
     resume_point,
 )
-from nanogpt_dist.saving import Saver, due, enough_room
-from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.storage import run_folder
-from nanogpt_dist.update import Update, Updater
+from nanogpt_dist.training.saver import Saver, due, enough_room
+from nanogpt_dist.training.step import Update, Updater
 
 
 @dataclass(frozen=True)
@@ -368,7 +369,7 @@ def _finish(
     if world.leads:
         try:
             run_folder.write_status(run, verdict, code, state.step, "", newest.name)
-            attempts.ended(run, verdict)
+            crash_loops.ended(run, verdict)
         except StorageError as error:  # all is saved
             console.line(f"warning: {error}")
     return Result(

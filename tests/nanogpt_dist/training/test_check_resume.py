@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.check_resume import check_resume
 from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.update import Updater
+from nanogpt_dist.training.check_resume import check_resume
+from nanogpt_dist.training.step import Updater
 from tests.conftest import TINY, Run
 from tests.nanogpt_dist.small import ONE, tiny
 

@@ -1,0 +1,12 @@
+"""A training run.
+
+loop.py           the run in the order of time
+step.py           one step: forward, backward, clip, optimizer
+optim.py          AdamW, its groups and its learning rate
+saver.py          when and what is saved, beside the training where there is room
+resume.py         where a run goes on, and whether it may
+crash_loops.py    stop after repeated crashes
+progress.py       what a run tells while it goes on
+metrics.py        metrics.jsonl, TensorBoard, the console; wandb.py: Weights & Biases
+check_resume.py   the proof that stopping and resuming changes no bit
+"""
