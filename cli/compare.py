@@ -36,16 +36,16 @@ def compare(
     """Which settings differ, and the losses after equally many tokens. Runs that are still training
     can be compared.
     """
-    from nanogpt_dist import comparing
     from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.inspect import compare_runs
 
     if len(targets) < 2:
         raise UsageError("compare takes two runs or more, e.g. nanogpt compare out/a out/b")
-    curves = [comparing.read_curve(run) for run in targets]
-    differences, rows = comparing.differences(curves), comparing.at_equal_tokens(curves)
-    figures = [comparing.summary(curve) for curve in curves]
+    curves = [compare_runs.read_curve(run) for run in targets]
+    differences, rows = compare_runs.differences(curves), compare_runs.at_equal_tokens(curves)
+    figures = [compare_runs.summary(curve) for curve in curves]
     if plot is not None:
-        comparing.plot(curves, plot)
+        compare_runs.plot(curves, plot)
     if json:
         from nanogpt_dist.storage.run_folder import to_json
 

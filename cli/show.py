@@ -22,7 +22,7 @@ from nanogpt_dist.storage.run_folder import named
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nanogpt_dist.describe import Component, Parameters
+    from nanogpt_dist.inspect.architecture import Component, Parameters
 
 WIDTH = 100  # columns at most; a narrower terminal gets narrower tables
 # what is not SVG
@@ -40,7 +40,7 @@ model_flags = takes_settings(
 def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
     """Parameters, component by component, and the memory they take."""
     config = _load_architecture(preset, settings)
-    from nanogpt_dist.describe import count_parameters
+    from nanogpt_dist.inspect.architecture import count_parameters
 
     counted = count_parameters(config)
     if as_json:
@@ -59,7 +59,7 @@ def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
 def components(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
     """What flows into and out of every component, in the order of execution."""
     config = _load_architecture(preset, settings)
-    from nanogpt_dist.describe import letter_sizes, trace
+    from nanogpt_dist.inspect.architecture import letter_sizes, trace
 
     traced, sizes = trace(config, config.batch_size), letter_sizes(config, config.batch_size)
     if as_json:
@@ -88,13 +88,13 @@ def full(
             f"--svg writes SVG, which is no {svg.suffix[-8:]}: type --svg {svg.stem[-60:]}.svg"
         )
     config = _load_architecture(preset, settings)
-    from nanogpt_dist.describe import count_parameters, letter_sizes, trace
-    from nanogpt_dist.drawing import draw
+    from nanogpt_dist.inspect.architecture import count_parameters, letter_sizes, trace
+    from nanogpt_dist.inspect.diagram_text import draw
 
     counted, traced = count_parameters(config), trace(config, config.batch_size)
     sizes = letter_sizes(config, config.batch_size)
     if svg is not None:
-        from nanogpt_dist.picture import draw_svg
+        from nanogpt_dist.inspect.diagram_svg import draw_svg
         from nanogpt_dist.storage import write_user_file
 
         write_user_file(svg, draw_svg(config, counted, traced, preset).encode())

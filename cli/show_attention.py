@@ -42,7 +42,7 @@ def attention(
     A preset's text is read character by character; a run's by its tokenizer.
     """
     from nanogpt_dist.errors import UsageError
-    from nanogpt_dist.looking import look
+    from nanogpt_dist.inspect.attention_head import look
 
     model, ids, tokens = (
         _of_run(target, text) if Path(target).is_dir() else _of_preset(target, text)

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from cli import show_attention
 from cli.main import app
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.describe import count_parameters, formulas, letter_sizes
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.looking import look
+from nanogpt_dist.inspect.architecture import count_parameters, formulas, letter_sizes
+from nanogpt_dist.inspect.attention_head import look
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import load
 from tests.conftest import Run
@@ -85,8 +85,8 @@ def test_a_checkpoint_with_its_files(tmp_path: Path, nanogpt: Run) -> None:
 
 @pytest.mark.parametrize("preset", ["gpt2-xl", "shakespeare-char-cpu"])
 def test_the_picture_has_every_box(preset: str, tmp_path: Path) -> None:
-    from nanogpt_dist.describe import trace
-    from nanogpt_dist.picture import draw_svg
+    from nanogpt_dist.inspect.architecture import trace
+    from nanogpt_dist.inspect.diagram_svg import draw_svg
 
     config = load(preset)
     counted = count_parameters(config)
@@ -131,8 +131,8 @@ def test_a_tokens_name_is_as_wide_as_its_column_and_holds_no_control_codes() -> 
 
 def test_a_picture_holds_its_title_and_its_labels() -> None:
     """A letter of the title is 9 pixels wide, one of a label 6.6."""
-    from nanogpt_dist.describe import trace
-    from nanogpt_dist.picture import draw_svg
+    from nanogpt_dist.inspect.architecture import trace
+    from nanogpt_dist.inspect.diagram_svg import draw_svg
 
     large = {
         "n_layer": 32,

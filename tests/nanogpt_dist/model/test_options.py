@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
-from nanogpt_dist.describe import count_parameters, trace
-from nanogpt_dist.drawing import draw
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder
+from nanogpt_dist.inspect.architecture import count_parameters, trace
+from nanogpt_dist.inspect.diagram_text import draw
 from nanogpt_dist.model import attention, cpu_kernels
 from nanogpt_dist.model.gpt import GPT
 

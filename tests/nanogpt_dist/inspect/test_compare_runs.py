@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanogpt_dist import comparing
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
+from nanogpt_dist.inspect import compare_runs
 from nanogpt_dist.training.wandb import _identity
 from tests.conftest import Run
 from tests.nanogpt_dist.small import go, records, tiny
@@ -29,15 +29,15 @@ def test_bits_per_byte_are_told_which_do_not_depend_on_the_tokenizer(two: list[P
     for run in two:
         evaluated = [one for one in records(run) if "val_loss" in one][-1]
         assert (
-            comparing.summary(comparing.read_curve(run))["bits_per_byte"]
+            compare_runs.summary(compare_runs.read_curve(run))["bits_per_byte"]
             == evaluated["bits_per_byte"]
         )
 
 
 def test_losses_stand_at_equal_tokens(two: list[Path]) -> None:
-    a, b = map(comparing.read_curve, two)
+    a, b = map(compare_runs.read_curve, two)
     assert (a.tokens, b.tokens) == (8 * 8 * 32, 12 * 16 * 32)
-    rows = comparing.at_equal_tokens([a, b], points=4)
+    rows = compare_runs.at_equal_tokens([a, b], points=4)
     assert [row["tokens"] for row in rows] == [512, 1024, 1536, 2048]
     of_a = records(two[0])
     losses = [one["loss"] for one in of_a if "loss" in one]
@@ -48,7 +48,7 @@ def test_losses_stand_at_equal_tokens(two: list[Path]) -> None:
     assert rows[0]["val_loss"][0] is None
     assert rows[1]["val_loss"][0] == evaluations[4]
     assert rows[2]["val_loss"][0] == pytest.approx((evaluations[4] + evaluations[8]) / 2)
-    changed = comparing.differences([a, b])
+    changed = compare_runs.differences([a, b])
     assert changed["learning_rate"] == [1e-2, 2e-3]
     assert changed.keys() == {"batch_size", "learning_rate", "log_interval", "max_iters"}
 
@@ -71,7 +71,7 @@ def test_the_command_prints_tables_json_and_a_picture(
 
 def test_what_is_no_run_is_told(two: list[Path], tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="is no run"):
-        comparing.read_curve(tmp_path)
+        compare_runs.read_curve(tmp_path)
 
 
 def offline_records(data: bytes) -> Iterator[bytes]:
@@ -169,6 +169,6 @@ def test_a_wandb_that_fails_does_not_end_the_run(
 def test_a_run_of_any_name_is_drawn(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     one = np.array([1.0, 2.0])
-    curve = comparing.Curve(name, TrainConfig(), one, one, one, one, None)
-    comparing.plot([curve, curve], tmp_path / "losses.svg")
+    curve = compare_runs.Curve(name, TrainConfig(), one, one, one, one, None)
+    compare_runs.plot([curve, curve], tmp_path / "losses.svg")
     assert (tmp_path / "losses.svg").stat().st_size > 1000

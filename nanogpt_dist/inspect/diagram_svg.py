@@ -5,9 +5,9 @@ arrow.
 from xml.sax.saxutils import escape
 
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.describe import Component, Parameters
-from nanogpt_dist.drawing import boxes, count, flows_into, lm_head, shape
 from nanogpt_dist.errors import one_line
+from nanogpt_dist.inspect.architecture import Component, Parameters
+from nanogpt_dist.inspect.diagram_text import boxes, count, flows_into, lm_head, shape
 
 WIDTH, BOX_WIDTH, BOX_HEIGHT, GAP = 760, 380, 42, 40  # pixels
 LEFT = (WIDTH - BOX_WIDTH) / 2

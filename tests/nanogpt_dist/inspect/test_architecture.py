@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from cli.show import commented_toml, show_app
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.describe import about, count_parameters, trace
-from nanogpt_dist.drawing import draw
 from nanogpt_dist.errors import MAX_LINE, ConfigError
+from nanogpt_dist.inspect.architecture import about, count_parameters, trace
+from nanogpt_dist.inspect.diagram_text import draw
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import PRESETS, load
 from tests.conftest import CLONE

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.describe import Component, Parameters
+from nanogpt_dist.inspect.architecture import Component, Parameters
 
 WIDTH = 90  # columns where there is room
 NARROW = 80  # below, boxes take the whole width

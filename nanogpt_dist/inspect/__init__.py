@@ -1,0 +1,7 @@
+"""What `nanogpt show` and `nanogpt compare` show.
+
+architecture.py     components, shapes, parameters, counted from the model itself
+diagram_text.py     the model as a drawing in the terminal; diagram_svg.py: as a picture
+attention_head.py   one head: queries, keys, values, the mask, who attends to whom
+compare_runs.py     settings that differ, losses at equal tokens
+"""
