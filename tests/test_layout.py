@@ -91,11 +91,11 @@ def test_a_model_is_built_without_torchs_compiler() -> None:
     its optimizer.
     """
     code = (
-        "import sys, torch; from nanogpt_dist.config import ModelConfig; from "
-        "nanogpt_dist.model.gpt import GPT;import nanogpt_dist.checkpoint, "
-        "nanogpt_dist.evaluation, nanogpt_dist.sampling, "
-        "nanogpt_dist.training;torch.set_default_device('meta'); "
-        "GPT(ModelConfig(vocab_size=64));print({'torch._dynamo', 'torch._inductor', "
+        "import sys, torch; from nanogpt_dist.config import ModelConfig;"
+        "from nanogpt_dist.model.gpt import GPT; import nanogpt_dist.checkpoint,"
+        "nanogpt_dist.evaluation.report, nanogpt_dist.generation.sampling,"
+        "nanogpt_dist.training.loop; torch.set_default_device('meta');"
+        "GPT(ModelConfig(vocab_size=64)); print({'torch._dynamo', 'torch._inductor',"
         "'torch.distributed.tensor'} & set(sys.modules))"
     )
     done = subprocess.run(
