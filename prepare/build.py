@@ -28,8 +28,8 @@ from prepare.limits import Takings
 from prepare.ranks import Ranks
 from prepare.recipe import Options, Recipe, difference
 from prepare.share import Meter, Share
-from prepare.shelf import Shelf
-from prepare.sources import STDIN, refuse_changed, with_standard_input
+from prepare.sources.files import Shelf
+from prepare.sources.local import STDIN, refuse_changed, with_standard_input
 from prepare.units import Unit, plan, plan_key
 from prepare.vocabulary import make_tokenizer
 

@@ -36,7 +36,7 @@ from nanogpt_dist.storage.durable import (
 )
 from nanogpt_dist.storage.runlock import RunLock
 from prepare.encode import DOCUMENT, UnitRecord, unit_path
-from prepare.sources import Hashes
+from prepare.sources.local import Hashes
 
 WORK = ".prepare"
 LOCK = "lock"

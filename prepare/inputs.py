@@ -15,12 +15,12 @@ from prepare.corpora import CORPORA, Corpus, find, plain_name, repository
 from prepare.documents import Part
 from prepare.formats import format_of
 from prepare.recipe import Ingredient, Options, Recipe, make_ingredient, make_recipe
-from prepare.shelf import HubShelf, LocalShelf, Shelf
-from prepare.sources import Hashes, Sources, find_sources, on_disk, records
+from prepare.sources.files import HubShelf, LocalShelf, Shelf
+from prepare.sources.local import Hashes, Sources, find_sources, on_disk, records
 from prepare.tables import row_groups
 
 if TYPE_CHECKING:
-    from prepare.hub import HubFiles
+    from prepare.sources.hub import HubFiles
 
 Note = Callable[[str], None]
 HF = "hf:"  # in front of a repository in a mix
@@ -93,7 +93,7 @@ class Inputs:
     ) -> Shelf:
         if isinstance(found, Sources):
             return LocalShelf(stack.enter_context(on_disk(ingredient.corpus, found)).files)
-        from prepare.fetching import Fetcher
+        from prepare.sources.prefetch import Fetcher
 
         return HubShelf(found, stack.enter_context(Fetcher(found, downloads, note)))
 
@@ -185,7 +185,7 @@ def _column_of(sources: Sources, options: Options, note: Note) -> str | None:
 
 
 def _on_hub(corpus: Corpus, pinned: Mapping[str, Any], note: Note) -> "HubFiles":
-    from prepare.hub import list_files
+    from prepare.sources.hub import list_files
 
     assert corpus.address is not None
     same = all(

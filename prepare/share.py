@@ -11,7 +11,7 @@ from prepare.limits import Takings
 from prepare.pool import encode_units
 from prepare.ranks import Ranks
 from prepare.recipe import Recipe
-from prepare.shelf import Shelf
+from prepare.sources.files import Shelf
 from prepare.units import Unit, parts_of
 
 SMALL_BYTES = 2 << 20  # below this, starting workers takes longer than they save

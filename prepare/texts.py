@@ -8,7 +8,7 @@ from nanogpt_dist.errors import BadDataError
 from prepare.corpora import find
 from prepare.documents import Part
 from prepare.formats import Format, format_of
-from prepare.sources import find_sources
+from prepare.sources.local import find_sources
 from prepare.tables import row_groups
 
 # Advice for those who type `nanogpt prepare`, behind other advice or before it.

@@ -15,7 +15,7 @@ from nanogpt_dist.errors import BadDataError, UsageError
 from prepare.documents import Part
 from prepare.formats import Format
 from prepare.recipe import Ingredient, Recipe
-from prepare.shelf import Shelf
+from prepare.sources.files import Shelf
 from prepare.split import by_hash, character_border, shuffled_val_rows
 from prepare.tables import RowGroup
 from prepare.textfile import BOM, TextPart, next_border

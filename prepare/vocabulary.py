@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size, char, train_bpe
 from prepare.recipe import Recipe
-from prepare.shelf import Shelf
+from prepare.sources.files import Shelf
 from prepare.split import SPLITS
 from prepare.units import Unit, parts_of
 

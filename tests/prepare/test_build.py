@@ -24,7 +24,7 @@ from nanogpt_dist.errors import (
     UsageError,
 )
 from prepare.corpora import find
-from prepare.sources import find_sources
+from prepare.sources.local import find_sources
 from tests.conftest import CLONE, SHARED, Run, build, command, hashes, write_jsonl
 
 SHAKESPEARE = SHARED / "data" / "tinyshakespeare.txt"

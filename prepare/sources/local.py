@@ -28,7 +28,7 @@ from nanogpt_dist.errors import (
 from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
 from prepare.formats import ENDINGS, is_readable
-from prepare.own_files import OwnFiles
+from prepare.sources.own_files import OwnFiles
 from prepare.unread import beside_records, how_to_read, is_about
 
 DOWNLOAD_TIMEOUT_S = 30

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from nanogpt_dist.errors import HubUnavailableError
 from prepare.formats import format_of
-from prepare.sources import Source
+from prepare.sources.local import Source
 from prepare.tables import RowGroup, row_groups
 
 if TYPE_CHECKING:
-    from prepare.fetching import Fetcher
-    from prepare.hub import HubFiles
+    from prepare.sources.hub import HubFiles
+    from prepare.sources.prefetch import Fetcher
 
 
 class Shelf(Protocol):
@@ -77,7 +77,7 @@ class HubShelf:
         return path
 
     def row_groups(self, file: int, column: str) -> list[RowGroup]:
-        from prepare.hub import row_groups as of_footer
+        from prepare.sources.hub import row_groups as of_footer
 
         if not self.files.files[file].name.lower().endswith(".parquet"):
             return row_groups(self.path(file), "arrow", column)

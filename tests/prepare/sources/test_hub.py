@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from nanogpt_dist import hub as retry
 from nanogpt_dist.errors import HubUnavailableError
-from prepare.hub import HubFile, HubFiles
+from prepare.sources.hub import HubFile, HubFiles
 from tests.conftest import CLONE
 from tests.prepare.hub_repos import EXPORT, make_openwebtext
 from tests.prepare.hub_server import Fault, Hub, hub

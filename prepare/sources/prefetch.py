@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 from nanogpt_dist.hub import Listener, discard, heard_by
 from nanogpt_dist.storage.durable import sha256_file, told
-from prepare.hub import HubFile, HubFiles, Note, fetch
+from prepare.sources.hub import HubFile, HubFiles, Note, fetch
 
 LEAVE_S = 5.0  # how long the end waits for a download to notice that it is not wanted any more
 

@@ -21,7 +21,7 @@ from nanogpt_dist.errors import (
     UsageError,
 )
 from prepare.corpora import CORPORA, find
-from prepare.sources import find_sources, on_disk, records
+from prepare.sources.local import find_sources, on_disk, records
 from prepare.tables import rows
 from prepare.unread import how_to_read
 from tests.conftest import build, write_jsonl
@@ -201,7 +201,7 @@ def test_downloads() -> None:
 
 
 def test_the_real_address_fits_the_line() -> None:
-    from prepare.sources import _download
+    from prepare.sources.local import _download
 
     with pytest.raises(HubUnavailableError) as caught:
         _download(replace(CORPORA["shakespeare"], address="http://127.0.0.1:1" + "/" * 71))
