@@ -16,7 +16,7 @@ from nanogpt_dist.data.manifest import Eot, SplitName, SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, TextError
 from nanogpt_dist.storage.durable import staging_name, told
 from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer
-from prepare.documents import Document, Part
+from prepare.readers.documents import Document, Part
 from prepare.split import SPLITS
 from prepare.units import Slice
 

@@ -18,7 +18,7 @@ from nanogpt_dist.storage.durable import sha256_file
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.assemble import Assembler
 from prepare.folder import TOKENIZER, Work
-from prepare.formats import Format
+from prepare.readers.formats import Format
 from prepare.recipe import Recipe, sources_key
 from prepare.split import SPLITS
 

@@ -12,12 +12,12 @@ from nanogpt_dist.data.manifest import SourceRecord
 from nanogpt_dist.errors import BadDataError, UsageError, one_line
 from nanogpt_dist.storage.durable import printable
 from prepare.corpora import CORPORA, Corpus, find, plain_name, repository
-from prepare.documents import Part
-from prepare.formats import format_of
+from prepare.readers.documents import Part
+from prepare.readers.formats import format_of
+from prepare.readers.tables import row_groups
 from prepare.recipe import Ingredient, Options, Recipe, make_ingredient, make_recipe
 from prepare.sources.files import HubShelf, LocalShelf, Shelf
 from prepare.sources.local import Hashes, Sources, find_sources, on_disk, records
-from prepare.tables import row_groups
 
 if TYPE_CHECKING:
     from prepare.sources.hub import HubFiles

@@ -11,7 +11,7 @@ from nanogpt_dist.errors import UsageError
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from prepare.corpora import Corpus
-from prepare.formats import Format, format_of
+from prepare.readers.formats import Format, format_of
 
 SEED = 2357  # nanoGPT's for splitting OpenWebText
 MIX = "mix"  # the name of a data set out of several corpora

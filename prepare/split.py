@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from nanogpt_dist.data.manifest import SplitName, SplitRuleRecord
-from prepare.textfile import TextPart
+from prepare.readers.text import TextPart
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nanogpt_dist.errors import BadDataError
 from prepare.corpora import find
-from prepare.documents import Part
-from prepare.formats import Format, format_of
+from prepare.readers.documents import Part
+from prepare.readers.formats import Format, format_of
+from prepare.readers.tables import row_groups
 from prepare.sources.local import find_sources
-from prepare.tables import row_groups
 
 # Advice for those who type `nanogpt prepare`, behind other advice or before it.
 PREPARES = re.compile(

@@ -12,13 +12,13 @@ import numpy as np
 
 from nanogpt_dist.data.manifest import Errors, SplitName, SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, UsageError
-from prepare.documents import Part
-from prepare.formats import Format
+from prepare.readers.documents import Part
+from prepare.readers.formats import Format
+from prepare.readers.tables import RowGroup
+from prepare.readers.text import BOM, TextPart, next_border
 from prepare.recipe import Ingredient, Recipe
 from prepare.sources.files import Shelf
 from prepare.split import by_hash, character_border, shuffled_val_rows
-from prepare.tables import RowGroup
-from prepare.textfile import BOM, TextPart, next_border
 
 UNIT_BYTES = (1 << 20, 64 << 20)  # of sources in a unit, from small corpora to large ones
 UNITS = 64  # aimed at in between

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nanogpt_dist.errors import HubUnavailableError
-from prepare.formats import format_of
+from prepare.readers.formats import format_of
+from prepare.readers.tables import RowGroup, row_groups
 from prepare.sources.local import Source
-from prepare.tables import RowGroup, row_groups
 
 if TYPE_CHECKING:
     from prepare.sources.hub import HubFiles

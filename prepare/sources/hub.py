@@ -38,7 +38,7 @@ from nanogpt_dist.hub import (
 )
 from nanogpt_dist.hub import fetch as fetch_file
 from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write_atomic
-from prepare.tables import RowGroup, groups_of_metadata
+from prepare.readers.tables import RowGroup, groups_of_metadata
 
 PACKABLE = (".jsonl", ".ndjson", ".json", ".txt", ".md")  # these also with .gz or .zst behind
 ENDINGS = (

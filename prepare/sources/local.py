@@ -27,9 +27,9 @@ from nanogpt_dist.errors import (
 )
 from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
 from prepare.corpora import Corpus
-from prepare.formats import ENDINGS, is_readable
+from prepare.readers.formats import ENDINGS, is_readable
+from prepare.readers.unsupported import beside_records, how_to_read, is_about
 from prepare.sources.own_files import OwnFiles
-from prepare.unread import beside_records, how_to_read, is_about
 
 DOWNLOAD_TIMEOUT_S = 30
 DOWNLOAD_WAITS_S = (0.5, 2.0)

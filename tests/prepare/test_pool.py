@@ -16,10 +16,10 @@ import pytest
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.data.manifest import SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, StorageError
-from prepare.documents import Part
 from prepare.encode import Job, unit_path
-from prepare.formats import Format
 from prepare.pool import encode_units
+from prepare.readers.documents import Part
+from prepare.readers.formats import Format
 from prepare.units import Slice
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.errors import BadDataError
-from prepare import documents, longline, textfile
+from prepare.readers import documents
 from prepare.texts import PREPARES, read_texts
 
 

@@ -21,9 +21,9 @@ from nanogpt_dist.errors import (
     UsageError,
 )
 from prepare.corpora import CORPORA, find
+from prepare.readers.tables import rows
+from prepare.readers.unsupported import how_to_read
 from prepare.sources.local import find_sources, on_disk, records
-from prepare.tables import rows
-from prepare.unread import how_to_read
 from tests.conftest import build, write_jsonl
 
 

@@ -5,7 +5,7 @@ about the others.
 import re
 from collections.abc import Sequence
 
-from prepare.formats import Format, format_of
+from prepare.readers.formats import Format, format_of
 
 _STDIN = "nanogpt prepare text --source -"
 _ARCHIVES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import shown
-from prepare.plain import open_plain_bytes
+from prepare.readers.decompress import open_plain_bytes
 
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 32  # by which UTF-16 is known

@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import shown, told
-from prepare.formats import Format
-from prepare.jsonvalues import HEAD_BYTES, holds_values, values
-from prepare.longline import LongField, line_end
-from prepare.plain import open_plain_bytes
-from prepare.tables import rows, rows_before
-from prepare.textfile import BOM, TextPart, decode, not_utf8, utf16
+from prepare.readers.decompress import open_plain_bytes
+from prepare.readers.formats import Format
+from prepare.readers.json_field import LongField, line_end
+from prepare.readers.json_values import HEAD_BYTES, holds_values, values
+from prepare.readers.tables import rows, rows_before
+from prepare.readers.text import BOM, TextPart, decode, not_utf8, utf16
 
 LONG_LINE_BYTES = 64 << 20  # a line beyond this is read in chunks
 LONG_TEXT_BYTES = 8 << 20  # a text file beyond this is read in chunks

@@ -11,11 +11,11 @@ from pyarrow import parquet
 
 from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
-from prepare import documents, jsonvalues
-from prepare.documents import Part
-from prepare.formats import format_of
-from prepare.plain import READ_BYTES, open_plain_bytes
-from prepare.tables import row_groups
+from prepare.readers import documents
+from prepare.readers.decompress import READ_BYTES, open_plain_bytes
+from prepare.readers.documents import Part
+from prepare.readers.formats import format_of
+from prepare.readers.tables import row_groups
 from tests.conftest import build, write_jsonl
 
 

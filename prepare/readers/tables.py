@@ -10,7 +10,7 @@ from typing import Any
 
 from nanogpt_dist.errors import BadDataError, clipped
 from nanogpt_dist.storage.durable import shown
-from prepare.formats import Kind
+from prepare.readers.formats import Kind
 
 BATCH_ROWS = 256
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
-from prepare.textfile import BOM, decode
+from prepare.readers.text import BOM, decode
 
 CHUNK_BYTES = 1 << 20
 WINDOW_BYTES = 64 << 20  # searched at a time

@@ -15,7 +15,8 @@ from pyarrow import parquet
 from nanogpt_dist.data.manifest import Manifest
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.tokenizer import patterns
-from prepare import documents, encode, units
+from prepare import encode, units
+from prepare.readers import documents
 from tests.conftest import build
 
 GOOD = [f"document {number} of several, " * 3 for number in range(60)]
