@@ -170,8 +170,8 @@ def prepare(
         _print_corpora(as_json)
         return
     from prepare.build import Machine, build
-    from prepare.ranks import Ranks
     from prepare.recipe import Options, parse_mix
+    from prepare.units.ranks import Ranks
 
     on_hub = bool(config or split or revision)
     chosen, weights = _corpus(corpus, repo, mix, source, on_hub), parse_mix(mix) if mix else None

@@ -19,19 +19,26 @@ from nanogpt_dist.data.manifest import MANIFEST, Manifest
 from nanogpt_dist.errors import BadDataError, CannotCreateError, NanogptError, UsageError
 from nanogpt_dist.storage.durable import shown, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer, load
-from prepare.assemble import Assembler
 from prepare.corpora import Corpus
-from prepare.finished import key_of, make_manifest, pinned_sources, refuse_empty_split
-from prepare.folder import TOKENIZER, Work, claimed, clear, refuse_strangers, remove_leftovers
 from prepare.inputs import Inputs, Wanted, find_inputs, wanted
-from prepare.limits import Takings
-from prepare.ranks import Ranks
 from prepare.recipe import Options, Recipe, difference
-from prepare.share import Meter, Share
 from prepare.sources.files import Shelf
 from prepare.sources.local import STDIN, refuse_changed, with_standard_input
-from prepare.units import Unit, plan, plan_key
-from prepare.vocabulary import make_tokenizer
+from prepare.units.assemble import Assembler
+from prepare.units.journal import (
+    TOKENIZER,
+    Work,
+    claimed,
+    clear,
+    refuse_strangers,
+    remove_leftovers,
+)
+from prepare.units.limits import Takings
+from prepare.units.manifest import key_of, make_manifest, pinned_sources, refuse_empty_split
+from prepare.units.plan import Unit, plan, plan_key
+from prepare.units.ranks import Ranks
+from prepare.units.schedule import Meter, Share
+from prepare.units.vocabulary import make_tokenizer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pytest
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.manifest import SplitRuleRecord
 from prepare.corpora import CORPORA
-from prepare.split import by_hash
+from prepare.units.split import by_hash
 from tests.conftest import CLONE, SHARED
 from tests.prepare.hub_repos import english, make_catalogue, make_openwebtext
 from tests.prepare.hub_server import Hub, hub

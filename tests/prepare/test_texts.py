@@ -12,7 +12,7 @@ from prepare.readers import documents
 from prepare.texts import PREPARES, read_texts
 
 
-@pytest.mark.parametrize("module", [documents, longline, textfile])
+@pytest.mark.parametrize("module", [documents, json_field, text])
 def test_each_advice_of_prepares_is_known(module: object) -> None:
     source = Path(str(module.__file__)).read_text(encoding="utf-8")  # type: ignore[attr-defined]
     advices = re.findall(r'"[^"\n]*give --errors[^"\n]*"', source)

@@ -15,8 +15,8 @@ from pyarrow import parquet
 from nanogpt_dist.data.manifest import Manifest
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.tokenizer import patterns
-from prepare import encode, units
 from prepare.readers import documents
+from prepare.units import encode
 from tests.conftest import build
 
 GOOD = [f"document {number} of several, " * 3 for number in range(60)]
@@ -51,7 +51,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "LONG_LINE_BYTES", 400)
     monkeypatch.setattr(documents, "LONG_TEXT_BYTES", 400)
     monkeypatch.setattr(encode, "FLUSH_IDS", 150)
-    monkeypatch.setattr(units, "UNIT_BYTES", (1500, 1500))
+    monkeypatch.setattr(plan, "UNIT_BYTES", (1500, 1500))
 
 
 def lines_of(texts: list[str]) -> list[bytes]:

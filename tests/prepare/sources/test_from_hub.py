@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nanogpt_dist.data import DataFolder
-from prepare.folder import WORK
+from prepare.units.journal import WORK
 from tests.conftest import command, hashes
 from tests.prepare.hub_repos import make_openwebtext
 from tests.prepare.hub_server import Fault, Hub, hub

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nanogpt_dist.tokenizer import Tokenizer
-from prepare.encode import Job
-from prepare.folder import TOKENIZER, Work
-from prepare.limits import Takings
-from prepare.pool import encode_units
-from prepare.ranks import Ranks
 from prepare.recipe import Recipe
 from prepare.sources.files import Shelf
-from prepare.units import Unit, parts_of
+from prepare.units.encode import Job
+from prepare.units.journal import TOKENIZER, Work
+from prepare.units.limits import Takings
+from prepare.units.plan import Unit, parts_of
+from prepare.units.pool import encode_units
+from prepare.units.ranks import Ranks
 
 SMALL_BYTES = 2 << 20  # below this, starting workers takes longer than they save
 

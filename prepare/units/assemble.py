@@ -18,12 +18,12 @@ from nanogpt_dist.data.manifest import SplitName
 from nanogpt_dist.errors import StorageError
 from nanogpt_dist.storage.durable import shown, told
 from nanogpt_dist.tokenizer import Tokenizer
-from prepare.encode import EMPTY, REPLACED, SKIPPED, WHOLE, unit_path
-from prepare.folder import Work
-from prepare.limits import Takings
 from prepare.recipe import Recipe
-from prepare.split import SPLITS
-from prepare.units import Unit
+from prepare.units.encode import EMPTY, REPLACED, SKIPPED, WHOLE, unit_path
+from prepare.units.journal import Work
+from prepare.units.limits import Takings
+from prepare.units.plan import Unit
+from prepare.units.split import SPLITS
 
 READ_BYTES = 8 << 20
 

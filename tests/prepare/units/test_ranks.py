@@ -12,8 +12,8 @@ import pytest
 
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.storage.runlock import holder
-from prepare.folder import LOCK, WORK
-from prepare.ranks import Ranks
+from prepare.units.journal import LOCK, WORK
+from prepare.units.ranks import Ranks
 from tests.conftest import Run, command, hashes
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from prepare.encode import REPLACED, WHOLE, UnitRecord
-from prepare.folder import Work
 from prepare.recipe import Recipe
-from prepare.units import Unit
+from prepare.units.encode import REPLACED, WHOLE, UnitRecord
+from prepare.units.journal import Work
+from prepare.units.plan import Unit
 
 
 class Limits:

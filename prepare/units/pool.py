@@ -14,7 +14,7 @@ from pathlib import Path
 from nanogpt_dist.errors import StorageError, one_line
 from nanogpt_dist.signals import SIGNALS
 from nanogpt_dist.tokenizer import Tokenizer, load
-from prepare.encode import Job, UnitRecord, encode_unit
+from prepare.units.encode import Job, UnitRecord, encode_unit
 
 AGAIN = 2  # times that a unit is tried by itself, after a worker has died while it was at hand
 

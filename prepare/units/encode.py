@@ -17,8 +17,8 @@ from nanogpt_dist.errors import BadDataError, TextError
 from nanogpt_dist.storage.durable import staging_name, told
 from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer
 from prepare.readers.documents import Document, Part
-from prepare.split import SPLITS
-from prepare.units import Slice
+from prepare.units.plan import Slice
+from prepare.units.split import SPLITS
 
 FLUSH_IDS = 1 << 20
 TRACE_BYTES = 256

@@ -16,11 +16,11 @@ import pytest
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.data.manifest import SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, StorageError
-from prepare.encode import Job, unit_path
-from prepare.pool import encode_units
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
-from prepare.units import Slice
+from prepare.units.encode import Job, unit_path
+from prepare.units.plan import Slice
+from prepare.units.pool import encode_units
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)
 

@@ -11,8 +11,7 @@ import pytest
 
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, CannotCreateError, StorageError
-from prepare import units
-from prepare.folder import WORK, Work, claimed
+from prepare.units.journal import WORK, Work, claimed
 from tests.conftest import Run, build, hashes, write_jsonl
 
 
@@ -156,7 +155,7 @@ def test_units_of_another_plan_are_no_units_of_this_one(
     second = tmp_path / "second"
     second.mkdir()
     source = unfinished(second)
-    monkeypatch.setattr(units, "UNIT_BYTES", (5000, 5000))
+    monkeypatch.setattr(plan, "UNIT_BYTES", (5000, 5000))
     with pytest.raises(CannotCreateError, match="another version of nanogpt, or other units"):
         build("text", second / "out", [source], tokenizer="byte", errors="skip")
 

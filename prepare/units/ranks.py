@@ -14,7 +14,7 @@ from typing import Any
 from nanogpt_dist.errors import NanogptError, StorageError, UsageError, error_of
 from nanogpt_dist.storage.durable import write_atomic
 from nanogpt_dist.storage.runlock import holder
-from prepare.folder import LOCK, Work, read_json
+from prepare.units.journal import LOCK, Work, read_json
 
 WAIT_S = 1800.0  # without a sign of life from the rank that is waited for
 POLL_S = 0.2

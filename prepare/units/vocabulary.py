@@ -8,8 +8,8 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size, char, train_bpe
 from prepare.recipe import Recipe
 from prepare.sources.files import Shelf
-from prepare.split import SPLITS
-from prepare.units import Unit, parts_of
+from prepare.units.plan import Unit, parts_of
+from prepare.units.split import SPLITS
 
 TRAIN_BPE_BYTES = 256 << 20  # read this much of the sources at most to learn a BPE
 

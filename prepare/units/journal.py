@@ -35,8 +35,8 @@ from nanogpt_dist.storage.durable import (
     write_atomic,
 )
 from nanogpt_dist.storage.runlock import RunLock
-from prepare.encode import DOCUMENT, UnitRecord, unit_path
 from prepare.sources.local import Hashes
+from prepare.units.encode import DOCUMENT, UnitRecord, unit_path
 
 WORK = ".prepare"
 LOCK = "lock"

@@ -16,11 +16,11 @@ from nanogpt_dist.data.manifest import (
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import sha256_file
 from nanogpt_dist.tokenizer import Tokenizer
-from prepare.assemble import Assembler
-from prepare.folder import TOKENIZER, Work
 from prepare.readers.formats import Format
 from prepare.recipe import Recipe, sources_key
-from prepare.split import SPLITS
+from prepare.units.assemble import Assembler
+from prepare.units.journal import TOKENIZER, Work
+from prepare.units.split import SPLITS
 
 
 def make_manifest(

@@ -18,7 +18,7 @@ from prepare.readers.tables import RowGroup
 from prepare.readers.text import BOM, TextPart, next_border
 from prepare.recipe import Ingredient, Recipe
 from prepare.sources.files import Shelf
-from prepare.split import by_hash, character_border, shuffled_val_rows
+from prepare.units.split import by_hash, character_border, shuffled_val_rows
 
 UNIT_BYTES = (1 << 20, 64 << 20)  # of sources in a unit, from small corpora to large ones
 UNITS = 64  # aimed at in between
