@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.errors import BadDataError
-from prepare.readers import documents
+from prepare.readers import documents, json_field, text
 from prepare.texts import PREPARES, read_texts
 
 

@@ -222,7 +222,7 @@ def test_json_is_read_over_however_many_lines_it_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(json_values, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr("prepare.readers.json_values.CHUNK_BYTES", chunk)
     path = tmp_path / f"a.json{pack}"
     path.write_bytes(gzip.compress(written.encode()) if pack else written.encode())
     assert texts(path) == [row["text"] for row in ROWS]

@@ -51,7 +51,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "LONG_LINE_BYTES", 400)
     monkeypatch.setattr(documents, "LONG_TEXT_BYTES", 400)
     monkeypatch.setattr(encode, "FLUSH_IDS", 150)
-    monkeypatch.setattr(plan, "UNIT_BYTES", (1500, 1500))
+    monkeypatch.setattr("prepare.units.plan.UNIT_BYTES", (1500, 1500))
 
 
 def lines_of(texts: list[str]) -> list[bytes]:

@@ -155,7 +155,7 @@ def test_units_of_another_plan_are_no_units_of_this_one(
     second = tmp_path / "second"
     second.mkdir()
     source = unfinished(second)
-    monkeypatch.setattr(plan, "UNIT_BYTES", (5000, 5000))
+    monkeypatch.setattr("prepare.units.plan.UNIT_BYTES", (5000, 5000))
     with pytest.raises(CannotCreateError, match="another version of nanogpt, or other units"):
         build("text", second / "out", [source], tokenizer="byte", errors="skip")
 

@@ -35,7 +35,7 @@ def test_the_first_documents(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan, "UNIT_BYTES", (unit_bytes, unit_bytes))
+    monkeypatch.setattr("prepare.units.plan.UNIT_BYTES", (unit_bytes, unit_bytes))
     source = write_jsonl(tmp_path / "a.jsonl", ["", *TEXTS])
     manifest = build(
         "text", tmp_path / "out", [source], tokenizer="byte", val_fraction=0.3, workers=1, **limit
@@ -51,7 +51,7 @@ def test_no_more_tokens_than_asked_for(max_tokens: int, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
     for unit_bytes in (1 << 20, 1000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plan, "UNIT_BYTES", (unit_bytes, unit_bytes))
+            patch.setattr("prepare.units.plan.UNIT_BYTES", (unit_bytes, unit_bytes))
             options = {"tokenizer": "byte", "val_fraction": 0.3, "max_tokens": max_tokens}
             manifest = build("text", tmp_path / str(unit_bytes), [source], workers=1, **options)
     count, tokens = totals(manifest)
@@ -68,7 +68,7 @@ def test_a_mix_has_its_parts_by_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "UNIT_BYTES", (2000, 2000))
+    monkeypatch.setattr("prepare.units.plan.UNIT_BYTES", (2000, 2000))
     write_jsonl(tmp_path / "a.jsonl", [f"a{i} " + "a" * 30 for i in range(400)])
     (tmp_path / "b").mkdir()
     for number in range(300):
@@ -120,7 +120,7 @@ def test_a_long_document_is_taken_whole_or_not_at_all(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan, "UNIT_BYTES", (1000, 1000))
+    monkeypatch.setattr("prepare.units.plan.UNIT_BYTES", (1000, 1000))
     (tmp_path / "texts").mkdir()
     for number in range(20):
         (tmp_path / "texts" / f"{number:02}.md").write_text(f"document {number}")

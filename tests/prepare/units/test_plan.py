@@ -81,11 +81,11 @@ def test_units_do_not_show(kind: str, tokenizer: str, eot: str, tmp_path: Path) 
     for units_ in ("small units", "tiny units"):
         with pytest.MonkeyPatch.context() as patch:
             tiny = units_ == "tiny units"
-            patch.setattr(plan, "UNIT_BYTES", (100, 100) if tiny else (3000, 3000))
+            patch.setattr("prepare.units.plan.UNIT_BYTES", (100, 100) if tiny else (3000, 3000))
             patch.setattr(documents, "LONG_TEXT_BYTES", 50 if tiny else 2000)
             patch.setattr(documents, "LONG_LINE_BYTES", 70 if tiny else 2000)
             patch.setattr("prepare.readers.text.CHUNK_BYTES", 7 if tiny else 500)
-            patch.setattr(json_field, "CHUNK_BYTES", 5 if tiny else 300)
+            patch.setattr("prepare.readers.json_field.CHUNK_BYTES", 5 if tiny else 300)
             build("text", tmp_path / units_, given, **options)
         assert hashes(tmp_path / units_) == hashes(tmp_path / "whole")
 
@@ -177,7 +177,7 @@ def test_a_long_line_reads_as_json_does(
     path.write_text(f'{{"text": "before"}}\n{line}\n{{"text": "behind"}}', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "LONG_LINE_BYTES", 25)
-        patch.setattr(json_field, "CHUNK_BYTES", 3)
+        patch.setattr("prepare.readers.json_field.CHUNK_BYTES", 3)
         part = Part(path, Format("lines"), 0, path.stat().st_size, "text", "strict")
         assert ["".join(d.text) for d in part.documents()] == ["before", row["text"], "behind"]
 
