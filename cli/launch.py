@@ -12,7 +12,7 @@ import typer
 
 from cli import launch_jobs, options
 from cli.terminal import echo
-from launch import job_options, several, supervisor, torchrun
+from launch import job_options, multi_node, supervisor, torchrun
 from nanogpt_dist.errors import NanogptError, UsageError
 
 # the commands that share their work out; others would do it once in each rank
@@ -125,7 +125,7 @@ def launch(
         line, {**torchrun.inherited(os.environ), **added}, shutdown_timeout, max_restarts
     )
     if nodes.several:
-        run = several.with_others(run, nodes, arguments)
+        run = multi_node.with_others(run, nodes, arguments)
     raise typer.Exit(supervisor.run(run))
 
 
