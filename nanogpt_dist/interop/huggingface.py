@@ -98,7 +98,9 @@ def _opened(source: Source, tied: bool) -> Iterator[Weights]:
                 for path in weight_files(source.folder)
             ]
             places = {
-                name.removeprefix("transformer."): (file, name) for file in files for name in file
+                name.removeprefix("transformer."): (file, name)
+                for file in files
+                for name in file.keys()  # noqa: SIM118 (safe_open is not iterable itself)
             }
         except (SafetensorError, OSError) as error:
             raise BadDataError(f"the weights of {source.name} cannot be read: {error}") from None

@@ -161,7 +161,9 @@ def has_other_head(folder: Path) -> bool:
                 for path in weight_files(folder)
             ]
             places = {
-                name.removeprefix("transformer."): (file, name) for file in files for name in file
+                name.removeprefix("transformer."): (file, name)
+                for file in files
+                for name in file.keys()  # noqa: SIM118 (safe_open is not iterable itself)
             }
             if not {HEAD, TABLE} <= places.keys():
                 return False
