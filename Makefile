@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: quickstart test thorough setup check lint type fmt dist clean help
+.PHONY: quickstart test thorough setup check lint type fmt docs dist clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -33,11 +33,14 @@ fmt: $(STAMP)    ## format in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)   ## the docs site, into docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+
 dist: $(STAMP)   ## sdist, and the wheel from it
 	$(BIN)/python -m build --outdir dist .
 
 clean:           ## remove what make made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

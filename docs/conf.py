@@ -1,0 +1,61 @@
+"""Sphinx settings of the docs site. `make docs` builds it from this clone, without a network."""
+
+import logging
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+from nanogpt_dist import __version__  # noqa: E402
+
+project = "nanogpt-dist"
+author = copyright = "the nanogpt-dist authors, MIT licence"
+release = __version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!nanogpt_dist).*")]  # other projects' names are not looked up
+
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # a notebook is shown as it is committed; a test executes it
+
+html_theme = "furo"
+html_title = f"nanogpt-dist {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_math_renderer = "mathml"
+
+
+# A section may still be without pages.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+    lambda record: "glob pattern" not in str(record.msg)
+)
+
+
+def setup(app: Sphinx) -> None:
+    """Render formulas as MathML, which browsers show without a script from elsewhere."""
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(_render_inline, None),
+        block_renderers=(_render_block, None),
+    )
+
+
+def _render_inline(writer: HTML5Translator, node: nodes.Element) -> None:
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _render_block(writer: HTML5Translator, node: nodes.Element) -> None:
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
