@@ -41,8 +41,8 @@ def main() -> None:
 
     from nanogpt_dist.generation.decoder import Decoder
     from nanogpt_dist.generation.sampling import Settings, generate
+    from nanogpt_dist.load_config import load
     from nanogpt_dist.model.gpt import GPT
-    from nanogpt_dist.presets import load
 
     model = GPT(load("gpt2").architecture()).init_weights(0).eval()
     theirs = transformers.GPT2LMHeadModel(

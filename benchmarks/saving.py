@@ -32,7 +32,7 @@ def main() -> None:
     from nanogpt_dist.checkpoint import TrainState
     from nanogpt_dist.distributed.strategy import Layout
     from nanogpt_dist.distributed.world import World
-    from nanogpt_dist.presets import load
+    from nanogpt_dist.load_config import load
     from nanogpt_dist.training.saver import Writing
     from nanogpt_dist.training.step import Updater
 

@@ -9,7 +9,8 @@ import typer
 from cli.options import CONTEXT, Device, Json, Preset, Settings, takes_settings
 from cli.terminal import echo
 from nanogpt_dist.config import ModelConfig, TrainConfig
-from nanogpt_dist.presets import DEFAULT_PRESET, load
+from nanogpt_dist.load_config import load
+from nanogpt_dist.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from nanogpt_dist.bench.data import DataSpeed

@@ -193,13 +193,13 @@ def _foreign(
     block_size: int | None,
 ) -> "TrainConfig | None":
     """The settings behind --init-from, or behind a preset or file that has it; None for a run."""
-    from nanogpt_dist import presets
+    from nanogpt_dist import load_config, presets
     from nanogpt_dist.errors import UsageError
     from nanogpt_dist.storage import run_folder
 
     shorter = {"block_size": block_size} if block_size else {}
     if init_from:
-        return presets.load("gpt2", {"init_from": init_from, **shorter})
+        return load_config.load("gpt2", {"init_from": init_from, **shorter})
     if (
         target is None
         or Path(target).is_dir()
@@ -208,7 +208,7 @@ def _foreign(
     ):
         return None
     if target in presets.PRESETS or target.endswith((".toml", ".py")):
-        config = presets.load(target, shorter)
+        config = load_config.load(target, shorter)
         if config.init_from is None:
             or_else = (
                 f"or type --init-from {target}"

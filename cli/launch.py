@@ -134,7 +134,7 @@ def _device_in_file(arguments: list[str]) -> str | None:
     if arguments[0] != "train":
         return None
     from cli.train import train
-    from nanogpt_dist import presets
+    from nanogpt_dist import load_config
 
     app = typer.Typer(context_settings=options.CONTEXT)
     app.command()(train)
@@ -145,7 +145,7 @@ def _device_in_file(arguments: list[str]) -> str | None:
             typer.main.get_command(app).make_context("train", words, resilient_parsing=True).params
         )
         # no need to fetch it
-        return given["device"] or presets.load(given["preset"], {"init_from": "scratch"}).device
+        return given["device"] or load_config.load(given["preset"], {"init_from": "scratch"}).device
     return None
 
 

@@ -89,12 +89,12 @@ def sample(
         raise UsageError("--best chooses among a run's checkpoints: leave it out")
     prompts = [read_prompt(each) for each in prompt or []]
 
-    from nanogpt_dist import presets
+    from nanogpt_dist import load_config
     from nanogpt_dist.storage import run_folder
 
     found: str | Path
     if init_from:
-        found, config = init_from, presets.load("gpt2", {"init_from": init_from})
+        found, config = init_from, load_config.load("gpt2", {"init_from": init_from})
     else:
         found = run_folder.find_checkpoint(target, best, warn)
 

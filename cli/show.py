@@ -16,7 +16,8 @@ from cli.show_data import data
 from cli.terminal import columns, echo, echo_table, echo_wrapped
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, UsageError
-from nanogpt_dist.presets import DEFAULT_PRESET, load, read, with_vocabulary
+from nanogpt_dist.load_config import load, read, with_vocabulary
+from nanogpt_dist.presets import DEFAULT_PRESET
 from nanogpt_dist.storage.run_folder import named
 
 if TYPE_CHECKING:

@@ -100,8 +100,8 @@ def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
 
 def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
     """With initial weights, and the characters of the text as its vocabulary."""
+    from nanogpt_dist.load_config import load
     from nanogpt_dist.model.gpt import GPT
-    from nanogpt_dist.presets import load
 
     config = load(name)
     alphabet = sorted(set(text))

@@ -11,7 +11,7 @@ from cli import completing
 from cli.options import Json, flush_or_drop, takes_settings, warn
 from cli.terminal import echo
 from launch import verdict
-from nanogpt_dist import presets
+from nanogpt_dist import load_config, presets
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError, UsageError
 from nanogpt_dist.signals import StopRequest
@@ -66,7 +66,7 @@ def train(
     try:
         _refuse_evaluation(preset)
         branch_from = _branch(preset, settings.get("out_dir"), fresh)
-        config = presets.load(preset, settings)
+        config = load_config.load(preset, settings)
     except NanogptError as error:
         error.agreed = True  # every rank read the same command line
         raise
@@ -162,7 +162,7 @@ def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> T
         raise
     if vocab_size_typed:
         return config
-    fitted = presets.fit_vocabulary(preset, config, tokenizer)
+    fitted = load_config.fit_vocabulary(preset, config, tokenizer)
     if config.vocab_size not in (None, fitted.vocab_size) and os.environ.get("RANK", "0") == "0":
         echo(
             f"note: {config.dataset} has {tokenizer.n_vocab:,} ids: vocab_size is "

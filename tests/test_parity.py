@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nanogpt_dist.presets import load
+from nanogpt_dist.load_config import load
 from tests.conftest import CLONE
 from tests.test_readme import understand
 

@@ -17,7 +17,7 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import memory_bytes, pick_dtype
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.presets import with_vocabulary
+from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.training.step import Updater
 
 

@@ -12,8 +12,8 @@ from nanogpt_dist.devices import memory_bytes, peak_tflops, synchronize
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder, pick_weights
 from nanogpt_dist.generation.sampling import Settings, choose, generator_of
+from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import with_vocabulary
 
 
 @dataclass(frozen=True)

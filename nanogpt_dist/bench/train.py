@@ -17,8 +17,8 @@ from nanogpt_dist.data.batches import Ahead, Batches
 from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype, synchronize
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
+from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.presets import with_vocabulary
 from nanogpt_dist.training.loop import fit_to_data, plan_batches
 from nanogpt_dist.training.step import Updater
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.checkpoint.tensors import read_whole, whole_parts
-from nanogpt_dist.config import TrainConfig, to_run_toml
+from nanogpt_dist.config import TrainConfig, resolve, to_run_toml
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.interop import hf_tokenizer, huggingface
-from nanogpt_dist.interop.init_from import Source
+from nanogpt_dist.interop.init_from import Source, architecture
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import load
+from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tokenizer import Tokenizer
 
@@ -72,11 +72,11 @@ def adopt(foreign: Foreign, run: Path) -> Path:
 
 def of_hugging_face(source: Source) -> Foreign:
     """What is in a folder of Hugging Face's, at step 0."""
-    config = load(None, {"init_from": str(source.folder)})
+    config = resolve({**PRESETS[DEFAULT_PRESET], **architecture(str(source.folder))})
     model = huggingface.model_of(source, config.architecture(), torch.device("cpu"))
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     tokenizer = hf_tokenizer.of_source(source)
-    return Foreign(config.model_copy(update={"init_from": None}), weights, tokenizer, source.origin)
+    return Foreign(config, weights, tokenizer, source.origin)
 
 
 def origin_of(found: Path) -> tuple[str | None, bool]:

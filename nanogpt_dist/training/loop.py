@@ -19,8 +19,8 @@ from nanogpt_dist.distributed.strategy import check_memory, plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
+from nanogpt_dist.load_config import rows_for
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.presets import rows_for
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training import crash_loops

@@ -14,8 +14,8 @@ from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.inspect.architecture import count_parameters, formulas, letter_sizes
 from nanogpt_dist.inspect.attention_head import look
+from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import load
 from tests.conftest import Run
 from tests.nanogpt_dist.interop.models import bpe, make_run
 from tests.nanogpt_dist.model.test_options import OPTIONS, SMALL

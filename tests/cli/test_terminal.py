@@ -21,7 +21,7 @@ from cli.main import app
 from cli.terminal import PLAIN, echo_table, echo_text, visible
 from nanogpt_dist.inspect.architecture import count_parameters, trace
 from nanogpt_dist.inspect.diagram_text import draw
-from nanogpt_dist.presets import load
+from nanogpt_dist.load_config import load
 from tests.conftest import CLONE
 from tests.nanogpt_dist.interop.models import bpe, make_run
 

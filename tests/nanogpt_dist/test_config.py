@@ -7,7 +7,8 @@ import pytest
 
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve, to_toml
 from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, one_line
-from nanogpt_dist.presets import PRESETS, fit_vocabulary, load
+from nanogpt_dist.load_config import fit_vocabulary, load
+from nanogpt_dist.presets import PRESETS
 from nanogpt_dist.tokenizer import Tokenizer
 
 # nanoGPT's train.py, less what has become something else here: eval_only is `nanogpt eval`,

@@ -13,8 +13,8 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.evaluation.loss import Evaluator, spread, whole_split
+from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import load
 
 ONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
 

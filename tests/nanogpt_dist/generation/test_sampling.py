@@ -22,8 +22,8 @@ from nanogpt_dist.generation.sampling import (
     sample,
     stream,
 )
+from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import load
 from tests.nanogpt_dist.model.test_gpt import copied_from, hugging_face
 
 BYTES = tokenizers.byte()

@@ -16,8 +16,9 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import MAX_LINE, ConfigError
 from nanogpt_dist.inspect.architecture import about, count_parameters, trace
 from nanogpt_dist.inspect.diagram_text import draw
+from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import PRESETS, load
+from nanogpt_dist.presets import PRESETS
 from tests.conftest import CLONE
 
 # Preset → parameters, parameters less wpe: what nanoGPT and the GPT-2 weights have.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.interop import huggingface
 from nanogpt_dist.interop.init_from import architecture, find
-from nanogpt_dist.presets import load
+from nanogpt_dist.load_config import load
 from tests.nanogpt_dist.interop.models import ids
 
 transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ import pytest
 
 from cli.options import refuse_nanogpts
 from nanogpt_dist.errors import ConfigError, MissingInputError, UsageError
-from nanogpt_dist.presets import load
+from nanogpt_dist.load_config import load
 from tests.conftest import Run
 
 CHAR = '''# a character model; good for debugging

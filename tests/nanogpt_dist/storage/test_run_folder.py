@@ -11,7 +11,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import read_toml, to_toml
 from nanogpt_dist.errors import CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.evaluation.report import keep
-from nanogpt_dist.presets import load
+from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_folder
 from tests.conftest import Run
 from tests.nanogpt_dist.small import ONE, go, tiny, weights_sha256

@@ -16,7 +16,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
-from nanogpt_dist.presets import load
+from nanogpt_dist.load_config import load
 from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.loop import fit_to_data
@@ -52,7 +52,7 @@ def test_a_run_learns_and_leaves_what_it_promises(corpus: Path, tmp_path: Path) 
 
 def test_the_config_it_leaves_can_be_given_back(corpus: Path, tmp_path: Path) -> None:
     go(tiny(corpus, tmp_path / "run"))
-    from nanogpt_dist.presets import load
+    from nanogpt_dist.load_config import load
 
     assert load(str(tmp_path / "run" / "config.toml")).model_dump(exclude={"vocab_size"}) == tiny(
         corpus, tmp_path / "run"

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.presets import load
 from nanogpt_dist.training.optim import learning_rate, make_optimizer, parameter_groups
 
 
