@@ -34,12 +34,12 @@ def main() -> None:
     from nanogpt_dist.distributed.world import World
     from nanogpt_dist.load_config import load
     from nanogpt_dist.training.saver import Writing
-    from nanogpt_dist.training.step import Updater
+    from nanogpt_dist.training.step import TrainStep
 
     shape = {"block_size": CONTEXT, "batch_size": 1, "gradient_accumulation_steps": 1}
     config = load("gpt2-124m", shape)
     world = World(0, 0, 1, torch.device("cpu"), None)
-    updater = Updater(config, world, Layout("single", 1, 1), torch.bfloat16)
+    train_step = TrainStep(config, world, Layout("single", 1, 1), torch.bfloat16)
     tokens = np.zeros((1, CONTEXT), np.int64)
     copies: dict[str, torch.Tensor] = {}
     writing: list[Writing] = []
@@ -50,7 +50,7 @@ def main() -> None:
     def update() -> float:
         nonlocal step
         started = time.perf_counter()
-        updater.update(step, [(tokens, tokens)])
+        train_step.update(step, [(tokens, tokens)])
         step += 1
         return time.perf_counter() - started
 
@@ -61,8 +61,8 @@ def main() -> None:
             alone.extend(update() for _ in range(5))
             started = time.perf_counter()
             saved = {
-                "model": updater.model.state_dict(),
-                "optimizer": updater.optimizer.state_dict(),
+                "model": train_step.model.state_dict(),
+                "optimizer": train_step.optimizer.state_dict(),
             }
             torch.save(saved, folder / "ckpt.pt")
             took = time.perf_counter() - started
@@ -73,7 +73,7 @@ def main() -> None:
             update()
             started = time.perf_counter()
             mine = checkpoint.contents(
-                TrainState(step=step), updater.model, updater.optimizer, True, copies
+                TrainState(step=step), train_step.model, train_step.optimizer, True, copies
             )
             commit = lambda: checkpoint.save(world, folder, mine, config, tokenizer.byte(), {})  # noqa: E731
             writing[:] = [Writing(mine.state, commit, later=True)]

@@ -59,10 +59,10 @@ def train(
     with connect(config.device, config.timeout_s, needs_group(config)) as world:
         if "gradient_accumulation_steps" not in settings and world.device.type == "cpu":
             config = config.model_copy(update={"gradient_accumulation_steps": world.size})
-        with world.together():
+        with world.raise_on_all_ranks():
             data = DataFolder.open(Path(config.dataset)) if "dataset" in settings else None
         found = bench_train(config, world, data, updates, seconds, profile)
-    if world.leads:
+    if world.is_rank0:
         _print(found, _train_lines(found), json)
 
 
@@ -149,7 +149,7 @@ def io(
 
     with connect(config.device, config.timeout_s, needs_group(config)) as world:
         found = bench_io(config, world, folder, rounds)
-    if world.leads:
+    if world.is_rank0:
         _print(found, _io_lines(found), json)
 
 

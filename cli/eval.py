@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nanogpt_dist.evaluation.report import Judged
 
 NAMED = 16  # columns of a checkpoint's name, at least, beside its figures
-PATIENCE_S = 3600  # of the ranks, while one of them fetches the data of tasks
+FETCH_TIMEOUT_S = 3600  # of the ranks, while one of them fetches the data of tasks
 
 Results = dict[str, dict[str, Any]]  # what was judged → figures
 
@@ -87,7 +87,7 @@ def eval_command(
     from nanogpt_dist.evaluation import report
 
     rows = []
-    with connect(device, timeout_s=PATIENCE_S if tasks else 600) as world:
+    with connect(device, timeout_s=FETCH_TIMEOUT_S if tasks else 600) as world:
         refuse_both(targets, init_from)
         names = _task_names(tasks, world)
         _refuse_unread(dataset, split, tasks, text, limit)
@@ -96,9 +96,9 @@ def eval_command(
             judged = _judged(target, init_from, block_size, best, world)
             results: Results = {}
             if not (tasks or text) or dataset:
-                with world.together():
+                with world.raise_on_all_ranks():
                     data = DataFolder.open(Path(dataset or _dataset_of(judged)))
-                if world.leads:
+                if world.is_rank0:
                     echo(f"{judged.name} on the {split} split of {data.path}", err=True)
                 figures = report.loss(judged, data, split, world, batch_size, dtype)
                 results[f"{split} of {data.path}"] = {
@@ -107,23 +107,23 @@ def eval_command(
                     "split": split,
                 }
             if tasks or text:
-                with world.together():
+                with world.raise_on_all_ranks():
                     scorer = judged.scorer(world, batch_size, dtype)
                 results.update(
                     {f"text {path}": report.jsonl_tasks.text(path, scorer) for path in text or []}
                 )
                 results.update(report.tasks(names, scorer, limit))
             rows.append((judged.name, results))
-            if judged.checkpoint and world.leads:
+            if judged.checkpoint and world.is_rank0:
                 _keep(judged.checkpoint, results)
-    if world.leads:
+    if world.is_rank0:
         _print_json(rows) if json else _print(rows)
 
 
 def _task_names(tasks: str | None, world: "World") -> list[str]:
     from nanogpt_dist.evaluation import report
 
-    with world.together():
+    with world.raise_on_all_ranks():
         return [] if tasks is None else report.task_names(tasks)
 
 
@@ -163,7 +163,7 @@ def _judged(
     from nanogpt_dist.evaluation import report
     from nanogpt_dist.storage import run_folder
 
-    with world.together():
+    with world.raise_on_all_ranks():
         foreign = _foreign(target, init_from, block_size)
         if foreign is None and block_size:
             raise UsageError(
@@ -174,9 +174,9 @@ def _judged(
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
         if foreign is not None:
             return report.of_source(foreign, world.device)
-        chosen = str(run_folder.find_checkpoint(target, best, warn)) if world.leads else ""
-    found = Path(world.text_from_lead(chosen))
-    with world.together():
+        chosen = str(run_folder.find_checkpoint(target, best, warn)) if world.is_rank0 else ""
+    found = Path(world.broadcast_text(chosen))
+    with world.raise_on_all_ranks():
         return report.of_checkpoint(found, world.device)
 
 

@@ -182,7 +182,7 @@ def prepare(
     ranks.leave_with_launcher()
     out = out or Path("data") / (chosen.name if chosen else "mix")
     started, reused = time.monotonic(), (out / "manifest.json").exists()
-    with progress_bar(ranks.leads) as report:
+    with progress_bar(ranks.is_rank0) as report:
         manifest = build(
             chosen or "text",
             out,
@@ -204,7 +204,7 @@ def prepare(
                 fresh=fresh,
                 ranks=ranks,
                 progress=report or (lambda what, done, total, tokens: None),
-                note=lambda text: echo(f"note: {text}", err=True) if ranks.leads else None,
+                note=lambda text: echo(f"note: {text}", err=True) if ranks.is_rank0 else None,
             ),
             weights,
         )

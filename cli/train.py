@@ -88,7 +88,7 @@ def train(
     stopped = result.verdict == "stopped"
     if not stopped:  # also where the ranks of an elastic run were stopped before
         verdict.write(verdict.Verdict(0, "", world.rank, agreed=True))
-    if world.leads and (json or not stopped):
+    if world.is_rank0 and (json or not stopped):
         _report(result, json)
     if stopped:
         raise StoppedError(
@@ -134,7 +134,7 @@ def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_jso
     from nanogpt_dist.training.check_resume import check_resume
 
     proof = check_resume(config, world, stop)
-    if not world.leads:
+    if not world.is_rank0:
         return
     if as_json:
         echo(to_json({"ok": True, **asdict(proof)}))

@@ -242,7 +242,7 @@ def _patient(client: Any) -> Callable[..., Any]:
             answer.stream = _unbroken(http, answer.stream, rest, faults)
         return answer
 
-    send.patient = True  # type: ignore[attr-defined]
+    send.with_long_timeout = True  # type: ignore[attr-defined]
     return send
 
 

@@ -86,7 +86,7 @@ def build(
         try:
             given = stack.enter_context(with_standard_input(sources))
             run = _Run(stack, wanted(corpus, given, mix), work, options or Options(), machine)
-            if machine.ranks.leads:
+            if machine.ranks.is_rank0:
                 return run.lead()
             run.follow()
             return None

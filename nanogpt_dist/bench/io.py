@@ -18,7 +18,7 @@ from nanogpt_dist.devices import memory_bytes, pick_dtype
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -56,45 +56,45 @@ def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> Io
     """
     config = with_vocabulary(config)
     layout = plan_layout(config, world)
-    updater = Updater(config, world, layout, pick_dtype(config.dtype, world.device))
-    for parameter in updater.model.parameters():
+    train_step = TrainStep(config, world, layout, pick_dtype(config.dtype, world.device))
+    for parameter in train_step.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    updater.optimizer.step()  # which makes the moments
-    place = folder / world.text_from_lead(f".bench-io-{secrets.token_hex(4)}")
+    train_step.optimizer.step()  # which makes the moments
+    place = folder / world.broadcast_text(f".bench-io-{secrets.token_hex(4)}")
     try:
-        return _measure(updater, place, rounds)
+        return _measure(train_step, place, rounds)
     finally:
-        if world.leads:
+        if world.is_rank0:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _measure(updater: Updater, place: Path, rounds: int) -> IoSpeed:
-    config, world = updater.config, updater.world
+def _measure(train_step: TrainStep, place: Path, rounds: int) -> IoSpeed:
+    config, world = train_step.config, train_step.world
     copies: dict[str, torch.Tensor] = {}
     copying: list[float] = []
     saving: list[float] = []
     for step in range(1, rounds + 1):
         start = time.perf_counter()
         mine = checkpoint.contents(
-            TrainState(step=step), updater.model, updater.optimizer, world.leads, copies
+            TrainState(step=step), train_step.model, train_step.optimizer, world.is_rank0, copies
         )
         copying.append(time.perf_counter() - start)
-        with world.together():
-            if world.leads:
+        with world.raise_on_all_ranks():
+            if world.is_rank0:
                 storage.probe_writable(place)
         start = time.perf_counter()
         saved = checkpoint.save(world, place, mine, config, tokenizer.byte(), {})
         saving.append(time.perf_counter() - start)
-        if step < rounds and world.leads:
+        if step < rounds and world.is_rank0:
             storage.discard(saved)
     start = time.perf_counter()
-    with world.together():
+    with world.raise_on_all_ranks():
         assert storage.verify(saved) == []
         # while no rank can have removed the folder
         size = sum(path.stat().st_size for path in saved.iterdir())
     verified = time.perf_counter()
-    with world.together():
-        updater.load(saved, {})
+    with world.raise_on_all_ranks():
+        train_step.load(saved, {})
     loaded = time.perf_counter()
     save_ms = spread(saving)[0]
     return IoSpeed(
@@ -106,8 +106,8 @@ def _measure(updater: Updater, place: Path, rounds: int) -> IoSpeed:
         verify_ms=1e3 * (verified - start),
         load_ms=1e3 * (loaded - verified),
         memory_bytes=memory_bytes(world.device),
-        parameters=updater.model.num_params(),
-        layout=str(updater.layout),
+        parameters=train_step.model.num_params(),
+        layout=str(train_step.layout),
         ranks=world.size,
         folder=str(place.parent),
     )

@@ -13,14 +13,14 @@ from nanogpt_dist import storage
 from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread, write_trace
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.batches import Ahead, Batches
+from nanogpt_dist.data.batches import Batches, Prefetcher
 from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype, synchronize
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.training.loop import fit_to_data, plan_batches
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 
 WARM_UP = 2  # updates that do not count: kernels are chosen, memory is got, the model is compiled
 AT_LEAST = 3  # updates that do
@@ -84,18 +84,18 @@ def bench_train(
     Raises ConfigError, BadDataError, CannotCreateError, StorageError.
     """
     if trace is not None:
-        with world.together():
+        with world.raise_on_all_ranks():
             storage.probe_writable(trace)
     config = with_vocabulary(config) if data is None else fit_to_data(config, data)
     dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
-    updater = Updater(
+    train_step = TrainStep(
         config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab
     )
     batches = _batches(config, data, world, dtype)
-    with contextlib.closing(Ahead(batches)) as ahead:
-        took = _time(updater, ahead, updates, seconds)
+    with contextlib.closing(Prefetcher(batches)) as prefetcher:
+        took = _time(train_step, prefetcher, updates, seconds)
         memory = memory_bytes(world.device)
-        phases, written = _look(updater, ahead, WARM_UP + len(took), trace)
+        phases, written = _look(train_step, prefetcher, WARM_UP + len(took), trace)
     median, least, greatest = spread(took)
     batch_tokens = config.global_batch_size * config.block_size
     speed, peak = batch_tokens / median * 1e3, peak_tflops(world.device, dtype)
@@ -105,11 +105,11 @@ def bench_train(
         ms_least=least,
         ms_greatest=greatest,
         updates=len(took),
-        mfu=speed * updater.model.flops_per_token() / (peak * 1e12 * world.size),
+        mfu=speed * train_step.model.flops_per_token() / (peak * 1e12 * world.size),
         peak_tflops=peak,
         memory_bytes=memory,
         phases=phases,
-        parameters=updater.model.num_params(),
+        parameters=train_step.model.num_params(),
         batch_tokens=batch_tokens,
         micro_batches=batches.per_update,
         batch_size=batches.batch_size,
@@ -122,48 +122,50 @@ def bench_train(
     )
 
 
-def _time(updater: Updater, ahead: Ahead, updates: int, seconds: float) -> list[float]:
+def _time(
+    train_step: TrainStep, prefetcher: Prefetcher, updates: int, seconds: float
+) -> list[float]:
     """Seconds of each of the updates from WARM_UP on."""
     took: list[float] = []
     for step in range(WARM_UP):
-        updater.update(step, ahead.of(step))
+        train_step.update(step, prefetcher.of(step))
     deadline = time.perf_counter() + seconds
     while len(took) < updates and (
-        len(took) < AT_LEAST or not updater.world.any(time.perf_counter() > deadline)
+        len(took) < AT_LEAST or not train_step.world.any(time.perf_counter() > deadline)
     ):
         step = WARM_UP + len(took)
         start = time.perf_counter()
-        updater.update(step, ahead.of(step))
-        synchronize(updater.world.device)
+        train_step.update(step, prefetcher.of(step))
+        synchronize(train_step.world.device)
         took.append(time.perf_counter() - start)
     return took
 
 
 def _look(
-    updater: Updater,
-    ahead: Ahead,
+    train_step: TrainStep,
+    prefetcher: Prefetcher,
     step: int,
     trace: Path | None,
 ) -> tuple[dict[str, float], Path | None]:
     """Milliseconds of the phases of updates from `step` on, and the file of the trace that is asked
     for.
     """
-    world = updater.world
-    phases = updater.timed = Phases(world.device)
+    world = train_step.world
+    phases = train_step.timed = Phases(world.device)
     for at in range(step, step + LOOKED_AT):
         with phases("data"):
-            tokens = ahead.of(at)
-        updater.update(at, tokens)
+            tokens = prefetcher.of(at)
+        train_step.update(at, tokens)
     each = phases.each(LOOKED_AT)
     if world.size == 1 and trace is None:
         return each, None
     with profiler(world.device) as profile:
-        updater.update(step + LOOKED_AT, ahead.of(step + LOOKED_AT))
+        train_step.update(step + LOOKED_AT, prefetcher.of(step + LOOKED_AT))
     if world.size > 1:
         each["communication"] = communication_ms(profile)
     if trace is None:
         return each, None
-    with world.together():
+    with world.raise_on_all_ranks():
         written = write_trace(profile, trace, f"{platform.node()}-rank{world.rank}")
     return each, written
 

@@ -69,7 +69,7 @@ def contents(
     state: TrainState,
     model: GPT,
     optimizer: torch.optim.Optimizer,
-    leads: bool,
+    is_rank0: bool,
     copies: dict[str, Tensor] | None = None,
 ) -> Contents:
     """This rank's Contents; copies: CPU memory for them by name, so that what training does next
@@ -78,8 +78,8 @@ def contents(
     weights, moments = _weights(model), _moments(model, optimizer)
     return Contents(
         replace(state),
-        parts_to_write(weights, leads, copies),
-        parts_to_write(moments, leads, copies),
+        parts_to_write(weights, is_rank0, copies),
+        parts_to_write(moments, is_rank0, copies),
     )
 
 
@@ -106,17 +106,17 @@ def save(
     name = storage.step_name(mine.state.step)
     staging: Path | None = None
     try:
-        with world.together():
+        with world.raise_on_all_ranks():
             mine.refuse_not_finite()
-            if world.leads:
+            if world.is_rank0:
                 staging = storage.begin(checkpoints, name)
                 run_folder.write_json(staging / "state.json", {**asdict(mine.state), **about})
                 storage.write_atomic(staging / "config.toml", to_run_toml(config).encode())
                 tokenizer.save(staging / "tokenizer.json")
-        place = checkpoints / world.text_from_lead(staging.name if staging else "")
+        place = checkpoints / world.broadcast_text(staging.name if staging else "")
         hashes = _write_parts(world, place, mine)
-        with world.together():
-            if world.leads:
+        with world.raise_on_all_ranks():
+            if world.is_rank0:
                 storage.seal(place, name, {"step": mine.state.step}, hashes)
     except BaseException:
         if staging is not None:
@@ -132,7 +132,7 @@ def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
     writers = sum(world.gather_ints(int(bool(mine.weights))))  # always the first ranks
     suffix = "" if writers == 1 else f"-{world.rank + 1:05d}-of-{writers:05d}"
     hashes = ""
-    with world.together():
+    with world.raise_on_all_ranks():
         for kind, parts in (("model", mine.weights), ("optimizer", mine.moments)):
             if mine.weights:
                 path = folder / f"{kind}{suffix}.safetensors"

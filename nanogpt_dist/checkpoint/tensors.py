@@ -75,18 +75,18 @@ class Stored:
 
 def parts_to_write(
     tensors: Mapping[str, Tensor],
-    leads: bool,
+    is_rank0: bool,
     copies: dict[str, Tensor] | None = None,
 ) -> dict[str, Part]:
     """What this rank has to write of `tensors`, so that all ranks together write each element once.
 
     Of a sharded tensor: its own shard, if it is of the first copy. Of any other, all, if it
-    `leads`. copies: tensors in CPU memory, by name, to hold the values as they are now; the missing
-    ones are added.
+    `is_rank0`. copies: tensors in CPU memory, by name, to hold the values as they are now; the
+    missing ones are added.
     """
     parts = {}
     for name, tensor in tensors.items():
-        if not _is_mine(tensor, leads):
+        if not _is_mine(tensor, is_rank0):
             continue
         data, offsets = _held(tensor)
         if copies is not None:
@@ -125,9 +125,9 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "device_mesh")
 
 
-def _is_mine(tensor: Tensor, leads: bool) -> bool:
+def _is_mine(tensor: Tensor, is_rank0: bool) -> bool:
     if not is_sharded(tensor):
-        return leads
+        return is_rank0
     where = tensor.device_mesh.get_coordinate() or ()
     return all(
         not place.is_replicate() or at == 0

@@ -171,7 +171,7 @@ class Batches:
             yield read_windows(self.split, mine[i : i + self.batch_size], self.order.block_size)
 
 
-class Ahead:
+class Prefetcher:
     """Batches, of which those of the next update are read while the device is at work; close() it
     at the end.
     """

@@ -34,7 +34,7 @@ DEAD = ("", "Z", "X")  # states of a process, as _state() tells them
 STOPPED = ("T", "t")
 
 
-class Watch:
+class Watchdog:
     """What one rank knows of itself and the others. store: None in a process without a group."""
 
     def __init__(self, rank: int, size: int, store: "dist.Store | None") -> None:
@@ -53,7 +53,7 @@ class Watch:
 
     @contextlib.contextmanager
     def over(self, run: Path, timeout_s: float, orphaned: Callable[[], None]) -> Any:
-        """Watch a training in the folder `run`: on SIGUSR2, or without a beat for timeout_s, the
+        """Watchdog a training in the folder `run`: on SIGUSR2, or without a beat for timeout_s, the
         stacks of all threads go to run/stacks. orphaned: called once if the process that started
         this one dies.
         """

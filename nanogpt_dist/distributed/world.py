@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device
-from nanogpt_dist.distributed.watchdog import Watch
+from nanogpt_dist.distributed.watchdog import Watchdog
 from nanogpt_dist.errors import (
     CannotCreateError,
     ConfigError,
@@ -30,8 +30,8 @@ from nanogpt_dist.errors import (
 
 T = TypeVar("T")
 
-# of a patient World: the slowest save of the largest model over the slowest disk
-PATIENCE_S = 24 * 3600
+# of World.with_long_timeout: the slowest save of the largest model over the slowest disk
+LONG_TIMEOUT_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class World:
     process.
 
     local_size: ranks on this machine. group: whose timeout holds in what follows, None for the
-    usual one. watch: knows who is to blame when a collective fails.
+    usual one. watchdog: finds the rank that failed when a collective does.
     """
 
     rank: int
@@ -50,18 +50,18 @@ class World:
     backend: str | None
     local_size: int = 1
     group: dist.ProcessGroup | None = None
-    patient_group: dist.ProcessGroup | None = None
-    watch: Watch = field(default_factory=lambda: Watch(0, 1, None), compare=False)
+    long_timeout_group: dist.ProcessGroup | None = None
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None), compare=False)
 
     @property
-    def patient(self) -> "World":
+    def with_long_timeout(self) -> "World":
         """The same ranks, that wait for each other however long it takes; may be used in a thread
         beside this one.
         """
-        return replace(self, group=self.patient_group)
+        return replace(self, group=self.long_timeout_group)
 
     @property
-    def leads(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is rank 0: the one that prints, logs and writes what all share."""
         return self.rank == 0
 
@@ -73,9 +73,9 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank."""
-        return self.each_any(flag)[0]
+        return self.any_of_each(flag)[0]
 
-    def each_any(self, *flags: bool) -> list[bool]:
+    def any_of_each(self, *flags: bool) -> list[bool]:
         """any() of several flags in one vote."""
         if self.size == 1:
             return list(flags)
@@ -84,14 +84,14 @@ class World:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group)
         return [bool(vote) for vote in votes.tolist()]
 
-    def text_from_lead(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """Rank 0's `text` on all ranks."""
         if self.size == 1:
             return text
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
         length = torch.tensor([data.numel()])
         dist.broadcast(length, src=0, group=self.group)
-        buffer = data if self.leads else torch.empty(int(length.item()), dtype=torch.uint8)
+        buffer = data if self.is_rank0 else torch.empty(int(length.item()), dtype=torch.uint8)
         if buffer.numel():
             dist.broadcast(buffer, src=0, group=self.group)
         return bytes(buffer.tolist()).decode()
@@ -123,7 +123,7 @@ class World:
         rows = self.sum(texts).tolist()
         return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
 
-    def refuse_differences(self, **what: str) -> None:
+    def raise_if_ranks_differ(self, **what: str) -> None:
         """Raises ConfigError on all ranks where `what`, texts by name, is not the same on all of
         them.
         """
@@ -137,7 +137,7 @@ class World:
                 )
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """Run a block on all ranks; if it raised a NanogptError on some, all raise the first of
         these at its end.
 
@@ -157,7 +157,7 @@ class World:
         agreed.agreed = True
         raise agreed from error
 
-    def shares(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    def split_over_ranks(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
         """This rank's items, every size-th; on all ranks equally many, for fsdp's ranks wait for
         each other.
 
@@ -167,15 +167,15 @@ class World:
             mine = first + self.rank
             yield items[min(mine, len(items) - 1)], mine < len(items)
 
-    def one_first(self, load: Callable[[], T]) -> T:
+    def local_rank0_first(self, load: Callable[[], T]) -> T:
         """load() on all ranks, but first on one of each machine: what that fetches the others find
         in the cache.
 
-        It must not wait for other ranks. Raises as together().
+        It must not wait for other ranks. Raises as raise_on_all_ranks().
         """
         found: list[T] = []
         for first in (True, False):
-            with self.together():
+            with self.raise_on_all_ranks():
                 if first == (self.local_rank == 0):
                     found.append(load())
         return found[0]
@@ -219,15 +219,24 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = _store(size, timeout)
-    watch = Watch(rank, size, dist.PrefixStore("watch", store))
+    watchdog = Watchdog(rank, size, dist.PrefixStore("watch", store))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
+        long_timeout_group = dist.new_group(
+            backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)
+        )
         yield World(
-            rank, local_rank, size, device, backend, local_size, patient_group=patient, watch=watch
+            rank,
+            local_rank,
+            size,
+            device,
+            backend,
+            local_size,
+            long_timeout_group=long_timeout_group,
+            watchdog=watchdog,
         )
     except Exception as error:
-        raise watch.leave(error) from error.__cause__
+        raise watchdog.leave(error) from error.__cause__
     finally:
         dist.destroy_process_group()
 

@@ -105,8 +105,8 @@ class Evaluator:
         sums = torch.zeros(len(self.windows.starts), dtype=torch.float64)
         nbytes = torch.zeros(1, dtype=torch.int64)
         batches = _batches(self.windows, self.batch_size)
-        for batch, counts in self.world.shares(batches):
-            with self.world.together():
+        for batch, counts in self.world.split_over_ranks(batches):
+            with self.world.raise_on_all_ranks():
                 x, y = read_windows(
                     self.split, self.windows.starts[batch], int(self.windows.lengths[batch][0])
                 )  # (B, T)

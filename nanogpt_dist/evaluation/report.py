@@ -89,7 +89,7 @@ def loss(
 
     Raises BadDataError for other ids, DivergedError.
     """
-    with world.together():
+    with world.raise_on_all_ranks():
         check_tokenizer(judged, data)
         tokens = data.split(split)
         windows = whole_split(tokens.tokens, judged.config.block_size)

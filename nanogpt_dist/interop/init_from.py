@@ -40,7 +40,7 @@ PUBLISHED = {
 }
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PATIENCE_S = 60.0  # with a hub that does not answer; somebody sits and waits
+HUB_BUDGET_S = 60.0  # with a hub that does not answer; somebody sits and waits
 HEAD, TABLE = "lm_head.weight", "wte.weight"
 OURS = "nanogpt_tokenizer.json"  # beside Hugging Face's own tokenizer files in what we export
 VOCABULARY = (OURS, "tokenizer.json", "vocab.json", "merges.txt")
@@ -249,7 +249,7 @@ def _of_hub(name: str, weights: bool) -> Path:
         if cached is not None:
             return cached
     try:
-        with hub.heard_by(hub.Listener(note=_note, budget_s=PATIENCE_S)):
+        with hub.heard_by(hub.Listener(note=_note, budget_s=HUB_BUDGET_S)):
             return _fetched(repo, weights)
     except HubUnavailableError as error:
         why = (

@@ -40,7 +40,7 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
     Works in a folder beside config.out_dir, which it removes.
     """
     assert config.out_dir is not None
-    folder = Path(config.out_dir).parent / world.text_from_lead(
+    folder = Path(config.out_dir).parent / world.broadcast_text(
         f".check-resume-{secrets.token_hex(4)}"
     )
     config = config.model_copy(
@@ -62,14 +62,14 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
     try:
         runs_of = [folder / name for name in ("whole", "resumed")]
         _train(config, runs_of[0], world, stop)
-        with world.together():
-            if world.leads:
+        with world.raise_on_all_ranks():
+            if world.is_rank0:
                 _copy_half(*map(run_folder.checkpoints_of, runs_of))
         _train(config, runs_of[1], world, stop)
-        with world.together():
+        with world.raise_on_all_ranks():
             return _compare(*runs_of)
     finally:
-        if world.leads:
+        if world.is_rank0:
             shutil.rmtree(folder, ignore_errors=True)
 
 

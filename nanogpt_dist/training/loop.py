@@ -13,7 +13,7 @@ from nanogpt_dist import __version__, advice, checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.batches import Ahead, Batches, Ids, Order, micro_batch_size
+from nanogpt_dist.data.batches import Batches, Ids, Order, Prefetcher, micro_batch_size
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed.strategy import check_memory, plan_layout
 from nanogpt_dist.distributed.world import World
@@ -34,7 +34,7 @@ from nanogpt_dist.training.resume import (
     resume_point,
 )
 from nanogpt_dist.training.saver import Saver, due, enough_room
-from nanogpt_dist.training.step import Update, Updater
+from nanogpt_dist.training.step import StepResult, TrainStep
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ def train(
     checkpoint, with which a run begins that has none yet. Everything is saved when it returns.
     Raises NanogptError, the same on all ranks.
     """
-    console = Console(world.leads)
+    console = Console(world.is_rank0)
     if world.size > 1:
         stop.defer()  # a rank that left by itself would take the others for lost
-    with world.together():
+    with world.raise_on_all_ranks():
         data = DataFolder.open(Path(config.dataset))
         config = fit_to_data(config, data)
         dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
         joined = cpu_kernels.chosen(config, world.device, dtype)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
-    world.refuse_differences(
+    world.raise_if_ranks_differ(
         version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config)
     )
     with open_run(config, world) as (run, refuse_moved):
@@ -86,19 +86,19 @@ def train(
                 "--max-iters"
             )
             return _finish(config, run, state, start, None, world, console)
-        with world.together():
+        with world.raise_on_all_ranks():
             hardly = check_memory(config, layout, world)
         if hardly:
             console.line(f"warning: {hardly}")
         init = start is None and config.init_from is None
-        updater = Updater(config, world, layout, dtype, init, data.tokenizer.n_vocab)
+        train_step = TrainStep(config, world, layout, dtype, init, data.tokenizer.n_vocab)
         if start:
-            with world.together():
-                updater.load(start, facts)
+            with world.raise_on_all_ranks():
+                train_step.load(start, facts)
             began_from = facts.get("began_from") or facts.get("imported_from") or config.init_from
         else:
             began_from = config.init_from and begin_from(
-                config.init_from, updater, data, world, console
+                config.init_from, train_step, data, world, console
             )
         saver = Saver(
             run,
@@ -119,17 +119,19 @@ def train(
             console.line(f"note: {other}")
             saver.resumed_from.add(storage.step_name(before))  # not lost for that
         with contextlib.ExitStack() as stack:
-            stack.enter_context(world.watch.over(run, config.timeout_s, stop.ask))
+            stack.enter_context(world.watchdog.over(run, config.timeout_s, stop.ask))
             stack.enter_context(noting_failure(run, world, refuse_moved))
-            with world.together():
-                progress = Progress(run, config, world, updater, state, console)
+            with world.raise_on_all_ranks():
+                progress = Progress(run, config, world, train_step, state, console)
             stack.enter_context(contextlib.closing(progress))
-            _introduce(console, world, updater, batches, run, start)
+            _introduce(console, world, train_step, batches, run, start)
             if world.any(bool(stop)):
                 raise StoppedError(stop.told)
-            ahead = stack.enter_context(contextlib.closing(Ahead(batches)))
+            prefetcher = stack.enter_context(contextlib.closing(Prefetcher(batches)))
             stack.enter_context(saver.ending())
-            last = loop(config, world, state, ahead, updater, evaluator, saver, progress, stop)
+            last = loop(
+                config, world, state, prefetcher, train_step, evaluator, saver, progress, stop
+            )
         return _finish(config, run, state, last, progress.tokens_per_second, world, console)
 
 
@@ -137,8 +139,8 @@ def loop(
     config: TrainConfig,
     world: World,
     state: TrainState,
-    ahead: Ahead,
-    updater: Updater,
+    prefetcher: Prefetcher,
+    train_step: TrainStep,
     evaluator: Evaluator,
     saver: Saver,
     progress: Progress,
@@ -151,37 +153,37 @@ def loop(
     skipped, owed = 0, False
     stop.defer()
     while state.step < config.max_iters:
-        with world.together():  # a damaged shard is found here
-            tokens = ahead.of(state.step)
+        with world.raise_on_all_ranks():  # a damaged shard is found here
+            tokens = prefetcher.of(state.step)
             saver.refuse_moved()
-        world.watch.beat(state.step)
-        update = updater.update(state.step, tokens)
+        world.watchdog.beat(state.step)
+        update = train_step.update(state.step, tokens)
         skipped = 0 if update.finite else skipped + 1
         state.step += 1
         state.tokens += config.global_batch_size * config.block_size
         state.skipped += not update.finite
         progress.updated(state, update)
         if skipped:
-            _judge_skipped(skipped, updater.max_skipped, state, update, progress)
+            _judge_skipped(skipped, train_step.max_skipped, state, update, progress)
 
         last = state.step == config.max_iters
         evaluated = last or state.step % config.eval_interval == 0
         improved, state.val_loss = False, None  # a checkpoint between evaluations has no val loss
         if evaluated:
-            found = updater.evaluate(evaluator)
+            found = train_step.evaluate(evaluator)
             state.val_loss = found.val_loss
             improved = saver.improves(state)
             progress.evaluated(state, found)
             _refuse_not_finite(state, saver)
         owed = owed or due(config, state.step, evaluated, improved)
         if last or (owed and not skipped):
-            saver.save(state, updater, evaluated, required=last)
+            saver.save(state, train_step, evaluated, required=last)
             owed = False
-        stopping, writing = world.each_any(bool(stop), not saver.ended)
+        stopping, writing = world.any_of_each(bool(stop), not saver.ended)
         if not writing:
             saver.finish(state)
         if not last and stopping:
-            saver.save(state, updater, evaluated, required=True)
+            saver.save(state, train_step, evaluated, required=True)
             break
         progress.restart_clock()
     assert saver.newest is not None
@@ -210,7 +212,7 @@ def _refuse_not_finite(state: TrainState, saver: Saver) -> None:
 
 def begin_from(
     name: str,
-    updater: Updater,
+    train_step: TrainStep,
     data: DataFolder,
     world: World,
     console: Console,
@@ -222,9 +224,9 @@ def begin_from(
     """
     from nanogpt_dist.interop import hf_tokenizer, huggingface, init_from
 
-    found = world.one_first(lambda: init_from.find(name))
-    with world.together():
-        huggingface.load(found, updater.model)
+    found = world.local_rank0_first(lambda: init_from.find(name))
+    with world.raise_on_all_ranks():
+        huggingface.load(found, train_step.model)
         try:
             same = hf_tokenizer.of_source(found).fingerprint == data.tokenizer.fingerprint
         except NanogptError:
@@ -305,7 +307,7 @@ def _judge_skipped(
     skipped: int,
     at_most: int,
     state: TrainState,
-    update: Update,
+    update: StepResult,
     progress: Progress,
 ) -> None:
     progress.console.line(
@@ -324,17 +326,21 @@ def _judge_skipped(
 def _introduce(
     console: Console,
     world: World,
-    updater: Updater,
+    train_step: TrainStep,
     batches: Batches,
     run: Path,
     start: Path | None,
 ) -> None:
-    config, dtype, data = updater.config, str(updater.dtype).removeprefix("torch."), batches.split
+    config, dtype, data = (
+        train_step.config,
+        str(train_step.dtype).removeprefix("torch."),
+        batches.split,
+    )
     n_vocab = data.n_vocab
     epochs = config.max_iters * config.global_batch_size / batches.order.windows
     console.line(
-        f"{updater.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
-        f"{updater.layout}, {torch.get_num_threads()} threads each · {config.dataset}: "
+        f"{train_step.model.num_params():,} parameters · {world.size} × {world.device.type} "
+        f"{dtype}, {train_step.layout}, {torch.get_num_threads()} threads each · {config.dataset}: "
         f"{data.tokens:,} tokens, {epochs:.3g} epochs"
     )
     console.line(
@@ -351,7 +357,7 @@ def _introduce(
         )
     for line in advice.on_schedule(config, epochs):
         console.line(f"warning: {line}")
-    if warning := enough_room(run, updater, config.keep_checkpoints):
+    if warning := enough_room(run, train_step, config.keep_checkpoints):
         console.line(f"warning: {warning}")
 
 
@@ -366,7 +372,7 @@ def _finish(
 ) -> Result:
     done = state.step >= config.max_iters
     verdict, code = ("done", Exit.DONE) if done else ("stopped", Exit.STOPPED)
-    if world.leads:
+    if world.is_rank0:
         try:
             run_folder.write_status(run, verdict, code, state.step, "", newest.name)
             crash_loops.ended(run, verdict)

@@ -17,7 +17,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.metrics import Console, Recorder, duration
-from nanogpt_dist.training.step import Update, Updater
+from nanogpt_dist.training.step import StepResult, TrainStep
 
 
 class Progress:
@@ -30,7 +30,7 @@ class Progress:
         run: Path,
         config: TrainConfig,
         world: World,
-        updater: Updater,
+        train_step: TrainStep,
         state: TrainState,
         console: Console,
     ) -> None:
@@ -43,9 +43,9 @@ class Progress:
         self.seconds = 0.0
         self.timed = 0  # updates in `seconds`
         self.recent = (0.0, 0)  # the same since the last log line
-        self.flops_per_token = updater.model.flops_per_token()
-        self.peak_flops = peak_tflops(world.device, updater.dtype) * 1e12 * world.size
-        self.recorder = self._open(run, state) if world.leads else None
+        self.flops_per_token = train_step.model.flops_per_token()
+        self.peak_flops = peak_tflops(world.device, train_step.dtype) * 1e12 * world.size
+        self.recorder = self._open(run, state) if world.is_rank0 else None
         self.clock = time.perf_counter()
 
     def _open(self, run: Path, state: TrainState) -> Recorder:
@@ -60,7 +60,7 @@ class Progress:
         """Over all ranks, mean of this process's lifetime; None before the second update."""
         return self.timed * self.batch_tokens / self.seconds if self.timed else None
 
-    def updated(self, state: TrainState, update: Update) -> None:
+    def updated(self, state: TrainState, update: StepResult) -> None:
         """Stop the clock for an update that was made; log it where it is due."""
         now = time.perf_counter()
         if state.step > self.first_step + 1:
@@ -74,7 +74,7 @@ class Progress:
         if due:
             self.recent = (0.0, 0)
 
-    def _log(self, recorder: Recorder, state: TrainState, update: Update) -> None:
+    def _log(self, recorder: Recorder, state: TrainState, update: StepResult) -> None:
         seconds, updates = self.recent
         # the first update is not timed
         speed = updates * self.batch_tokens / seconds if updates else None

@@ -61,13 +61,13 @@ def open_run(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callable
     assert config.out_dir is not None
     run, lock = Path(config.out_dir), storage.RunLock(Path(config.out_dir))
     with contextlib.ExitStack() as stack:
-        with world.together():
-            if world.leads:
+        with world.raise_on_all_ranks():
+            if world.is_rank0:
                 storage.probe_writable(run)
                 if (checkpoints := run_folder.checkpoints_of(run)).is_symlink():  # to another disk
                     storage.probe_writable(checkpoints)
                 stack.enter_context(lock)
-        yield run, lock.refuse_moved if world.leads else lambda: None
+        yield run, lock.refuse_moved if world.is_rank0 else lambda: None
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def noting_failure(run: Path, world: World, refuse_moved: Callable[[], None]) ->
     try:
         yield
     except BaseException as error:
-        named = world.watch.leave(error)
+        named = world.watchdog.leave(error)
         with contextlib.suppress(StorageError):  # another run may have begun under this name
             refuse_moved()
             _note(run, world, named)
@@ -86,7 +86,9 @@ def noting_failure(run: Path, world: World, refuse_moved: Callable[[], None]) ->
 
 
 def _note(run: Path, world: World, error: BaseException) -> None:
-    told = isinstance(error, NanogptError) and (error.quiet or (error.agreed and not world.leads))
+    told = isinstance(error, NanogptError) and (
+        error.quiet or (error.agreed and not world.is_rank0)
+    )
     if told:  # by another rank
         return
     code, line = explain(error)
@@ -116,8 +118,8 @@ def resume_point(
     branch_from: another run's checkpoint, with which this run begins.
     """
     chosen = ""
-    with world.together():
-        if world.leads:
+    with world.raise_on_all_ranks():
+        if world.is_rank0:
             for folder in (run, run_folder.checkpoints_of(run)):
                 storage.sweep(folder)
             if branch_from is not None:
@@ -135,7 +137,7 @@ def resume_point(
                         f"note: {moved}: the same tokens in the same order, rounded otherwise"
                     )
                 chosen = found.name
-    chosen = world.text_from_lead(chosen)
+    chosen = world.broadcast_text(chosen)
     return run_folder.checkpoints_of(run) / chosen if chosen else None
 
 
@@ -171,7 +173,7 @@ def forget_lost_best(run: Path, state: TrainState, world: World) -> None:
     """A best checkpoint that is gone is the best no more: else nothing worse would ever be called
     so again.
     """
-    there = world.leads and state.best_step is not None
+    there = world.is_rank0 and state.best_step is not None
     there = (
         there
         and (run_folder.checkpoints_of(run) / storage.step_name(state.best_step or 0)).is_dir()

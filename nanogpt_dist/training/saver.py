@@ -24,7 +24,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.metrics import Console
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 
 SAVED_BYTES = 12  # of a parameter in a checkpoint: fp32 weight and AdamW's two moments
 COPY_SHARE = 0.25  # of a machine's memory that a copy of them may take unasked
@@ -79,7 +79,9 @@ class Saver:
         lowest = min(math.inf if one.best_val_loss is None else one.best_val_loss for one in known)
         return state.val_loss is not None and state.val_loss < lowest
 
-    def save(self, state: TrainState, updater: Updater, evaluated: bool, required: bool) -> None:
+    def save(
+        self, state: TrainState, train_step: TrainStep, evaluated: bool, required: bool
+    ) -> None:
         """Commit `state`, as the best checkpoint so far if it was `evaluated` and improves(); all
         ranks together.
 
@@ -89,7 +91,7 @@ class Saver:
         self.finish(state)
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
-        with self.world.together():
+        with self.world.raise_on_all_ranks():
             self.refuse_moved()
         # now that it is known what became of the one before
         best = evaluated and self.improves(state)
@@ -97,14 +99,14 @@ class Saver:
             replace(state, best_val_loss=state.val_loss, best_step=state.step) if best else state
         )
         if self._beside is None:
-            self._beside = self._is_to_go_on_beside(updater)
+            self._beside = self._is_to_go_on_beside(train_step)
         later = self._beside and not required
         copies = self._copies if later else None
         mine = checkpoint.contents(
-            saved, updater.model, updater.optimizer, self.world.leads, copies
+            saved, train_step.model, train_step.optimizer, self.world.is_rank0, copies
         )
         self.writing = Writing(
-            mine.state, functools.partial(self._commit, mine, self._about(updater)), later
+            mine.state, functools.partial(self._commit, mine, self._about(train_step)), later
         )
         if not later:
             self.finish(state, required)
@@ -151,26 +153,26 @@ class Saver:
                 self.writing.wait()
             raise
 
-    def _is_to_go_on_beside(self, updater: Updater) -> bool:
+    def _is_to_go_on_beside(self, train_step: TrainStep) -> bool:
         """What is set; else whether a copy of weights and moments is a small part of the memory of
         each machine.
         """
         if self.config.async_save is not None:
             return self.config.async_save
-        needed = SAVED_BYTES * updater.model.num_params() / updater.layout.shard
+        needed = SAVED_BYTES * train_step.model.num_params() / train_step.layout.shard
         room = COPY_SHARE * total_memory_bytes(torch.device("cpu")) / self.world.local_size
         return not self.world.any(needed > room)
 
-    def _about(self, updater: Updater) -> dict[str, Any]:
+    def _about(self, train_step: TrainStep) -> dict[str, Any]:
         return {
             "dataset_id": self.data.dataset_id,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
             "world_size": self.world.size,
-            "layout": str(updater.layout),
+            "layout": str(train_step.layout),
             "threads_per_rank": torch.get_num_threads(),
-            "dtype": str(updater.dtype).removeprefix("torch."),
+            "dtype": str(train_step.dtype).removeprefix("torch."),
             "torch": torch.__version__,
-            "scaler": updater.scaler.state_dict(),
+            "scaler": train_step.scaler.state_dict(),
             **({"began_from": self.began_from} if self.began_from else {}),
         }
 
@@ -179,9 +181,9 @@ class Saver:
         training.
         """
         path = checkpoint.save(
-            self.world.patient, self.folder, mine, self.config, self.data.tokenizer, about
+            self.world.with_long_timeout, self.folder, mine, self.config, self.data.tokenizer, about
         )
-        if not self.world.leads:
+        if not self.world.is_rank0:
             return
         try:
             self._follow_up(mine.state, path.name)
@@ -230,9 +232,9 @@ class Writing:
         return self._error
 
 
-def enough_room(folder: Path, updater: Updater, keep: int) -> str | None:
+def enough_room(folder: Path, train_step: TrainStep, keep: int) -> str | None:
     """A warning where the disk cannot hold the checkpoints that are kept."""
-    needed = SAVED_BYTES * updater.model.num_params() * (keep + 2)
+    needed = SAVED_BYTES * train_step.model.num_params() * (keep + 2)
     free = shutil.disk_usage(folder).free
     return (
         f"{needed / 2**30:.1f} GiB for checkpoints, {free / 2**30:.1f} GiB free at {folder}"

@@ -27,7 +27,7 @@ from nanogpt_dist.training.optim import learning_rate, make_optimizer
 
 
 @dataclass(frozen=True)
-class Update:
+class StepResult:
     """What one update was: the loss is the mean over the whole global batch, in nats/token, on
     every rank.
     """
@@ -42,7 +42,7 @@ MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
 MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
 
 
-class Updater:
+class TrainStep:
     """A model, its optimizer, and how they are laid over the ranks. init: with initial weights,
     else to be loaded.
 
@@ -78,7 +78,7 @@ class Updater:
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
-    def update(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> Update:
+    def update(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> StepResult:
         """Make the update that follows `step` updates from this rank's micro-batches ((B, T),
         (B, T)).
 
@@ -106,7 +106,7 @@ class Updater:
                 self.optimizer.step()
             self.scaler.update()  # lowers its scale where a gradient was not finite
             self.optimizer.zero_grad(set_to_none=True)
-        return Update(summed / self.world.size, norm, rate, finite)
+        return StepResult(summed / self.world.size, norm, rate, finite)
 
     def evaluate(self, evaluator: Evaluator) -> Evaluation:
         """What `evaluator` says of the model as it is; all ranks together."""

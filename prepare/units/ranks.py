@@ -58,7 +58,7 @@ class Ranks:
         return cls()
 
     @property
-    def leads(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process makes the plan, puts the shards together and writes the manifest."""
         return self.rank == 0
 
@@ -132,7 +132,7 @@ class Ranks:
                 "holder": holder(work.folder / LOCK),
             }
             with suppress(NanogptError):
-                path = work.run if self.leads else work.folder / f"failed-{self.rank}"
+                path = work.run if self.is_rank0 else work.folder / f"failed-{self.rank}"
                 write_atomic(path, json.dumps(told).encode())
 
     def look_for_failures(self, work: Work) -> None:

@@ -24,7 +24,7 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.interop.import_run import ALONE, moments_of
 from nanogpt_dist.training.optim import learning_rate
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 
 TEXT = (
     "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 400
@@ -207,12 +207,12 @@ def continue_theirs(work: Path, path: Path, config: TrainConfig) -> list[float]:
 
 def continue_ours(found: Path, config: TrainConfig) -> list[float]:
     config = config.model_copy(update={"device": "cpu", "dtype": "float32"})
-    updater = Updater(config, ALONE, plan_layout(config, ALONE), torch.float32, init=False)
-    updater.load(found, {})
+    train_step = TrainStep(config, ALONE, plan_layout(config, ALONE), torch.float32, init=False)
+    train_step.load(found, {})
     assert moments_of(found)
     state, _ = checkpoint.load_state(found)
     return [
-        updater.update(state.step + i, [(x.numpy(), y.numpy())]).loss
+        train_step.update(state.step + i, [(x.numpy(), y.numpy())]).loss
         for i, (x, y) in enumerate(batches(config))
     ]
 

@@ -18,7 +18,7 @@ from nanogpt_dist.errors import BadDataError, ConfigError, NanogptError
 def told(world: World, error: NanogptError | None) -> list[object]:
     """Code, message and agreement that this rank sees when it has `error`."""
     try:
-        with world.together():
+        with world.raise_on_all_ranks():
             if error:
                 raise error
     except NanogptError as seen:
@@ -31,8 +31,8 @@ with connect("cpu", timeout_s=60) as world:
         "sum": world.sum(torch.tensor([1.0, 10.0]) * (world.rank + 1)).tolist(),
         "any": [world.any(False), world.any(world.rank == 1)],
         "text": [
-            world.text_from_lead(""),
-            world.text_from_lead("grüße" if world.leads else "ignored"),
+            world.broadcast_text(""),
+            world.broadcast_text("grüße" if world.is_rank0 else "ignored"),
         ],
         "one fails": told(world, BadDataError("bad shard") if world.rank == 1 else None),
         "both fail": told(world, ConfigError(f"of rank {world.rank}")),

@@ -8,17 +8,17 @@ import sys
 from typing import Any
 
 from nanogpt_dist.__main__ import main
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 
-update = Updater.update
+update = TrainStep.update
 
 
-def fatal(self: Updater, step: int, *rest: Any) -> Any:
-    if step == int(os.environ["FAULT"]) and self.world.leads:
+def fatal(self: TrainStep, step: int, *rest: Any) -> Any:
+    if step == int(os.environ["FAULT"]) and self.world.is_rank0:
         os.kill(os.getpid(), signal.SIGKILL)
     return update(self, step, *rest)
 
 
 if __name__ == "__main__":
-    Updater.update = fatal  # type: ignore[method-assign]
+    TrainStep.update = fatal  # type: ignore[method-assign]
     sys.exit(main())

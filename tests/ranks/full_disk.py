@@ -11,15 +11,17 @@ from nanogpt_dist.distributed.world import connect
 from nanogpt_dist.errors import StorageError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.loop import train
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
 
 if __name__ == "__main__":
     folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])
     made = []
-    update = Updater.update
-    Updater.update = lambda self, step, *rest: (made.append(step + 1), update(self, step, *rest))[1]  # type: ignore[method-assign]
+    update = TrainStep.update
+    TrainStep.update = lambda self, step, *rest: (made.append(step + 1), update(self, step, *rest))[
+        1
+    ]  # type: ignore[method-assign]
     with connect("cpu", timeout_s=60) as world:
         if world.rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))

@@ -19,7 +19,7 @@ from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.loop import fit_to_data, read_plan, train
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
 
@@ -72,16 +72,16 @@ def load_all(world: World, folder: Path, corpus: Path) -> None:
         data = DataFolder.open(corpus)
         config = fit_to_data(config_of(corpus, folder / "none", given, 0.0), data)
         layout = plan_layout(config, world)
-        updater = Updater(config, world, layout, torch.float32)
+        train_step = TrainStep(config, world, layout, torch.float32)
         batches, evaluator = read_plan(config, data, world, torch.float32)
         for run in sorted(folder.glob("*-?")):
             saved = run / "plain" / "checkpoints" / storage.step_name(HALF)
             _, facts = checkpoint.load_state(saved)
-            updater.load(saved, facts)
-            loss = updater.evaluate(evaluator).val_loss
-            updater.update(HALF, list(batches.of(HALF)))  # the moments matter here
-            loaded[f"{run.name} by {name}"] = [loss, updater.evaluate(evaluator).val_loss]
-    if world.leads:
+            train_step.load(saved, facts)
+            loss = train_step.evaluate(evaluator).val_loss
+            train_step.update(HALF, list(batches.of(HALF)))  # the moments matter here
+            loaded[f"{run.name} by {name}"] = [loss, train_step.evaluate(evaluator).val_loss]
+    if world.is_rank0:
         (folder / f"loaded-{world.size}.json").write_text(json.dumps(loaded))
 
 

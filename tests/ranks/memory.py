@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import connect
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
 
@@ -39,24 +39,26 @@ if __name__ == "__main__":
             vocab_size=1000,
             n_head=4,
         )
-        updater = Updater(config, world, plan_layout(config, world), torch.float32)
+        train_step = TrainStep(config, world, plan_layout(config, world), torch.float32)
         rows = torch.zeros(2, config.block_size, dtype=torch.int64).numpy()
-        updater.update(0, [(rows, rows)] * 2)  # AdamW has its moments now
+        train_step.update(0, [(rows, rows)] * 2)  # AdamW has its moments now
         with_gradients: list[Tensor] = []
-        updater.optimizer.step = lambda: with_gradients.extend(  # type: ignore[method-assign,assignment]
-            p.grad for p in updater.model.parameters() if p.grad is not None
+        train_step.optimizer.step = lambda: with_gradients.extend(  # type: ignore[method-assign,assignment]
+            p.grad for p in train_step.model.parameters() if p.grad is not None
         )
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            updater.update(1, [(rows, rows)] * 4)
+            train_step.update(1, [(rows, rows)] * 4)
         calls = {event.key: event.count for event in profiler.key_averages()}
-        moments = [value for state in updater.optimizer.state.values() for value in state.values()]
+        moments = [
+            value for state in train_step.optimizer.state.values() for value in state.values()
+        ]
         sums = {
-            "parameters": local_bytes(updater.model.parameters()),
+            "parameters": local_bytes(train_step.model.parameters()),
             "gradients": local_bytes(with_gradients),
             "moments": local_bytes(moments),
             "reductions": calls.get("c10d::_reduce_scatter_base_", 0),
-            "groups": 1 + len(updater.model.transformer.h),
-            "total": 16 * updater.model.num_params(),
+            "groups": 1 + len(train_step.model.transformer.h),
+            "total": 16 * train_step.model.num_params(),
         }
         (folder / f"memory-{strategy}-{world.size}-{world.rank}.json").write_text(json.dumps(sums))
     leave()

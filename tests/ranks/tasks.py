@@ -23,5 +23,5 @@ with connect("cpu", timeout_s=60) as world:
             score.log_likelihood for score in scorer([([i], [i + 1, 2]) for i in range(17)])
         ],
     }
-    if world.leads:
+    if world.is_rank0:
         out.write_text(json.dumps(results))

@@ -42,7 +42,7 @@ def run(names: list[str], scorer: Scorer, limit: int | None = None) -> dict[str,
     MissingInputError, HubUnavailableError where a task's data cannot be had.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tasks = scorer.world.one_first(lambda: _load(names))
+    tasks = scorer.world.local_rank0_first(lambda: _load(names))
     import lm_eval
 
     # Its simple_evaluate would look at the machine and the git repository with commands of the
@@ -175,7 +175,7 @@ def _model(scorer: Scorer) -> Any:
             """Each rank writes every size-th text, and in the end tells the others."""
             world, decoder = scorer.world, Decoder(scorer.model, scorer.tokenizer.n_vocab)
             asked = _asked([request.args for request in requests], scorer)
-            with world.together():
+            with world.raise_on_all_ranks():
                 mine = [_write(decoder, scorer, *each) for each in asked[world.rank :: world.size]]
             each = [json.loads(texts) for texts in world.gather_texts(json.dumps(mine))]
             return [each[i % world.size][i // world.size] for i in range(len(requests))]
@@ -204,7 +204,7 @@ def _asked(
         same = json.dumps([context, how], default=str)
         found.append((ids[-room:], settings, seen[same]))
         seen[same] += 1
-    if cut and scorer.world.leads:
+    if cut and scorer.world.is_rank0:
         print(
             f"warning: {cut} of {len(requests)} prompts lose their beginning: block_size "
             f"{block_size} has no room for them and max_gen_toks",

@@ -85,7 +85,7 @@ def hellaswag(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str,
     Each line is {ctx, endings, label}.
     """
     requests, counts, labels = [], [], []
-    with scorer.world.together():
+    with scorer.world.raise_on_all_ranks():
         for number, example in enumerate(read_jsonl(path)[:limit], 1):
             context, endings, label = _ctx_endings_label(example, f"{shown(path)}:{number}")
             requests += [pair(scorer.tokenizer, context, f" {ending}") for ending in endings]
@@ -126,7 +126,7 @@ def lambada(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, A
     Each line is {text}.
     """
     requests = []
-    with scorer.world.together():
+    with scorer.world.raise_on_all_ranks():
         for number, example in enumerate(read_jsonl(path)[:limit], 1):
             text = example.get("text")
             if not isinstance(text, str) or " " not in text.strip():
@@ -148,7 +148,7 @@ def text(path: Path, scorer: Scorer) -> dict[str, Any]:
     """Bits per byte, and loss in nats/token, of a text file as one document; each token is
     predicted once.
     """
-    with scorer.world.together():
+    with scorer.world.raise_on_all_ranks():
         read = _read(path)
         ids = scorer.tokenizer.encode(read).tolist()
         eot, size = scorer.tokenizer.eot_id, scorer.model.config.block_size

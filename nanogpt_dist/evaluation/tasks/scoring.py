@@ -58,7 +58,7 @@ class Scorer:
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))  # the longest first
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         found = torch.zeros(2, len(rows), dtype=torch.float64)
-        for batch, counts in self.world.shares(batches):
+        for batch, counts in self.world.split_over_ranks(batches):
             scores = self._batch([rows[i] for i in batch])
             if counts:
                 found[:, batch] = scores

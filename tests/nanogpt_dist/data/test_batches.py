@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.batches import Ahead, Batches, Order, _keys, micro_batch_size, permute
+from nanogpt_dist.data.batches import Batches, Order, Prefetcher, _keys, micro_batch_size, permute
 from nanogpt_dist.errors import BadDataError, ConfigError
 
 
@@ -127,20 +127,20 @@ def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
 ) -> None:
     split = DataFolder.open(corpus).split("train")
     batches = Batches(split, Order(1, "id", 32, split.tokens), 8, 4, 0, 1)
-    with contextlib.closing(Ahead(batches)) as ahead:
+    with contextlib.closing(Prefetcher(batches)) as prefetcher:
         for step in (0, 1, 2, 7, 8, 3):
-            for found, expected in zip(ahead.of(step), batches.of(step), strict=True):
+            for found, expected in zip(prefetcher.of(step), batches.of(step), strict=True):
                 assert np.array_equal(found, expected)
 
         def damaged(start: int, length: int) -> np.ndarray:
             raise BadDataError("damaged")
 
-        ahead.of(20)
-        ahead._next[1].result()  # type: ignore[index]
+        prefetcher.of(20)
+        prefetcher._next[1].result()  # type: ignore[index]
         monkeypatch.setattr(split, "read", damaged)
-        ahead.of(21)
+        prefetcher.of(21)
         with pytest.raises(BadDataError, match="damaged"):
-            ahead.of(22)
+            prefetcher.of(22)
 
 
 def test_three_ranks_are_told_which_numbers_are_possible() -> None:

@@ -20,7 +20,7 @@ from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.loop import train
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, records, tiny
 from tests.ranks.matrix import HALF, STEPS, strategies
@@ -181,10 +181,10 @@ def test_low_precision_keeps_the_master_weights(
     norms = {}
     for numbers in (torch.float32, dtype):
         config = tiny(corpus, tmp_path / "run", strategy="fsdp", vocab_size=257)
-        updater = Updater(config, alone, plan_layout(config, alone), numbers)
-        updates = [updater.update(step, [(rows[:, :-1], rows[:, 1:])] * 2) for step in range(3)]
+        train_step = TrainStep(config, alone, plan_layout(config, alone), numbers)
+        updates = [train_step.update(step, [(rows[:, :-1], rows[:, 1:])] * 2) for step in range(3)]
         assert all(update.finite for update in updates)
-        assert {p.dtype for p in updater.model.parameters()} == {torch.float32}
+        assert {p.dtype for p in train_step.model.parameters()} == {torch.float32}
         norms[numbers] = [update.grad_norm for update in updates]
     assert norms[dtype] == pytest.approx(norms[torch.float32], rel=0.05)
     assert norms[dtype] != norms[torch.float32]
@@ -195,17 +195,19 @@ def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(
     alone: World,
 ) -> None:
     config = tiny(tmp_path, tmp_path / "run", strategy="fsdp", vocab_size=64)
-    updater = Updater(config, alone, plan_layout(config, alone), torch.float16)
+    train_step = TrainStep(config, alone, plan_layout(config, alone), torch.float16)
     rows = torch.zeros(2, 32, dtype=torch.int64).numpy()
-    before = {name: whole(p).clone() for name, p in updater.model.named_parameters()}
-    scale = updater.scaler.get_scale()
-    handle = updater.model.transformer.ln_f.weight.register_post_accumulate_grad_hook(
+    before = {name: whole(p).clone() for name, p in train_step.model.named_parameters()}
+    scale = train_step.scaler.get_scale()
+    handle = train_step.model.transformer.ln_f.weight.register_post_accumulate_grad_hook(
         lambda weight: weight.grad.to_local().fill_(math.inf)
     )
-    assert not updater.update(0, [(rows, rows)]).finite
+    assert not train_step.update(0, [(rows, rows)]).finite
     handle.remove()
-    assert updater.scaler.get_scale() == scale / 2
-    assert all(torch.equal(whole(p), before[name]) for name, p in updater.model.named_parameters())
+    assert train_step.scaler.get_scale() == scale / 2
+    assert all(
+        torch.equal(whole(p), before[name]) for name, p in train_step.model.named_parameters()
+    )
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def test_a_world_of_one_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     with connect("cpu", timeout_s=5) as world:
         assert world == World(0, 0, 1, torch.device("cpu"), None)
         assert world.any(True)
-        assert world.text_from_lead("x") == "x"
+        assert world.broadcast_text("x") == "x"
         assert world.sum(torch.ones(2)).tolist() == [1, 1]
-        with pytest.raises(BadDataError, match="here"), world.together():
+        with pytest.raises(BadDataError, match="here"), world.raise_on_all_ranks():
             raise BadDataError("here")
 
 

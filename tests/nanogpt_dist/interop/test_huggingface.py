@@ -389,7 +389,7 @@ def test_training_begins_from_foreign_weights(corpus: Path, tmp_path: Path) -> N
 
 def test_a_hub_that_is_not_there_is_told_soon(tmp_path: Path) -> None:
     code = (
-        "from nanogpt_dist.interop import init_from; init_from.PATIENCE_S = 1.0; from cli.main "
+        "from nanogpt_dist.interop import init_from; init_from.HUB_BUDGET_S = 1.0; from cli.main "
         "import main; import sys; sys.argv = ['nanogpt', 'show', 'params', '--init-from', "
         "'somebody/model']; sys.exit(main())"
     )

@@ -23,7 +23,7 @@ from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.tokenizer.meta_pkl import plain_bytes, read_plain
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.interop.models import ids, make_run, weights
 from tests.nanogpt_dist.small import ONE
 
@@ -78,13 +78,13 @@ def config_of(**more: Any) -> TrainConfig:
     )
 
 
-def trained(updates: int = 3) -> tuple[Updater, TrainConfig]:
+def trained(updates: int = 3) -> tuple[TrainStep, TrainConfig]:
     """A model after a few updates, with the plain loop of nanoGPT's train.py."""
     config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
-    updater = Updater(config, ONE, plan_layout(config, ONE), torch.float32)
+    train_step = TrainStep(config, ONE, plan_layout(config, ONE), torch.float32)
     for step in range(updates):
-        updater.update(step, batches()[step])
-    return updater, config
+        train_step.update(step, batches()[step])
+    return train_step, config
 
 
 def batches() -> list[list[Any]]:
@@ -96,13 +96,13 @@ def make_ckpt(path: Path, prefix: str = "", **changes: Any) -> Path:
     """As train.py writes it: the state_dict with both names of the tied table, AdamW's own
     state_dict.
     """
-    updater, _ = trained()
-    model = {f"{prefix}{name}": tensor for name, tensor in updater.model.state_dict().items()}
+    train_step, _ = trained()
+    model = {f"{prefix}{name}": tensor for name, tensor in train_step.model.state_dict().items()}
     # of old versions
     model |= {f"{prefix}transformer.h.{i}.attn.bias": torch.ones(1, 1, 12, 12) for i in range(2)}
     content = {
         "model": model,
-        "optimizer": updater.optimizer.state_dict(),
+        "optimizer": train_step.optimizer.state_dict(),
         "model_args": ARGUMENTS,
         "iter_num": 3,
         "best_val_loss": torch.tensor(3.5),
@@ -121,9 +121,9 @@ def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> Non
     adopt(foreign, tmp_path / "run")
     found = find_checkpoint(str(tmp_path / "run"))
     model, config = checkpoint.load_model(found, torch.device("cpu"))
-    updater, _ = trained()
+    train_step, _ = trained()
     x = ids(61, length=12)
-    assert torch.equal(model.logits(x), updater.model.eval().logits(x))
+    assert torch.equal(model.logits(x), train_step.model.eval().logits(x))
     assert found.name == "step-00000003"
     assert (config.learning_rate, config.global_batch_size, config.dataset) == (
         1e-3,
@@ -136,7 +136,7 @@ def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> Non
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     adopt(nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt")), tmp_path / "run")
     config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
-    ours = Updater(config, ONE, plan_layout(config, ONE), torch.float32, init=False)
+    ours = TrainStep(config, ONE, plan_layout(config, ONE), torch.float32, init=False)
     ours.load(find_checkpoint(str(tmp_path / "run")), {})
     theirs, _ = trained()
     for step in range(3, 23):

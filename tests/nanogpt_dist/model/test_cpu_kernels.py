@@ -12,7 +12,7 @@ from torch import Tensor
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import ONE
 
 CPU, BF16, F32, F64 = torch.device("cpu"), torch.bfloat16, torch.float32, torch.float64
@@ -120,7 +120,7 @@ def test_rows_without_an_id_take_no_part() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def updater(dtype: torch.dtype, **changes: object) -> Updater:
+def train_step(dtype: torch.dtype, **changes: object) -> TrainStep:
     config = resolve(
         {
             **SMALL,
@@ -131,7 +131,7 @@ def updater(dtype: torch.dtype, **changes: object) -> Updater:
             **changes,
         }
     )
-    return Updater(config, ONE, plan_layout(config, ONE), dtype)
+    return TrainStep(config, ONE, plan_layout(config, ONE), dtype)
 
 
 def tokens(config: TrainConfig, step: int, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -146,7 +146,7 @@ def tokens(config: TrainConfig, step: int, count: int) -> list[tuple[Tensor, Ten
 
 
 def losses(dtype: torch.dtype, count: int = 1, **changes: object) -> Tensor:
-    made = updater(dtype, **changes)
+    made = train_step(dtype, **changes)
     return torch.tensor([made.update(i, tokens(made.config, i, count)).loss for i in range(200)])
 
 
@@ -161,13 +161,13 @@ def test_a_run_of_200_updates_is_as_near_to_float32_as_autocasts() -> None:
 
 
 def test_dropout_is_applied_in_the_fast_pass() -> None:
-    one, two = updater(BF16, dropout=0.5), updater(BF16, dropout=0.0)
+    one, two = train_step(BF16, dropout=0.5), train_step(BF16, dropout=0.0)
     batch = tokens(one.config, 0, 1)
     assert one.update(0, batch).grad_norm != pytest.approx(two.update(0, batch).grad_norm, rel=0.01)
 
 
 def test_joined_micro_batches_make_the_same_gradient() -> None:
-    apart, joined = updater(BF16), updater(BF16)
+    apart, joined = train_step(BF16), train_step(BF16)
     one, other = (
         apart.update(0, tokens(apart.config, 0, 2)),
         joined.update(0, tokens(joined.config, 0, 1)),
@@ -208,7 +208,7 @@ def test_where_it_is_chosen(
 
 
 def test_evaluation_in_float32_is_the_plain_one() -> None:
-    fast, plain = updater(BF16), updater(F32)
+    fast, plain = train_step(BF16), train_step(F32)
     ids = torch.arange(48)[None]
     with torch.no_grad():
         assert torch.equal(fast.model.logits(ids), plain.model.logits(ids))

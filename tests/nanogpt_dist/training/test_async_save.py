@@ -10,7 +10,7 @@ import pytest
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.errors import StorageError
 from nanogpt_dist.training.saver import Saver
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.conftest import Run, in_ranks
 from tests.nanogpt_dist.small import go, tiny
 
@@ -23,9 +23,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     updates made).
     """
     seen: dict[str, Any] = {"go_on": threading.Event(), "fails": False, "updates": 0, "at_end": []}
-    update = Updater.update
+    update = TrainStep.update
 
-    def counted(self: Updater, step: int, *rest: Any) -> Any:
+    def counted(self: TrainStep, step: int, *rest: Any) -> Any:
         seen["updates"] = step + 1
         if seen["release_at"] == step + 1:
             seen["go_on"].set()
@@ -39,7 +39,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise StorageError("disk full: made up")
         return save_checkpoint(world, folder, mine, *rest)
 
-    monkeypatch.setattr(Updater, "update", counted)
+    monkeypatch.setattr(TrainStep, "update", counted)
     monkeypatch.setattr(checkpoint, "save", slowly)
     return seen
 

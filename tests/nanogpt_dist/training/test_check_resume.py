@@ -8,7 +8,7 @@ import pytest
 from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.check_resume import check_resume
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.conftest import TINY, Run
 from tests.nanogpt_dist.small import ONE, tiny
 
@@ -38,13 +38,13 @@ def test_it_notices_a_moment_that_is_lost(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    load = Updater.load
+    load = TrainStep.load
 
-    def forgetful(self: Updater, *rest: object) -> None:
+    def forgetful(self: TrainStep, *rest: object) -> None:
         load(self, *rest)  # type: ignore[arg-type]
         next(iter(self.optimizer.state.values()))["exp_avg"][0, 0] += 1e-9
 
-    monkeypatch.setattr(Updater, "load", forgetful)
+    monkeypatch.setattr(TrainStep, "load", forgetful)
     with pytest.raises(
         NanogptError, match=r"differs from an undisturbed one in model.safetensors, optimizer.saf"
     ):

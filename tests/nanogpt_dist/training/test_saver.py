@@ -14,7 +14,7 @@ from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage.run_folder import find_checkpoint
-from nanogpt_dist.training.step import Updater
+from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import go, records, tiny
 
 
@@ -85,9 +85,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     poisoned: set[int] = {3}
-    update = Updater.update
+    update = TrainStep.update
 
-    def poison(self: Updater, step: int, *rest: object) -> object:
+    def poison(self: TrainStep, step: int, *rest: object) -> object:
         if step not in poisoned:
             return update(self, step, *rest)  # type: ignore[arg-type]
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
@@ -97,7 +97,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
         assert all(torch.equal(p, before[name]) for name, p in self.model.named_parameters())
         return result
 
-    monkeypatch.setattr(Updater, "update", poison)
+    monkeypatch.setattr(TrainStep, "update", poison)
     assert go(tiny(corpus, tmp_path / "one")).step == 8
     state, _ = load_state(tmp_path / "one" / "checkpoints" / storage.step_name(8))
     assert state.skipped == 1
