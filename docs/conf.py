@@ -12,6 +12,7 @@ from sphinx.writers.html5 import HTML5Translator
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
+from docs import generate  # noqa: E402
 from nanogpt_dist import __version__  # noqa: E402
 
 project = "nanogpt-dist"
@@ -43,7 +44,8 @@ logging.getLogger("sphinx.sphinx.directives.other").addFilter(
 
 
 def setup(app: Sphinx) -> None:
-    """Render formulas as MathML, which browsers show without a script from elsewhere."""
+    """Write the generated pages, and render formulas as MathML, which needs no script."""
+    generate.write(DOCS / "reference" / "generated")
     app.add_html_math_renderer(
         "mathml",
         inline_renderers=(_render_inline, None),

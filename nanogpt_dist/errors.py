@@ -16,18 +16,26 @@ INTERRUPTED = 130  # exit code of a command that Ctrl-C ends with nothing to sav
 
 
 class Exit(IntEnum):
-    """Exit codes of every command, after BSD's sysexits.h where it has one."""
+    """Exit codes of every command, after BSD's sysexits.h where it has one; with their meaning."""
 
-    DONE = 0
-    USAGE = 2
-    BAD_DATA = 65
-    MISSING_INPUT = 66
-    HUB_UNAVAILABLE = 69
-    BUG = 70
-    CANNOT_CREATE = 73
-    IO_ERROR = 74
-    STOPPED = 75  # stopped cleanly: the same command again resumes
-    CONFIG = 78
+    meaning: str
+
+    DONE = 0, "done"
+    USAGE = 2, "wrong command line"
+    BAD_DATA = 65, "bad data: truncated, edited, of another tokenizer"
+    MISSING_INPUT = 66, "an input does not exist"
+    HUB_UNAVAILABLE = 69, "the network or the hub is not there"
+    BUG = 70, "a bug of ours, or out of memory; `--debug` shows the traceback"
+    CANNOT_CREATE = 73, "output cannot be created: exists, locked by another run, not writable"
+    IO_ERROR = 74, "input/output error, disk full"
+    STOPPED = 75, "stopped cleanly; the same command resumes"
+    CONFIG = 78, "a setting is wrong, or does not fit the run"
+
+    def __new__(cls, code: int, meaning: str) -> "Exit":
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
 
 
 class NanogptError(Exception):

@@ -1,0 +1,108 @@
+"""The pages of the settings and of the presets."""
+
+from typing import Any
+
+import tomli_w
+
+from docs.generate.text import code, escape, table
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.inspect.architecture import count_parameters
+from nanogpt_dist.load_config import load, with_vocabulary
+from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS
+
+TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "string": "text",
+}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+SETTINGS = """\
+# Settings
+
+All settings of a run. Each is a flag of [`nanogpt train`](#nanogpt-train) (`--learning-rate 3e-4`,
+or `--learning_rate=3e-4` as in nanoGPT) and a line of a TOML file (`learning_rate = 3e-4`);
+`nanogpt show config PRESET` prints such a file. A flag takes precedence over a file or a preset,
+and these over the defaults below. The flag that turns a setting off begins with `--no-`.
+
+{groups}
+"""
+
+PRESETS_PAGE = """\
+# Presets
+
+`nanogpt train PRESET` starts with one of these; flags go over it. `nanogpt show params PRESET`
+counts its parameters by component.
+
+- `gpt2-124m` … `gpt2-1558m`: GPT-2's sizes as nanoGPT trains them.
+- `gpt2` … `gpt2-xl`: OpenAI's own architecture: biases, tanh GELU, 50,257 ids.
+- `finetune-shakespeare`, `eval-gpt2` …: nanoGPT's, from OpenAI's weights.
+- `shakespeare-char`, `shakespeare-char-cpu`: nanoGPT's character models.
+- `quickstart`: two minutes on two cores.
+
+{table}
+## What they set
+
+All else is as in [Settings](settings.md).
+
+{sections}
+"""
+
+
+def settings_page() -> str:
+    """Every setting of train, with its type, bounds, default and help."""
+    groups: dict[str, list[str]] = {}
+    for name, field in TrainConfig.model_json_schema()["properties"].items():
+        groups.setdefault(field["group"], []).append(setting_entry(name, field))
+    sections = [f"## {group}\n\n" + "\n".join(entries) for group, entries in groups.items()]
+    return SETTINGS.format(groups="\n".join(sections))
+
+
+def setting_entry(name: str, field: dict[str, Any]) -> str:
+    """One setting as an entry of a definition list; field: its JSON schema."""
+    kind = next(each for each in field.get("anyOf", [field]) if each.get("type") != "null")
+    if "enum" in kind:
+        told = " or ".join(map(code, kind["enum"]))
+    else:
+        bounds = [f"{sign} {kind[key]:,}" for key, sign in BOUNDS.items() if key in kind]
+        told = ", ".join([TYPES[kind["type"]], *([" and ".join(bounds)] if bounds else [])])
+    default = "unset" if field["default"] is None else code(field["default"])
+    term, text = f"`{name}`{{#setting-{name}}}", escape(field["description"])
+    return f"{term}\n:   {text} *({told}; default {default})*\n"
+
+
+def presets_page() -> str:
+    """The presets: their sizes, and what differs from the defaults."""
+    header = (
+        "preset",
+        "parameters",
+        "blocks × width",
+        "heads",
+        "context",
+        "tokens a step",
+        "steps",
+    )
+    return PRESETS_PAGE.format(
+        table=table(header, (preset_row(name) for name in PRESETS)),
+        sections="\n".join(
+            f"(preset-{name})=\n### {name}\n\n```toml\n{tomli_w.dumps(values)}```\n"
+            for name, values in PRESETS.items()
+        ),
+    )
+
+
+def preset_row(name: str) -> tuple[str, ...]:
+    """What distinguishes a preset; the architecture of OpenAI's weights is known without them."""
+    weights = PRESETS[name].get("init_from", "")
+    config = with_vocabulary(load(name, {**PRESETS.get(weights, {}), "init_from": None}))
+    default = " (default)" if name == DEFAULT_PRESET else ""
+    return (
+        f"[`{name}`](#preset-{name}){default}",
+        f"{count_parameters(config).total:,}",
+        f"{config.n_layer} × {config.n_embd:,}",
+        f"{config.n_head}",
+        f"{config.block_size:,}",
+        f"{config.global_batch_size * config.block_size:,}",
+        f"{config.max_iters:,}",
+    )

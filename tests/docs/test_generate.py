@@ -1,0 +1,60 @@
+"""The generated reference has a line for everything that the program has."""
+
+from pathlib import Path
+
+import pytest
+
+from docs.generate import pages, write
+from docs.generate.commands import walk
+from docs.generate.text import escape, prose
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.errors import Exit
+from nanogpt_dist.presets import PRESETS
+from prepare.corpora import CORPORA
+
+PAGES = pages()
+
+
+@pytest.mark.parametrize(("name", "command", "_"), list(walk()), ids=lambda each: str(each)[:40])
+def test_every_command_has_its_section_with_all_its_options(
+    name: str,
+    command: object,
+    _: object,
+) -> None:
+    page = PAGES[f"commands/{name.split()[1]}.md"]
+    section = page.split(f"({name.replace(' ', '-')})=\n")[1].split("\n(nanogpt-")[0]
+    for parameter in command.params:  # type: ignore[attr-defined]
+        for option in [*parameter.opts, *parameter.secondary_opts]:
+            shown = parameter.metavar if parameter.param_type_name == "argument" else option
+            assert f"{shown}" in section, option
+
+
+def test_every_setting_has_its_entry_with_its_default() -> None:
+    for name, field in TrainConfig.model_fields.items():
+        entry = PAGES["settings.md"].split(f"`{name}`{{#setting-{name}}}")[1].split("\n\n")[0]
+        default = str(field.default)
+        assert "unset" in entry if field.default is None else default.lower() in entry.lower()
+        assert escape(field.description or "") in entry
+
+
+def test_every_preset_corpus_and_exit_code_has_its_entry() -> None:
+    assert all(f"(preset-{name})=" in PAGES["presets.md"] for name in PRESETS)
+    assert all(f"## {name}\n" in PAGES["corpora.md"] for name in CORPORA)
+    assert all(f"| `{int(code)}` | {code.meaning}" in PAGES["exit-codes.md"] for code in Exit)
+
+
+def test_what_markdown_would_take_as_its_own_is_shown_as_it_is() -> None:
+    assert escape("a <b> | `<c>` n_head $x *") == r"a \<b\> \| `<c>` n\_head \$x \*"
+    assert prose("One\nline.\n\nnanogpt eval\n  nanogpt sample") == (
+        "One line.\n\n```text\nnanogpt eval\nnanogpt sample\n```\n"
+    )
+
+
+def test_a_page_is_written_once_and_an_old_one_removed(tmp_path: Path) -> None:
+    (tmp_path / "commands").mkdir()
+    (tmp_path / "commands/gone.md").write_text("# Gone")
+    write(tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.md")}
+    assert len(written) == len(PAGES)
+    write(tmp_path)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.md")}
