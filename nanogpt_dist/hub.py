@@ -6,6 +6,7 @@ them, where all their requests pass: the `send` of the client that they share. A
 off goes on at the byte where it broke.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -30,7 +31,6 @@ from nanogpt_dist.errors import (
     UsageError,
     clipped,
 )
-from nanogpt_dist.storage.durable import FULL, told
 
 FAULT_BUDGET_S = 300.0  # of faults in a row; a byte that arrives ends the row
 # the same, where the hub has never answered this process: then there is no network, most likely
@@ -150,7 +150,7 @@ def hub_library() -> Any:
     _refuse_token(huggingface_hub.get_token())
     with _wrapping:
         client: Any = get_session()
-        if not hasattr(client.send, "patient"):
+        if not hasattr(client.send, "retries"):
             client.send = _patient(client)
     return huggingface_hub
 
@@ -242,7 +242,7 @@ def _patient(client: Any) -> Callable[..., Any]:
             answer.stream = _unbroken(http, answer.stream, rest, faults)
         return answer
 
-    send.with_long_timeout = True  # type: ignore[attr-defined]
+    send.retries = True  # type: ignore[attr-defined]
     return send
 
 
@@ -315,7 +315,7 @@ def _retry_after_s(header: str | None) -> float:
 
 
 @contextmanager
-def told_hub(repo: str, revision: str | None = None, kind: Kind = "dataset") -> Iterator[None]:
+def hub_errors(repo: str, revision: str | None = None, kind: Kind = "dataset") -> Iterator[None]:
     """Turns what the libraries raise in the block into errors of ours, in one line each."""
     hub_library()
     from huggingface_hub import constants, errors
@@ -358,7 +358,11 @@ def told_hub(repo: str, revision: str | None = None, kind: Kind = "dataset") -> 
     except OSError as error:
         if error.errno is None:  # the library's own: sizes that differ
             raise HubUnavailableError(f"{clipped(_said(error), 60)}: {what}; {AGAIN}") from error
-        room = "make room there" if error.errno in FULL else "check HF_HOME and the disk"
+        room = (
+            "make room there"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "check HF_HOME and the disk"
+        )
         where = str(error.filename or "the cache of the hub")[-60:]
         raise StorageError(
             f"{where}: {error.strerror}; {room}, then run the same command again"
@@ -387,7 +391,7 @@ def fetch(
     WrongBytesError, which is one, MissingInputError, StorageError.
     """
     hub = hub_library()
-    with told_hub(repo, commit, kind):
+    with hub_errors(repo, commit, kind):
         for _ in range(WRONG_BYTES_TRIES):
             path = Path(
                 hub.hf_hub_download(
@@ -403,17 +407,15 @@ def fetch(
 
 
 def is_blob(path: Path, git_hash: str) -> bool:
-    """Whether a file has the bytes that git calls by this hash."""
-    with told(path):
-        data = path.read_bytes()
+    """Whether a file has the bytes that git calls by this hash. Raises OSError."""
+    data = path.read_bytes()
     return (
         hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git_hash
     )
 
 
 def discard(path: Path) -> None:
-    """Removes a file of a cache: the link that has its name, and what it leads to."""
-    with told(path):
-        target = path.resolve()
-        path.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
+    """Remove a file of a cache: the link that has its name, and its target. Raises OSError."""
+    target = path.resolve()
+    path.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)

@@ -18,12 +18,12 @@ class StopRequest:
     """Truthy once a signal of SIGNALS came; before defer() the first such signal raises
     StoppedError where it finds us.
 
-    A second Ctrl-C within five seconds leaves at once by KeyboardInterrupt. told: that error's
+    A second Ctrl-C within five seconds leaves at once by KeyboardInterrupt. message: that error's
     message.
     """
 
-    def __init__(self, told: str = "stopped; the same command starts or resumes it") -> None:
-        self.told = told
+    def __init__(self, message: str = "stopped; the same command starts or resumes it") -> None:
+        self.message = message
         self._asked_at: float | None = None
         self._deferred = False
 
@@ -58,4 +58,4 @@ class StopRequest:
         if since is None or since >= IMPATIENT_S:
             self._asked_at = now
         if not self._deferred and since is None:
-            raise StoppedError(self.told)
+            raise StoppedError(self.message)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_dist.devices import synchronize
-from nanogpt_dist.storage.durable import told
+from nanogpt_dist.storage.durable import storage_errors
 
 
 class Phases:
@@ -62,6 +62,6 @@ def write_trace(profile: torch.profiler.profile, folder: Path, name: str) -> Pat
     StorageError.
     """
     path = folder / f"{name}.pt.trace.json"
-    with told(path):
+    with storage_errors(path):
         profile.export_chrome_trace(str(path))
     return path

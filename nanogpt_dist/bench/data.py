@@ -16,7 +16,7 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Order, micro_batch_size
 from nanogpt_dist.data.importing import import_shards
 from nanogpt_dist.devices import memory_bytes
-from nanogpt_dist.storage.durable import told
+from nanogpt_dist.storage.durable import storage_errors
 
 CPU = torch.device("cpu")
 SHARD_BYTES = 2**27
@@ -71,7 +71,7 @@ def random_shards(folder: Path, megabytes: int) -> Path:
     StorageError.
     """
     drawn = np.random.default_rng(0)
-    with told(folder):
+    with storage_errors(folder):
         left = megabytes * 10**6
         for number in range(-(-left // SHARD_BYTES)):
             size = min(SHARD_BYTES, left)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError
 from nanogpt_dist.storage import free_bytes
-from nanogpt_dist.storage.durable import told, usual_mode
+from nanogpt_dist.storage.durable import storage_errors, usual_mode
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -250,7 +250,7 @@ def _open(path: Path) -> Iterator[Any]:
     """
     if not path.exists():
         raise MissingInputError(f"{path} is missing; restore it, or use another checkpoint")
-    with told(path), safe_open(path, framework="pt") as file:
+    with storage_errors(path), safe_open(path, framework="pt") as file:
         yield file
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanogpt_dist.data.manifest import MANIFEST, FileRecord
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.storage.durable import open_plain, shown, told
+from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
 
 # shards of one folder; a process may have 256 (macOS) or 1,024 (Linux) files, and there are other
 # users
@@ -20,7 +20,7 @@ def check_size(path: Path, record: FileRecord) -> None:
     """Raises BadDataError where `path` is a link, no file, or of another size than in its record;
     StorageError.
     """
-    with told(path):
+    with storage_errors(path):
         if path.is_symlink():
             raise BadDataError(
                 f"{shown(path)} is a symbolic link, which is not followed; put the file itself "
@@ -42,7 +42,7 @@ def read_checked(path: Path, record: FileRecord) -> bytes:
     StorageError.
     """
     check_size(path, record)
-    with told(path), open_plain(path) as file:
+    with storage_errors(path), open_plain(path) as file:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise BadDataError(
@@ -59,7 +59,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with told(path), open_plain(path) as file:
+        with storage_errors(path), open_plain(path) as file:
             self.fd = os.dup(file.fileno())
             weakref.finalize(self, os.close, self.fd)
             found = os.fstat(self.fd)
@@ -68,7 +68,7 @@ class OpenFile:
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes, fewer at the end of the file. Raises StorageError."""
         parts = []
-        with told(self.path):
+        with storage_errors(self.path):
             while length and (part := os.pread(self.fd, length, offset)):
                 parts.append(part)
                 length, offset = length - len(part), offset + len(part)

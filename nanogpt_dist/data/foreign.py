@@ -18,7 +18,7 @@ from nanogpt_dist.data.format import HEADER_BYTES, Header, first_id, llm_c_heade
 from nanogpt_dist.data.manifest import Eot, Layout
 from nanogpt_dist.data.scan import Meter, read_blocks
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.storage.durable import open_plain, shown, told
+from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
 from nanogpt_dist.tokenizer import Tokenizer
 
 # what is looked at of a file, and how many 64-bit words tell something
@@ -46,7 +46,7 @@ def look_at(path: Path, uint32: bool | None, n_vocab: int) -> Foreign:
     """
     raw_width = 4 if uint32 else 2
     name = shown(path)
-    with told(path), open_plain(path) as file:
+    with storage_errors(path), open_plain(path) as file:
         head, size = file.read(HEADER_BYTES), path.stat().st_size
     if size == 0:
         raise BadDataError(f"{name} is empty; get it again, or leave it out")
@@ -116,7 +116,7 @@ def _refuse_wider(path: Path, size: int, uint32: bool | None, n_vocab: int) -> N
 
 def _samples(path: Path, size: int) -> Iterator[np.ndarray]:
     """The start of a file and a piece of its middle, as 16-bit integers."""
-    with told(path), open_plain(path) as file:
+    with storage_errors(path), open_plain(path) as file:
         for start in {0, max(0, min(size // 2, size - SAMPLE_BYTES)) // 8 * 8}:
             file.seek(start)
             data = file.read(SAMPLE_BYTES)

@@ -32,7 +32,7 @@ from nanogpt_dist.data.manifest import (
 )
 from nanogpt_dist.data.scan import Meter, Progress, in_threads
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
-from nanogpt_dist.storage.durable import probe_writable, shown, told, write_atomic
+from nanogpt_dist.storage.durable import probe_writable, shown, storage_errors, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 
@@ -217,14 +217,14 @@ def _sweep(folder: Path, files: list[Foreign]) -> None:
         TOKENIZER,
         *(path.name for file in files for path in (file.path, *_sidecars(file))),
     }
-    with told(folder):
+    with storage_errors(folder):
         for path in folder.glob(".tmp-*"):
             if (match := re.fullmatch(r"\.tmp-(.+)-[0-9a-f]{8}", path.name)) and match[1] in ours:
                 path.unlink(missing_ok=True)
 
 
 def _refuse_another_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    with told(path):
+    with storage_errors(path):
         if path.is_symlink() or (path.exists() and path.read_bytes() != tokenizer.to_json()):
             raise CannotCreateError(
                 f"{shown(path)} is there already, and another one; move it away, or give --out DIR"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nanogpt_dist.data.foreign import Foreign
 from nanogpt_dist.errors import CannotCreateError
-from nanogpt_dist.storage.durable import copy_atomic, shown, told
+from nanogpt_dist.storage.durable import copy_atomic, shown, storage_errors
 
 
 def link_or_copy(file: Foreign, path: Path, note: Callable[[str], None]) -> Foreign:
@@ -37,5 +37,5 @@ def link_or_copy(file: Foreign, path: Path, note: Callable[[str], None]) -> Fore
 
 def _is_same(one: Path, other: Path) -> bool:
     """Whether two files hold the same bytes: a copy of ours, say, of an import that was killed."""
-    with told(other):
+    with storage_errors(other):
         return filecmp.cmp(one, other, shallow=False)

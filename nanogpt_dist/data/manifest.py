@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nanogpt_dist.errors import BadDataError, MissingInputError
-from nanogpt_dist.storage.durable import open_plain, shown, told
+from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
 
 DATA = Path("data")  # where `nanogpt prepare CORPUS` writes without --out
 MANIFEST = "manifest.json"
@@ -219,7 +219,7 @@ class Manifest(_Record):
                 f"{name} is missing: no nanogpt prepare has finished there; run the same nanogpt "
                 "prepare again"
             )
-        with told(path), open_plain(path) as file:
+        with storage_errors(path), open_plain(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise BadDataError(

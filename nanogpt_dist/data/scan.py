@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from nanogpt_dist.data.format import BLOCK_BYTES
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.storage.durable import open_plain, shown, told
+from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Item = TypeVar("Item")
@@ -70,7 +70,7 @@ def read_blocks(path: Path, size: int, first: int, meter: Meter) -> Iterator[byt
 
     Raises BadDataError where it has fewer or more bytes, StorageError.
     """
-    with told(path), open_plain(path) as file:
+    with storage_errors(path), open_plain(path) as file:
         left, want = size, first or BLOCK_BYTES
         while left and (data := file.read(min(want, left))):
             meter.add(len(data))

@@ -17,7 +17,7 @@ from nanogpt_dist.data.scan import Meter, Progress, in_threads, read_blocks
 from nanogpt_dist.data.shard import check_header
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError
 from nanogpt_dist.storage import is_debris
-from nanogpt_dist.storage.durable import told
+from nanogpt_dist.storage.durable import storage_errors
 
 Bad = list[tuple[str, str]]
 SHOWN = 6  # ranges of damaged MiB that a reason names
@@ -88,7 +88,7 @@ def verify_files(
 def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
     """Names in a data folder that its manifest does not know. Raises StorageError."""
     known = {MANIFEST, *(file.name for file in manifest.files())}
-    with told(folder):
+    with storage_errors(folder):
         return sorted(name for name in set(os.listdir(folder)) - known if not is_debris(name))
 
 

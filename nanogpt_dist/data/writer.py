@@ -22,7 +22,13 @@ from nanogpt_dist.data.format import (
 )
 from nanogpt_dist.data.manifest import FileRecord, ShardRecord
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.storage.durable import fsync_folder, sha256_file, staging_name, told, write_atomic
+from nanogpt_dist.storage.durable import (
+    fsync_folder,
+    sha256_file,
+    staging_name,
+    storage_errors,
+    write_atomic,
+)
 from nanogpt_dist.tokenizer import Tokenizer, id_type
 
 
@@ -139,7 +145,7 @@ class _OpenShard:
         self.sha256 = hashlib.sha256()
         self.block_crcs: list[int] = []
         self.block_crc, self.block_bytes = 0, 0  # of the block being filled
-        with told(path, HEADER_BYTES):
+        with storage_errors(path, HEADER_BYTES):
             self.fd = os.open(
                 self.temporary,
                 os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -171,7 +177,7 @@ class _OpenShard:
         header = Header(
             self.tokens, n_vocab, eot_id, self.largest_id, len(ends), fingerprint, digest
         )
-        with told(self.path, HEADER_BYTES):
+        with storage_errors(self.path, HEADER_BYTES):
             os.pwrite(self.fd, header.pack(), 0)
             os.fsync(self.fd)
             self._close()
@@ -203,9 +209,9 @@ class _OpenShard:
             os.close(fd)
 
     def _write(self, data: bytes) -> None:
-        # Before told() counts the free bytes, the unfinished file must be gone: they are what a
-        # second try would have.
-        with told(self.path, HEADER_BYTES + self.tokens * self.dtype.itemsize):
+        # Before storage_errors() counts the free bytes, the unfinished file must be gone: they are
+        # what a second try would have.
+        with storage_errors(self.path, HEADER_BYTES + self.tokens * self.dtype.itemsize):
             try:
                 rest = memoryview(data)
                 while rest:  # write() may take less than it is given

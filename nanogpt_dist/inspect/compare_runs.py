@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.durable import shown, told, write_user_file
+from nanogpt_dist.storage.durable import shown, storage_errors, write_user_file
 from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import RECORD
 
@@ -54,7 +54,7 @@ def read_curve(run: Path) -> Curve:
         config = resolve(read_toml(run / "config.toml"))
     except ConfigError as error:
         raise BadDataError(f"{shown(run / 'config.toml')}: {error}") from None
-    with told(record):
+    with storage_errors(record):
         lines = record.read_bytes().splitlines()
     train, val, speeds, bits = [], [], [], None
     for line in lines:
@@ -153,7 +153,7 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
     axes.set_ylabel("loss, nats/token (thin: train, dots: val)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with told(out):
+    with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         ending = out.suffix[1:].lower()
         known = ending in figure.canvas.get_supported_filetypes()

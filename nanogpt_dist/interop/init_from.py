@@ -269,7 +269,7 @@ def _note(text: str) -> None:
 
 def _cached(repo: str, weights: bool) -> Path | None:
     library = hub.hub_library()
-    with hub.told_hub(repo, kind="model"):
+    with hub.hub_errors(repo, kind="model"):
         config = library.try_to_load_from_cache(repo, CONFIG)
     if not isinstance(config, str):
         return None
@@ -282,7 +282,7 @@ def _fetched(repo: str, weights: bool) -> Path:
     MissingInputError.
     """
     library = hub.hub_library()
-    with hub.told_hub(repo, kind="model"):
+    with hub.hub_errors(repo, kind="model"):
         info = library.HfApi().model_info(repo, files_metadata=True)
         at = {file.rfilename: file for file in info.siblings or []}
     _refuse_unreadable(repo, at)

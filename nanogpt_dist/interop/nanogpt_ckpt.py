@@ -21,7 +21,7 @@ from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, Mi
 from nanogpt_dist.interop.import_run import Foreign
 from nanogpt_dist.interop.nanogpt_config import settings_of
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.storage.durable import shown, told
+from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.tokenizer import Tokenizer, gpt2
 from nanogpt_dist.tokenizer.loading import of_nanogpt_meta
 from nanogpt_dist.tokenizer.meta_pkl import plain_bytes
@@ -245,7 +245,7 @@ def write(
     real = Path(os.path.realpath(out))  # a link to what is not there yet stays a link
     staging = real.with_name(f".tmp-{real.name}")
     try:
-        with told(out):
+        with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             with staging.open("wb") as file:  # by a path torch refuses some names
                 torch.save(content, file)

@@ -30,7 +30,7 @@ def printable(path: Path | str) -> str:
 
 
 @contextmanager
-def told(path: Path, needed: int | None = None) -> Iterator[None]:
+def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turns an OSError of the block into a StorageError about `path`; `needed`: bytes that the
     block would write.
     """
@@ -104,13 +104,13 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file in hexadecimal, read in pieces. Raises: StorageError when it cannot be
     read.
     """
-    with told(path), open(path, "rb") as file:
+    with storage_errors(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_and_hash(path: Path) -> str:
     """Makes a file's bytes durable and returns their sha256. Raises: StorageError."""
-    with told(path), open_plain(path) as file:
+    with storage_errors(path), open_plain(path) as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -175,7 +175,7 @@ def _replacing(path: Path, needed: int) -> Iterator[Path]:
     Raises: StorageError, with nothing left behind.
     """
     tmp = path.with_name(staging_name(path.name))
-    with told(path, needed):
+    with storage_errors(path, needed):
         try:
             yield tmp
             os.replace(tmp, path)
@@ -222,7 +222,7 @@ def write_user_file(path: Path, data: bytes) -> None:
     link stays. A device, a pipe, or what standard output already goes to, gets the bytes. Raises:
     CannotCreateError where `path` is a folder; StorageError.
     """
-    with told(path):
+    with storage_errors(path):
         try:
             there = os.stat(path)
         except FileNotFoundError:
@@ -232,13 +232,13 @@ def write_user_file(path: Path, data: bytes) -> None:
     elif stat.S_ISDIR(there.st_mode):
         raise CannotCreateError(f"{shown(path)} is a folder; name a file in it")
     elif (stream := _standard_stream(there)) is not None:
-        with told(path):
+        with storage_errors(path):
             _write_all(stream, data)
     elif stat.S_ISREG(there.st_mode):
         write_atomic(Path(os.path.realpath(path)), data, stat.S_IMODE(there.st_mode))
     else:
         with (
-            told(path),
+            storage_errors(path),
             open(
                 os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), "wb", buffering=0
             ) as file,

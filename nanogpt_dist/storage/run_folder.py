@@ -20,7 +20,7 @@ from typing import Any
 
 from nanogpt_dist import __version__, storage
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
-from nanogpt_dist.storage.durable import told
+from nanogpt_dist.storage.durable import storage_errors
 
 CONFIG = "config.toml"
 OUT = Path("out")  # where runs lie by default
@@ -145,7 +145,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`, {} where there is none. Raises BadDataError."""
     try:
-        with told(path):
+        with storage_errors(path):
             text = path.read_bytes() if path.exists() else b"{}"
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -32,7 +32,7 @@ from nanogpt_dist.storage.durable import (
     remove,
     shown,
     staging_name,
-    told,
+    storage_errors,
     write_new,
 )
 
@@ -78,7 +78,7 @@ def begin(parent: Path, name: str) -> Path:
             f"{shown(parent / name)} is no name for a new folder; give another one"
         )
     staging = parent / staging_name(name)
-    with told(parent / name):
+    with storage_errors(parent / name):
         make_folder(parent)
         staging.mkdir()
         try:
@@ -103,7 +103,7 @@ def seal(
     was, and the staging folder waits for discard().
     """
     known, target = known or {}, staging.parent / name
-    with told(target):
+    with storage_errors(target):
         paths = sorted(staging.iterdir())
         if missing := sorted(known.keys() - {path.name for path in paths}):
             raise StorageError(
@@ -111,7 +111,7 @@ def seal(
                 "by all?"
             )
         needed = sum(path.stat().st_size for path in paths)
-    with told(target, needed):
+    with storage_errors(target, needed):
         files = [_entry(path, known.get(path.name)) for path in paths]
         write_new(staging / MANIFEST, _encode(about, files))
         fsync_folder(staging)
@@ -139,7 +139,9 @@ def commit(
     needed: bytes that `fill` writes, for the message on a full disk. Raises: StorageError, and what
     `fill` raises.
     """
-    with told(parent / name, needed):  # outside, so that the free bytes are those after discard()
+    with storage_errors(
+        parent / name, needed
+    ):  # outside, so that the free bytes are those after discard()
         staging = begin(parent, name)
         try:
             fill(staging)
@@ -187,7 +189,7 @@ def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
         files = {entry["name"]: entry for entry in _manifest(folder)["files"]}
     except ValueError as error:
         return [(MANIFEST, str(error))]
-    with told(folder):
+    with storage_errors(folder):
         present = {name for name in os.listdir(folder) if not is_debris(name)}
     checked = ((name, _problem(folder / name, entry, hashes)) for name, entry in files.items())
     bad = [(name, reason) for name, reason in checked if reason]
@@ -331,7 +333,7 @@ def _damage(error: OSError, path: Path) -> str:
     """What is wrong with a file that cannot be opened. Raises: StorageError where that is not the
     file's fault.
     """
-    with told(path):
+    with storage_errors(path):
         if error.errno not in DAMAGE:
             raise error
     return DAMAGE[error.errno]

@@ -23,7 +23,7 @@ from nanogpt_dist.storage.durable import (
     remove,
     shown,
     staging_name,
-    told,
+    storage_errors,
     write_atomic,
 )
 from nanogpt_dist.storage.sealed import NewerFormatError, set_aside, verify
@@ -52,7 +52,7 @@ def list_steps(checkpoints: Path) -> list[Path]:
     """The entries with a step's name, good or bad, highest step first; empty without such a
     folder.
     """
-    with told(checkpoints):
+    with storage_errors(checkpoints):
         names = os.listdir(checkpoints) if checkpoints.exists() else []
     found = {step: name for name in names if (step := step_of(name)) is not None}
     return [checkpoints / found[step] for step in sorted(found, reverse=True)]
@@ -138,7 +138,7 @@ def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None
     then each is there whole, or gone from its name.
     """
     going = doomed(checkpoints, keep, also, every)
-    with told(checkpoints):
+    with storage_errors(checkpoints):
         trash = [folder.with_name(staging_name(folder.name, "trash")) for folder in going]
         for folder, place in zip(going, trash, strict=True):
             os.rename(folder, place)
@@ -163,7 +163,7 @@ def sweep(folder: Path) -> list[str]:
     Call it only under the run lock: a living attempt's staging folder looks the same. Raises:
     StorageError.
     """
-    with told(folder):
+    with storage_errors(folder):
         names = sorted(filter(LEFTOVER.fullmatch, os.listdir(folder))) if folder.exists() else []
         for name in names:
             remove(folder / name)

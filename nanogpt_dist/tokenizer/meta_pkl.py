@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.errors import BadDataError, MissingInputError, clipped
-from nanogpt_dist.storage.durable import shown, told
+from nanogpt_dist.storage.durable import shown, storage_errors
 
 MAX_BYTES = 64 << 20
 # Instructions that push a value which stands in them, and those that only frame the program.
@@ -42,7 +42,7 @@ def read_plain(path: Path) -> Any:
     """
     if not path.is_file():
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
-    with told(path), path.open("rb") as file:
+    with storage_errors(path), path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise BadDataError(

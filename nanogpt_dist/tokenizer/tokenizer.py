@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from nanogpt_dist.errors import BadDataError, MissingInputError, TextError, UsageError
-from nanogpt_dist.storage.durable import shown, told, write_atomic
+from nanogpt_dist.storage.durable import shown, storage_errors, write_atomic
 from nanogpt_dist.tokenizer import bpe, patterns, splintr
 
 if TYPE_CHECKING:
@@ -457,7 +457,7 @@ def read_file(path: Path) -> bytes:
         raise MissingInputError(
             f"{shown(path)} does not exist; every folder of nanogpt prepare has a tokenizer.json"
         )
-    with told(path), path.open("rb") as file:
+    with storage_errors(path), path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise BadDataError(

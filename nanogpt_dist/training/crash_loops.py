@@ -16,7 +16,7 @@ from typing import Any
 
 from nanogpt_dist.config import TrainConfig, to_toml
 from nanogpt_dist.errors import ConfigError, clipped
-from nanogpt_dist.storage.durable import told
+from nanogpt_dist.storage.durable import storage_errors
 
 ATTEMPTS = "attempts.jsonl"
 IN_VAIN = 3  # attempts without a new checkpoint, before the run goes back
@@ -69,7 +69,7 @@ def ended(run: Path, verdict: str) -> None:
 
 def _append(run: Path, entry: dict[str, Any]) -> None:
     path = run / ATTEMPTS
-    with told(path), open(path, "ab") as file:
+    with storage_errors(path), open(path, "ab") as file:
         file.write(b"\n" * (_is_torn(path)) + json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -126,7 +126,7 @@ def train(
             stack.enter_context(contextlib.closing(progress))
             _introduce(console, world, train_step, batches, run, start)
             if world.any(bool(stop)):
-                raise StoppedError(stop.told)
+                raise StoppedError(stop.message)
             prefetcher = stack.enter_context(contextlib.closing(Prefetcher(batches)))
             stack.enter_context(saver.ending())
             last = loop(

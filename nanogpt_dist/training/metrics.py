@@ -14,7 +14,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.durable import told
+from nanogpt_dist.storage.durable import storage_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -99,7 +99,7 @@ class Recorder:
     """Writes one object per logged update and per evaluation. Made on rank 0 only."""
 
     def __init__(self, run: Path, step: int, config: TrainConfig, console: Console) -> None:
-        with told(run / RECORD):
+        with storage_errors(run / RECORD):
             cut_record(run / RECORD, step)
             self._record = (run / RECORD).open("ab", buffering=0)
         self._unwritten = b""  # lines that the disk had no room for yet

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from nanogpt_dist.data.manifest import Errors
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.storage.durable import shown, told
+from nanogpt_dist.storage.durable import shown, storage_errors
 from prepare.readers.decompress import open_plain_bytes
 from prepare.readers.formats import Format
 from prepare.readers.json_field import LongField, line_end
@@ -72,7 +72,7 @@ class Part:
         """The documents in order. Raises BadDataError with file, line or row, and byte;
         StorageError.
         """
-        with told(self.path):
+        with storage_errors(self.path):
             if self.format.kind == "text":
                 yield from _text(self)
             elif self.format.kind == "lines":

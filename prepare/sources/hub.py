@@ -32,9 +32,9 @@ from nanogpt_dist.hub import (
     datasets_library,
     denied,
     heard_by,
+    hub_errors,
     hub_library,
     is_blob,
-    told_hub,
 )
 from nanogpt_dist.hub import fetch as fetch_file
 from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write_atomic
@@ -95,7 +95,7 @@ def list_files(
     known = _recall(repo, config, split, revision)
     if known and (commit_given or hub.constants.HF_HUB_OFFLINE):
         return known
-    with heard_by(Listener(note=note)), told_hub(repo, revision):
+    with heard_by(Listener(note=note)), hub_errors(repo, revision):
         commit = hub.HfApi().dataset_info(repo, revision=revision).sha
         try:
             names = _names(repo, config, split, commit)
@@ -269,7 +269,7 @@ def row_groups(
     from pyarrow import ArrowException, BufferReader, parquet
 
     name = files.files[index].name
-    with heard_by(Listener(note=note)), told_hub(files.repo, files.revision):
+    with heard_by(Listener(note=note)), hub_errors(files.repo, files.revision):
         try:
             footer = parquet.read_metadata(
                 _cached(files, index) or BufferReader(_footer(files, index))

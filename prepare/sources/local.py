@@ -25,7 +25,7 @@ from nanogpt_dist.errors import (
     UsageError,
     one_line,
 )
-from nanogpt_dist.storage.durable import printable, sha256_file, shown, told
+from nanogpt_dist.storage.durable import printable, sha256_file, shown, storage_errors
 from prepare.corpora import Corpus
 from prepare.readers.formats import ENDINGS, is_readable
 from prepare.readers.unsupported import beside_records, how_to_read, is_about
@@ -155,7 +155,7 @@ def with_standard_input(given: Sequence[Path]) -> Iterator[Sequence[Path]]:
         for path in given:
             if name := STDIN.get(str(path)):
                 path = Path(folder) / name
-                with told(path), path.open("wb") as file:
+                with storage_errors(path), path.open("wb") as file:
                     while data := sys.stdin.buffer.read(1 << 20):
                         file.write(data)
             paths.append(path)
@@ -333,7 +333,7 @@ def _walk(root: Path, without: Iterable[str] = ()) -> Iterator[Path]:
 
 
 def _raise(error: OSError) -> None:
-    with told(Path(error.filename)):
+    with storage_errors(Path(error.filename)):
         raise error
 
 
@@ -363,7 +363,7 @@ def _source(name: str, path: Path) -> Source:
 
 
 def _begins_with(path: Path, head: bytes) -> bool:
-    with told(path), path.open("rb") as file:
+    with storage_errors(path), path.open("rb") as file:
         return file.read(len(head)) == head
 
 

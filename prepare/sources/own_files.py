@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from nanogpt_dist.data import manifest
-from nanogpt_dist.storage.durable import told
+from nanogpt_dist.storage.durable import storage_errors
 from nanogpt_dist.tokenizer import tokenizer
 
 RUN_FILES = ("run.json", "status.json", "metrics.jsonl", "attempts.jsonl", "verdict.json")
@@ -34,7 +34,7 @@ class OwnFiles:
         """Whether this command writes the file: it lies in `out`, or standard output goes to it."""
         if self._is_out(path.parent) or (path.is_symlink() and self._in_out(path)):
             return True
-        with told(path):
+        with storage_errors(path):
             info = os.stat(path, follow_symlinks=False)
         return (info.st_dev, info.st_ino) in self.streams
 
@@ -48,7 +48,7 @@ class OwnFiles:
             return True
         if path.suffix.lower() != ".json" or not path.is_file():
             return False
-        with told(path), path.open("rb") as file:
+        with storage_errors(path), path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         return any(mark in head for mark in _MARKS)
 

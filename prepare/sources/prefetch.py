@@ -6,7 +6,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from nanogpt_dist.hub import Listener, discard, heard_by
-from nanogpt_dist.storage.durable import sha256_file, told
+from nanogpt_dist.storage.durable import sha256_file, storage_errors
 from prepare.sources.hub import HubFile, HubFiles, Note, fetch
 
 LEAVE_S = 5.0  # how long the end waits for a download to notice that it is not wanted any more
@@ -36,7 +36,7 @@ class Fetcher:
     def __enter__(self) -> "Fetcher":
         if self.folder is not None and self.folder.is_dir():
             for rest in self.folder.rglob("*.incomplete"):  # of a run that was killed
-                with told(rest):
+                with storage_errors(rest):
                     rest.unlink(missing_ok=True)
         self._thread.start()
         return self
@@ -73,7 +73,9 @@ class Fetcher:
             and future.done()
             and not future.exception()
         ):
-            discard(future.result())
+            path = future.result()
+            with storage_errors(path):
+                discard(path)
 
     def _want(self, index: int) -> Future[Path]:
         future = self._futures.get(index)
@@ -96,7 +98,7 @@ class Fetcher:
 
     def _fetched(self, file: HubFile) -> Path:
         def is_good(path: Path) -> bool:
-            with told(path):
+            with storage_errors(path):
                 return path.stat().st_size == file.bytes and sha256_file(path) == file.sha256
 
         return fetch(self.files.repo, self.files.revision, file.name, self.folder, is_good)

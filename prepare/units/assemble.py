@@ -16,7 +16,7 @@ import numpy as np
 from nanogpt_dist.data import SHARD_TOKENS, ShardWriter
 from nanogpt_dist.data.manifest import SplitName
 from nanogpt_dist.errors import StorageError
-from nanogpt_dist.storage.durable import shown, told
+from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.recipe import Recipe
 from prepare.units.encode import EMPTY, REPLACED, SKIPPED, WHOLE, unit_path
@@ -192,7 +192,7 @@ class Assembler:
     ) -> None:
         """Append ids start … stop of a unit's file to the split, after a look at its checksum."""
         crc = size = 0
-        with told(path), path.open("rb") as file:
+        with storage_errors(path), path.open("rb") as file:
             while data := file.read(READ_BYTES):
                 crc, size = zlib.crc32(data, crc), size + len(data)
             if (size, crc) != expected:

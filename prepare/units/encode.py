@@ -14,7 +14,7 @@ import numpy as np
 
 from nanogpt_dist.data.manifest import Eot, SplitName, SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, TextError
-from nanogpt_dist.storage.durable import staging_name, told
+from nanogpt_dist.storage.durable import staging_name, storage_errors
 from nanogpt_dist.tokenizer import END_OF_TEXT, Tokenizer
 from prepare.readers.documents import Document, Part
 from prepare.units.plan import Slice
@@ -115,7 +115,7 @@ def encode_unit(
     )
     path = unit_path(folder, job.unit, "json")
     temporary = path.with_name(staging_name(path.name))
-    with told(path):
+    with storage_errors(path):
         temporary.write_bytes(record.to_json())
         os.replace(temporary, path)
     return record
@@ -280,12 +280,12 @@ class _PartFile:
     def __init__(self, path: Path) -> None:
         self.path, self.temporary = path, path.with_name(staging_name(path.name))
         self.bytes = self.crc = 0
-        with told(path):
+        with storage_errors(path):
             self.file = self.temporary.open("xb", buffering=0)
 
     def write(self, array: np.ndarray) -> None:
         data = np.ascontiguousarray(array).view(np.uint8).data if array.size else memoryview(b"")
-        with told(self.path, self.bytes + len(data)):
+        with storage_errors(self.path, self.bytes + len(data)):
             self.crc = zlib.crc32(data, self.crc)
             self.bytes += len(data)
             while data:
@@ -300,13 +300,13 @@ class _PartFile:
         """Drop what was written behind `position`."""
         if position != self.position:
             self.bytes, self.crc = position
-            with told(self.path):
+            with storage_errors(self.path):
                 self.file.truncate(self.bytes)
                 self.file.seek(self.bytes)
 
     def close(self) -> tuple[int, int]:
         """Size and CRC32."""
-        with told(self.path):
+        with storage_errors(self.path):
             self.file.close()
             os.replace(self.temporary, self.path)
         return self.position

@@ -31,7 +31,7 @@ from nanogpt_dist.storage.durable import (
     make_folder,
     sha256_file,
     shown,
-    told,
+    storage_errors,
     write_atomic,
 )
 from nanogpt_dist.storage.runlock import RunLock
@@ -64,7 +64,7 @@ class Work:
         """The key of what is being made, if something is, and the hashes of its sources."""
         if not self.plan.exists():
             return None, {}
-        with told(self.plan):  # a disk in trouble is no reason to drop what was done
+        with storage_errors(self.plan):  # a disk in trouble is no reason to drop what was done
             data = self.plan.read_bytes()
         try:
             content = json.loads(data)
@@ -187,7 +187,7 @@ def refuse_strangers(work: Work) -> None:
         return
     if not out.is_dir():
         raise CannotCreateError(f"{shown(out)} is not a folder; choose another --out")
-    with told(out):
+    with storage_errors(out):
         names = sorted(path.name for path in out.iterdir())
     # Without the work folder no prepare was here, so even a file that is named like ours is
     # somebody's.
@@ -204,7 +204,7 @@ def refuse_strangers(work: Work) -> None:
 
 def _sweep(work: Work) -> None:
     """Remove what was being written when a run was killed, and make the folders for the rest."""
-    with told(work.folder):
+    with storage_errors(work.folder):
         work.run.unlink(missing_ok=True)
         _make_folders(work)
         _remove_begun(work)
