@@ -30,9 +30,9 @@ import hashlib, json, sys
 from pathlib import Path
 from nanogpt_dist.errors import explain
 from nanogpt_dist import hub as retry
-from prepare import hub
-from prepare.fetching import Fetcher
-from prepare.hub import HubFile, HubFiles, list_files, row_groups
+from prepare.sources import hub
+from prepare.sources.prefetch import Fetcher
+from prepare.sources.hub import HubFile, HubFiles, list_files, row_groups
 
 retry.FIRST_WAIT_S, retry.FAULT_BUDGET_S = 0.02, {budget}
 
