@@ -1,6 +1,7 @@
 """Text to token ids and back, as one name: `from nanogpt_dist import tokenizer`.
 
-tokenizer.py          the class, its own kinds (gpt2, byte, char, bpe:N), its file tokenizer.json
+tokenizer.py          the class, and its own kinds: gpt2, byte, char, bpe:N
+tokenizer_json.py     tokenizer.json as it was saved, read again
 bpe.py                byte-pair encoding over tiktoken, and learning the merges
 patterns.py           the regular expressions that split text into words
 splintr.py            a faster encoder (extra `fast`), checked against tiktoken as it goes
@@ -18,10 +19,10 @@ from nanogpt_dist.tokenizer.tokenizer import (
     char,
     gpt2,
     id_type,
-    load,
     named,
     train_bpe,
 )
+from nanogpt_dist.tokenizer.tokenizer_json import load
 
 __all__ = [
     "END_OF_TEXT",

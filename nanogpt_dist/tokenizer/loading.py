@@ -29,12 +29,10 @@ from nanogpt_dist.tokenizer.tokenizer import (
     bpe_size,
     byte,
     gpt2,
-    load,
     named,
-    parse_object,
-    read_file,
 )
 from nanogpt_dist.tokenizer.tokenizer_config import ends_of_text, of_two_files, with_more_tokens
+from nanogpt_dist.tokenizer.tokenizer_json import load, parse_object, read_file
 
 TIKTOKEN = ("r50k_base", "cl100k_base", "o200k_base")
 # What it is called where no configuration says so, the likeliest first.

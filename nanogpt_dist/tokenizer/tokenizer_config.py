@@ -9,7 +9,8 @@ from typing import Any
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import patterns
-from nanogpt_dist.tokenizer.tokenizer import END_OF_TEXT, parse_object, read_file
+from nanogpt_dist.tokenizer.tokenizer import END_OF_TEXT
+from nanogpt_dist.tokenizer.tokenizer_json import parse_object, read_file
 
 NAMED = ("eos_token", "bos_token", "unk_token", "pad_token")
 # Classes of transformers that read vocab.json and merges.txt under GPT-2's pattern, and the one

@@ -2,7 +2,7 @@
 `nanogpt prepare`.
 """
 
-import re
+import ast
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,12 @@ from prepare.texts import PREPARES, read_texts
 @pytest.mark.parametrize("module", [documents, json_field, text])
 def test_each_advice_of_prepares_is_known(module: object) -> None:
     source = Path(str(module.__file__)).read_text(encoding="utf-8")  # type: ignore[attr-defined]
-    advices = re.findall(r'"[^"\n]*give --errors[^"\n]*"', source)
+    literals = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.JoinedStr | ast.Constant)
+    ]
+    advices = [text for text in literals if "give --errors" in text]
     assert advices
     for advice in advices:
         assert "--errors" not in PREPARES.sub("", advice)
