@@ -34,11 +34,11 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.interop import huggingface
-    from nanogpt_dist.interop.import_run import origin_of, weights_of
+    from nanogpt_dist.interop.import_run import origin_of, read_weights
     from nanogpt_dist.interop.model_card import model_card
 
     found = _find(target, best)
-    config, weights, state = weights_of(found)
+    config, weights, state = read_weights(found)
     tokenizer = load_checkpoint_tokenizer(found)
     card = model_card(
         out.name,
@@ -68,12 +68,12 @@ def export_nanogpt(
     """For nanoGPT: a ckpt.pt that its sample.py and train.py load, with AdamW's state."""
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.interop import nanogpt_ckpt
-    from nanogpt_dist.interop.import_run import moments_of, weights_of
+    from nanogpt_dist.interop.import_run import read_moments, read_weights
 
     found = _find(target, best)
-    config, weights, state = weights_of(found)
+    config, weights, state = read_weights(found)
     tokenizer = load_checkpoint_tokenizer(found)
-    nanogpt_ckpt.write(out, config, weights, moments_of(found), state, tokenizer)
+    nanogpt_ckpt.write(out, config, weights, read_moments(found), state, tokenizer)
     if config.gelu == "tanh":
         warn(
             "nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ "
@@ -102,10 +102,10 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.interop import llmc
-    from nanogpt_dist.interop.import_run import weights_of
+    from nanogpt_dist.interop.import_run import read_weights
 
     found = _find(target, best)
-    config, weights, state = weights_of(found)
+    config, weights, state = read_weights(found)
     llmc.write(out, config, weights, load_checkpoint_tokenizer(found), state.step)
     echo(
         f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where "

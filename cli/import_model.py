@@ -11,7 +11,7 @@ from cli.options import CONTEXT, Json
 from cli.terminal import echo
 
 if TYPE_CHECKING:
-    from nanogpt_dist.interop.import_run import Foreign
+    from nanogpt_dist.interop.import_run import ImportedModel
 
 import_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
 
@@ -48,7 +48,7 @@ def import_nanogpt(
     from nanogpt_dist.tokenizer.loading import open_tokenizer
 
     chosen = open_tokenizer(tokenizer) if tokenizer else None
-    _adopt(nanogpt_ckpt.read(file, chosen, optimizer), out_dir, as_json)
+    _write_run(nanogpt_ckpt.read(file, chosen, optimizer), out_dir, as_json)
 
 
 @import_app.command("hf")
@@ -66,13 +66,13 @@ def import_hf(
     from nanogpt_dist.interop import import_run
     from nanogpt_dist.interop.init_from import find
 
-    _adopt(import_run.of_hugging_face(find(model)), out_dir, as_json)
+    _write_run(import_run.read_hugging_face(find(model)), out_dir, as_json)
 
 
-def _adopt(foreign: "Foreign", run: Path, as_json: bool) -> None:
-    from nanogpt_dist.interop.import_run import adopt
+def _write_run(foreign: "ImportedModel", run: Path, as_json: bool) -> None:
+    from nanogpt_dist.interop.import_run import write_run
 
-    written = adopt(foreign, run)
+    written = write_run(foreign, run)
     parameters = sum(tensor.numel() for tensor in foreign.weights.values())
     if as_json:
         facts: dict[str, Any] = {

@@ -61,9 +61,9 @@ def of_source(config: TrainConfig, device: torch.device) -> Judged:
 
     assert config.init_from is not None
     found = init_from.find(config.init_from)
-    model = huggingface.model_of(found, config.architecture(), device)
+    model = huggingface.load_model(found, config.architecture(), device)
     try:
-        tokenizer = hf_tokenizer.of_source(found)
+        tokenizer = hf_tokenizer.load_tokenizer(found)
         model.n_vocab = tokenizer.n_vocab
     except MissingInputError:
         tokenizer = None  # nobody knows which rows have an id

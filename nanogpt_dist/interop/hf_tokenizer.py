@@ -10,7 +10,7 @@ from typing import Any
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, MissingInputError
-from nanogpt_dist.interop.init_from import OPENAI, OURS, Source
+from nanogpt_dist.interop.init_from import OPENAI, OURS, Pretrained
 from nanogpt_dist.tokenizer import Tokenizer, bpe, gpt2, load, patterns
 from nanogpt_dist.tokenizer.hf_library import LibraryTokenizer
 from nanogpt_dist.tokenizer.loading import of_gpt2_files, open_tokenizer
@@ -19,7 +19,7 @@ from nanogpt_dist.tokenizer.tokenizer_config import special
 ONE_CHARACTER = r"[\s\S]"
 
 
-def of_source(source: Source) -> Tokenizer:
+def load_tokenizer(source: Pretrained) -> Tokenizer:
     """The tokenizer of the weights' text. Raises MissingInputError where there is none,
     BadDataError.
     """
@@ -27,10 +27,10 @@ def of_source(source: Source) -> Tokenizer:
         return load(source.folder / "tokenizer.json")
     if source.name in OPENAI:
         return gpt2()
-    return of_folder(source.folder)
+    return load_folder(source.folder)
 
 
-def of_folder(folder: Path) -> Tokenizer:
+def load_folder(folder: Path) -> Tokenizer:
     """The tokenizer in a folder of Hugging Face's. Raises MissingInputError, BadDataError."""
     if (folder / OURS).is_file():
         return load(folder / OURS)

@@ -27,7 +27,7 @@ from nanogpt_dist.interop.init_from import (
     OURS,
     TABLE,
     WEIGHTS,
-    Source,
+    Pretrained,
     has_other_head,
     weight_files,
 )
@@ -44,7 +44,7 @@ Weights = Callable[[str], Tensor]  # by our name, whole
 
 
 @torch.no_grad()
-def load(source: Source, model: GPT) -> GPT:
+def load_weights(source: Pretrained, model: GPT) -> GPT:
     """Fill `model`, whole or sharded, with the weights of `source`, of which the first block_size
     positions count.
 
@@ -68,17 +68,17 @@ def load(source: Source, model: GPT) -> GPT:
     return model
 
 
-def model_of(source: Source, config: ModelConfig, device: torch.device) -> GPT:
+def load_model(source: Pretrained, config: ModelConfig, device: torch.device) -> GPT:
     """The model of `source` in evaluation mode; config: its architecture, with a block_size as long
     or shorter.
     """
     with torch.device("meta"):
         model = GPT(config)
-    return load(source, model.to_empty(device=device).tie()).eval()
+    return load_weights(source, model.to_empty(device=device).tie()).eval()
 
 
 @contextmanager
-def _opened(source: Source, tied: bool) -> Iterator[Weights]:
+def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
     if source.ours:
         stored = index(sorted(source.folder.glob("model*.safetensors")))
 
@@ -127,7 +127,7 @@ def _opened(source: Source, tied: bool) -> Iterator[Weights]:
         yield theirs
 
 
-def _refuse_unknown(source: Source, names: Iterable[str]) -> None:
+def _refuse_unknown(source: Pretrained, names: Iterable[str]) -> None:
     strange = [name for name in names if not KNOWN.fullmatch(name) and not MASKS.fullmatch(name)]
     if strange:
         raise BadDataError(
@@ -161,7 +161,7 @@ def export(
         raise CannotCreateError(f"{out} exists already; give another folder")
 
     def fill_folder(staging: Path) -> None:
-        parts = whole_parts(theirs(weights, config, tokenizer.n_vocab))
+        parts = whole_parts(hf_state_dict(weights, config, tokenizer.n_vocab))
         write(staging / WEIGHTS, parts, {"format": "pt"})
         _write_json(staging / CONFIG, config_json(config, tokenizer))
         stops = [tokenizer.specials[name] for name in tokenizer.stops]
@@ -175,7 +175,9 @@ def export(
     storage.commit(out.parent, out.name, fill_folder, {"step": step})
 
 
-def theirs(weights: dict[str, Tensor], config: ModelConfig, n_vocab: int) -> dict[str, Tensor]:
+def hf_state_dict(
+    weights: dict[str, Tensor], config: ModelConfig, n_vocab: int
+) -> dict[str, Tensor]:
     """GPT2LMHeadModel's tensors by its names, from ours."""
     found = {}
     for name, tensor in weights.items():

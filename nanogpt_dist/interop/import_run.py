@@ -16,17 +16,17 @@ from nanogpt_dist.config import TrainConfig, resolve, to_run_toml
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.interop import hf_tokenizer, huggingface
-from nanogpt_dist.interop.init_from import Source, architecture
+from nanogpt_dist.interop.init_from import Pretrained, architecture
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tokenizer import Tokenizer
 
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
+SINGLE_PROCESS = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ImportedModel:
     """What is taken over: weights and AdamW's moments by our names (moments: NAME.exp_avg …), and
     where it stood.
     """
@@ -39,7 +39,7 @@ class Foreign:
     state: TrainState = field(default_factory=TrainState)
 
 
-def adopt(foreign: Foreign, run: Path) -> Path:
+def write_run(foreign: ImportedModel, run: Path) -> Path:
     """Write `run` with one checkpoint of what is taken over, and return that.
 
     Raises BadDataError where weights or moments are not those of the architecture,
@@ -59,7 +59,7 @@ def adopt(foreign: Foreign, run: Path) -> Path:
         }
         mine = Contents(foreign.state, whole_parts(foreign.weights), whole_parts(foreign.moments))
         written = checkpoint.save(
-            ALONE, run_folder.checkpoints_of(run), mine, config, foreign.tokenizer, about
+            SINGLE_PROCESS, run_folder.checkpoints_of(run), mine, config, foreign.tokenizer, about
         )
         storage.write_latest(run_folder.checkpoints_of(run), written.name)
         storage.write_atomic(run / "config.toml", to_run_toml(config).encode())
@@ -70,13 +70,13 @@ def adopt(foreign: Foreign, run: Path) -> Path:
     return written
 
 
-def of_hugging_face(source: Source) -> Foreign:
+def read_hugging_face(source: Pretrained) -> ImportedModel:
     """What is in a folder of Hugging Face's, at step 0."""
     config = resolve({**PRESETS[DEFAULT_PRESET], **architecture(str(source.folder))})
-    model = huggingface.model_of(source, config.architecture(), torch.device("cpu"))
+    model = huggingface.load_model(source, config.architecture(), torch.device("cpu"))
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    tokenizer = hf_tokenizer.of_source(source)
-    return Foreign(config, weights, tokenizer, source.origin)
+    tokenizer = hf_tokenizer.load_tokenizer(source)
+    return ImportedModel(config, weights, tokenizer, source.origin)
 
 
 def origin_of(found: Path) -> tuple[str | None, bool]:
@@ -89,14 +89,14 @@ def origin_of(found: Path) -> tuple[str | None, bool]:
     return (str(origin) if origin else None), bool(imported)
 
 
-def weights_of(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:
+def read_weights(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:
     """Config, weights and state of a verified checkpoint, whole and in memory: what an export
     takes.
     """
     return checkpoint.load_config(found), _tensors(found, "model"), checkpoint.load_state(found)[0]
 
 
-def moments_of(found: Path) -> dict[str, Tensor]:
+def read_moments(found: Path) -> dict[str, Tensor]:
     """AdamW's state in a verified checkpoint, as NAME.exp_avg …; empty before the first update."""
     return _tensors(found, "optimizer")
 
@@ -105,7 +105,7 @@ def _tensors(found: Path, kind: str) -> dict[str, Tensor]:
     return read_whole(sorted(found.glob(f"{kind}*.safetensors")))
 
 
-def _refuse_other_shapes(foreign: Foreign) -> None:
+def _refuse_other_shapes(foreign: ImportedModel) -> None:
     if foreign.config.vocab_size is None:
         raise ConfigError(f"{foreign.origin} does not say how many ids it has")
     ids, rows = foreign.tokenizer.n_vocab, foreign.config.vocab_size

@@ -65,7 +65,7 @@ FIXED = {
 
 
 @dataclass(frozen=True)
-class Source:
+class Pretrained:
     """Weights to begin with. name: as given; folder: where they are; ours: a checkpoint, else
     Hugging Face's files.
     """
@@ -93,8 +93,8 @@ class Source:
         return f"Hugging Face: {OPENAI.get(self.name, self.name)}"
 
 
-def find(name: str, weights: bool = True) -> Source:
-    """The Source that `name` means, its files on this machine; weights=False: its configuration at
+def find(name: str, weights: bool = True) -> Pretrained:
+    """The weights that `name` means, on this machine; weights=False: their configuration at
     least.
 
     Raises MissingInputError, BadDataError, HubUnavailableError, UsageError.
@@ -103,12 +103,12 @@ def find(name: str, weights: bool = True) -> Source:
     if folder.is_dir():
         if (folder / CONFIG).is_file():
             _refuse_incomplete(folder, name)
-            return Source(name, folder, ours=False)
+            return Pretrained(name, folder, ours=False)
         if (
             run_folder.checkpoints_of(folder).is_dir()
             or storage.step_of(folder.resolve().name) is not None
         ):
-            return Source(name, run_folder.find_checkpoint(name), ours=True)
+            return Pretrained(name, run_folder.find_checkpoint(name), ours=True)
         raise MissingInputError(
             f"{shown(folder)} holds neither a run nor {CONFIG} and {WEIGHTS} of Hugging Face's"
         )
@@ -116,7 +116,7 @@ def find(name: str, weights: bool = True) -> Source:
         raise MissingInputError(
             f"--init-from {name}: no such folder; give gpt2, OWNER/NAME on the hub, or a folder"
         )
-    return Source(name, _of_hub(name, weights), ours=False)
+    return Pretrained(name, _of_hub(name, weights), ours=False)
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def architecture(name: str) -> dict[str, Any]:
             for field in ModelConfig.model_fields.keys() - {"dropout"}
             if field in known
         }
-    found = of_config(source.folder / CONFIG)
+    found = settings_of_config(source.folder / CONFIG)
     if found["tied_head"] and has_other_head(source.folder):
         if os.environ.get("RANK", "0") == "0":
             _note(
@@ -173,7 +173,7 @@ def has_other_head(folder: Path) -> bool:
         return False
 
 
-def of_config(path: Path) -> dict[str, Any]:
+def settings_of_config(path: Path) -> dict[str, Any]:
     """The architecture that a config.json of GPT2LMHeadModel's describes. Raises BadDataError for
     any other.
     """

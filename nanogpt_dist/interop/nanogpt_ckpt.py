@@ -18,7 +18,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
-from nanogpt_dist.interop.import_run import Foreign
+from nanogpt_dist.interop.import_run import ImportedModel
 from nanogpt_dist.interop.nanogpt_config import settings_of
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage.durable import shown, storage_errors
@@ -33,7 +33,9 @@ FINGERPRINT = "tokenizer_fingerprint"  # a key of ours beside nanoGPT's own, whi
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = True) -> Foreign:
+def read(
+    path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = True
+) -> ImportedModel:
     """What is in a ckpt.pt. tokenizer: of its text; None: GPT-2's, or the meta.pkl of its data set
     where that is found.
 
@@ -73,7 +75,7 @@ def read(path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = 
             "its own"
         )
     found = tokenizer or _tokenizer(path, config, recipe, known)
-    return Foreign(config, weights, found, f"nanoGPT: {path.name}", moments, state)
+    return ImportedModel(config, weights, found, f"nanoGPT: {path.name}", moments, state)
 
 
 def _whole(step: Any, path: Path) -> int:

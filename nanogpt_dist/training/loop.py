@@ -226,9 +226,9 @@ def begin_from(
 
     found = world.local_rank0_first(lambda: init_from.find(name))
     with world.raise_on_all_ranks():
-        huggingface.load(found, train_step.model)
+        huggingface.load_weights(found, train_step.model)
         try:
-            same = hf_tokenizer.of_source(found).fingerprint == data.tokenizer.fingerprint
+            same = hf_tokenizer.load_tokenizer(found).fingerprint == data.tokenizer.fingerprint
         except NanogptError:
             same = True  # nothing is known
     console.line(f"weights of {name}")

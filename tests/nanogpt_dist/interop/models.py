@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.config import TrainConfig, resolve
-from nanogpt_dist.interop.import_run import Foreign, adopt
+from nanogpt_dist.interop.import_run import ImportedModel, write_run
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def make_run(folder: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
     """A run with one checkpoint of drawn weights; its token table is padded as nanoGPT pads it."""
     vocab = -(-tokenizer.n_vocab // 64) * 64
     config = resolve({**SIZES, "vocab_size": vocab, **settings})
-    adopt(Foreign(config, weights(config), tokenizer, "a test"), folder)
+    write_run(ImportedModel(config, weights(config), tokenizer, "a test"), folder)
     return folder
 
 

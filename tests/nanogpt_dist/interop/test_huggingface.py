@@ -44,7 +44,7 @@ KINDS = {
 
 def export(run: Path, out: Path) -> Path:
     found = find_checkpoint(str(run))
-    config, tensors, state = import_run.weights_of(found)
+    config, tensors, state = import_run.read_weights(found)
     tokenizer = tokenizers.load(found / "tokenizer.json")
     huggingface.export(
         out, config, tensors, tokenizer, model_card("name", config, state, tokenizer, 1), state.step
@@ -75,7 +75,7 @@ def test_from_ours_to_theirs_and_back(settings: dict[str, Any], tmp_path: Path) 
     x = ids(300)
     ours = our_logits(run, x)[..., :300]
     assert (their_logits(folder, x) - ours).abs().max() <= 1e-5
-    import_run.adopt(import_run.of_hugging_face(find(str(folder))), tmp_path / "back")
+    import_run.write_run(import_run.read_hugging_face(find(str(folder))), tmp_path / "back")
     assert (our_logits(tmp_path / "back", x) - ours).abs().max() <= 1e-5
     _, config = load_model(find_checkpoint(str(tmp_path / "back")), CPU)
     assert (config.bias, config.gelu) == (
@@ -119,7 +119,7 @@ def test_from_theirs_to_ours_and_back(activation: str, tmp_path: Path) -> None:
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     theirs.save_pretrained(tmp_path / "hf")
     hf_tokenizer.write(tmp_path / "hf", bpe(), 48)
-    import_run.adopt(import_run.of_hugging_face(find(str(tmp_path / "hf"))), tmp_path / "run")
+    import_run.write_run(import_run.read_hugging_face(find(str(tmp_path / "hf"))), tmp_path / "run")
     x = ids(300)
     with torch.no_grad():
         wanted = theirs(x).logits
@@ -141,9 +141,9 @@ def test_their_tokenizer_gives_our_ids(kind: str, tmp_path: Path) -> None:
         assert theirs.decode(found) == text
     assert theirs.eos_token_id == ours.eot_id
     if kind in ("gpt2", "bpe"):
-        assert hf_tokenizer.of_folder(tmp_path).fingerprint == ours.fingerprint
+        assert hf_tokenizer.load_folder(tmp_path).fingerprint == ours.fingerprint
         (tmp_path / "tokenizer.json").unlink()  # as old repositories are
-        assert hf_tokenizer.of_folder(tmp_path).fingerprint == ours.fingerprint
+        assert hf_tokenizer.load_folder(tmp_path).fingerprint == ours.fingerprint
 
 
 @pytest.mark.parametrize("kind", [pytest.param("gpt2", marks=pytest.mark.thorough), "bpe"])
@@ -184,7 +184,7 @@ def test_openai_s_own_file(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     config = resolve({**SIZES, "vocab_size": 300, "bias": True, "gelu": "tanh"})
-    tensors = huggingface.theirs(weights(config), config, 300)
+    tensors = huggingface.hf_state_dict(weights(config), config, 300)
     old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 48, 48) for i in range(2)}
     save_file(old, tmp_path / "model.safetensors")
@@ -198,7 +198,7 @@ def test_openai_s_own_file(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(facts))
     shorter = load("gpt2", {"init_from": str(tmp_path), "block_size": 20})
-    model = huggingface.model_of(find(str(tmp_path)), shorter.architecture(), CPU)
+    model = huggingface.load_model(find(str(tmp_path)), shorter.architecture(), CPU)
     assert model.transformer.wpe.weight.shape == (20, 32)
     x = ids(300)
     with torch.no_grad():
@@ -214,7 +214,9 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
     hf_tokenizer.write(tmp_path / "parts", bpe(), 48)
-    import_run.adopt(import_run.of_hugging_face(find(str(tmp_path / "parts"))), tmp_path / "back")
+    import_run.write_run(
+        import_run.read_hugging_face(find(str(tmp_path / "parts"))), tmp_path / "back"
+    )
     x = ids(300)
     assert (our_logits(tmp_path / "back", x) - our_logits(run, x)[..., :300]).abs().max() <= 1e-5
 
@@ -245,7 +247,7 @@ def test_another_architecture_is_told(
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(error, match=reason):
-        import_run.of_hugging_face(find(str(folder)))
+        import_run.read_hugging_face(find(str(folder)))
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(BadDataError, match="cannot be read"):
-        import_run.of_hugging_face(find(str(folder)))
+        import_run.read_hugging_face(find(str(folder)))
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(MissingInputError, match="safetensors files only"):

@@ -155,7 +155,7 @@ def test_the_weights_are_those_that_transformers_takes(
 ) -> None:
     make(tmp_path)
     config = load("gpt2", {"init_from": str(tmp_path)}).architecture()
-    ours = huggingface.model_of(find(str(tmp_path)), config, torch.device("cpu"))
+    ours = huggingface.load_model(find(str(tmp_path)), config, torch.device("cpu"))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     x = ids(300)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_weights_that_came_after_the_model_was_laid_out_are_not_tied_in_silence(
         .model_copy(update={"tied_head": True})
     )
     with pytest.raises(BadDataError, match="is not the token table"):
-        huggingface.model_of(find(str(tmp_path)), tied, torch.device("cpu"))
+        huggingface.load_model(find(str(tmp_path)), tied, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

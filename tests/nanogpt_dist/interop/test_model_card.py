@@ -9,8 +9,8 @@ from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.interop import huggingface, import_run
-from nanogpt_dist.interop.import_run import Foreign, adopt
-from nanogpt_dist.interop.init_from import Source, find
+from nanogpt_dist.interop.import_run import ImportedModel, write_run
+from nanogpt_dist.interop.init_from import Pretrained, find
 from nanogpt_dist.interop.model_card import model_card
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from tests.nanogpt_dist.interop.models import make_run, weights
@@ -19,7 +19,7 @@ from tests.nanogpt_dist.small import go, tiny
 
 def card(run: Path) -> str:
     found = find_checkpoint(str(run))
-    config, _, state = import_run.weights_of(found)
+    config, _, state = import_run.read_weights(found)
     return model_card(
         "name", config, state, load_checkpoint_tokenizer(found), 1, *import_run.origin_of(found)
     )
@@ -27,7 +27,7 @@ def card(run: Path) -> str:
 
 def exported(run: Path, out: Path) -> Path:
     found = find_checkpoint(str(run))
-    config, tensors, state = import_run.weights_of(found)
+    config, tensors, state = import_run.read_weights(found)
     huggingface.export(
         out, config, tensors, load_checkpoint_tokenizer(found), card(run), state.step
     )
@@ -45,7 +45,7 @@ def test_a_run_of_ours_is_told_as_pretrained(corpus: Path, tmp_path: Path) -> No
 def test_imported_weights_are_not_called_ours(tmp_path: Path) -> None:
     folder = exported(make_run(tmp_path / "run", tokenizers.byte()), tmp_path / "their model")
     assert "pretrained with" not in (folder / "README.md").read_text()
-    import_run.adopt(import_run.of_hugging_face(find(str(folder))), tmp_path / "back")
+    import_run.write_run(import_run.read_hugging_face(find(str(folder))), tmp_path / "back")
     told = card(tmp_path / "back")
     assert "The weights of `their model` (Hugging Face), as they came" in told
     for claim in (
@@ -63,9 +63,9 @@ def test_imported_weights_are_not_called_ours(tmp_path: Path) -> None:
 def test_the_base_model_of_the_hub_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tokenizers.byte())
     for name, base in {"gpt2": "openai-community/gpt2", "owner/a-model": "owner/a-model"}.items():
-        origin = Source(name, tmp_path, ours=False).origin
+        origin = Pretrained(name, tmp_path, ours=False).origin
         found = find_checkpoint(str(run))
-        config, _, state = import_run.weights_of(found)
+        config, _, state = import_run.read_weights(found)
         for as_imported in (True, False):
             told = model_card(
                 "name", config, state, load_checkpoint_tokenizer(found), 1, origin, as_imported
@@ -81,7 +81,7 @@ def test_a_folder_is_never_taken_for_a_repository(
     (tmp_path / "owner" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert (
-        Source("owner/model", Path("owner/model"), ours=False).origin
+        Pretrained("owner/model", Path("owner/model"), ours=False).origin
         == "Hugging Face: ./owner/model"
     )
 
@@ -93,8 +93,9 @@ def test_training_further_keeps_the_name_of_the_base(corpus: Path, tmp_path: Pat
         "vocab_size": -(-tokenizer.n_vocab // 64) * 64
     }
     config = resolve({**settings, "max_iters": 1, "eval_interval": 1})
-    adopt(
-        Foreign(config, weights(config), tokenizer, "Hugging Face: owner/model"), tmp_path / "run"
+    write_run(
+        ImportedModel(config, weights(config), tokenizer, "Hugging Face: owner/model"),
+        tmp_path / "run",
     )
     for updates in (1, 2):
         go(config.model_copy(update={"max_iters": updates}))

@@ -18,7 +18,7 @@ from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.interop import nanogpt_ckpt
-from nanogpt_dist.interop.import_run import adopt, moments_of, weights_of
+from nanogpt_dist.interop.import_run import read_moments, read_weights, write_run
 from nanogpt_dist.storage.run_folder import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
@@ -118,7 +118,7 @@ def make_ckpt(path: Path, prefix: str = "", **changes: Any) -> Path:
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> None:
     foreign = nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt", prefix))
-    adopt(foreign, tmp_path / "run")
+    write_run(foreign, tmp_path / "run")
     found = find_checkpoint(str(tmp_path / "run"))
     model, config = checkpoint.load_model(found, torch.device("cpu"))
     train_step, _ = trained()
@@ -134,7 +134,7 @@ def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> Non
 
 
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
-    adopt(nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt")), tmp_path / "run")
+    write_run(nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt")), tmp_path / "run")
     config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
     ours = TrainStep(config, ONE, plan_layout(config, ONE), torch.float32, init=False)
     ours.load(find_checkpoint(str(tmp_path / "run")), {})
@@ -145,14 +145,14 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 
 def test_and_back(tmp_path: Path) -> None:
     original = make_ckpt(tmp_path / "ckpt.pt")
-    adopt(nanogpt_ckpt.read(original), tmp_path / "run")
+    write_run(nanogpt_ckpt.read(original), tmp_path / "run")
     found = find_checkpoint(str(tmp_path / "run"))
-    config, tensors, state = weights_of(found)
+    config, tensors, state = read_weights(found)
     nanogpt_ckpt.write(
         tmp_path / "back" / "ckpt.pt",
         config,
         tensors,
-        moments_of(found),
+        read_moments(found),
         state,
         nanogpt_ckpt.read(original).tokenizer,
     )
@@ -280,7 +280,7 @@ def test_cut_off_and_contradictory_files(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"other parameters than its model; add --no-optimizer"):
         nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt", model_args=smaller))
     with pytest.raises(BadDataError, match=r"transformer\.h\.1\.\S+ is .*, its sizes ask for none"):
-        adopt(nanogpt_ckpt.read(tmp_path / "ckpt.pt", with_optimizer=False), tmp_path / "run")
+        write_run(nanogpt_ckpt.read(tmp_path / "ckpt.pt", with_optimizer=False), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -350,7 +350,7 @@ def test_a_run_with_other_ids_is_not_gone_on_with(
 
 def exported(out: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
     run = find_checkpoint(str(make_run(out.parent / f"run of {out.name}", tokenizer, **settings)))
-    nanogpt_ckpt.write(out, *weights_of(run)[:2], {}, weights_of(run)[2], tokenizer)
+    nanogpt_ckpt.write(out, *read_weights(run)[:2], {}, read_weights(run)[2], tokenizer)
     return out
 
 

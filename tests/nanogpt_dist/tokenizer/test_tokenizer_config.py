@@ -42,7 +42,7 @@ def two_files(folder: Path, trained: Tokenizer, **files: Any) -> Path:
 
 def test_two_files_are_the_tokenizer_json_of_them(trained: Tokenizer, tmp_path: Path) -> None:
     folder = two_files(tmp_path / "a", trained)
-    assert hf_tokenizer.of_folder(folder).fingerprint == trained.fingerprint
+    assert hf_tokenizer.load_folder(folder).fingerprint == trained.fingerprint
     assert open_tokenizer(str(folder / "vocab.json")).fingerprint == trained.fingerprint
 
 
@@ -58,7 +58,7 @@ def test_added_tokens_beside_two_files_are_found_in_text(
         added_tokens={"<stop>": 600, "[MOL]": 601, "<think>": 602},
         special_tokens_map=special,
     )
-    ours = hf_tokenizer.of_folder(folder)
+    ours = hf_tokenizer.load_folder(folder)
     assert (ours.eot_id, ours.n_vocab) == (600, 603)
     assert ours.specials == {"<|endoftext|>": 599, "<stop>": 600, "<think>": 602}
     theirs = transformers.GPT2Tokenizer.from_pretrained(folder)
@@ -71,7 +71,7 @@ def test_qwens_two_files_have_its_pattern_and_nfc(trained: Tokenizer, tmp_path: 
     folder = two_files(
         tmp_path / "a", trained, tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"}
     )
-    ours = hf_tokenizer.of_folder(folder)
+    ours = hf_tokenizer.load_folder(folder)
     assert isinstance(ours, LibraryTokenizer)
     assert ours.encode("e\u0301").tolist() == ours.encode("\u00e9").tolist()
     assert len(ours.encode("12")) == 2
@@ -82,7 +82,7 @@ def test_two_files_of_another_class_are_refused(trained: Tokenizer, tmp_path: Pa
         tmp_path / "a", trained, tokenizer_config={"tokenizer_class": "CLIPTokenizer"}
     )
     with pytest.raises(BadDataError, match=r"of CLIPTokenizer are not read; give tokenizer\.json"):
-        hf_tokenizer.of_folder(folder)
+        hf_tokenizer.load_folder(folder)
 
 
 @pytest.mark.parametrize("content", [[], "x", {"a": 1}, {"<|endoftext|>": "x"}])
@@ -93,7 +93,7 @@ def test_two_files_that_are_damaged_are_told(
 ) -> None:
     folder = two_files(tmp_path / "a", trained, vocab=content)
     with pytest.raises(BadDataError):
-        hf_tokenizer.of_folder(folder)
+        hf_tokenizer.load_folder(folder)
 
 
 def with_configuration(folder: Path, trained: Tokenizer, **files: Any) -> Tokenizer:
@@ -102,7 +102,7 @@ def with_configuration(folder: Path, trained: Tokenizer, **files: Any) -> Tokeni
     hf_tokenizer.write(folder, Tokenizer("x", "bpe", trained.tokens, None, specials), 1024)
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    return hf_tokenizer.of_folder(folder)
+    return hf_tokenizer.load_folder(folder)
 
 
 def test_a_sample_stops_at_each_of_several_ends(trained: Tokenizer, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_sample_stops_at_each_of_several_ends(trained: Tokenizer, tmp_path: Pa
     ours.save(tmp_path / "t.json")
     assert tokenizers.load(tmp_path / "t.json").stop_ids == {599, 600}
     hf_tokenizer.write(tmp_path / "a", ours, 1024)
-    assert hf_tokenizer.of_folder(tmp_path / "a").stop_ids == {599, 600}
+    assert hf_tokenizer.load_folder(tmp_path / "a").stop_ids == {599, 600}
 
 
 def test_one_end_leaves_the_file_as_it_was(trained: Tokenizer, tmp_path: Path) -> None:
@@ -150,10 +150,10 @@ def test_what_the_library_encodes_is_exported_and_read_back(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     folder = two_files(tmp_path / "a", trained, added_tokens={"[MOL]": 600})
-    ours = hf_tokenizer.of_folder(folder)
+    ours = hf_tokenizer.load_folder(folder)
     (tmp_path / "b").mkdir()
     hf_tokenizer.write(tmp_path / "b", ours, 1024)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
     for text in TEXTS:
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False).input_ids
-    assert hf_tokenizer.of_folder(tmp_path / "b").fingerprint == ours.fingerprint
+    assert hf_tokenizer.load_folder(tmp_path / "b").fingerprint == ours.fingerprint
