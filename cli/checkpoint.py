@@ -115,7 +115,7 @@ def prune(
     _checkpoints(run)
     with storage.RunLock(run):
         also = {name for name, marks in _marks(run).items() if {"best", "kept"} & set(marks)}
-        going = storage.doomed(folder, keep, also, keep_every)
+        going = storage.checkpoints_to_prune(folder, keep, also, keep_every)
         freed = sum(_size(path) for path in going)
         names = [path.name for path in going]
         if not dry_run:
@@ -133,7 +133,7 @@ def prune(
 def pin(checkpoint: Checkpoint) -> None:
     """Keep a checkpoint for good: neither training nor prune deletes it."""
     parent, name = _parent(checkpoint)
-    storage.good(checkpoint)
+    storage.require_good(checkpoint)
     storage.write_pins(parent, storage.read_pins(parent) | {name})
 
 
@@ -164,12 +164,12 @@ def consolidate(
     found = run_folder.find_checkpoint(str(target), warn=warn)
     if not is_sharded(found):
         raise UsageError(f"{found} has whole tensors already: use it as it is")
-    place = out or run_folder.run_of(found) / "consolidated" / run_folder.spelt(found).name
+    place = out or run_folder.run_of(found) / "consolidated" / run_folder.canonical_path(found).name
     echo(str(consolidate(found, place)))
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return storage.step_of(run_folder.spelt(path).name) is not None
+    return storage.step_of(run_folder.canonical_path(path).name) is not None
 
 
 def _parent(checkpoint: Path) -> tuple[Path, str]:
@@ -177,7 +177,9 @@ def _parent(checkpoint: Path) -> tuple[Path, str]:
     is none.
     """
     if _is_checkpoint(checkpoint) and checkpoint.is_dir():
-        return run_folder.spelt(checkpoint).parent, run_folder.spelt(checkpoint).name
+        return run_folder.canonical_path(checkpoint).parent, run_folder.canonical_path(
+            checkpoint
+        ).name
     steps = storage.list_steps(run_folder.checkpoints_of(checkpoint)) if checkpoint.is_dir() else []
     if steps:
         raise MissingInputError(
@@ -216,7 +218,7 @@ def _marks(run: Path) -> dict[str, list[str]]:
     best = next((step for step in steps if type(step) is int and step >= 0), None)
     if best is not None:
         marks.setdefault(storage.step_name(best), []).append("best")
-    for name in sorted(run_folder.kept_for_good(folder)):
+    for name in sorted(run_folder.kept_by_keep_every(folder)):
         marks.setdefault(name, []).append("kept")
     for name in sorted(storage.read_pins(folder)):
         marks.setdefault(name, []).append("pinned")

@@ -203,8 +203,8 @@ def _foreign(
     if (
         target is None
         or Path(target).is_dir()
-        or run_folder.named(target)
-        or run_folder.checkpoint_named(target)
+        or run_folder.as_run(target)
+        or run_folder.as_checkpoint(target)
     ):
         return None
     if target in presets.PRESETS or target.endswith((".toml", ".py")):

@@ -18,7 +18,7 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, UsageError
 from nanogpt_dist.load_config import load, read, with_vocabulary
 from nanogpt_dist.presets import DEFAULT_PRESET
-from nanogpt_dist.storage.run_folder import named
+from nanogpt_dist.storage.run_folder import as_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,7 +115,7 @@ def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     if as_json:
         _print_json(resolved.model_dump())
     else:  # the file's own name will say where its run goes
-        said = "out_dir" in settings or ("out_dir" in read(preset) and named(preset) is None)
+        said = "out_dir" in settings or ("out_dir" in read(preset) and as_run(preset) is None)
         unset = {} if said else {"out_dir": None}
         echo(commented_toml(resolved.model_copy(update=unset), preset), nl=False)
 

@@ -32,7 +32,7 @@ def checkpoint(
 
     found = run_folder.find_checkpoint(target, best, warn)
     state, manifest = run_folder.read_json(found / "state.json"), storage.read_manifest(found)
-    named = run_folder.spelt(found)
+    named = run_folder.canonical_path(found)
     beside = named.with_name(f"{named.name}.eval.json")
     evaluations = run_folder.read_json(beside).get("results", {})
     if as_json:

@@ -109,14 +109,14 @@ def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
     """The checkpoint with which a new run begins, where one was named. Raises UsageError where no
     other folder was.
     """
-    checkpoint = run_folder.checkpoint_named(preset)
+    checkpoint = run_folder.as_checkpoint(preset)
     if checkpoint is None:
         return None
     run = run_folder.run_of(checkpoint)
     if out_dir is None or Path(out_dir).resolve() == run.resolve():
         resume = (
             f"its run goes on with: {shlex.join(['nanogpt', 'train', str(run)])}"
-            if run_folder.named(str(run))
+            if run_folder.as_run(str(run))
             else "its run is not here"
         )
         raise UsageError(

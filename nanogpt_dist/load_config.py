@@ -28,7 +28,7 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
     gpt2-124m. Raises ConfigError, MissingInputError.
     """
     name, overrides = name or DEFAULT_PRESET, dict(overrides or {})
-    values, run = dict(read(name)), run_folder.named(name)
+    values, run = dict(read(name)), run_folder.as_run(name)
     out_dir = overrides.get("out_dir") or (
         _own_out_dir(run, values) if run else values.get("out_dir")
     )
@@ -39,7 +39,7 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
             given["init_from"] = None
     try:
         source = overrides.get("init_from", values.get("init_from"))
-        ours = run or run_folder.checkpoint_named(name)
+        ours = run or run_folder.as_checkpoint(name)
         if ours and isinstance(dataset := values.get("dataset"), str):
             values["dataset"] = run_folder.dataset_of(ours, dataset)
         # a run's settings have the architecture already
@@ -65,7 +65,7 @@ def _own_out_dir(run: Path, values: dict[str, Any]) -> str:
 
 def read(name: str) -> dict[str, Any]:
     """The settings that `name` stands for, as load() takes it, and no others. Raises as load()."""
-    folder = run_folder.named(name) or run_folder.checkpoint_named(name)
+    folder = run_folder.as_run(name) or run_folder.as_checkpoint(name)
     if folder is not None:
         return read_toml(folder / run_folder.CONFIG)
     if name.endswith(".toml"):

@@ -27,7 +27,7 @@ def consolidate(checkpoint: Path, out: Path) -> Path:
     """
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another --out")
-    name = run_folder.spelt(checkpoint).name
+    name = run_folder.canonical_path(checkpoint).name
     if storage.step_of(out.name) != storage.step_of(name):
         raise UsageError(
             f"{out} has to be called {name}, as the checkpoint is: type --out {out / name}"

@@ -182,7 +182,7 @@ def keep(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
     """Write `results` into the file beside the checkpoint, over what it has under the same names;
     returns its path.
     """
-    checkpoint = run_folder.spelt(checkpoint)
+    checkpoint = run_folder.canonical_path(checkpoint)
     path = checkpoint.with_name(f"{checkpoint.name}.eval.json")
     before = run_folder.read_json(path).get("results", {})
     run_folder.write_json(path, {"checkpoint": checkpoint.name, "results": {**before, **results}})

@@ -31,7 +31,7 @@ def checkpoints_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def spelt(checkpoint: Path) -> Path:
+def canonical_path(checkpoint: Path) -> Path:
     """`checkpoint` by a path that ends in its step's name and says in which run it stands.
 
     Links are followed only where they must be: a run's folder of checkpoints may be one, to another
@@ -43,7 +43,7 @@ def spelt(checkpoint: Path) -> Path:
 
 def run_of(checkpoint: Path) -> Path:
     """The run folder in which `checkpoint` stands."""
-    return spelt(checkpoint).parents[1]
+    return canonical_path(checkpoint).parents[1]
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -64,7 +64,7 @@ def has_begun(folder: Path) -> bool:
     )
 
 
-def named(name: str) -> Path | None:
+def as_run(name: str) -> Path | None:
     """The folder that `name` means as a run: one with a config.toml, or this file of a run that has
     begun; else None.
 
@@ -95,14 +95,14 @@ def dataset_of(run: Path, dataset: str) -> str:
     )
 
 
-def checkpoint_named(name: str) -> Path | None:
+def as_checkpoint(name: str) -> Path | None:
     """The checkpoint that `name` means: its folder, or the config.toml in it; else None."""
     path = Path(name)
     folder = path.parent if path.name == CONFIG else path
     return folder if is_checkpoint(folder) else None
 
 
-def kept_for_good(checkpoints: Path) -> set[str]:
+def kept_by_keep_every(checkpoints: Path) -> set[str]:
     """The names of checkpoints that --keep-every promised to keep when they were saved, as their
     own settings say.
     """
@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def describe(run: Path, world_size: int, threads: int, **more: Any) -> None:
+def write_run_json(run: Path, world_size: int, threads: int, **more: Any) -> None:
     """Write run.json: where, when and by what this attempt was started."""
     write_json(
         run / "run.json",
@@ -210,7 +210,7 @@ def verdict_of(run: Path) -> str | None:
     return said if isinstance(said, str) else None
 
 
-def resume_point(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
+def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
     """The newest good checkpoint to go on from, None to start at step 0.
 
     Raises CannotCreateError for `fresh` in a folder that has checkpoints, and MissingInputError
@@ -241,7 +241,7 @@ def branch(checkpoint: Path, run: Path) -> None:
     """
     if storage.list_steps(checkpoints_of(run)) or read_json(run / "status.json").get("checkpoint"):
         return
-    storage.good(checkpoint)
+    storage.require_good(checkpoint)
     manifest = storage.read_manifest(checkpoint)
     step = storage.step_of(checkpoint.resolve().name)
     step = read_json(checkpoint / "state.json").get("step") if step is None else step
@@ -278,7 +278,7 @@ def find_checkpoint(
             raise UsageError(
                 f"--best chooses among a run's checkpoints, and {path} is one: leave it out"
             )
-        storage.good(path)
+        storage.require_good(path)
         return path
     # RUN/checkpoints stands for RUN
     folder = path if storage.list_steps(path) else checkpoints_of(path)
@@ -302,7 +302,7 @@ def find_checkpoint(
             f"no evaluation of {path} was saved with a checkpoint: leave --best out"
         )
     chosen = folder / storage.step_name(step)
-    storage.good(chosen)
+    storage.require_good(chosen)
     return chosen
 
 

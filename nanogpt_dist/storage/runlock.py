@@ -113,7 +113,7 @@ class RunLock:
                 try:
                     fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:  # maybe holder() only looks at it, for a moment
+                except BlockingIOError:  # maybe lock_holder() only looks at it, for a moment
                     if attempt == TRIES - 1:
                         raise
                     time.sleep(0.02)
@@ -147,7 +147,7 @@ class RunLock:
         )
 
 
-def holder(path: Path) -> str | None:
+def lock_holder(path: Path) -> str | None:
     """The note of the process that holds the lock at `path`; None where nobody does."""
     try:
         with path.open("rb") as file:

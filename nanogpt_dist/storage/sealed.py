@@ -198,7 +198,7 @@ def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
     ]
 
 
-def good(folder: Path) -> None:
+def require_good(folder: Path) -> None:
     """Returns if every byte of a folder that the user named is as sealed; never looks for another
     one.
 

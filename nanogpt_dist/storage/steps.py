@@ -117,7 +117,9 @@ def write_pins(checkpoints: Path, pins: set[str]) -> None:
     write_atomic(checkpoints / PINS, "".join(f"{name}\n" for name in sorted(pins)).encode())
 
 
-def doomed(checkpoints: Path, keep: int, also: set[str], every: int | None = None) -> list[Path]:
+def checkpoints_to_prune(
+    checkpoints: Path, keep: int, also: set[str], every: int | None = None
+) -> list[Path]:
     """The checkpoints that prune() deletes, newest first."""
     assert keep >= 1, keep
     whole = [folder for folder in list_steps(checkpoints) if _looks_whole(folder)]
@@ -137,7 +139,7 @@ def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None
     later format neither counts nor goes: it must not push out a good one. Raises: StorageError;
     then each is there whole, or gone from its name.
     """
-    going = doomed(checkpoints, keep, also, every)
+    going = checkpoints_to_prune(checkpoints, keep, also, every)
     with storage_errors(checkpoints):
         trash = [folder.with_name(staging_name(folder.name, "trash")) for folder in going]
         for folder, place in zip(going, trash, strict=True):

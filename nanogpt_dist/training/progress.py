@@ -49,7 +49,9 @@ class Progress:
         self.clock = time.perf_counter()
 
     def _open(self, run: Path, state: TrainState) -> Recorder:
-        run_folder.describe(run, self.world.size, torch.get_num_threads(), torch=torch.__version__)
+        run_folder.write_run_json(
+            run, self.world.size, torch.get_num_threads(), torch=torch.__version__
+        )
         storage.write_atomic(run / "config.toml", to_run_toml(self.config).encode())
         newest = storage.step_name(state.step) if state.step else None
         run_folder.write_status(run, "running", 0, state.step, "", newest)

@@ -124,7 +124,7 @@ def resume_point(
                 storage.sweep(folder)
             if branch_from is not None:
                 run_folder.branch(branch_from, run)
-            found = run_folder.resume_point(
+            found = run_folder.checkpoint_to_resume(
                 run, fresh, lambda text: console.line(f"warning: {text}")
             )
             found = _perhaps_back(run, found, config, world, console)

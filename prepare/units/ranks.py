@@ -13,7 +13,7 @@ from typing import Any
 
 from nanogpt_dist.errors import NanogptError, StorageError, UsageError, error_of
 from nanogpt_dist.storage.durable import write_atomic
-from nanogpt_dist.storage.runlock import holder
+from nanogpt_dist.storage.runlock import lock_holder
 from prepare.units.journal import LOCK, Work, read_json
 
 WAIT_S = 1800.0  # without a sign of life from the rank that is waited for
@@ -81,7 +81,7 @@ class Ranks:
         if self.size > 1:
             write_atomic(
                 work.run,
-                json.dumps({"run": self.run, "holder": holder(work.folder / LOCK)}).encode(),
+                json.dumps({"run": self.run, "holder": lock_holder(work.folder / LOCK)}).encode(),
             )
 
     def _announced(self, work: Work) -> dict[str, Any] | None:
@@ -95,7 +95,7 @@ class Ranks:
             return None
         if self.run.startswith(SLURM) and "line" in content:
             return content
-        current = holder(work.folder / LOCK)
+        current = lock_holder(work.folder / LOCK)
         return content if current is not None and content.get("holder") == current else None
 
     def wait_for_plan(self, work: Work) -> bool:
@@ -129,7 +129,7 @@ class Ranks:
                 "run": self.run,
                 "code": int(error.code),
                 "line": str(error),
-                "holder": holder(work.folder / LOCK),
+                "holder": lock_holder(work.folder / LOCK),
             }
             with suppress(NanogptError):
                 path = work.run if self.is_rank0 else work.folder / f"failed-{self.rank}"

@@ -55,7 +55,7 @@ def test_errors_name_the_file_the_reason_and_what_to_do(tmp_path: Path) -> None:
     full = r"disk full: .* needs at least 1,234,567 bytes, [0-9,]+ are free; make room"
     with (
         pytest.raises(StorageError, match=full) as error,
-        durable.told(tmp_path / ("x" * 200), needed=1_234_567),
+        durable.storage_errors(tmp_path / ("x" * 200), needed=1_234_567),
     ):
         raise OSError(errno.EDQUOT, "quota")
     assert len(str(error.value)) < MAX_LINE

@@ -55,7 +55,7 @@ def test_what_was_put_in_comes_out(folder: Path) -> None:
     ]
     assert list(manifest)[-1] == "sha256"
     assert storage.verify(folder) == []
-    storage.good(folder)
+    storage.require_good(folder)
 
 
 def test_equal_content_gives_equal_manifests(folder: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_missing_extra_and_linked_files_are_named(folder: Path) -> None:
     with pytest.raises(
         BadDataError, match=r"step-00000007: empty is missing \(and 3 more\); name another step"
     ) as error:
-        storage.good(folder)
+        storage.require_good(folder)
     assert len(str(error.value)) < MAX_LINE
 
 
@@ -112,7 +112,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     assert storage.verify(tmp_path / "nowhere") == [("manifest.json", "is missing")]
     assert storage.verify(tmp_path) == [("manifest.json", "is missing")]
     with pytest.raises(MissingInputError, match="nowhere is not a folder"):
-        storage.good(tmp_path / "nowhere")
+        storage.require_good(tmp_path / "nowhere")
 
 
 ENTRY: dict[str, object] = {"name": "x", "bytes": 0, "sha256": "0" * 64}
@@ -163,7 +163,7 @@ def test_a_huge_manifest_is_not_read(folder: Path) -> None:
 
 def test_a_newer_format_is_neither_good_nor_damaged(folder: Path) -> None:
     forge(folder, lambda manifest: manifest.update(format=2))
-    for use in (storage.read_manifest, storage.verify, storage.good):
+    for use in (storage.read_manifest, storage.verify, storage.require_good):
         with pytest.raises(
             storage.NewerFormatError, match=r"format 2, newer than 1, .*; type: pip install -U"
         ):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.storage.runlock import holder
+from nanogpt_dist.storage.runlock import lock_holder
 from prepare.units.journal import LOCK, WORK
 from prepare.units.ranks import Ranks
 from tests.conftest import Run, command, hashes
@@ -139,11 +139,11 @@ def test_ranks_end_with_torchrun(source: Path, tmp_path: Path) -> None:
         line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     lock = tmp_path / "out" / WORK / LOCK
-    while holder(lock) is None and torchrun.poll() is None:
+    while lock_holder(lock) is None and torchrun.poll() is None:
         time.sleep(0.005)
     torchrun.kill()
     torchrun.wait()
     deadline = time.monotonic() + 20
-    while holder(lock) is not None and time.monotonic() < deadline:
+    while lock_holder(lock) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert holder(lock) is None
+    assert lock_holder(lock) is None
