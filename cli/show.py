@@ -60,7 +60,8 @@ def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
 def components(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
     """What flows into and out of every component, in the order of execution."""
     config = _load_architecture(preset, settings)
-    from nanogpt_dist.inspect.architecture import letter_sizes, trace
+    from nanogpt_dist.inspect.architecture import trace
+    from nanogpt_dist.inspect.formulas import letter_sizes
 
     traced, sizes = trace(config, config.batch_size), letter_sizes(config, config.batch_size)
     if as_json:
@@ -89,8 +90,9 @@ def full(
             f"--svg writes SVG, which is no {svg.suffix[-8:]}: type --svg {svg.stem[-60:]}.svg"
         )
     config = _load_architecture(preset, settings)
-    from nanogpt_dist.inspect.architecture import count_parameters, letter_sizes, trace
+    from nanogpt_dist.inspect.architecture import count_parameters, trace
     from nanogpt_dist.inspect.diagram_text import draw
+    from nanogpt_dist.inspect.formulas import letter_sizes
 
     counted, traced = count_parameters(config), trace(config, config.batch_size)
     sizes = letter_sizes(config, config.batch_size)

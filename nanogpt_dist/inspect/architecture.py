@@ -6,7 +6,6 @@ V = vocab_size. Components are named as in the checkpoint, without `transformer.
 number: h.attn.c_attn.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.inspect.formulas import count_by_arithmetic, formulas, letter_sizes
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.training.optim import parameter_groups
 
@@ -207,46 +207,11 @@ def count_parameters(config: ModelConfig) -> Parameters:
     )
 
 
-def formulas(config: ModelConfig) -> dict[str, list[str]]:
-    """The parameters of one instance of each component, counted by hand: terms to be added,
-    products of letters.
-    """
-    C = "C"
-    qkv = "3C" if config.kv_heads == config.n_head else "(H+2K)·D"
-    F = "4C" if config.mlp_width == 4 * config.n_embd else "F"
-    wide = f"2·{F}" if config.mlp == "swiglu" else F
-
-    def linear(given: str, gives: str) -> list[str]:
-        return [f"{given}·{gives}", *([gives] if config.bias else [])]
-
-    norm = [C, C] if config.bias and config.norm == "layernorm" else [C]
-    found = {
-        "wte": ["V·C"],
-        **({} if config.rotary else {"wpe": ["T·C"]}),
-        "h.ln_1": norm,
-        "h.attn.c_attn": linear(C, qkv),
-        **({"h.attn.q_norm": ["D"], "h.attn.k_norm": ["D"]} if config.qk_norm else {}),
-        "h.attn.c_proj": linear(C, C),
-        "h.ln_2": norm,
-        "h.mlp.c_fc": linear(C, wide),
-        "h.mlp.c_proj": linear(F, C),
-        "ln_f": norm,
-        "lm_head": [] if config.tied_head else ["V·C"],
-    }
-    return found
-
-
 def _by_hand(config: ModelConfig, counted: dict[str, int]) -> dict[str, str]:
     """The formulas as text; each gives what was counted on the model."""
-    sizes = letter_sizes(config, batch_size=1)
-    qkv = (sizes["H"] + 2 * config.kv_heads) * sizes["D"]
-    sizes |= {"3C": 3 * sizes["C"], "4C": 4 * sizes["C"], "2": 2, "(H+2K)": qkv // sizes["D"]}
-    for name, terms in formulas(config).items():
-        times = config.n_layer if name.startswith("h.") else 1
-        total = times * sum(
-            math.prod(sizes[letter] for letter in term.split("·")) for term in terms
-        )
-        assert total == counted[name], f"{name}: {terms} is {total}, the model has {counted[name]}"
+    by_arithmetic = count_by_arithmetic(config)
+    for name, count in by_arithmetic.items():
+        assert count == counted[name], f"{name} is {count} by hand, the model has {counted[name]}"
     return {name: " + ".join(terms) or "0" for name, terms in formulas(config).items()}
 
 
@@ -268,23 +233,6 @@ def trace(config: ModelConfig, batch_size: int) -> list[Component]:
     sizes = letter_sizes(config, batch_size)
     texts = about(config)
     return [_component(name, shapes, sizes, *texts[name]) for name, shapes in seen.items()]
-
-
-def letter_sizes(config: ModelConfig, batch_size: int) -> dict[str, int]:
-    """What each shape letter stands for."""
-    assert config.vocab_size is not None
-    letters = {
-        "B": batch_size,
-        "T": config.block_size,
-        "C": config.n_embd,
-        "H": config.n_head,
-        "D": config.head_size,
-    }
-    if config.kv_heads != config.n_head:
-        letters["K"] = config.kv_heads
-    if config.mlp_width != 4 * config.n_embd:
-        letters["F"] = config.mlp_width
-    return {**letters, "V": config.vocab_size}
 
 
 def component_of(name: str) -> str:

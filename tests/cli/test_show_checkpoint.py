@@ -1,0 +1,21 @@
+"""`nanogpt show checkpoint`: its files with their hashes."""
+
+import json
+from pathlib import Path
+
+from tests.conftest import Run
+from tests.nanogpt_dist.interop.models import bpe, make_run
+
+
+def test_a_checkpoint_with_its_files(tmp_path: Path, nanogpt: Run) -> None:
+    run = make_run(tmp_path / "run", bpe())
+    shown = json.loads(nanogpt("show", "checkpoint", run, "--json").stdout)
+    assert shown["step"] == 0
+    assert {entry["name"] for entry in shown["files"]} >= {
+        "model.safetensors",
+        "state.json",
+        "tokenizer.json",
+    }
+    assert all(len(entry["sha256"]) == 64 for entry in shown["files"])
+    (run / "checkpoints" / "step-00000000" / "model.safetensors").write_bytes(b"")
+    nanogpt("show", "checkpoint", run, code=65)
