@@ -33,8 +33,8 @@ fmt: $(STAMP)    ## format in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)   ## the docs site, into docs/_build
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+docs: $(STAMP)   ## the docs site, into docs/_build/html
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html
 
 dist: $(STAMP)   ## sdist, and the wheel from it
 	$(BIN)/python -m build --outdir dist .
