@@ -14,7 +14,7 @@ from cli.options import CONTEXT, Json, warn
 from cli.terminal import echo
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError, clipped
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints, run_folder
 
 Run = Annotated[
     Path,
@@ -161,7 +161,7 @@ def consolidate(
     """
     from nanogpt_dist.checkpoint.consolidate import consolidate, is_sharded
 
-    found = run_folder.find_checkpoint(str(target), warn=warn)
+    found = run_checkpoints.find_checkpoint(str(target), warn=warn)
     if not is_sharded(found):
         raise UsageError(f"{found} has whole tensors already: use it as it is")
     place = out or run_folder.run_of(found) / "consolidated" / run_folder.canonical_path(found).name
@@ -218,7 +218,7 @@ def _marks(run: Path) -> dict[str, list[str]]:
     best = next((step for step in steps if type(step) is int and step >= 0), None)
     if best is not None:
         marks.setdefault(storage.step_name(best), []).append("best")
-    for name in sorted(run_folder.kept_by_keep_every(folder)):
+    for name in sorted(run_checkpoints.kept_by_keep_every(folder)):
         marks.setdefault(name, []).append("kept")
     for name in sorted(storage.read_pins(folder)):
         marks.setdefault(name, []).append("pinned")

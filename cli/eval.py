@@ -161,7 +161,7 @@ def _judged(
     """
     from nanogpt_dist.errors import UsageError
     from nanogpt_dist.evaluation import report
-    from nanogpt_dist.storage import run_folder
+    from nanogpt_dist.storage import run_checkpoints
 
     with world.raise_on_all_ranks():
         foreign = _foreign(target, init_from, block_size)
@@ -174,7 +174,7 @@ def _judged(
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
         if foreign is not None:
             return report.of_source(foreign, world.device)
-        chosen = str(run_folder.find_checkpoint(target, best, warn)) if world.is_rank0 else ""
+        chosen = str(run_checkpoints.find_checkpoint(target, best, warn)) if world.is_rank0 else ""
     found = Path(world.broadcast_text(chosen))
     with world.raise_on_all_ranks():
         return report.of_checkpoint(found, world.device)

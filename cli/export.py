@@ -114,6 +114,6 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
 
 
 def _find(target: str, best: bool) -> Any:
-    from nanogpt_dist.storage import run_folder
+    from nanogpt_dist.storage import run_checkpoints
 
-    return run_folder.find_checkpoint(target, best, warn)
+    return run_checkpoints.find_checkpoint(target, best, warn)

@@ -90,13 +90,13 @@ def sample(
     prompts = [read_prompt(each) for each in prompt or []]
 
     from nanogpt_dist import load_config
-    from nanogpt_dist.storage import run_folder
+    from nanogpt_dist.storage import run_checkpoints
 
     found: str | Path
     if init_from:
         found, config = init_from, load_config.load("gpt2", {"init_from": init_from})
     else:
-        found = run_folder.find_checkpoint(target, best, warn)
+        found = run_checkpoints.find_checkpoint(target, best, warn)
 
     from nanogpt_dist.devices import pick_device
     from nanogpt_dist.evaluation import report

@@ -89,7 +89,7 @@ def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
     import torch
 
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
-    from nanogpt_dist.storage.run_folder import find_checkpoint
+    from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 
     found = find_checkpoint(target, warn=warn)
     model, _ = load_model(found, torch.device("cpu"))

@@ -28,9 +28,9 @@ def checkpoint(
     verified.
     """
     from nanogpt_dist import storage
-    from nanogpt_dist.storage import run_folder
+    from nanogpt_dist.storage import run_checkpoints, run_folder
 
-    found = run_folder.find_checkpoint(target, best, warn)
+    found = run_checkpoints.find_checkpoint(target, best, warn)
     state, manifest = run_folder.read_json(found / "state.json"), storage.read_manifest(found)
     named = run_folder.canonical_path(found)
     beside = named.with_name(f"{named.name}.eval.json")

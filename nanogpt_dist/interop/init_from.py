@@ -23,7 +23,7 @@ from nanogpt_dist.errors import (
     MissingInputError,
     clipped,
 )
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.storage.durable import shown
 
 OPENAI = {
@@ -108,7 +108,7 @@ def find(name: str, weights: bool = True) -> Pretrained:
             run_folder.checkpoints_of(folder).is_dir()
             or storage.step_of(folder.resolve().name) is not None
         ):
-            return Pretrained(name, run_folder.find_checkpoint(name), ours=True)
+            return Pretrained(name, run_checkpoints.find_checkpoint(name), ours=True)
         raise MissingInputError(
             f"{shown(folder)} holds neither a run nor {CONFIG} and {WEIGHTS} of Hugging Face's"
         )

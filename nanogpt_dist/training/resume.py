@@ -22,7 +22,7 @@ from nanogpt_dist.errors import (
     one_line,
 )
 from nanogpt_dist.evaluation.loss import Evaluator, spread
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import Console
 
@@ -123,8 +123,8 @@ def resume_point(
             for folder in (run, run_folder.checkpoints_of(run)):
                 storage.sweep(folder)
             if branch_from is not None:
-                run_folder.branch(branch_from, run)
-            found = run_folder.checkpoint_to_resume(
+                run_checkpoints.branch(branch_from, run)
+            found = run_checkpoints.checkpoint_to_resume(
                 run, fresh, lambda text: console.line(f"warning: {text}")
             )
             found = _perhaps_back(run, found, config, world, console)

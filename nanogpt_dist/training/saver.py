@@ -22,7 +22,7 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StorageError
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.step import TrainStep
 
@@ -195,7 +195,7 @@ class Saver:
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
-        also = best | self.resumed_from | run_folder.kept_by_keep_every(self.folder)
+        also = best | self.resumed_from | run_checkpoints.kept_by_keep_every(self.folder)
         storage.prune(self.folder, self.config.keep_checkpoints, also, self.config.keep_every)
         storage.write_latest(self.folder, name)
         run_folder.write_status(self.run, "running", 0, state.step, "", name)

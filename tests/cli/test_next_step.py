@@ -13,7 +13,7 @@ import pytest
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.errors import MissingInputError
-from nanogpt_dist.storage.run_folder import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from tests.conftest import Run
 from tests.nanogpt_dist.interop.models import make_run
 

@@ -8,7 +8,7 @@ from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.distributed.world import connect
 from nanogpt_dist.evaluation.tasks import jsonl_tasks
 from nanogpt_dist.evaluation.tasks.scoring import Scorer
-from nanogpt_dist.storage.run_folder import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 
 run, hellaswag, lambada, out = map(Path, sys.argv[1:])
 with connect("cpu", timeout_s=60) as world:

@@ -17,7 +17,7 @@ from cli import checkpoint as commands
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint.tensors import index
 from nanogpt_dist.errors import BadDataError, NanogptError
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints
 from tests.nanogpt_dist.small import go, tiny
 
 FILES = [
@@ -72,7 +72,7 @@ def uses(run: Path, corpus: Path, folder: Path) -> list[Callable[[], object]]:
     """What reads a checkpoint; the run, which sets a bad one aside, comes last."""
 
     def sample() -> None:
-        found = run_folder.find_checkpoint(str(run))
+        found = run_checkpoints.find_checkpoint(str(run))
         checkpoint.load_model(found, torch.device("cpu"))
         checkpoint.load_checkpoint_tokenizer(found)
         checkpoint.load_state(found)

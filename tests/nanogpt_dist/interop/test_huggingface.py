@@ -25,7 +25,7 @@ from nanogpt_dist.interop import hf_tokenizer, huggingface, import_run
 from nanogpt_dist.interop.init_from import find
 from nanogpt_dist.interop.model_card import model_card
 from nanogpt_dist.load_config import load
-from nanogpt_dist.storage.run_folder import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from tests.conftest import CLONE, Run, command
 from tests.nanogpt_dist.interop.models import SIZES, TEXTS, bpe, ids, make_run, weights

@@ -12,7 +12,7 @@ from nanogpt_dist.interop import huggingface, import_run
 from nanogpt_dist.interop.import_run import ImportedModel, write_run
 from nanogpt_dist.interop.init_from import Pretrained, find
 from nanogpt_dist.interop.model_card import model_card
-from nanogpt_dist.storage.run_folder import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from tests.nanogpt_dist.interop.models import make_run, weights
 from tests.nanogpt_dist.small import go, tiny
 

@@ -19,7 +19,7 @@ from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.interop import nanogpt_ckpt
 from nanogpt_dist.interop.import_run import read_moments, read_weights, write_run
-from nanogpt_dist.storage.run_folder import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.tokenizer.meta_pkl import plain_bytes, read_plain

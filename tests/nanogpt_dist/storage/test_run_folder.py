@@ -12,7 +12,7 @@ from nanogpt_dist.config import read_toml, to_toml
 from nanogpt_dist.errors import CannotCreateError, ConfigError, UsageError
 from nanogpt_dist.evaluation.report import keep
 from nanogpt_dist.load_config import load
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints, run_folder
 from tests.conftest import Run
 from tests.nanogpt_dist.small import ONE, go, tiny, weights_sha256
 
@@ -169,15 +169,15 @@ def test_a_checkpoint_stands_for_a_run_by_its_folder_its_config_and_after_a_move
     shutil.copytree(trained, run)
     newest = run / "checkpoints" / "step-00000008"
     for name in (run, run / "config.toml", run / "checkpoints", newest, newest / "config.toml"):
-        assert run_folder.find_checkpoint(str(name)).resolve() == newest, name
+        assert run_checkpoints.find_checkpoint(str(name)).resolve() == newest, name
     assert (
-        run_folder.find_checkpoint(str(run / "checkpoints"), best=True).parent
+        run_checkpoints.find_checkpoint(str(run / "checkpoints"), best=True).parent
         == run / "checkpoints"
     )
     shutil.copytree(newest, tmp_path / "mine")
-    assert run_folder.find_checkpoint(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert run_checkpoints.find_checkpoint(str(tmp_path / "mine")) == tmp_path / "mine"
     with pytest.raises(UsageError, match="--best chooses among a run's checkpoints"):
-        run_folder.find_checkpoint(str(newest), best=True)
+        run_checkpoints.find_checkpoint(str(newest), best=True)
     monkeypatch.chdir(newest)
     assert run_folder.run_of(Path(".")) == run
     monkeypatch.chdir(run.parent)
@@ -206,8 +206,8 @@ def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(
     disk.mkdir(parents=True)
     go(tiny(corpus, run))
     assert [path.name for path in storage.list_steps(disk)] == ["step-00000008", "step-00000004"]
-    assert run_folder.run_of(run_folder.find_checkpoint(str(run))) == run
+    assert run_folder.run_of(run_checkpoints.find_checkpoint(str(run))) == run
     assert (
-        keep(run_folder.find_checkpoint(str(run)), {})
+        keep(run_checkpoints.find_checkpoint(str(run)), {})
         == run / "checkpoints" / "step-00000008.eval.json"
     )

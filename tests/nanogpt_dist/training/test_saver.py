@@ -13,7 +13,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.storage.run_folder import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import go, records, tiny
 

@@ -22,7 +22,7 @@ from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError, Us
 from nanogpt_dist.evaluation import report
 from nanogpt_dist.evaluation.tasks import harness, jsonl_tasks
 from nanogpt_dist.evaluation.tasks.scoring import Scorer, pair
-from nanogpt_dist.storage.run_folder import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from tests.conftest import Run, in_ranks, write_jsonl
 from tests.nanogpt_dist.interop.models import bpe, make_run
 from tests.nanogpt_dist.small import ONE

@@ -1,0 +1,142 @@
+"""Find a run's checkpoint: the newest good one, the best one, or another run's to branch from.
+
+No torch.
+"""
+
+import shlex
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from nanogpt_dist import storage
+from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
+from nanogpt_dist.storage.run_folder import CONFIG, OUT, checkpoints_of, is_checkpoint, read_json
+
+
+def kept_by_keep_every(checkpoints: Path) -> set[str]:
+    """The names of checkpoints that --keep-every promised to keep when they were saved, as their
+    own settings say.
+    """
+    kept = set()
+    for folder in storage.list_steps(checkpoints):
+        try:
+            every = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")).get("keep_every")
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # damaged
+            continue
+        except OSError:  # cannot be read now: it may have been promised
+            kept.add(folder.name)
+            continue
+        if (
+            isinstance(every, int)
+            and every > 0
+            and (storage.step_of(folder.name) or 0) % every == 0
+        ):
+            kept.add(folder.name)
+    return kept
+
+
+def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
+    """The newest good checkpoint to go on from, None to start at step 0.
+
+    Raises CannotCreateError for `fresh` in a folder that has checkpoints, and MissingInputError
+    where status.json tells of a checkpoint but none is left: starting over is never chosen for the
+    user.
+    """
+    checkpoints = checkpoints_of(run)
+    steps = storage.list_steps(checkpoints)
+    if fresh:
+        if steps:
+            raise CannotCreateError(
+                f"{run} holds a run at {steps[0].name}; --fresh needs another --out-dir, or rm -r "
+                f"{run}"
+            )
+        return None
+    if not steps and (lost := read_json(run / "status.json").get("checkpoint")):
+        raise MissingInputError(
+            f"{run} has lost its checkpoint {lost}; restore it, or start over with --fresh"
+        )
+    return storage.newest_good(checkpoints, warn) if steps else None
+
+
+def branch(checkpoint: Path, run: Path) -> None:
+    """Give `run` a copy of `checkpoint` to go on from; a run that has begun already is left as it
+    is.
+
+    Raises MissingInputError, BadDataError, StorageError.
+    """
+    if storage.list_steps(checkpoints_of(run)) or read_json(run / "status.json").get("checkpoint"):
+        return
+    storage.require_good(checkpoint)
+    manifest = storage.read_manifest(checkpoint)
+    step = storage.step_of(checkpoint.resolve().name)
+    step = read_json(checkpoint / "state.json").get("step") if step is None else step
+    if not isinstance(step, int) or step < 0:
+        raise BadDataError(
+            f"{checkpoint} does not say its step; name it step-00001000, after its step"
+        )
+
+    def fill(staging: Path) -> None:
+        for entry in manifest["files"]:
+            shutil.copyfile(checkpoint / entry["name"], staging / entry["name"])
+
+    storage.commit(checkpoints_of(run), storage.step_name(step), fill, {"step": step})
+
+
+def find_checkpoint(
+    target: str | None,
+    best: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """The checkpoint that RUN, CHECKPOINT or nothing (the newest run under out/) means, verified.
+
+    A run stands for its newest good checkpoint, or with `best` for the one of the lowest val loss.
+    Raises MissingInputError, BadDataError, UsageError.
+    """
+    path = Path(target) if target else newest_run(OUT)
+    path = path.parent if path.name == CONFIG and path.is_file() else path
+    if not path.is_dir():
+        raise MissingInputError(
+            f"{path} does not exist or is no folder; give a run (out/NAME) or a checkpoint in it"
+        )
+    if is_checkpoint(path):
+        if best:
+            raise UsageError(
+                f"--best chooses among a run's checkpoints, and {path} is one: leave it out"
+            )
+        storage.require_good(path)
+        return path
+    # RUN/checkpoints stands for RUN
+    folder = path if storage.list_steps(path) else checkpoints_of(path)
+    newest = storage.newest_good(folder, warn, rename_bad=False)  # we do not hold the run's lock
+    if newest is None:
+        if (path / "config.json").is_file():
+            made = shlex.join(
+                ["nanogpt", "import", "hf", str(path), "--out-dir", f"out/{path.resolve().name}"]
+            )
+            raise MissingInputError(
+                f"{path} is a folder of Hugging Face's, no run; type --init-from, or {made}"
+            )
+        raise MissingInputError(
+            f"{path} holds no checkpoint; give a run (out/NAME) that has one, or a checkpoint"
+        )
+    if not best:
+        return newest
+    step = read_json(newest / "state.json").get("best_step")
+    if type(step) is not int or step < 0:
+        raise MissingInputError(
+            f"no evaluation of {path} was saved with a checkpoint: leave --best out"
+        )
+    chosen = folder / storage.step_name(step)
+    storage.require_good(chosen)
+    return chosen
+
+
+def newest_run(out: Path) -> Path:
+    """The run under `out` that was started last and has a checkpoint. Raises MissingInputError."""
+    runs = [run for run in out.glob("*/") if storage.list_steps(checkpoints_of(run))]
+    if not runs:
+        raise MissingInputError(
+            f"no run with a checkpoint under {out}/; type: nanogpt quickstart, or name a run"
+        )
+    return max(runs, key=lambda run: str(read_json(run / "run.json").get("started", "")))
