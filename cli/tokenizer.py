@@ -46,7 +46,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Learn a byte-pair encoding from text, and prove it on text that it was not learnt from."""
-    from nanogpt_dist.storage.durable import shown, write_user_file
+    from nanogpt_dist.storage.durable import shown
+    from nanogpt_dist.storage.user_file import write_user_file
     from nanogpt_dist.tokenizer import Tokenizer, bpe, named
     from prepare.texts import read_texts
 

@@ -32,7 +32,8 @@ from nanogpt_dist.data.manifest import (
 )
 from nanogpt_dist.data.scan import Meter, Progress, in_threads
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
-from nanogpt_dist.storage.durable import probe_writable, shown, storage_errors, write_atomic
+from nanogpt_dist.storage.durable import shown, storage_errors, write_atomic
+from nanogpt_dist.storage.user_file import probe_writable
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.durable import shown, storage_errors, write_user_file
+from nanogpt_dist.storage.durable import shown, storage_errors
+from nanogpt_dist.storage.user_file import write_user_file
 from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import RECORD
 

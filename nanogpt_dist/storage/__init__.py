@@ -1,9 +1,13 @@
-"""All that goes between a run and its disk, as one name: `from nanogpt_dist import storage`.
+"""What goes between a run and its disk, as one name: `from nanogpt_dist import storage`.
 
-    durable.py   single files: whole or absent
-    sealed.py    folders that appear complete or not at all, with a sha256 for every byte
-    steps.py     the checkpoints of a run: name, newest good one, pruning
-    runlock.py   one run per folder
+durable.py           single files, written whole or not at all
+user_file.py         output where a user says
+sealed.py            folders that appear complete or not at all
+manifest.py          manifest.json of a sealed folder: files, sizes, sha256
+steps.py             the checkpoints of a run: name, newest good one, pruning
+runlock.py           one run per folder
+run_folder.py        the run folder: its paths and JSON files
+run_checkpoints.py   find a run's checkpoint: to resume, to sample, to branch from
 
 None of them imports torch, so that a test can kill a save at each of its system calls.
 """
@@ -13,23 +17,12 @@ from nanogpt_dist.storage.durable import (
     fsync_and_hash,
     fsync_folder,
     make_folder,
-    probe_writable,
     sha256_file,
     write_atomic,
-    write_user_file,
 )
+from nanogpt_dist.storage.manifest import NewerFormatError, is_debris, read_manifest
 from nanogpt_dist.storage.runlock import LOCK, RunLock, is_held
-from nanogpt_dist.storage.sealed import (
-    NewerFormatError,
-    begin,
-    commit,
-    discard,
-    is_debris,
-    read_manifest,
-    require_good,
-    seal,
-    verify,
-)
+from nanogpt_dist.storage.sealed import begin, commit, discard, require_good, seal, verify
 from nanogpt_dist.storage.steps import (
     LATEST,
     PINS,
@@ -45,6 +38,7 @@ from nanogpt_dist.storage.steps import (
     write_latest,
     write_pins,
 )
+from nanogpt_dist.storage.user_file import probe_writable, write_user_file
 
 __all__ = [
     "LATEST",

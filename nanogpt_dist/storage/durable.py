@@ -6,13 +6,12 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-from nanogpt_dist.errors import CannotCreateError, StorageError
+from nanogpt_dist.errors import StorageError
 
 SHOWN = 60  # characters of a path that an error line shows
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -58,26 +57,6 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free
-
-
-def probe_writable(folder: Path) -> None:
-    """Makes `folder` if need be, and a file in it that it removes again.
-
-    Raises: CannotCreateError when either fails. Call it before the slow work whose result goes
-    there.
-    """
-    probe = folder / staging_name("probe")
-    try:
-        make_folder(folder)
-        try:
-            write_new(probe, b"?")
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise CannotCreateError(
-            f"cannot write in {shown(folder)}: {why}; name a folder that you may write to"
-        ) from error
 
 
 def staging_name(name: str, kind: str = "tmp") -> str:
@@ -149,7 +128,7 @@ def write_new(path: Path, data: bytes) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        _write_all(fd, data)
+        write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -215,50 +194,8 @@ def copy_atomic(source: Path, path: Path) -> None:
         os.fsync(copy.fileno())
 
 
-def write_user_file(path: Path, data: bytes) -> None:
-    """Writes `data` where a user has said, and leaves there what kind of thing it was.
-
-    A regular file is replaced whole and keeps its mode; so is the one that a link leads to, and the
-    link stays. A device, a pipe, or what standard output already goes to, gets the bytes. Raises:
-    CannotCreateError where `path` is a folder; StorageError.
-    """
-    with storage_errors(path):
-        try:
-            there = os.stat(path)
-        except FileNotFoundError:
-            there = None  # or a link to what is not there yet
-    if there is None:
-        write_atomic(Path(os.path.realpath(path)), data)
-    elif stat.S_ISDIR(there.st_mode):
-        raise CannotCreateError(f"{shown(path)} is a folder; name a file in it")
-    elif (stream := _standard_stream(there)) is not None:
-        with storage_errors(path):
-            _write_all(stream, data)
-    elif stat.S_ISREG(there.st_mode):
-        write_atomic(Path(os.path.realpath(path)), data, stat.S_IMODE(there.st_mode))
-    else:
-        with (
-            storage_errors(path),
-            open(
-                os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), "wb", buffering=0
-            ) as file,
-        ):
-            _write_all(file.fileno(), data)
-
-
-def _standard_stream(there: os.stat_result) -> int | None:
-    """The descriptor, 1 or 2, that is open at this very file, as /dev/stdout is; None if
-    neither.
-    """
-    sys.stdout.flush()  # what was printed before comes before
-    for fd in (1, 2):
-        with suppress(OSError):  # it may be closed
-            if os.path.samestat(os.fstat(fd), there):
-                return fd
-    return None
-
-
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Writes all of `data` to a descriptor. Raises: OSError."""
     rest = memoryview(data)
     while rest:  # write() may take less than it is given
         rest = rest[os.write(fd, rest) :]

@@ -1,70 +1,38 @@
-"""Sealed folders: a folder appears under its name complete or not at all, and its manifest vouches
-for every byte.
+"""A folder that appears under its name complete or not at all, with a sha256 for every byte.
 
-    begin      make .tmp-NAME-…                      a crash here leaves rubbish that steps.sweep() removes
+    begin      make .tmp-NAME-…         a crash here leaves what steps.sweep() removes
     (fill)     write the files
-    seal       fsync and hash the files, write and fsync manifest.json, fsync the folder: now all of it is on the disk
-               rename .tmp-NAME-… to NAME            the one moment at which NAME appears
-               fsync the parent                      NAME outlives a power cut: the save may be called done
+    seal       fsync and hash the files, write and fsync manifest.json, fsync the folder
+               rename to NAME           the one moment at which NAME appears
+               fsync the parent         NAME outlives a power cut: the save is done
 
-manifest.json = format, what the caller tells about the folder, the files, and last the sha256 of
-all text before that line. Later formats must keep that last line, so that "newer than this program"
-can be told from "damaged".
-"""  # noqa: E501
+manifest.py writes and reads the list of the files and their hashes.
+"""
 
-import errno
-import hashlib
-import json
-import math
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, StorageError
 from nanogpt_dist.storage.durable import (
     fsync_folder,
     make_folder,
-    open_plain,
     remove,
     shown,
     staging_name,
     storage_errors,
     write_new,
 )
-
-MANIFEST = "manifest.json"
-FORMAT = 1
-MAX_MANIFEST = 4 << 20  # bytes: 150 a file, so about 28,000 files
-# no slash and no leading dot: never `..`, never a hidden file
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-# What file managers, editors, rsync and NFS leave in any folder: no file of ours, and nothing ever
-# opens it. Torch's .metadata is none of them: it is a pickle.
-DEBRIS = re.compile(
-    r"\.(?!metadata$).*|.*~|~.*|#.*#|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r|@eaDir|lost\+found",
-    re.IGNORECASE | re.DOTALL,
+from nanogpt_dist.storage.manifest import (
+    MANIFEST,
+    describe_file,
+    encode_manifest,
+    file_problem,
+    is_debris,
+    parse_manifest,
 )
-DAMAGE = {
-    errno.ENOENT: "is missing",
-    errno.ENOTDIR: "is missing",
-    errno.ELOOP: "is a symbolic link",
-    errno.EINVAL: "is not a regular file",
-}
-
-
-class NewerFormatError(BadDataError):
-    """The folder is whole, but a later version of this program wrote it: it must be neither used
-    nor set aside.
-    """
-
-
-def is_debris(name: str) -> bool:
-    """Whether a file of that name is no file of ours, and nobody's damage."""
-    return DEBRIS.fullmatch(name) is not None
 
 
 def begin(parent: Path, name: str) -> Path:
@@ -112,8 +80,8 @@ def seal(
             )
         needed = sum(path.stat().st_size for path in paths)
     with storage_errors(target, needed):
-        files = [_entry(path, known.get(path.name)) for path in paths]
-        write_new(staging / MANIFEST, _encode(about, files))
+        files = [describe_file(path, known.get(path.name)) for path in paths]
+        write_new(staging / MANIFEST, encode_manifest(about, files))
         fsync_folder(staging)
         return _publish(staging, target)
 
@@ -162,21 +130,6 @@ def set_aside(folder: Path) -> Path:
     return place
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder, checked against its own sha256 and its schema; the files are
-    not looked at.
-
-    Raises: BadDataError; NewerFormatError, which is one, when a later version of this program wrote
-    it.
-    """
-    try:
-        return _manifest(folder)
-    except ValueError as error:
-        raise BadDataError(
-            f"{shown(folder)}: {MANIFEST} {error}; use another checkpoint or restore a backup"
-        ) from error
-
-
 def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
     """What is wrong with a sealed folder as (file name, reason), empty when every byte is as
     sealed.
@@ -186,12 +139,12 @@ def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
     its bytes.
     """
     try:
-        files = {entry["name"]: entry for entry in _manifest(folder)["files"]}
+        files = {entry["name"]: entry for entry in parse_manifest(folder)["files"]}
     except ValueError as error:
         return [(MANIFEST, str(error))]
     with storage_errors(folder):
         present = {name for name in os.listdir(folder) if not is_debris(name)}
-    checked = ((name, _problem(folder / name, entry, hashes)) for name, entry in files.items())
+    checked = ((name, file_problem(folder / name, entry, hashes)) for name, entry in files.items())
     bad = [(name, reason) for name, reason in checked if reason]
     return bad + [
         (name, "is not in the manifest") for name in sorted(present - files.keys() - {MANIFEST})
@@ -233,107 +186,3 @@ def _publish(staging: Path, target: Path) -> Path:
             os.rename(target, staging)
         raise
     return target
-
-
-def _entry(path: Path, sha256: str | None) -> dict[str, object]:
-    """Makes a file durable and describes it for the manifest."""
-    assert NAME.fullmatch(path.name), path.name
-    assert path.name != MANIFEST, "seal() writes the manifest"
-    with open_plain(path) as file:
-        os.fsync(file.fileno())
-        sha256 = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
-        return {"name": path.name, "bytes": os.fstat(file.fileno()).st_size, "sha256": sha256}
-
-
-def _encode(about: dict[str, object], files: list[dict[str, object]]) -> bytes:
-    assert not about.keys() & {"format", "files", "sha256"}, about.keys()
-    body = json.dumps({"format": FORMAT, **about, "files": files}, indent=1, allow_nan=False)
-    head = body.removesuffix("\n}").encode()
-    return head + _last_line(head)
-
-
-def _last_line(head: bytes) -> bytes:
-    """The end of a manifest that begins with `head`: its length is the same for all."""
-    return b',\n "sha256": "%s"\n}\n' % hashlib.sha256(head).hexdigest().encode()
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Raises: ValueError that completes the sentence "manifest.json …"; NewerFormatError;
-    StorageError.
-    """
-    try:
-        with open_plain(folder / MANIFEST) as file:
-            raw = file.read(MAX_MANIFEST + 1)
-    except OSError as error:
-        raise ValueError(_damage(error, folder / MANIFEST)) from error
-    if len(raw) > MAX_MANIFEST:
-        raise ValueError(f"is larger than {MAX_MANIFEST:,} bytes")
-    head = raw[: -len(_last_line(b""))]
-    if raw != head + _last_line(head):
-        raise ValueError("does not match its own sha256")
-    try:
-        manifest = json.loads(raw, parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("is not JSON as this program writes it") from error
-    _check(manifest, folder)
-    return manifest
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
-
-
-def _check(manifest: Any, folder: Path) -> None:
-    """The schema, against a manifest that was made to harm: the names in it will be opened."""
-    version = manifest.get("format") if isinstance(manifest, dict) else None
-    if type(version) is not int or version < 1:
-        raise ValueError("names no format version")
-    if version > FORMAT:
-        known = f"newer than {FORMAT}, the last known here"
-        raise NewerFormatError(
-            f"{shown(folder)} has format {version}, {known}; type: pip install -U nanogpt-dist"
-        )
-    files = manifest.get("files")
-    if not isinstance(files, list) or not all(_is_entry(entry) for entry in files):
-        raise ValueError("lists a file without a plain name, a size and a sha256")
-    if len({entry["name"] for entry in files} | {MANIFEST}) != len(files) + 1:
-        raise ValueError("lists a file twice, or itself")
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or entry.keys() != {"name", "bytes", "sha256"}:
-        return False
-    name, size, sha256 = entry["name"], entry["bytes"], entry["sha256"]
-    strings = isinstance(name, str) and isinstance(sha256, str)
-    return (
-        strings
-        and bool(NAME.fullmatch(name) and SHA256.fullmatch(sha256))
-        and type(size) is int
-        and size >= 0
-    )
-
-
-def _problem(path: Path, entry: dict[str, Any], hashes: bool) -> str | None:
-    """Why a listed file is not as sealed, or None."""
-    try:
-        with open_plain(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry["bytes"]:
-                return f"has {size:,} bytes instead of {entry['bytes']:,}"
-            if hashes and hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                return "does not match its sha256"
-    except OSError as error:
-        return _damage(error, path)
-    return None
-
-
-def _damage(error: OSError, path: Path) -> str:
-    """What is wrong with a file that cannot be opened. Raises: StorageError where that is not the
-    file's fault.
-    """
-    with storage_errors(path):
-        if error.errno not in DAMAGE:
-            raise error
-    return DAMAGE[error.errno]

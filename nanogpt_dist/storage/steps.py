@@ -26,7 +26,8 @@ from nanogpt_dist.storage.durable import (
     storage_errors,
     write_atomic,
 )
-from nanogpt_dist.storage.sealed import NewerFormatError, set_aside, verify
+from nanogpt_dist.storage.manifest import NewerFormatError
+from nanogpt_dist.storage.sealed import set_aside, verify
 
 # one spelling per number: no second zero-padded form
 STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")

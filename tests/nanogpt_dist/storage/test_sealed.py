@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, BadDataError, MissingInputError, StorageError
-from nanogpt_dist.storage import sealed
+from nanogpt_dist.storage.manifest import NAME, _last_line
 
 FILES = {
     "model.safetensors": random.Random(1).randbytes(3000),
@@ -42,7 +42,7 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     del manifest["sha256"]
     change(manifest)
     head = json.dumps(manifest, indent=1).removesuffix("\n}").encode()
-    (folder / "manifest.json").write_bytes(head + sealed._last_line(head))
+    (folder / "manifest.json").write_bytes(head + _last_line(head))
 
 
 def test_what_was_put_in_comes_out(folder: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_manifest_made_to_harm_is_refused(folder: Path, files: object) -> None
 @pytest.mark.parametrize("body", [b"1e999", b"NaN", b"1" * 5000, b"[" * 100_000, b'"\xff"', b"{"])
 def test_json_that_is_not_plain_is_refused(folder: Path, body: bytes) -> None:
     head = b'{\n "format": 1,\n "files": [],\n "x": ' + body
-    (folder / "manifest.json").write_bytes(head + sealed._last_line(head))
+    (folder / "manifest.json").write_bytes(head + _last_line(head))
     with pytest.raises(BadDataError, match="is not JSON as this program writes it"):
         storage.read_manifest(folder)
 
@@ -216,7 +216,7 @@ def test_what_fill_raises_comes_out_and_nothing_stays(tmp_path: Path) -> None:
 @settings(max_examples=15, deadline=None)
 @given(
     st.dictionaries(
-        st.from_regex(sealed.NAME, fullmatch=True).filter(lambda name: len(name) < 200),
+        st.from_regex(NAME, fullmatch=True).filter(lambda name: len(name) < 200),
         st.binary(),
         max_size=4,
     )

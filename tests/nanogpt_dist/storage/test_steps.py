@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, BadDataError, StorageError
-from nanogpt_dist.storage import sealed
+from nanogpt_dist.storage import manifest
 from nanogpt_dist.storage.durable import open_plain
 from nanogpt_dist.storage.steps import step_name, step_of
 from tests.nanogpt_dist.storage.test_sealed import forge
@@ -221,7 +221,7 @@ def test_what_cannot_be_read_is_not_called_damaged(
             raise OSError(number, os.strerror(number), str(path))
         return open_plain(path)
 
-    monkeypatch.setattr(sealed, "open_plain", refuse)
+    monkeypatch.setattr(manifest, "open_plain", refuse)
     before = names(tmp_path)
     with pytest.raises(StorageError, match=f"{step_name(2)}/{name}: {os.strerror(number)}"):
         storage.newest_good(tmp_path, pytest.fail)
