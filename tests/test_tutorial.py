@@ -1,4 +1,4 @@
-"""The arithmetic of docs/tutorial/the-model.md is what the code computes."""
+"""The arithmetic of docs/tutorial/the-model-explained.md is what the code computes."""
 
 import re
 
@@ -10,7 +10,7 @@ from nanogpt_dist.model.attention import attention
 from nanogpt_dist.model.gpt import GPT
 from tests.conftest import CLONE
 
-PAGE = (CLONE / "docs" / "tutorial" / "the-model.md").read_text("utf-8")
+PAGE = (CLONE / "docs" / "tutorial" / "the-model-explained.md").read_text("utf-8")
 
 
 def table(heading: str, columns: int) -> torch.Tensor:
