@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.options import CONTEXT, Device, Json, Preset, Settings, takes_settings
+from cli.help import command, group
+from cli.options import Device, Json, Preset, Settings, takes_settings
 from cli.terminal import echo
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.load_config import load
@@ -25,10 +26,18 @@ Seconds = Annotated[
     float, typer.Option(min=0, help="Measure no longer than this, but 3 updates at least.")
 ]
 
-bench_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+bench_app = group(
+    "nanogpt bench train gpt2-124m",
+    "nanogpt bench sample gpt2-124m --num-samples 8",
+)
 
 
-@bench_app.command()
+@command(
+    bench_app,
+    "train",
+    "nanogpt bench train gpt2-124m",
+    "torchrun --nproc-per-node 8 nanogpt bench train gpt2-124m --strategy fsdp --profile trace",
+)
 @takes_settings(TrainConfig, groups={"Model", "Model options", "Data", "Machine", "Distributed"})
 def train(
     settings: Settings,
@@ -66,7 +75,12 @@ def train(
         _print(found, _train_lines(found), json)
 
 
-@bench_app.command()
+@command(
+    bench_app,
+    "sample",
+    "nanogpt bench sample gpt2-124m --num-samples 8",
+    "nanogpt bench sample quickstart --dtype int8 --device cpu",
+)
 @takes_settings(ModelConfig, panel="Settings to override")
 def sample(
     settings: Settings,
@@ -103,7 +117,12 @@ def sample(
     _print(found, _sample_lines(found), json)
 
 
-@bench_app.command()
+@command(
+    bench_app,
+    "data",
+    "nanogpt bench data --dataset data/openwebtext",
+    "nanogpt bench data --megabytes 1024 --updates 500",
+)
 @takes_settings(TrainConfig, groups={"Data"})
 def data(
     settings: Settings,
@@ -128,7 +147,12 @@ def data(
     _print(found, _data_lines(found), json)
 
 
-@bench_app.command()
+@command(
+    bench_app,
+    "io",
+    "nanogpt bench io gpt2-124m",
+    "nanogpt bench io gpt2-1558m --folder /scratch/out --rounds 5",
+)
 @takes_settings(TrainConfig, groups={"Model", "Model options", "Machine", "Distributed"})
 def io(
     settings: Settings,

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from cli import completing
-from cli.options import CONTEXT, Json, warn
+from cli.help import command, group
+from cli.options import Json, warn
 from cli.terminal import echo
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError, UsageError, clipped
@@ -39,10 +40,18 @@ Checkpoint = Annotated[
     ),
 ]
 
-checkpoint_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+checkpoint_app = group(
+    "nanogpt checkpoint list out/gpt2-124m",
+    "nanogpt checkpoint prune out/gpt2-124m --keep 3 --dry-run",
+)
 
 
-@checkpoint_app.command("list")
+@command(
+    checkpoint_app,
+    "list",
+    "nanogpt checkpoint list out/gpt2-124m",
+    "nanogpt checkpoint list out/gpt2-124m --json",
+)
 def list_checkpoints(run: Run, as_json: Json = False) -> None:
     """The checkpoints of a run, newest first. Looks at names and sizes; `verify` reads every
     byte.
@@ -69,7 +78,12 @@ def list_checkpoints(run: Run, as_json: Json = False) -> None:
         echo(f"{run}: {verdict}{resume}", err=True)
 
 
-@checkpoint_app.command()
+@command(
+    checkpoint_app,
+    "verify",
+    "nanogpt checkpoint verify out/gpt2-124m",
+    "nanogpt checkpoint verify out/gpt2-124m/checkpoints/step-00001000",
+)
 def verify(target: Target, as_json: Json = False) -> None:
     """Check every byte of a run's checkpoints, or of one. Returns 65 where anything is bad."""
     folders = [target] if _is_checkpoint(target) else _checkpoints(target)
@@ -94,7 +108,12 @@ def verify(target: Target, as_json: Json = False) -> None:
         )
 
 
-@checkpoint_app.command()
+@command(
+    checkpoint_app,
+    "prune",
+    "nanogpt checkpoint prune out/gpt2-124m --keep 3 --dry-run",
+    "nanogpt checkpoint prune out/gpt2-124m --keep 1 --keep-every 10000",
+)
 def prune(
     run: Run,
     keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep.")] = 2,
@@ -129,7 +148,12 @@ def prune(
         )
 
 
-@checkpoint_app.command()
+@command(
+    checkpoint_app,
+    "pin",
+    "nanogpt checkpoint pin out/gpt2-124m/checkpoints/step-00001000",
+    "nanogpt checkpoint pin out/quickstart/checkpoints/step-00000500",
+)
 def pin(checkpoint: Checkpoint) -> None:
     """Keep a checkpoint for good: neither training nor prune deletes it."""
     parent, name = _parent(checkpoint)
@@ -137,7 +161,12 @@ def pin(checkpoint: Checkpoint) -> None:
     storage.write_pins(parent, storage.read_pins(parent) | {name})
 
 
-@checkpoint_app.command()
+@command(
+    checkpoint_app,
+    "unpin",
+    "nanogpt checkpoint unpin out/gpt2-124m/checkpoints/step-00001000",
+    "nanogpt checkpoint unpin out/quickstart/checkpoints/step-00000500",
+)
 def unpin(checkpoint: Checkpoint) -> None:
     """Let a pinned checkpoint go as the others do."""
     parent, name = _parent(checkpoint)
@@ -149,7 +178,12 @@ def unpin(checkpoint: Checkpoint) -> None:
     storage.write_pins(parent, pins - {name})
 
 
-@checkpoint_app.command()
+@command(
+    checkpoint_app,
+    "consolidate",
+    "nanogpt checkpoint consolidate out/gpt2-124m",
+    "nanogpt checkpoint consolidate out/gpt2-124m/checkpoints/step-00001000 --out whole/gpt2-124m",
+)
 def consolidate(
     target: Target,
     out: Annotated[

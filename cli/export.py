@@ -7,10 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from cli import completing
-from cli.options import CONTEXT, warn
+from cli.help import command, group
+from cli.options import warn
 from cli.terminal import echo
 
-export_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+export_app = group(
+    "nanogpt export hf out/gpt2-124m exported/gpt2-124m",
+    "nanogpt export nanogpt out/gpt2-124m out-nanogpt/ckpt.pt",
+)
 
 Target = Annotated[
     str,
@@ -27,7 +31,12 @@ Best = Annotated[
 Out = Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_default=False)]
 
 
-@export_app.command("hf")
+@command(
+    export_app,
+    "hf",
+    "nanogpt export hf out/gpt2-124m exported/gpt2-124m",
+    "nanogpt export hf --best out/gpt2-124m exported/gpt2-124m-best",
+)
 def export_hf(target: Target, out: Out, best: Best = False) -> None:
     """For transformers: GPT2LMHeadModel and AutoTokenizer read DIR, and give the same logits and
     ids.
@@ -59,7 +68,12 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     echo(f"Next: {shlex.join(['python', '-c', program])}")
 
 
-@export_app.command("nanogpt")
+@command(
+    export_app,
+    "nanogpt",
+    "nanogpt export nanogpt out/gpt2-124m out-nanogpt/ckpt.pt",
+    "nanogpt export nanogpt out/gpt2-124m/checkpoints/step-00001000 out-nanogpt/ckpt.pt",
+)
 def export_nanogpt(
     target: Target,
     out: Annotated[Path, typer.Argument(metavar="CKPT.PT", help="New file.", show_default=False)],
@@ -95,7 +109,12 @@ def export_nanogpt(
         echo("nanoGPT opens no other name than ckpt.pt: call it so there, in a folder of its own")
 
 
-@export_app.command("llmc")
+@command(
+    export_app,
+    "llmc",
+    "nanogpt export llmc out/gpt2-124m exported/llmc",
+    "nanogpt export llmc --best out/gpt2-124m exported/llmc-best",
+)
 def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     """For llm.c: gpt2_124M.bin and gpt2_tokenizer.bin, which its train_gpt2 begins with; data
     shards are the same.

@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import CONTEXT, Json
+from cli.help import command, group
+from cli.options import Json
 from cli.terminal import echo
 
 if TYPE_CHECKING:
     from nanogpt_dist.interop.import_run import ImportedModel
 
-import_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+import_app = group(
+    "nanogpt import nanogpt out-nanogpt/ckpt.pt --out-dir out/imported",
+    "nanogpt import hf openai-community/gpt2 --out-dir out/gpt2",
+)
 
 OutDir = Annotated[
     Path, typer.Option("--out-dir", metavar="RUN", help="Run folder to make.", show_default=False)
 ]
 
 
-@import_app.command("nanogpt")
+@command(
+    import_app,
+    "nanogpt",
+    "nanogpt import nanogpt out-nanogpt/ckpt.pt --out-dir out/imported",
+    "nanogpt import nanogpt ckpt.pt --tokenizer data/shakespeare_char/meta.pkl --out-dir out/char",
+)
 def import_nanogpt(
     file: Annotated[
         Path,
@@ -51,7 +60,12 @@ def import_nanogpt(
     _write_run(nanogpt_ckpt.read(file, chosen, optimizer), out_dir, as_json)
 
 
-@import_app.command("hf")
+@command(
+    import_app,
+    "hf",
+    "nanogpt import hf openai-community/gpt2 --out-dir out/gpt2",
+    "nanogpt import hf exported/gpt2-124m --out-dir out/again",
+)
 def import_hf(
     model: Annotated[
         str,

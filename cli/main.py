@@ -15,6 +15,7 @@ from cli.checkpoint import checkpoint_app
 from cli.compare import compare
 from cli.eval import eval_command
 from cli.export import export_app
+from cli.help import DATA, MACHINES, MODELS, RUNS, Group, command, epilog
 from cli.import_model import import_app
 from cli.import_shards import import_shards
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
@@ -33,7 +34,7 @@ from cli.sample import sample
 from cli.show import show_app
 from cli.terminal import echo, open_streams
 from cli.tokenizer import tokenizer_app
-from cli.train import train
+from cli.train import preset_table, train
 from cli.verify import verify
 from launch import verdict
 from nanogpt_dist import __version__, errors
@@ -43,60 +44,120 @@ DEBUG = "NANOGPT_DEBUG"  # set by --debug, inherited by the ranks that a command
 
 app = typer.Typer(
     name="nanogpt",
+    cls=Group,
     no_args_is_help=True,
     context_settings=CONTEXT,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Pretrain GPTs: a corpus to shards, shards to checkpoints on any number of GPUs, "
     "checkpoints to text.",
-    epilog="Start with: nanogpt quickstart. In several ranks: torchrun --nproc-per-node 8 nanogpt "
-    "train …",
+    epilog=epilog("nanogpt quickstart", "torchrun --nproc-per-node 8 nanogpt train gpt2-124m"),
 )
-app.command(rich_help_panel="From text to text")(prepare)
-app.command(rich_help_panel="From text to text")(train)
-app.command("eval", rich_help_panel="From text to text")(eval_command)
-app.command(rich_help_panel="From text to text")(sample)
-app.command(rich_help_panel="Around it")(compare)
-app.command(rich_help_panel="Around it")(verify)
-app.add_typer(
-    checkpoint_app,
-    name="checkpoint",
-    rich_help_panel="Around it",
-    help="What a run has saved: list, verify, prune, pin, consolidate.",
-)
+
+command(
+    app,
+    "prepare",
+    "nanogpt prepare python-stdlib",
+    "nanogpt prepare text --source texts/ --tokenizer bpe:8192 --out data/mine",
+    rich_help_panel=DATA,
+)(prepare)
+command(
+    app,
+    "import-shards",
+    "nanogpt import-shards nanoGPT/data/openwebtext/ --tokenizer gpt2",
+    "nanogpt import-shards train.bin --val val.bin --tokenizer gpt2 --out data/mine",
+    rich_help_panel=DATA,
+)(import_shards)
 app.add_typer(
     tokenizer_app,
     name="tokenizer",
-    rich_help_panel="Around it",
+    rich_help_panel=DATA,
     help="Learn a vocabulary from text, or compare two.",
 )
-app.command(rich_help_panel="Around it")(import_shards)
+command(
+    app,
+    "verify",
+    "nanogpt verify data/openwebtext",
+    "nanogpt verify data/openwebtext --threads 4 --json",
+    rich_help_panel=DATA,
+)(verify)
+
+app.add_typer(
+    show_app,
+    name="show",
+    rich_help_panel=MODELS,
+    help="What a preset is, data, or a checkpoint.",
+)
+command(
+    app,
+    "eval",
+    "nanogpt eval out/gpt2-124m",
+    "nanogpt eval --init-from gpt2 --dataset data/openwebtext --dtype bfloat16",
+    rich_help_panel=MODELS,
+)(eval_command)
+command(
+    app,
+    "sample",
+    "nanogpt sample out/quickstart --prompt 'def read_' --max-new-tokens 200",
+    "nanogpt sample --init-from gpt2 --prompt 'Once upon a time' --num-samples 3 --stream",
+    rich_help_panel=MODELS,
+)(sample)
 app.add_typer(
     import_app,
     name="import",
-    rich_help_panel="Around it",
+    rich_help_panel=MODELS,
     help="Take over a model: nanoGPT's, Hugging Face's.",
 )
 app.add_typer(
     export_app,
     name="export",
-    rich_help_panel="Around it",
+    rich_help_panel=MODELS,
     help="Hand a checkpoint on: Hugging Face, nanoGPT, llm.c.",
 )
-app.command(context_settings=LAUNCH_CONTEXT, rich_help_panel="Around it")(launch)
+
+command(
+    app,
+    "quickstart",
+    "nanogpt quickstart",
+    "nanogpt quickstart && nanogpt sample out/quickstart",
+    rich_help_panel=RUNS,
+)(quickstart)
+command(
+    app,
+    "train",
+    "nanogpt train gpt2-124m --dataset data/openwebtext --out-dir out/mine",
+    "torchrun --nproc-per-node 8 nanogpt train out/mine",
+    notes=preset_table(),
+    rich_help_panel=RUNS,
+)(train)
+command(
+    app,
+    "compare",
+    "nanogpt compare out/a out/b",
+    "nanogpt compare out/a out/b out/c --plot loss.png",
+    rich_help_panel=RUNS,
+)(compare)
+app.add_typer(
+    checkpoint_app,
+    name="checkpoint",
+    rich_help_panel=RUNS,
+    help="What a run has saved: list, verify, prune, pin, consolidate.",
+)
+
+command(
+    app,
+    "launch",
+    "nanogpt launch --nproc-per-node 8 train gpt2-124m",
+    "nanogpt launch --slurm --nnodes 4 --nproc-per-node 8 --time 24:00:00 train gpt2-124m",
+    context_settings=LAUNCH_CONTEXT,
+    rich_help_panel=MACHINES,
+)(launch)
 app.add_typer(
     bench_app,
     name="bench",
-    rich_help_panel="Around it",
+    rich_help_panel=MACHINES,
     help="How fast this machine trains, samples, reads and saves.",
 )
-app.add_typer(
-    show_app,
-    name="show",
-    rich_help_panel="Around it",
-    help="What a preset is, data, or a checkpoint.",
-)
-app.command(rich_help_panel="Around it")(quickstart)
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import CONTEXT, Json, Preset, Settings, takes_settings
+from cli.help import command, group
+from cli.options import Json, Preset, Settings, takes_settings
 from cli.show_attention import attention
 from cli.show_checkpoint import checkpoint
 from cli.show_data import data
@@ -30,13 +31,21 @@ WIDTH = 100  # columns at most; a narrower terminal gets narrower tables
 PIXELS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tiff", ".pdf", ".eps", ".ps")
 
 
-show_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+show_app = group(
+    "nanogpt show full gpt2-124m",
+    "nanogpt show data data/openwebtext",
+)
 model_flags = takes_settings(
     TrainConfig, panel="Settings to override", groups=("Model", "Model options")
 )
 
 
-@show_app.command()
+@command(
+    show_app,
+    "params",
+    "nanogpt show params gpt2-124m",
+    "nanogpt show params gpt2-124m --n-layer 24 --json",
+)
 @model_flags
 def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
     """Parameters, component by component, and the memory they take."""
@@ -55,7 +64,12 @@ def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
     echo_wrapped("\n" + "\n".join(_facts(counted)))
 
 
-@show_app.command()
+@command(
+    show_app,
+    "components",
+    "nanogpt show components gpt2-124m",
+    "nanogpt show components quickstart --rotary",
+)
 @model_flags
 def components(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
     """What flows into and out of every component, in the order of execution."""
@@ -71,7 +85,12 @@ def components(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Jso
     echo_table(_shape_table(traced), WIDTH)
 
 
-@show_app.command()
+@command(
+    show_app,
+    "full",
+    "nanogpt show full gpt2-124m",
+    "nanogpt show full quickstart --svg quickstart.svg",
+)
 @model_flags
 def full(
     settings: Settings,
@@ -109,7 +128,12 @@ def full(
     echo(draw(config, counted, traced, columns()))
 
 
-@show_app.command()
+@command(
+    show_app,
+    "config",
+    "nanogpt show config gpt2-124m > mine.toml",
+    "nanogpt show config out/gpt2-124m",
+)
 @model_flags
 def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = False) -> None:
     """Every setting, as a TOML file that `nanogpt train` takes."""
@@ -122,9 +146,24 @@ def config(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
         echo(commented_toml(resolved.model_copy(update=unset), preset), nl=False)
 
 
-show_app.command()(data)
-show_app.command()(attention)
-show_app.command()(checkpoint)
+command(
+    show_app,
+    "data",
+    "nanogpt show data data/openwebtext",
+    "nanogpt show data data/openwebtext --step 0 --run out/gpt2-124m",
+)(data)
+command(
+    show_app,
+    "attention",
+    "nanogpt show attention shakespeare-char-cpu --text 'To be or'",
+    "nanogpt show attention out/quickstart --text 'def read' --layer 1 --head 2",
+)(attention)
+command(
+    show_app,
+    "checkpoint",
+    "nanogpt show checkpoint out/gpt2-124m",
+    "nanogpt show checkpoint out/gpt2-124m --best --json",
+)(checkpoint)
 
 
 def commented_toml(config: TrainConfig, name: str) -> str:

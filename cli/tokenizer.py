@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.help import command, group
 from cli.next_step import to_prepare
-from cli.options import CONTEXT, Json
+from cli.options import Json
 from cli.terminal import echo
 from nanogpt_dist.errors import BadDataError, CannotCreateError, UsageError
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 COMPARE_BYTES = 20 << 20  # of text, at most
 HELD_OUT = 20  # one document in so many is not learnt from
 
-tokenizer_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT)
+tokenizer_app = group(
+    "nanogpt tokenizer train python-stdlib --vocab-size 4096 --out code.tiktoken",
+    "nanogpt tokenizer compare gpt2 cl100k_base python-stdlib",
+)
 Sources = Annotated[
     list[str],
     typer.Argument(
@@ -32,7 +36,12 @@ Sources = Annotated[
 Column = Annotated[str, typer.Option(help="Field or column that holds the text.", metavar="NAME")]
 
 
-@tokenizer_app.command()
+@command(
+    tokenizer_app,
+    "train",
+    "nanogpt tokenizer train python-stdlib --vocab-size 4096 --out code.tiktoken",
+    "nanogpt tokenizer train texts/ --vocab-size 32000 --out mine.json",
+)
 def train(
     source: Sources,
     vocab_size: Annotated[
@@ -107,7 +116,12 @@ def train(
     echo(f"Next: {to_prepare(source, column, out)}")
 
 
-@tokenizer_app.command()
+@command(
+    tokenizer_app,
+    "compare",
+    "nanogpt tokenizer compare gpt2 cl100k_base python-stdlib",
+    "nanogpt tokenizer compare gpt2 code.tiktoken texts/ --json",
+)
 def compare(
     a: Annotated[
         str,

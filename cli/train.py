@@ -12,13 +12,25 @@ from cli.options import Json, flush_or_drop, takes_settings, warn
 from cli.terminal import echo
 from launch import verdict
 from nanogpt_dist import load_config, presets
-from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError, UsageError
+from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 
 if TYPE_CHECKING:
     from nanogpt_dist.distributed.world import World
+
+
+def preset_table() -> str:
+    """A line for each preset: its name, its parameters, what it is."""
+    lines = [f"{'Presets:':<20}{'parameters':>10}"]
+    for name, about in presets.ABOUT.items():
+        settings = presets.PRESETS[name]
+        weights = presets.OPENAI_SIZES.get(settings.get("init_from", ""), {})
+        parameters = sum(count_by_arithmetic(resolve({**settings, **weights})).values())
+        lines.append(f"{name:<20} {parameters / 1e6:>7,.1f} M  {about}")
+    return "\n".join(lines)
 
 
 @takes_settings(TrainConfig)
@@ -29,8 +41,8 @@ def train(
         typer.Argument(
             metavar="PRESET|FILE.toml|FILE.py|RUN",
             autocompletion=completing.targets,
-            help=f"One of {', '.join(presets.PRESETS)}; your settings; one of nanoGPT's configs; a "
-            "run to go on with.",
+            help="A preset (they are listed at the end), a file of settings, one of nanoGPT's "
+            "configs, or a run to go on with.",
         ),
     ] = presets.DEFAULT_PRESET,
     fresh: Annotated[

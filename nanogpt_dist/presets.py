@@ -114,3 +114,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "log_interval": 20,
     },
 }
+
+ABOUT: dict[str, str] = {  # what each preset is, in a few words
+    "gpt2-124m": "GPT-2 small, from scratch",
+    "gpt2-350m": "GPT-2 medium, from scratch",
+    "gpt2-774m": "GPT-2 large, from scratch",
+    "gpt2-1558m": "GPT-2 XL, from scratch",
+    "gpt2": "small, as OpenAI built it",
+    "gpt2-medium": "medium, as OpenAI built it",
+    "gpt2-large": "large, as OpenAI built it",
+    "gpt2-xl": "XL, as OpenAI built it",
+    "finetune-shakespeare": "OpenAI's XL, fine-tuned",
+    "eval-gpt2": "OpenAI's weights: small",
+    "eval-gpt2-medium": "OpenAI's weights: medium",
+    "eval-gpt2-large": "OpenAI's weights: large",
+    "eval-gpt2-xl": "OpenAI's weights: XL",
+    "shakespeare-char": "characters, on a GPU",
+    "shakespeare-char-cpu": "characters, on a laptop",
+    "quickstart": "two minutes on two cores",
+}

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from cli.help import EXAMPLES
 from cli.main import app
 from docs.generate.text import code, escape, plain, prose, table
 
@@ -83,7 +84,8 @@ def command_section(name: str, command: Any, context: Any) -> str:
     for title, entries in panels.items():
         parts.append(f"{level}# {title}\n\n" + "\n".join(entries))
     if command.epilog:
-        parts.append(f"{level}# Examples\n\n{prose(plain(command.epilog))}")
+        lines = plain(command.epilog).partition(EXAMPLES)[2]
+        parts.append(f"{level}# Examples\n\n{prose(lines)}")
     return "\n".join(parts) + "\n"
 
 
