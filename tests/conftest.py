@@ -189,3 +189,13 @@ def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "one"
     build("text", out, [source], tokenizer="bpe:300", workers=1)
     return out
+
+
+@pytest.fixture(scope="session")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps with checkpoints at 4 and 8; read it, or copy it."""
+    from tests.nanogpt_dist.small import go, tiny
+
+    run = tmp_path_factory.mktemp("trained") / "a"
+    go(tiny(corpus, run))
+    return run

@@ -64,9 +64,9 @@ def write_run(foreign: ImportedModel, run: Path) -> Path:
         storage.write_latest(run_folder.checkpoints_of(run), written.name)
         storage.write_atomic(run / "config.toml", to_run_toml(config).encode())
         run_folder.write_run_json(run, 1, torch.get_num_threads(), imported_from=foreign.origin)
-        run_folder.write_status(
-            run, "stopped", 0, foreign.state.step, f"imported from {foreign.origin}", written.name
-        )
+        message = f"imported from {foreign.origin}"
+        status = run_folder.Status("stopped", foreign.state.step, written.name, message=message)
+        run_folder.write_status(run, status)
     return written
 
 

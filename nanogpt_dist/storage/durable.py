@@ -1,4 +1,4 @@
-"""Single files on disk: written whole or not at all, and every failure told in one line."""
+"""Single files on disk, written whole or not at all; an error is one line."""
 
 import errno
 import hashlib
@@ -30,8 +30,9 @@ def printable(path: Path | str) -> str:
 
 @contextmanager
 def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns an OSError of the block into a StorageError about `path`; `needed`: bytes that the
-    block would write.
+    """Turns an OSError of the block into a StorageError about `path`.
+
+    needed: bytes that the block writes, for the message on a full disk.
     """
     try:
         yield
@@ -60,16 +61,18 @@ def free_bytes(path: Path) -> int:
 
 
 def staging_name(name: str, kind: str = "tmp") -> str:
-    """A new name for what is not there yet (`tmp`) or not there any more (`trash`); steps.sweep()
-    knows it again.
+    """A new hidden name for a file that is being written (`tmp`) or deleted (`trash`).
+
+    steps.sweep() recognizes it.
     """
     # not from `random`: the run's generators stay as they are
     return f".{kind}-{name}-{secrets.token_hex(4)}"
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Opens a regular file for reading. Raises: OSError, also for a symbolic link, a folder, a pipe
-    or a device.
+    """Opens a regular file for reading.
+
+    Raises: OSError, also for a symbolic link, a folder, a pipe or a device.
     """
     # a pipe must not block us
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -80,9 +83,7 @@ def open_plain(path: Path) -> BufferedReader:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file in hexadecimal, read in pieces. Raises: StorageError when it cannot be
-    read.
-    """
+    """The sha256 of a file in hexadecimal, read in pieces. Raises: StorageError."""
     with storage_errors(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -95,9 +96,7 @@ def fsync_and_hash(path: Path) -> str:
 
 
 def fsync_folder(path: Path) -> None:
-    """Makes the names in a folder durable: files created, renamed and removed so far. Raises:
-    OSError.
-    """
+    """Makes the names in a folder durable: files created, renamed and removed. Raises: OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -121,8 +120,9 @@ def make_folder(path: Path) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Creates `path`, which must not exist, with `data` on the disk; its name is durable only after
-    fsync_folder().
+    """Creates `path`, which must not exist, and makes `data` durable.
+
+    The name itself is durable only after fsync_folder().
 
     Raises: OSError; then a part of the file may be there.
     """
@@ -135,10 +135,11 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def usual_mode(path: Path) -> int:
-    """The mode that a new file `path` gets here by the umask and the folder's rules. Raises:
-    OSError.
+    """The mode that a new file `path` gets here, by the umask and the folder's rules.
 
     For files that a library writes through a temporary one, which only its owner may read.
+
+    Raises: OSError.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
@@ -149,7 +150,9 @@ def usual_mode(path: Path) -> int:
 
 @contextmanager
 def _replacing(path: Path, needed: int) -> Iterator[Path]:
-    """A new file beside `path` for the block to write, `needed` bytes, which then takes its place.
+    """Yields a new path beside `path` for the block to write, then renames it to `path`.
+
+    needed: bytes that the block writes.
 
     Raises: StorageError, with nothing left behind.
     """
@@ -166,8 +169,7 @@ def _replacing(path: Path, needed: int) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Puts `data` in the place of `path`: after a crash at any point the old content is there or
-    the new one, whole.
+    """Replaces `path` by `data`: after a crash the old content is there or the new one, whole.
 
     mode: the permissions of the new file; None: what the umask gives.
 
@@ -181,9 +183,7 @@ def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
 
 
 def copy_atomic(source: Path, path: Path) -> None:
-    """Puts a copy of a file, which may be large, in the place of `path`, whole or not at all.
-    Raises: StorageError.
-    """
+    """Replaces `path` by a copy of a large file, whole or not at all. Raises: StorageError."""
     with (
         _replacing(path, source.stat().st_size) as tmp,
         open_plain(source) as file,
@@ -202,9 +202,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (not its target) or a folder with all that is in it. Raises:
-    OSError.
-    """
+    """Removes a file, a link (not its target) or a folder with its content. Raises: OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

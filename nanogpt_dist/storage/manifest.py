@@ -38,22 +38,20 @@ DAMAGE = {
 
 
 class NewerFormatError(BadDataError):
-    """The folder is whole, but a later version of this program wrote it: it must be neither used
-    nor set aside.
-    """
+    """The folder is whole, but a later version wrote it: neither use it nor set it aside."""
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file of that name is no file of ours, and nobody's damage."""
+    """Whether a file of that name is left by other programs, and no damage."""
     return DEBRIS.fullmatch(name) is not None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder, checked against its own sha256 and its schema; the files are
-    not looked at.
+    """The manifest of a sealed folder, checked against its own sha256 and its schema.
 
-    Raises: BadDataError; NewerFormatError, which is one, when a later version of this program wrote
-    it.
+    The files are not looked at.
+
+    Raises: BadDataError; NewerFormatError, a kind of it, when a later version wrote the folder.
     """
     try:
         return parse_manifest(folder)
@@ -64,7 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def describe_file(path: Path, sha256: str | None) -> dict[str, object]:
-    """Makes a file durable and describes it for the manifest."""
+    """Makes a file durable and returns its entry for the manifest."""
     assert NAME.fullmatch(path.name), path.name
     assert path.name != MANIFEST, "seal() writes the manifest"
     with open_plain(path) as file:
@@ -86,7 +84,9 @@ def _last_line(head: bytes) -> bytes:
 
 
 def parse_manifest(folder: Path) -> dict[str, Any]:
-    """Raises: ValueError that completes the sentence "manifest.json …"; NewerFormatError;
+    """The manifest, checked.
+
+    Raises: ValueError that completes the sentence "manifest.json …"; NewerFormatError;
     StorageError.
     """
     try:
@@ -114,7 +114,7 @@ def _finite(text: str) -> float:
 
 
 def _check(manifest: Any, folder: Path) -> None:
-    """The schema, against a manifest that was made to harm: the names in it will be opened."""
+    """Checks the schema, against a manifest made to harm: the names in it are opened."""
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if type(version) is not int or version < 1:
         raise ValueError("names no format version")
@@ -158,8 +158,9 @@ def file_problem(path: Path, entry: dict[str, Any], hashes: bool) -> str | None:
 
 
 def _damage(error: OSError, path: Path) -> str:
-    """What is wrong with a file that cannot be opened. Raises: StorageError where that is not the
-    file's fault.
+    """What is wrong with a file that cannot be opened.
+
+    Raises: StorageError where the disk, not the file, is at fault.
     """
     with storage_errors(path):
         if error.errno not in DAMAGE:

@@ -15,9 +15,7 @@ from nanogpt_dist.storage.run_folder import CONFIG, OUT, checkpoints_of, is_chec
 
 
 def kept_by_keep_every(checkpoints: Path) -> set[str]:
-    """The names of checkpoints that --keep-every promised to keep when they were saved, as their
-    own settings say.
-    """
+    """The names of checkpoints that --keep-every, by their own config.toml, promised to keep."""
     kept = set()
     for folder in storage.list_steps(checkpoints):
         try:
@@ -37,11 +35,12 @@ def kept_by_keep_every(checkpoints: Path) -> set[str]:
 
 
 def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
-    """The newest good checkpoint to go on from, None to start at step 0.
+    """The newest good checkpoint to resume from, None to start at step 0.
 
-    Raises CannotCreateError for `fresh` in a folder that has checkpoints, and MissingInputError
-    where status.json tells of a checkpoint but none is left: starting over is never chosen for the
-    user.
+    Starting over is never chosen for the user.
+
+    Raises: CannotCreateError for `fresh` in a folder that has checkpoints; MissingInputError where
+    status.json names a checkpoint but none is left.
     """
     checkpoints = checkpoints_of(run)
     steps = storage.list_steps(checkpoints)
@@ -60,10 +59,9 @@ def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) ->
 
 
 def branch(checkpoint: Path, run: Path) -> None:
-    """Give `run` a copy of `checkpoint` to go on from; a run that has begun already is left as it
-    is.
+    """Copies `checkpoint` into `run`, to continue from it; a run that has begun stays as it is.
 
-    Raises MissingInputError, BadDataError, StorageError.
+    Raises: MissingInputError, BadDataError, StorageError.
     """
     if storage.list_steps(checkpoints_of(run)) or read_json(run / "status.json").get("checkpoint"):
         return
@@ -88,10 +86,12 @@ def find_checkpoint(
     best: bool = False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """The checkpoint that RUN, CHECKPOINT or nothing (the newest run under out/) means, verified.
+    """The verified checkpoint that a user names: a run, a checkpoint, or nothing.
 
     A run stands for its newest good checkpoint, or with `best` for the one of the lowest val loss.
-    Raises MissingInputError, BadDataError, UsageError.
+    Nothing stands for the newest run under out/.
+
+    Raises: MissingInputError, BadDataError, UsageError.
     """
     path = Path(target) if target else newest_run(OUT)
     path = path.parent if path.name == CONFIG and path.is_file() else path
@@ -133,7 +133,7 @@ def find_checkpoint(
 
 
 def newest_run(out: Path) -> Path:
-    """The run under `out` that was started last and has a checkpoint. Raises MissingInputError."""
+    """The run under `out` that was started last and has a checkpoint. Raises: MissingInputError."""
     runs = [run for run in out.glob("*/") if storage.list_steps(checkpoints_of(run))]
     if not runs:
         raise MissingInputError(

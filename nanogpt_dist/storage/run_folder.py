@@ -1,7 +1,6 @@
-"""The run folder out/NAME: who may write in it, what it says of itself, and how to find a
-checkpoint in it. No torch.
+"""The run folder out/NAME: its paths, and the JSON files in it. No torch.
 
-config.toml · run.json · status.json · metrics.jsonl · tensorboard/ · run.lock ·
+config.toml   run.json   status.json   metrics.jsonl   tensorboard/   run.lock
 checkpoints/step-00001000/
 """
 
@@ -10,6 +9,7 @@ import math
 import os
 import platform
 import socket
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def checkpoints_of(run: Path) -> Path:
 
 
 def canonical_path(checkpoint: Path) -> Path:
-    """`checkpoint` by a path that ends in its step's name and says in which run it stands.
+    """`checkpoint` as RUN/checkpoints/step-…: its step's name at the end, its run above.
 
     Links are followed only where they must be: a run's folder of checkpoints may be one, to another
     disk.
@@ -43,13 +43,15 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` is one checkpoint, by its name or, where it was renamed, by what is in
-    it.
-    """
+    """Whether `folder` is a checkpoint, by its name or, after a rename, by its files."""
     if not folder.is_dir():
         return False
-    named = any(storage.step_of(path.name) is not None for path in (folder, folder.resolve()))
-    return named or ((folder / "state.json").is_file() and (folder / "manifest.json").is_file())
+    has_step_name = any(
+        storage.step_of(path.name) is not None for path in (folder, folder.resolve())
+    )
+    return has_step_name or (
+        (folder / "state.json").is_file() and (folder / "manifest.json").is_file()
+    )
 
 
 def has_begun(folder: Path) -> bool:
@@ -61,10 +63,10 @@ def has_begun(folder: Path) -> bool:
 
 
 def as_run(name: str) -> Path | None:
-    """The folder that `name` means as a run: one with a config.toml, or this file of a run that has
-    begun; else None.
+    """The run folder that `name` means, or None: a folder with a config.toml, or that file.
 
-    It is its own out_dir, whatever a config.toml says that came from elsewhere.
+    The file counts only where a run has begun. The run is its own out_dir, whatever a copied
+    config.toml says.
     """
     path = Path(name)
     folder = path.parent if path.name == CONFIG else path
@@ -78,10 +80,10 @@ def as_run(name: str) -> Path | None:
 
 
 def dataset_of(run: Path, dataset: str) -> str:
-    """`dataset` of a run's settings as it is found from here.
+    """`dataset` of a run's settings, as a path from here.
 
-    A relative path starts where the run was started, mostly a folder above the run:
-    `nanogpt train ../project/out/a`.
+    A relative path starts where the run was started, mostly a folder above the run: `nanogpt train
+    ../project/out/a`.
     """
     if os.path.exists(dataset):
         return dataset
@@ -92,7 +94,7 @@ def dataset_of(run: Path, dataset: str) -> str:
 
 
 def as_checkpoint(name: str) -> Path | None:
-    """The checkpoint that `name` means: its folder, or the config.toml in it; else None."""
+    """The checkpoint that `name` means, or None: its folder, or the config.toml in it."""
     path = Path(name)
     folder = path.parent if path.name == CONFIG else path
     return folder if is_checkpoint(folder) else None
@@ -112,12 +114,12 @@ def _finite(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace `path` by `content`, whole or not at all."""
+    """Replaces `path` by `content`, whole or not at all."""
     storage.write_atomic(path, (to_json(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`, {} where there is none. Raises BadDataError."""
+    """The object in `path`, {} where there is no file. Raises: BadDataError, StorageError."""
     try:
         with storage_errors(path):
             text = path.read_bytes() if path.exists() else b"{}"
@@ -130,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_run_json(run: Path, world_size: int, threads: int, **more: Any) -> None:
-    """Write run.json: where, when and by what this attempt was started."""
+    """Writes run.json: where, when and how this attempt was started."""
     write_json(
         run / "run.json",
         {
@@ -146,32 +148,37 @@ def write_run_json(run: Path, world_size: int, threads: int, **more: Any) -> Non
     )
 
 
-def write_status(
-    run: Path,
-    verdict: str,
-    code: int,
-    step: int,
-    message: str,
-    checkpoint: str | None,
-) -> None:
-    """Write status.json: verdict running | done | stopped | failed, the exit code, and the newest
-    checkpoint's name.
+@dataclass(frozen=True)
+class Status:
+    """How a run stands, as status.json says it.
+
+    verdict: running | done | stopped | failed. checkpoint: the newest one's name. code: the exit
+    code. message: the error line.
     """
+
+    verdict: str
+    step: int
+    checkpoint: str | None
+    code: int = 0
+    message: str = ""
+
+
+def write_status(run: Path, status: Status) -> None:
+    """Writes status.json."""
     write_json(
         run / "status.json",
         {
-            "verdict": verdict,
-            "code": code,
-            "step": step,
-            "message": message,
-            "checkpoint": checkpoint,
+            "verdict": status.verdict,
+            "code": status.code,
+            "step": status.step,
+            "message": status.message,
+            "checkpoint": status.checkpoint,
         },
     )
 
 
 def verdict_of(run: Path) -> str | None:
-    """How `run` stands: running | done | stopped | failed | killed; None where status.json does not
-    say.
+    """The state of `run`: running | done | stopped | failed | killed; None if status.json lacks it.
 
     killed: status.json says running, but no living process holds the run's lock.
     """

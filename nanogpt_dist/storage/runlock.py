@@ -21,13 +21,14 @@ TRIES = 5
 
 
 class RunLock:
-    """`with RunLock(folder):` holds the run folder for this process; whoever comes second is
-    refused at once.
+    """`with RunLock(folder):` holds the run folder for this process; a second one is refused.
 
-    The file `name` in it says who holds it or held it last, and stays: the lock is the flock on it,
-    not its existence. It may be removed by who holds it, as the last thing. flag: the option that
-    names another folder; called: the folder that messages name. Raises on entry: CannotCreateError
-    with the holder's host, process id and start time.
+    The file `name` in it says who holds the lock or held it last, and stays: the lock is the flock
+    on it, not its existence. The holder may remove it as the last thing.
+
+    flag: the option that names another folder; called: the folder that messages name.
+
+    Raises: CannotCreateError on entry, with the holder's host, process id and start time.
     """
 
     def __init__(
@@ -69,10 +70,9 @@ class RunLock:
         self._close()
 
     def refuse_moved(self) -> None:
-        """Raises StorageError where the folder was renamed or deleted: writing by its name would
-        make another.
+        """Raises StorageError where the folder was renamed or deleted.
 
-        A moment's failure of the disk proves nothing, and passes.
+        Writing by its name would make another folder. A failure to look proves nothing, and passes.
         """
         assert self._folder_fd is not None, "not held"
         mine = os.fstat(self._folder_fd)
@@ -102,9 +102,7 @@ class RunLock:
         return place if place.is_dir() else None
 
     def _flock(self) -> int | None:
-        """A descriptor with the lock; None where the file, or its folder, was removed in the
-        meantime.
-        """
+        """A descriptor with the lock; None where the file or its folder was removed meanwhile."""
         try:
             self._fd = os.open(
                 self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
@@ -125,9 +123,7 @@ class RunLock:
         return None
 
     def _close(self) -> None:
-        """Lets go. In a forked child it closes the child's copies only, and the parent keeps the
-        lock.
-        """
+        """Releases the lock. In a forked child it closes the child's descriptors only."""
         for fd in (self._fd, self._folder_fd):
             if fd is not None:
                 os.close(fd)
@@ -148,7 +144,7 @@ class RunLock:
 
 
 def lock_holder(path: Path) -> str | None:
-    """The note of the process that holds the lock at `path`; None where nobody does."""
+    """The note of the process that holds the lock at `path`, or None."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -160,8 +156,9 @@ def lock_holder(path: Path) -> str | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock at `path`; also where it cannot be asked, so that
-    none is called dead.
+    """Whether a living process holds the lock at `path`.
+
+    True also where the lock cannot be asked, so that no living run is called dead.
     """
     try:
         with path.open("rb") as file:
@@ -182,9 +179,7 @@ def _holder() -> bytes:
 
 
 def _read_holder(fd: int) -> str:
-    """Who holds the lock, in words; what stands in the file is only shown, so odd characters become
-    `?`.
-    """
+    """Who holds the lock, in words; odd characters of the file become `?`."""
     try:
         note = json.loads(os.pread(fd, 1000, 0))
         host, pid, started = (

@@ -36,10 +36,11 @@ from nanogpt_dist.storage.manifest import (
 
 
 def begin(parent: Path, name: str) -> Path:
-    """Makes and returns an empty folder in `parent`, where the files of the future folder `name`
-    are written.
+    """Creates an empty staging folder in `parent` for the files of the future folder `name`.
 
-    End it with seal() or discard(). Raises: StorageError; CannotCreateError for `..`.
+    End it with seal() or discard().
+
+    Raises: StorageError; CannotCreateError for `..`.
     """
     if name in ("", ".", ".."):
         raise CannotCreateError(
@@ -63,12 +64,13 @@ def seal(
     about: dict[str, object],
     known: dict[str, str] | None = None,
 ) -> Path:
-    """Makes the folder that begin() gave durable and renames it to `name`, whose path it returns.
+    """Makes a staging folder durable and renames it to `name`, whose path it returns.
 
     about: JSON values for the manifest's top level. known: {file name: sha256} of files hashed by
-    whoever wrote them; the others are hashed here. A good folder of that name is left as it is and
-    the new one dropped; a bad one is set aside first. Raises: StorageError; then the name is as it
-    was, and the staging folder waits for discard().
+    whoever wrote them; the others are hashed here. A good folder of that name stays and the new one
+    is dropped; a bad one is set aside first.
+
+    Raises: StorageError; then the name is as it was, and the staging folder waits for discard().
     """
     known, target = known or {}, staging.parent / name
     with storage_errors(target):
@@ -87,9 +89,7 @@ def seal(
 
 
 def discard(staging: Path) -> None:
-    """Removes a staging folder as far as possible, quietly: it runs when something else has failed
-    already.
-    """
+    """Removes a staging folder as far as possible, quietly: something else has failed already."""
     with suppress(OSError):
         remove(staging)
 
@@ -101,11 +101,11 @@ def commit(
     about: dict[str, object],
     needed: int | None = None,
 ) -> Path:
-    """begin(), fill(staging), seal() in one; whatever fails, `name` is as it was and nothing else
-    is left.
+    """begin(), fill(staging) and seal() in one; on failure `name` is as before.
 
-    needed: bytes that `fill` writes, for the message on a full disk. Raises: StorageError, and what
-    `fill` raises.
+    needed: bytes that `fill` writes, for the message on a full disk.
+
+    Raises: StorageError, and what `fill` raises.
     """
     with storage_errors(
         parent / name, needed
@@ -120,9 +120,7 @@ def commit(
 
 
 def set_aside(folder: Path) -> Path:
-    """Renames a bad folder NAME to .bad-NAME-1 (or -2, …), which it returns; nothing is deleted.
-    Raises: OSError.
-    """
+    """Renames a bad folder NAME to .bad-NAME-1 (or -2, …) and returns it. Raises: OSError."""
     places = (folder.with_name(f".bad-{folder.name}-{n}") for n in count(1))
     place = next(place for place in places if not os.path.lexists(place))
     os.rename(folder, place)
@@ -131,12 +129,13 @@ def set_aside(folder: Path) -> Path:
 
 
 def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
-    """What is wrong with a sealed folder as (file name, reason), empty when every byte is as
-    sealed.
+    """What is wrong with a sealed folder as (file name, reason); empty if nothing is.
 
     hashes=False looks at the manifest, the names and the sizes only. Names that fit DEBRIS do not
-    count. Raises: NewerFormatError; StorageError where a file cannot be read: that says nothing of
-    its bytes.
+    count.
+
+    Raises: NewerFormatError; StorageError where a file cannot be read: that says nothing of its
+    bytes.
     """
     try:
         files = {entry["name"]: entry for entry in parse_manifest(folder)["files"]}
@@ -152,8 +151,7 @@ def verify(folder: Path, hashes: bool = True) -> list[tuple[str, str]]:
 
 
 def require_good(folder: Path) -> None:
-    """Returns if every byte of a folder that the user named is as sealed; never looks for another
-    one.
+    """Returns if every byte of a folder that the user names is as sealed.
 
     Raises: MissingInputError without such a folder, BadDataError with its first bad file.
     """
@@ -169,8 +167,9 @@ def require_good(folder: Path) -> None:
 
 
 def _publish(staging: Path, target: Path) -> Path:
-    """The rename and its fsync. If the fsync fails the rename is undone: what may be lost must not
-    look saved.
+    """Renames `staging` to `target` and makes the name durable.
+
+    If the fsync fails the rename is undone: what may be lost must not look saved.
     """
     if os.path.lexists(target):
         if not verify(target):

@@ -1,15 +1,14 @@
-"""The checkpoints of a run: folders checkpoints/step-00001000, ordered by step and never by the
-clock.
+"""The checkpoints of a run: folders checkpoints/step-00001000, ordered by step, not by time.
 
     step-00001000          sealed: see sealed.py
-    latest                 the newest name, for people and scripts; this program trusts only what it finds
-    pins                   names that are never pruned, one in a line
+    latest                 the newest name, for people and scripts; this program does not trust it
+    pins                   names that are never pruned, one a line
     .tmp-… .trash-…        of attempts that died; sweep() removes them
-    .bad-step-00001000-1   set aside as damaged, kept for whoever wants to look
+    .bad-step-00001000-1   set aside as damaged, and kept
 
 Every other name is the user's, and is neither read nor touched. What changes the folder needs the
 run lock.
-"""  # noqa: E501
+"""
 
 import os
 import re
@@ -50,13 +49,11 @@ def step_of(name: str) -> int | None:
 
 
 def list_steps(checkpoints: Path) -> list[Path]:
-    """The entries with a step's name, good or bad, highest step first; empty without such a
-    folder.
-    """
+    """The entries with a step's name, good or bad, highest step first; [] without the folder."""
     with storage_errors(checkpoints):
         names = os.listdir(checkpoints) if checkpoints.exists() else []
-    found = {step: name for name in names if (step := step_of(name)) is not None}
-    return [checkpoints / found[step] for step in sorted(found, reverse=True)]
+    by_step = {step: name for name in names if (step := step_of(name)) is not None}
+    return [checkpoints / by_step[step] for step in sorted(by_step, reverse=True)]
 
 
 def newest_good(
@@ -64,12 +61,13 @@ def newest_good(
     warn: Callable[[str], None],
     rename_bad: bool = True,
 ) -> Path | None:
-    """The newest checkpoint of which every byte is as sealed; None only if there is none at all,
-    good or bad.
+    """The newest checkpoint of which every byte is as sealed; None if there is none at all.
 
-    Newer bad ones get one line to `warn` each and are set aside; not with rename_bad=False, for
-    whoever reads without the run lock. Raises: BadDataError if all are bad, or one is of a later
-    format; StorageError if one cannot be read, which is no damage; then nothing was changed.
+    Newer bad ones get one line to `warn` each and are set aside; not with rename_bad=False, for a
+    reader without the run lock.
+
+    Raises: BadDataError if all are bad, or one is of a later format; StorageError if one cannot be
+    read, which is no damage; then nothing was changed.
     """
     bad: list[tuple[Path, str]] = []
     for folder in list_steps(checkpoints):
@@ -92,9 +90,7 @@ def newest_good(
 
 
 def _put_away(folder: Path, rename: bool) -> str:
-    """Half a sentence on what was done; a folder that may not be written keeps its bad
-    checkpoints.
-    """
+    """Sets a bad checkpoint aside if it may, and says so in half a sentence."""
     if not rename:
         return ""
     try:
@@ -104,7 +100,7 @@ def _put_away(folder: Path, rename: bool) -> str:
 
 
 def read_pins(checkpoints: Path) -> set[str]:
-    """The names that stand in `pins`; none without such a file."""
+    """The names in `pins`; none without such a file."""
     try:
         with open_plain(checkpoints / PINS) as file:
             lines = file.read(1 << 20).decode(errors="replace").split()
@@ -133,12 +129,12 @@ def checkpoints_to_prune(
 
 
 def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None) -> list[str]:
-    """Deletes all checkpoints but the newest `keep`, those named in `also`, the pinned, and
-    multiples of `every`.
+    """Deletes all but the newest `keep`, those in `also`, the pinned, and multiples of `every`.
 
     Returns the names, newest first. One that looks damaged (manifest, names, sizes) or is of a
-    later format neither counts nor goes: it must not push out a good one. Raises: StorageError;
-    then each is there whole, or gone from its name.
+    later format neither counts nor goes: it must not push out a good one.
+
+    Raises: StorageError; then each is there whole, or gone from its name.
     """
     going = checkpoints_to_prune(checkpoints, keep, also, every)
     with storage_errors(checkpoints):
@@ -163,8 +159,9 @@ def _looks_whole(folder: Path) -> bool:
 def sweep(folder: Path) -> list[str]:
     """Removes what dead attempts left in `folder` (.tmp-…, .trash-…) and returns the names.
 
-    Call it only under the run lock: a living attempt's staging folder looks the same. Raises:
-    StorageError.
+    Call it only under the run lock: a living attempt's staging folder looks the same.
+
+    Raises: StorageError.
     """
     with storage_errors(folder):
         names = sorted(filter(LEFTOVER.fullmatch, os.listdir(folder))) if folder.exists() else []
@@ -179,9 +176,7 @@ def write_latest(checkpoints: Path, name: str) -> None:
 
 
 def read_latest(checkpoints: Path) -> str | None:
-    """The name in `latest`, a hint that may be out of date; None if it is missing or makes no
-    sense.
-    """
+    """The name in `latest`, a hint that may be out of date; None if missing or malformed."""
     try:
         with open_plain(checkpoints / LATEST) as file:
             name = file.read(100).decode().removesuffix("\n")

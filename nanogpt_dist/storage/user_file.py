@@ -19,10 +19,11 @@ from nanogpt_dist.storage.durable import (
 
 
 def probe_writable(folder: Path) -> None:
-    """Makes `folder` if need be, and a file in it that it removes again.
+    """Creates `folder` if need be, and writes and removes a file in it.
 
-    Raises: CannotCreateError when either fails. Call it before the slow work whose result goes
-    there.
+    Call it before the slow work whose result goes there.
+
+    Raises: CannotCreateError when either fails.
     """
     probe = folder / staging_name("probe")
     try:
@@ -39,11 +40,12 @@ def probe_writable(folder: Path) -> None:
 
 
 def write_user_file(path: Path, data: bytes) -> None:
-    """Writes `data` where a user has said, and leaves there what kind of thing it was.
+    """Writes `data` to a path that a user names, and keeps the kind of file that is there.
 
-    A regular file is replaced whole and keeps its mode; so is the one that a link leads to, and the
-    link stays. A device, a pipe, or what standard output already goes to, gets the bytes. Raises:
-    CannotCreateError where `path` is a folder; StorageError.
+    A regular file is replaced whole and keeps its mode; so does the target of a link, and the link
+    stays. A device, a pipe, or what standard output is redirected to, gets the bytes.
+
+    Raises: CannotCreateError where `path` is a folder; StorageError.
     """
     with storage_errors(path):
         try:
@@ -70,9 +72,7 @@ def write_user_file(path: Path, data: bytes) -> None:
 
 
 def _standard_stream(there: os.stat_result) -> int | None:
-    """The descriptor, 1 or 2, that is open at this very file, as /dev/stdout is; None if
-    neither.
-    """
+    """The descriptor, 1 or 2, that is open at this very file, as /dev/stdout is; else None."""
     sys.stdout.flush()  # what was printed before comes before
     for fd in (1, 2):
         with suppress(OSError):  # it may be closed

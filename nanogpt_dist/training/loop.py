@@ -374,7 +374,7 @@ def _finish(
     verdict, code = ("done", Exit.DONE) if done else ("stopped", Exit.STOPPED)
     if world.is_rank0:
         try:
-            run_folder.write_status(run, verdict, code, state.step, "", newest.name)
+            run_folder.write_status(run, run_folder.Status(verdict, state.step, newest.name, code))
             crash_loops.ended(run, verdict)
         except StorageError as error:  # all is saved
             console.line(f"warning: {error}")

@@ -54,7 +54,7 @@ class Progress:
         )
         storage.write_atomic(run / "config.toml", to_run_toml(self.config).encode())
         newest = storage.step_name(state.step) if state.step else None
-        run_folder.write_status(run, "running", 0, state.step, "", newest)
+        run_folder.write_status(run, run_folder.Status("running", state.step, newest))
         return Recorder(run, state.step, self.config, self.console)
 
     @property

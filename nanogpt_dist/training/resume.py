@@ -96,9 +96,8 @@ def _note(run: Path, world: World, error: BaseException) -> None:
     with contextlib.suppress(NanogptError):
         before = run_folder.read_json(run / "status.json")
         verdict = "stopped" if code == Exit.STOPPED else "failed"
-        run_folder.write_status(
-            run, verdict, code, before.get("step", 0), one_line(line), before.get("checkpoint")
-        )
+        step, newest = before.get("step", 0), before.get("checkpoint")
+        run_folder.write_status(run, run_folder.Status(verdict, step, newest, code, one_line(line)))
         if code == Exit.STOPPED:
             crash_loops.ended(run, verdict)
 

@@ -198,7 +198,7 @@ class Saver:
         also = best | self.resumed_from | run_checkpoints.kept_by_keep_every(self.folder)
         storage.prune(self.folder, self.config.keep_checkpoints, also, self.config.keep_every)
         storage.write_latest(self.folder, name)
-        run_folder.write_status(self.run, "running", 0, state.step, "", name)
+        run_folder.write_status(self.run, run_folder.Status("running", state.step, name))
 
 
 class Writing:

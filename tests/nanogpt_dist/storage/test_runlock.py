@@ -1,6 +1,4 @@
-"""The run lock, with real processes: who comes second is refused at once, and a killed holder is
-forgotten.
-"""
+"""The run lock, with real processes: the second is refused, and a killed holder is forgotten."""
 
 import os
 import signal

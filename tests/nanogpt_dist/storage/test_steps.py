@@ -16,7 +16,7 @@ from nanogpt_dist.errors import MAX_LINE, BadDataError, StorageError
 from nanogpt_dist.storage import manifest
 from nanogpt_dist.storage.durable import open_plain
 from nanogpt_dist.storage.steps import step_name, step_of
-from tests.nanogpt_dist.storage.test_sealed import forge
+from tests.nanogpt_dist.storage.test_manifest import forge
 
 STRANGERS = [
     "step-1",

@@ -1,6 +1,4 @@
-"""A save under fire: killed, failed and unplugged at each of its steps, it leaves the old state or
-the new one.
-"""
+"""A save that is killed, fails or loses power at each step leaves the old state or the new one."""
 
 import errno
 import os
@@ -34,9 +32,7 @@ ERRORS = {  # what each system call is made to return
 
 @pytest.fixture
 def checkpoints() -> Iterator[Path]:
-    """The folder before the session; in memory where that is possible, since it is copied some
-    thousand times.
-    """
+    """The folder before the session; in memory where possible, as it is copied a thousand times."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         before(Path(folder) / "checkpoints")
@@ -56,7 +52,7 @@ def recover(folder: Path) -> None:
     assert names(folder) == {NEW, "latest", "notes"}
 
 
-# --- in process: needs nothing but Python --------------------------------------------------------------------------  # noqa: E501
+# ---- in process: needs nothing but Python
 
 
 def record(folder: Path) -> list[Operation]:
@@ -107,8 +103,9 @@ def lost_by_power_cut(
     draws: int,
     seed: int = 0,
 ) -> str | None:
-    """What is lost if the power goes after one of `operations`, over random states of the disk;
-    None if nothing.
+    """What is lost if the power goes after one of `operations`; None if nothing.
+
+    Tries random states of the disk.
     """
     draw = random.Random(seed)
     for end in range(len(operations) + 1):
@@ -171,7 +168,7 @@ def test_a_rename_before_the_manifest_is_caught(checkpoints: Path) -> None:
     assert lost_by_power_cut(checkpoints, swapped, draws=20)
 
 
-# --- real processes under strace -----------------------------------------------------------------------------------  # noqa: E501
+# ---- real processes under strace
 
 
 def traced(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -190,9 +187,7 @@ def traced(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def system_calls(checkpoints: Path) -> list[tuple[str, int]]:
-    """(name, how many calls of that name came before, plus one) for each call of a session that
-    changes the disk.
-    """
+    """(name, how many of that name so far) of each call of a session that changes the disk."""
     copy, log = checkpoints.with_name("copy"), checkpoints.with_name("strace.log")
     shutil.copytree(checkpoints, copy)
     try:

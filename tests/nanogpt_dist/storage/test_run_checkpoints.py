@@ -1,0 +1,81 @@
+"""Finding a run's checkpoint, and branching from one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist import storage
+from nanogpt_dist.errors import CannotCreateError, UsageError
+from nanogpt_dist.evaluation.report import keep
+from nanogpt_dist.load_config import load
+from nanogpt_dist.storage import run_checkpoints, run_folder
+from tests.conftest import Run
+from tests.nanogpt_dist.small import go, tiny, weights_sha256
+from tests.nanogpt_dist.storage.test_run_folder import all_hashes
+
+
+def test_a_checkpoint_is_refused_or_branches_exactly(
+    nanogpt: Run,
+    trained: Path,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    before, step = all_hashes(trained), run_folder.checkpoints_of(trained) / "step-00000004"
+    for name in (step, step / "config.toml"):
+        refused = nanogpt("train", name, code=2)
+        assert "is a checkpoint" in refused.stderr
+        assert "--out-dir DIR" in refused.stderr
+    nanogpt("train", step, "--out-dir", trained, code=2)
+    config = load(str(step), {"out_dir": str(tmp_path / "branch")})
+    go(config, branch_from=step)
+    assert weights_sha256(tmp_path / "branch", 8) == weights_sha256(trained, 8)
+    assert not storage.verify(tmp_path / "branch" / "checkpoints" / "step-00000004")
+    go(config.model_copy(update={"max_iters": 12}), branch_from=step)  # the same again resumes
+    assert storage.read_latest(tmp_path / "branch" / "checkpoints") == "step-00000012"
+    assert all_hashes(trained) == before
+
+
+def test_a_checkpoint_stands_for_a_run_by_its_folder_its_config_and_after_a_move(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(trained, run)
+    newest = run / "checkpoints" / "step-00000008"
+    for name in (run, run / "config.toml", run / "checkpoints", newest, newest / "config.toml"):
+        assert run_checkpoints.find_checkpoint(str(name)).resolve() == newest, name
+    assert (
+        run_checkpoints.find_checkpoint(str(run / "checkpoints"), best=True).parent
+        == run / "checkpoints"
+    )
+    shutil.copytree(newest, tmp_path / "mine")
+    assert run_checkpoints.find_checkpoint(str(tmp_path / "mine")) == tmp_path / "mine"
+    with pytest.raises(UsageError, match="--best chooses among a run's checkpoints"):
+        run_checkpoints.find_checkpoint(str(newest), best=True)
+    monkeypatch.chdir(newest)
+    assert run_folder.run_of(Path(".")) == run
+    monkeypatch.chdir(run.parent)
+    assert run_folder.run_of(Path("moved/checkpoints/step-00000008")) == Path("moved")
+
+
+def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    run, disk = tmp_path / "run", tmp_path / "disk" / "ck"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(disk)
+    with pytest.raises(
+        CannotCreateError, match=r"run/checkpoints: it links to .*disk/ck, which is no folder here"
+    ):
+        go(tiny(corpus, run))
+    disk.mkdir(parents=True)
+    go(tiny(corpus, run))
+    assert [path.name for path in storage.list_steps(disk)] == ["step-00000008", "step-00000004"]
+    assert run_folder.run_of(run_checkpoints.find_checkpoint(str(run))) == run
+    assert (
+        keep(run_checkpoints.find_checkpoint(str(run)), {})
+        == run / "checkpoints" / "step-00000008.eval.json"
+    )

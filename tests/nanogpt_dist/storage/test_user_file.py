@@ -1,0 +1,61 @@
+"""Output where a user says: each kind of file stays what it is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist import storage
+from nanogpt_dist.errors import MAX_LINE, CannotCreateError
+
+
+def test_probe_writable(tmp_path: Path) -> None:
+    storage.probe_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a").rglob("*")) == [tmp_path / "a" / "b"]
+    (tmp_path / "file").write_text("?")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        with pytest.raises(CannotCreateError, match="cannot write in") as error:
+            storage.probe_writable(folder)
+        assert len(str(error.value)) < MAX_LINE
+
+
+def test_a_file_of_the_users_stays_what_it_is(tmp_path: Path) -> None:
+    real, link, dangling, pipe = (tmp_path / name for name in ("real", "link", "dangling", "pipe"))
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to("real")
+    dangling.symlink_to("not-yet")
+    os.mkfifo(pipe)
+    storage.write_user_file(link, b"new")
+    storage.write_user_file(dangling, b"first")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert dangling.is_symlink()
+    assert (tmp_path / "not-yet").read_bytes() == b"first"
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    storage.write_user_file(pipe, b"through")
+    assert os.read(reader, 100) == b"through"
+    assert pipe.is_fifo()
+    os.close(reader)
+    storage.write_user_file(Path(os.devnull), b"gone")
+    assert Path(os.devnull).is_char_device()
+    with pytest.raises(CannotCreateError, match="is a folder"):
+        storage.write_user_file(tmp_path, b"")
+
+
+def test_a_link_to_standard_output_adds_to_what_was_printed(tmp_path: Path) -> None:
+    link = tmp_path / "stdout"
+    link.symlink_to("/proc/self/fd/1")
+    if not os.path.exists(link):
+        pytest.skip("needs /proc")
+    code = (
+        "from pathlib import Path; from nanogpt_dist import storage; print('before'); "
+        f"storage.write_user_file(Path({str(link)!r}), b'in between\\n'); print('after')"
+    )
+    with open(tmp_path / "said", "wb") as said:
+        subprocess.run([sys.executable, "-c", code], stdout=said, check=True)
+    assert (tmp_path / "said").read_text() == "before\nin between\nafter\n"
+    assert link.is_symlink()

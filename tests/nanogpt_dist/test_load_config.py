@@ -1,0 +1,97 @@
+"""Which settings, and which run, a name on the command line means."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nanogpt_dist.config import read_toml, to_toml
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.load_config import load
+from nanogpt_dist.storage import run_folder
+
+
+def test_a_run_folder_is_its_own_out_dir_however_it_is_spelt(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(trained, tmp_path / "deep" / "b")
+    run = (tmp_path / "deep" / "b").resolve()
+    # as older versions wrote it
+    old = (run / "config.toml").read_text() + f'out_dir = "{trained}"\n'
+    for text in ((run / "config.toml").read_text(), old):
+        (run / "config.toml").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        os.path.lexists("link") or Path("link").symlink_to(run)
+        for name in (
+            "deep/b",
+            "deep/b/",
+            str(run),
+            "./deep/../deep/b",
+            "deep/b/config.toml",
+            "link",
+            "link/config.toml",
+        ):
+            out_dir = load(name).out_dir
+            assert out_dir is not None
+            assert Path(out_dir).resolve() == run, name
+        for folder, name in {run: ".", run / "checkpoints": "..", run.parent: "b"}.items():
+            monkeypatch.chdir(folder)
+            out_dir = load(name).out_dir
+            assert out_dir is not None
+            assert Path(out_dir).resolve() == run, name
+            assert Path(out_dir).name == "b"
+    assert load(str(run), {"out_dir": "elsewhere"}).out_dir == "elsewhere"
+
+
+def test_the_data_of_a_run_is_found_from_another_folder(
+    trained: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project, run = tmp_path / "project", tmp_path / "project" / "out" / "a"
+    shutil.copytree(trained, run)
+    settings = load(str(run)).model_copy(update={"dataset": "data/mine", "out_dir": None})
+    (run / "config.toml").write_text(to_toml(settings))
+    monkeypatch.chdir(tmp_path)
+    assert load("project/out/a").dataset == "data/mine"  # nowhere: told as it is written
+    shutil.copytree(corpus, project / "data" / "mine")
+    assert load("project/out/a").dataset == str(project / "data" / "mine")
+    assert load("project/out/a", {"dataset": "other"}).dataset == "other"
+    monkeypatch.chdir(project)
+    assert load("out/a").dataset == "data/mine"
+
+
+def test_a_config_used_as_a_template_names_no_run(trained: Path, tmp_path: Path) -> None:
+    for file in (
+        trained / "config.toml",
+        run_folder.checkpoints_of(trained) / "step-00000008" / "config.toml",
+    ):
+        assert "out_dir" not in read_toml(file)
+        shutil.copy(file, tmp_path / "mine.toml")
+        assert load(str(tmp_path / "mine.toml")).out_dir == "out/mine"
+    (tmp_path / "mine.toml").write_text('out_dir = "runs/x"\n')  # written by hand
+    assert load(str(tmp_path / "mine.toml")).out_dir == "runs/x"
+
+
+def test_a_folder_that_has_not_begun_and_names_another_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('out_dir = "out/a"\n')
+    with pytest.raises(ConfigError, match=r"has out_dir = 'out/a'; type --out-dir with"):
+        load(str(tmp_path))
+    assert load(str(tmp_path), {"out_dir": "out/b"}).out_dir == "out/b"
+
+
+def test_folders_that_are_no_runs_say_what_to_type(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"type nanogpt train {trained}"):
+        load(str(trained / "checkpoints"))
+    with pytest.raises(ConfigError, match=r"has no config\.toml, so it is no run"):
+        load(str(tmp_path))
+    shutil.copytree(trained, tmp_path / "b")
+    (tmp_path / "b" / "config.toml").unlink()
+    with pytest.raises(
+        ConfigError, match=r"has lost its config.toml: cp .*step-00000008/config.toml"
+    ):
+        load(str(tmp_path / "b"))
