@@ -16,19 +16,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanogpt_dist.distributed.world import is_dtensor
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError
 from nanogpt_dist.storage import free_bytes
 from nanogpt_dist.storage.durable import storage_errors, usual_mode
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 PARTS = "parts"  # key in a file's metadata
 DTYPES = {
@@ -108,7 +106,7 @@ def _copied(data: Tensor, copies: dict[str, Tensor], name: str) -> Tensor:
 def _held(tensor: Tensor) -> tuple[Tensor, Shape]:
     """What this rank holds of a tensor, as it is in memory, and where in the whole that begins."""
     tensor = tensor.detach()
-    if not is_sharded(tensor):
+    if not is_dtensor(tensor):
         return tensor, (0,) * tensor.ndim
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -118,15 +116,8 @@ def _held(tensor: Tensor) -> tuple[Tensor, Shape]:
     return tensor.to_local(), tuple(offsets)
 
 
-def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether it is a DTensor. Asked in this way its class is not imported, which takes half a
-    second.
-    """
-    return hasattr(tensor, "device_mesh")
-
-
 def _is_mine(tensor: Tensor, is_rank0: bool) -> bool:
-    if not is_sharded(tensor):
+    if not is_dtensor(tensor):
         return is_rank0
     where = tensor.device_mesh.get_coordinate() or ()
     return all(

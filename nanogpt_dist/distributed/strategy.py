@@ -22,10 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanogpt_dist.advice import STATE_BYTES, on_memory
-from nanogpt_dist.checkpoint.tensors import is_sharded
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
-from nanogpt_dist.distributed.world import World
+from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.model.gpt import GPT, init_weight
@@ -265,4 +264,4 @@ def reshard(model: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which fsdp has shared out the parts or summands; all ranks together."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,19 @@ from nanogpt_dist.errors import (
     one_line,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 T = TypeVar("T")
 
 # of World.with_long_timeout: the slowest save of the largest model over the slowest disk
 LONG_TIMEOUT_S = 24 * 3600
+
+
+def is_dtensor(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a DTensor: sharded, or replicated over a mesh."""
+    # to ask for its class would be to import it, which takes half a second
+    return hasattr(tensor, "device_mesh")
 
 
 @dataclass(frozen=True)
