@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from nanogpt_dist.advice import STATE_BYTES, on_memory
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
+from nanogpt_dist.distributed.memory import STATE_BYTES, on_memory
 from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import cpu_kernels

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist import __version__, advice, checkpoint, storage
+from nanogpt_dist import __version__, checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Ids, Order, Prefetcher, micro_batch_size
 from nanogpt_dist.devices import pick_dtype
+from nanogpt_dist.distributed import memory as advice
 from nanogpt_dist.distributed.strategy import check_memory, plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_dist import advice, devices
+from nanogpt_dist import devices
 from nanogpt_dist.config import resolve
+from nanogpt_dist.distributed import memory as advice
 from nanogpt_dist.errors import ConfigError
 from tests.nanogpt_dist.small import go, tiny
 
