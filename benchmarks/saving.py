@@ -72,9 +72,7 @@ def main() -> None:
         def ours() -> float:
             update()
             started = time.perf_counter()
-            mine = checkpoint.contents(
-                TrainState(step=step), train_step.model, train_step.optimizer, True, copies
-            )
+            mine = train_step.contents(TrainState(step=step), copies)
             commit = lambda: checkpoint.save(world, folder, mine, config, tokenizer.byte(), {})  # noqa: E731
             writing[:] = [Writing(mine.state, commit, later=True)]
             took = time.perf_counter() - started

@@ -18,6 +18,7 @@ from nanogpt_dist.devices import memory_bytes, pick_dtype
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 
 
@@ -55,7 +56,7 @@ def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> Io
     Raises ConfigError, CannotCreateError, StorageError.
     """
     config = with_vocabulary(config)
-    layout = plan_layout(config, world)
+    layout = plan_layout(config, world, training_bytes(config))
     train_step = TrainStep(config, world, layout, pick_dtype(config.dtype, world.device))
     for parameter in train_step.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -75,9 +76,7 @@ def _measure(train_step: TrainStep, place: Path, rounds: int) -> IoSpeed:
     saving: list[float] = []
     for step in range(1, rounds + 1):
         start = time.perf_counter()
-        mine = checkpoint.contents(
-            TrainState(step=step), train_step.model, train_step.optimizer, world.is_rank0, copies
-        )
+        mine = train_step.contents(TrainState(step=step), copies)
         copying.append(time.perf_counter() - start)
         with world.raise_on_all_ranks():
             if world.is_rank0:

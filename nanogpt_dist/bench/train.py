@@ -20,6 +20,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.training.loop import fit_to_data, plan_batches
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 
 WARM_UP = 2  # updates that do not count: kernels are chosen, memory is got, the model is compiled
@@ -87,7 +88,10 @@ def bench_train(
         with world.raise_on_all_ranks():
             storage.probe_writable(trace)
     config = with_vocabulary(config) if data is None else fit_to_data(config, data)
-    dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
+    dtype, layout = (
+        pick_dtype(config.dtype, world.device),
+        plan_layout(config, world, training_bytes(config)),
+    )
     train_step = TrainStep(
         config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab
     )

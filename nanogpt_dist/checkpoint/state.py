@@ -10,6 +10,7 @@ One process, and ddp, write one file of each kind, fsdp one per shard
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -68,17 +69,17 @@ class Contents:
 def contents(
     state: TrainState,
     model: GPT,
-    optimizer: torch.optim.Optimizer,
+    moments: Mapping[str, Tensor],
     is_rank0: bool,
     copies: dict[str, Tensor] | None = None,
 ) -> Contents:
-    """This rank's Contents; copies: CPU memory for them by name, so that what training does next
-    leaves them alone.
+    """This rank's Contents; moments: the optimizer's state, NAME.KEY → tensor.
+
+    copies: CPU memory for them by name, so that what training does next leaves them alone.
     """
-    weights, moments = _weights(model), _moments(model, optimizer)
     return Contents(
         replace(state),
-        parts_to_write(weights, is_rank0, copies),
+        parts_to_write(_weights(model), is_rank0, copies),
         parts_to_write(moments, is_rank0, copies),
     )
 
@@ -192,21 +193,16 @@ def load_weights(checkpoint: Path, model: GPT) -> None:
     read_into(weights, stored)
 
 
-def load_optimizer(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW the moments of a checkpoint of any layout, sharded as the parameters are. Raises
-    BadDataError.
+def load_moments(checkpoint: Path, empty_state: Callable[[], Mapping[str, Tensor]]) -> None:
+    """Fill the optimizer's state from a checkpoint of any layout.
+
+    empty_state: makes that state, NAME.KEY → tensor; not called where the checkpoint has none.
+    Raises BadDataError where names or shapes are of another architecture or optimizer.
     """
     stored = index(sorted(checkpoint.glob("optimizer*.safetensors")))
-    if not stored:  # saved before the first update
+    if not stored:  # saved before the first step
         return
-    for parameter in model.parameters():
-        # AdamW's fused form wants its step counter on the parameter's device, too.
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-        }
-    moments = _moments(model, optimizer)
+    moments = empty_state()
     _check_names(checkpoint, stored, moments)
     read_into(moments, stored)
 
@@ -224,16 +220,11 @@ def _weights(model: GPT) -> dict[str, Tensor]:
     }
 
 
-def _moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """{parameter name}.{exp_avg | exp_avg_sq | step} → tensor."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _check_names(checkpoint: Path, stored: dict[str, Stored], expected: dict[str, Tensor]) -> None:
+def _check_names(
+    checkpoint: Path,
+    stored: Mapping[str, Stored],
+    expected: Mapping[str, Tensor],
+) -> None:
     found = {name: known.shape for name, known in stored.items()}
     for name in sorted(expected.keys() | found.keys()):
         have = found.get(name, "absent")

@@ -22,14 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
-from nanogpt_dist.distributed.memory import STATE_BYTES, on_memory
+from nanogpt_dist.distributed.memory import ddp_fits
 from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import cpu_kernels
 from nanogpt_dist.model.gpt import GPT, init_weight
-
-DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
 
 # Selective checkpointing keeps what these give: most of the arithmetic, and a good half of the
 # memory, is theirs.
@@ -64,11 +61,14 @@ class Layout:
         return torch.float32 if self.strategy == "fsdp" else dtype
 
 
-def plan_layout(config: TrainConfig, world: World) -> Layout:
-    """The Layout that config asks for. Raises ConfigError where it does not fit the number of
-    ranks.
+def plan_layout(config: TrainConfig, world: World, training_bytes: int) -> Layout:
+    """The Layout that config asks for. Raises ConfigError where it does not fit the ranks.
+
+    training_bytes: of a parameter's weight, gradient and optimizer state.
     """
-    strategy = _fitting(config, world) if config.strategy == "auto" else str(config.strategy)
+    strategy = str(config.strategy)
+    if strategy == "auto":
+        strategy = _choose_strategy(config, world, training_bytes)
     if strategy == "single" and world.size > 1:
         raise ConfigError(
             f"--strategy single on {world.size} ranks would train {world.size} models: leave it out"
@@ -105,48 +105,13 @@ def _asks_for_fsdp(config: TrainConfig) -> bool:
     return config.strategy == "auto" and (config.mesh is not None or config.cpu_offload)
 
 
-def _fitting(config: TrainConfig, world: World) -> str:
-    """single in one process; several share the model out where they are told how, or if a whole one
-    is too large.
-    """
+def _choose_strategy(config: TrainConfig, world: World, training_bytes: int) -> str:
+    """single in one process; several shard the model where they are told how, or if it is large."""
     if _asks_for_fsdp(config):
         return "fsdp"
     if world.size == 1:
         return "single"
-    needed = STATE_BYTES * _parameters(config)
-    return (
-        "ddp"
-        if needed <= DDP_SHARE * total_memory_bytes(world.device) / _neighbours(world)
-        else "fsdp"
-    )
-
-
-def check_memory(config: TrainConfig, layout: Layout, world: World) -> str | None:
-    """A warning where the training will hardly fit into memory. Raises ConfigError where it cannot.
-
-    The kernel would kill it in the midst of building, without a word.
-    """
-    device = torch.device("cpu") if config.cpu_offload else world.device
-    on_gpu = device.type == "cuda"
-    total, free = total_memory_bytes(device), free_memory_bytes(device)
-    return on_memory(
-        _parameters(config),
-        1 if on_gpu else world.local_size,
-        layout.shard,
-        total,
-        free,
-        not on_gpu,
-    )
-
-
-def _parameters(config: TrainConfig) -> int:
-    with torch.device("meta"):
-        return GPT(config.architecture()).num_params()
-
-
-def _neighbours(world: World) -> int:
-    """Ranks that share this device's memory: all of a machine share the CPU's, a GPU has one."""
-    return 1 if world.device.type == "cuda" else world.local_size
+    return "ddp" if ddp_fits(config, world, training_bytes) else "fsdp"
 
 
 def lay_out(

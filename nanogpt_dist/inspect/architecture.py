@@ -16,14 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nanogpt_dist.config import ModelConfig
+from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.inspect.formulas import count_by_arithmetic, formulas, letter_sizes
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.training.optim import parameter_groups
+from nanogpt_dist.training.optim import parameter_groups, training_bytes
 
 Shapes = tuple[torch.Size, torch.Size]  # of the input, of the output
-
-TRAINING_BYTES = 16  # per parameter: weight, gradient, AdamW's two moments, each fp32
 
 
 def about(config: ModelConfig) -> dict[str, tuple[str, str, str]]:
@@ -203,7 +201,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         not_decayed_tensors=len(not_decayed),
         fp32_bytes=4 * total,
         bf16_bytes=2 * total,
-        training_bytes=TRAINING_BYTES * total,
+        training_bytes=training_bytes(TrainConfig()) * total,
     )
 
 

@@ -15,8 +15,8 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Ids, Order, Prefetcher, micro_batch_size
 from nanogpt_dist.devices import pick_dtype
-from nanogpt_dist.distributed import memory as advice
-from nanogpt_dist.distributed.strategy import check_memory, plan_layout
+from nanogpt_dist.distributed.memory import check_memory
+from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
@@ -26,6 +26,7 @@ from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.progress import Progress
 from nanogpt_dist.training.resume import (
     forget_lost_best,
@@ -34,8 +35,9 @@ from nanogpt_dist.training.resume import (
     open_run,
     resume_point,
 )
-from nanogpt_dist.training.saver import Saver, due, enough_room
+from nanogpt_dist.training.saver import Saver, due
 from nanogpt_dist.training.step import StepResult, TrainStep
+from nanogpt_dist.training.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def train(
     with world.raise_on_all_ranks():
         data = DataFolder.open(Path(config.dataset))
         config = fit_to_data(config, data)
-        dtype, layout = pick_dtype(config.dtype, world.device), plan_layout(config, world)
+        dtype = pick_dtype(config.dtype, world.device)
+        layout = plan_layout(config, world, training_bytes(config))
         joined = cpu_kernels.chosen(config, world.device, dtype)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
     world.raise_if_ranks_differ(
@@ -88,7 +91,7 @@ def train(
             )
             return _finish(config, run, state, start, None, world, console)
         with world.raise_on_all_ranks():
-            hardly = check_memory(config, layout, world)
+            hardly = check_memory(config, layout.shard, world, training_bytes(config))
         if hardly:
             console.line(f"warning: {hardly}")
         init = start is None and config.init_from is None
@@ -125,7 +128,10 @@ def train(
             with world.raise_on_all_ranks():
                 progress = Progress(run, config, world, train_step, state, console)
             stack.enter_context(contextlib.closing(progress))
-            _introduce(console, world, train_step, batches, run, start)
+            # over several nodes, whose network may be slow
+            speed = world.all_reduce_speed() if world.size > world.local_size else None
+            for line in Summary(run, train_step, batches, start, speed).lines():
+                console.line(line)
             if world.any(bool(stop)):
                 raise StoppedError(stop.message)
             prefetcher = stack.enter_context(contextlib.closing(Prefetcher(batches)))
@@ -322,44 +328,6 @@ def _judge_skipped(
         )
         error.agreed = True  # all ranks have seen the same norms
         raise error
-
-
-def _introduce(
-    console: Console,
-    world: World,
-    train_step: TrainStep,
-    batches: Batches,
-    run: Path,
-    start: Path | None,
-) -> None:
-    config, dtype, data = (
-        train_step.config,
-        str(train_step.dtype).removeprefix("torch."),
-        batches.split,
-    )
-    n_vocab = data.n_vocab
-    epochs = config.max_iters * config.global_batch_size / batches.order.windows
-    console.line(
-        f"{train_step.model.num_params():,} parameters · {world.size} × {world.device.type} "
-        f"{dtype}, {train_step.layout}, {torch.get_num_threads()} threads each · {config.dataset}: "
-        f"{data.tokens:,} tokens, {epochs:.3g} epochs"
-    )
-    console.line(
-        f"{config.global_batch_size * config.block_size:,} tokens an update = {world.size} ranks × "
-        f"{batches.per_update} micro-batches × {batches.batch_size} sequences × {config.block_size}"
-    )
-    if world.size > world.local_size:  # over several nodes, whose network may be slow
-        console.line(f"all-reduce between the ranks: {world.all_reduce_speed() / 1e9:.2f} GB/s")
-    console.line(f"{run}: " + (f"going on from {start.name}" if start else "starting at step 0"))
-    if config.vocab_size is not None and config.vocab_size - 64 >= n_vocab:
-        console.line(
-            f"note: {config.vocab_size - n_vocab:,} of {config.vocab_size:,} rows of the token "
-            f"table are unused; --vocab-size {math.ceil(n_vocab / 64) * 64} would do"
-        )
-    for line in advice.on_schedule(config, epochs):
-        console.line(f"warning: {line}")
-    if warning := enough_room(run, train_step, config.keep_checkpoints):
-        console.line(f"warning: {warning}")
 
 
 def _finish(

@@ -5,7 +5,6 @@ checkpoint.py's.
 import contextlib
 import functools
 import math
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,10 +22,10 @@ from nanogpt_dist.devices import total_memory_bytes
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.storage import run_checkpoints, run_folder
+from nanogpt_dist.training import optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.step import TrainStep
 
-SAVED_BYTES = 12  # of a parameter in a checkpoint: fp32 weight and AdamW's two moments
 COPY_SHARE = 0.25  # of a machine's memory that a copy of them may take unasked
 MAX_FAILURES = 3  # saves in a row; then the run stops, since what it computes cannot be kept
 
@@ -102,9 +101,7 @@ class Saver:
             self._beside = self._is_to_go_on_beside(train_step)
         later = self._beside and not required
         copies = self._copies if later else None
-        mine = checkpoint.contents(
-            saved, train_step.model, train_step.optimizer, self.world.is_rank0, copies
-        )
+        mine = train_step.contents(saved, copies)
         self.writing = Writing(
             mine.state, functools.partial(self._commit, mine, self._about(train_step)), later
         )
@@ -159,7 +156,8 @@ class Saver:
         """
         if self.config.async_save is not None:
             return self.config.async_save
-        needed = SAVED_BYTES * train_step.model.num_params() / train_step.layout.shard
+        size = optim.checkpoint_bytes(self.config) * train_step.model.num_params()
+        needed = size / train_step.layout.shard
         room = COPY_SHARE * total_memory_bytes(torch.device("cpu")) / self.world.local_size
         return not self.world.any(needed > room)
 
@@ -230,14 +228,3 @@ class Writing:
         if self._thread is not None:
             self._thread.join()
         return self._error
-
-
-def enough_room(folder: Path, train_step: TrainStep, keep: int) -> str | None:
-    """A warning where the disk cannot hold the checkpoints that are kept."""
-    needed = SAVED_BYTES * train_step.model.num_params() * (keep + 2)
-    free = shutil.disk_usage(folder).free
-    return (
-        f"{needed / 2**30:.1f} GiB for checkpoints, {free / 2**30:.1f} GiB free at {folder}"
-        if free < needed
-        else None
-    )

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_dist import checkpoint
+from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Tokens, micro_batch_size
 from nanogpt_dist.devices import autocast, set_up
 from nanogpt_dist.distributed.strategy import Layout, lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
-from nanogpt_dist.training.optim import learning_rate, make_optimizer
+from nanogpt_dist.training import optim
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TrainStep:
         set_up(world.device, config.deterministic)
         self.config, self.world, self.layout, self.dtype = config, world, layout, dtype
         self.model, self.wrapped = lay_out(config, layout, world, dtype, init, n_vocab)
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizer = optim.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
         # a benchmark has a clock
         self.timed: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext
@@ -74,7 +75,9 @@ class TrainStep:
         architecture.
         """
         checkpoint.load_weights(saved, self.model)
-        checkpoint.load_optimizer(saved, self.model, self.optimizer)
+        checkpoint.load_moments(
+            saved, lambda: optim.empty_state(self.model, self.optimizer, self.config)
+        )
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
@@ -86,9 +89,7 @@ class TrainStep:
         the same one.
         """
         torch.manual_seed(dropout_seed(self.config.seed, step, self.world.rank))
-        rate = learning_rate(step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = optim.set_learning_rates(self.optimizer, step, self.config)
         loss = torch.zeros((), device=self.world.device)
         for i, (x, y) in enumerate(batches, 1):
             with reducing(self.wrapped, last=i == len(batches)):
@@ -107,6 +108,15 @@ class TrainStep:
             self.scaler.update()  # lowers its scale where a gradient was not finite
             self.optimizer.zero_grad(set_to_none=True)
         return StepResult(summed / self.world.size, norm, rate, finite)
+
+    def contents(
+        self,
+        state: TrainState,
+        copies: dict[str, Tensor] | None = None,
+    ) -> Contents:
+        """What this rank saves at `state`; copies: as checkpoint.contents()."""
+        moments = optim.named_state(self.model, self.optimizer)
+        return checkpoint.contents(state, self.model, moments, self.world.is_rank0, copies)
 
     def evaluate(self, evaluator: Evaluator) -> Evaluation:
         """What `evaluator` says of the model as it is; all ranks together."""

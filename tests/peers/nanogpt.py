@@ -23,7 +23,7 @@ from nanogpt_dist import checkpoint
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.interop.import_run import SINGLE_PROCESS, read_moments
-from nanogpt_dist.training.optim import learning_rate
+from nanogpt_dist.training.optim import learning_rate, training_bytes
 from nanogpt_dist.training.step import TrainStep
 
 TEXT = (
@@ -208,7 +208,11 @@ def continue_theirs(work: Path, path: Path, config: TrainConfig) -> list[float]:
 def continue_ours(found: Path, config: TrainConfig) -> list[float]:
     config = config.model_copy(update={"device": "cpu", "dtype": "float32"})
     train_step = TrainStep(
-        config, SINGLE_PROCESS, plan_layout(config, SINGLE_PROCESS), torch.float32, init=False
+        config,
+        SINGLE_PROCESS,
+        plan_layout(config, SINGLE_PROCESS, training_bytes(config)),
+        torch.float32,
+        init=False,
     )
     train_step.load(found, {})
     assert read_moments(found)

@@ -19,6 +19,7 @@ from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.loop import fit_to_data, read_plan, train
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
@@ -71,7 +72,7 @@ def load_all(world: World, folder: Path, corpus: Path) -> None:
     for name, given in strategies(world.size).items():
         data = DataFolder.open(corpus)
         config = fit_to_data(config_of(corpus, folder / "none", given, 0.0), data)
-        layout = plan_layout(config, world)
+        layout = plan_layout(config, world, training_bytes(config))
         train_step = TrainStep(config, world, layout, torch.float32)
         batches, evaluator = read_plan(config, data, world, torch.float32)
         for run in sorted(folder.glob("*-?")):

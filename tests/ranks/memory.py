@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import connect
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
@@ -39,7 +40,9 @@ if __name__ == "__main__":
             vocab_size=1000,
             n_head=4,
         )
-        train_step = TrainStep(config, world, plan_layout(config, world), torch.float32)
+        train_step = TrainStep(
+            config, world, plan_layout(config, world, training_bytes(config)), torch.float32
+        )
         rows = torch.zeros(2, config.block_size, dtype=torch.int64).numpy()
         train_step.update(0, [(rows, rows)] * 2)  # AdamW has its moments now
         with_gradients: list[Tensor] = []

@@ -20,6 +20,7 @@ from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.loop import train
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, records, tiny
@@ -181,7 +182,9 @@ def test_low_precision_keeps_the_master_weights(
     norms = {}
     for numbers in (torch.float32, dtype):
         config = tiny(corpus, tmp_path / "run", strategy="fsdp", vocab_size=257)
-        train_step = TrainStep(config, alone, plan_layout(config, alone), numbers)
+        train_step = TrainStep(
+            config, alone, plan_layout(config, alone, training_bytes(config)), numbers
+        )
         updates = [train_step.update(step, [(rows[:, :-1], rows[:, 1:])] * 2) for step in range(3)]
         assert all(update.finite for update in updates)
         assert {p.dtype for p in train_step.model.parameters()} == {torch.float32}
@@ -195,7 +198,9 @@ def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(
     alone: World,
 ) -> None:
     config = tiny(tmp_path, tmp_path / "run", strategy="fsdp", vocab_size=64)
-    train_step = TrainStep(config, alone, plan_layout(config, alone), torch.float16)
+    train_step = TrainStep(
+        config, alone, plan_layout(config, alone, training_bytes(config)), torch.float16
+    )
     rows = torch.zeros(2, 32, dtype=torch.int64).numpy()
     before = {name: whole(p).clone() for name, p in train_step.model.named_parameters()}
     scale = train_step.scaler.get_scale()
@@ -228,7 +233,7 @@ def test_auto_takes_what_fits(
     tmp_path: Path,
 ) -> None:
     config = tiny(tmp_path, tmp_path, vocab_size=64, **given)
-    assert str(plan_layout(config, replace(ONE, size=size))) == expected
+    assert str(plan_layout(config, replace(ONE, size=size), training_bytes(config))) == expected
 
 
 @pytest.mark.parametrize(
@@ -248,4 +253,4 @@ def test_a_layout_that_does_not_fit_is_refused(
 ) -> None:
     config = tiny(tmp_path, tmp_path, vocab_size=64, **given)
     with pytest.raises(ConfigError, match=message):
-        plan_layout(config, replace(ONE, size=size))
+        plan_layout(config, replace(ONE, size=size), training_bytes(config))

@@ -23,6 +23,7 @@ from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.tokenizer.meta_pkl import plain_bytes, read_plain
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.interop.models import ids, make_run, weights
 from tests.nanogpt_dist.small import ONE
@@ -81,7 +82,9 @@ def config_of(**more: Any) -> TrainConfig:
 def trained(updates: int = 3) -> tuple[TrainStep, TrainConfig]:
     """A model after a few updates, with the plain loop of nanoGPT's train.py."""
     config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
-    train_step = TrainStep(config, ONE, plan_layout(config, ONE), torch.float32)
+    train_step = TrainStep(
+        config, ONE, plan_layout(config, ONE, training_bytes(config)), torch.float32
+    )
     for step in range(updates):
         train_step.update(step, batches()[step])
     return train_step, config
@@ -136,7 +139,9 @@ def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> Non
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     write_run(nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt")), tmp_path / "run")
     config = config_of(device="cpu", dtype="float32", init_from=None, compile=False)
-    ours = TrainStep(config, ONE, plan_layout(config, ONE), torch.float32, init=False)
+    ours = TrainStep(
+        config, ONE, plan_layout(config, ONE, training_bytes(config)), torch.float32, init=False
+    )
     ours.load(find_checkpoint(str(tmp_path / "run")), {})
     theirs, _ = trained()
     for step in range(3, 23):

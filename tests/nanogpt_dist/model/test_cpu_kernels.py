@@ -12,6 +12,7 @@ from torch import Tensor
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import ONE
 
@@ -131,7 +132,7 @@ def train_step(dtype: torch.dtype, **changes: object) -> TrainStep:
             **changes,
         }
     )
-    return TrainStep(config, ONE, plan_layout(config, ONE), dtype)
+    return TrainStep(config, ONE, plan_layout(config, ONE, training_bytes(config)), dtype)
 
 
 def tokens(config: TrainConfig, step: int, count: int) -> list[tuple[Tensor, Tensor]]:

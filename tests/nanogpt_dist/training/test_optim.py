@@ -1,15 +1,27 @@
-"""The schedule against nanoGPT's formula, the groups, and AdamW's update itself."""
+"""The schedule against nanoGPT's formula, groups, AdamW's step itself, and another optimizer."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
 
+from nanogpt_dist import storage
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed.world import connect
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.training import optim
+from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.optim import learning_rate, make_optimizer, parameter_groups
+from tests.nanogpt_dist.small import go, tiny
 
 
 def nanogpt_rate(it: int, lr: float, min_lr: float, warmup: int, decay: int) -> float:
@@ -73,3 +85,58 @@ def test_two_updates_equal_adamw_by_hand() -> None:
             m_hat / (v_hat.sqrt() + 1e-8) + 0.1 * expected
         )
     torch.testing.assert_close(weight.double(), expected, rtol=0, atol=1e-6)
+
+
+def sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    groups[1]["lr_scale"] = 0.5  # biases and LayerNorms at half the rate
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.beta1)
+
+
+def sgd_zeros(parameter: Tensor) -> dict[str, Tensor]:
+    return {"momentum_buffer": torch.zeros_like(parameter, requires_grad=False)}
+
+
+@pytest.mark.parametrize("strategy", ["single", "fsdp"])
+def test_another_optimizer_trains_saves_and_resumes_with_no_other_module_knowing(
+    strategy: str,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    momentum = optim.Kind(sgd, sgd_zeros, state_bytes=4)
+    monkeypatch.setattr(optim, "kind_of", lambda config: momentum)
+    with connect("cpu", timeout_s=30, group=True) as world:
+        given = {"strategy": strategy, "dropout": 0.1, "log_interval": 1, "lr_decay_iters": 8}
+        train(tiny(corpus, tmp_path / "whole", **given), world, StopRequest())
+        for until in (4, 8):  # in two halves
+            config = tiny(corpus, tmp_path / "halves", max_iters=until, **given)
+            train(config, world, StopRequest())
+    ends = [tmp_path / run / "checkpoints" / storage.step_name(8) for run in ("whole", "halves")]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
+    weights, moments = (
+        load_file(ends[0] / f"{kind}.safetensors") for kind in ("model", "optimizer")
+    )
+    assert set(moments) == {f"{name}.momentum_buffer" for name in weights}
+    assert optim.training_bytes(config) == 12
+    assert optim.checkpoint_bytes(config) == 8
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go(tiny(corpus, tmp_path / "run", max_iters=4))
+    monkeypatch.setattr(optim, "kind_of", lambda config: optim.Kind(sgd, sgd_zeros, 4))
+    with pytest.raises(BadDataError, match=r"exp_avg is .*, the model wants absent"):
+        go(tiny(corpus, tmp_path / "run", max_iters=8))
+
+
+def test_each_group_has_its_own_rate() -> None:
+    config = load("shakespeare-char-cpu", {"n_layer": 1, "n_embd": 16, "n_head": 2})
+    model = GPT(config.architecture()).init_weights(1)
+    optimizer = sgd(parameter_groups(model, 0.1), config)
+    assert optim.set_learning_rates(optimizer, 50, config) == learning_rate(50, config)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [learning_rate(50, config), learning_rate(50, config) / 2]

@@ -145,6 +145,22 @@ def test_tensorboard_reads_the_scalars_of_a_stopped_and_resumed_run(
         assert event.value == pytest.approx(recorded[event.step])
 
 
+def test_a_best_loss_over_other_windows_is_compared_no_more(
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    go(tiny(corpus, tmp_path, max_iters=4, eval_interval=2))
+    result = go(
+        tiny(corpus, tmp_path, max_iters=8, eval_interval=4, eval_iters=3, learning_rate=2e-3)
+    )
+    told = capsys.readouterr().err
+    assert "eval_interval 2 (now 4), eval_iters 2 (now 3)" in told
+    assert "was over 8 windows of the val split, from here on it is over 12" in told
+    assert result.best_val_loss == result.val_loss
+    assert (tmp_path / "checkpoints" / "step-00000004").is_dir()  # the best until then is not lost
+
+
 @pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.thorough)])
 def test_stopped_and_killed_runs_end_with_the_weights_of_an_undisturbed_one(
     corpus: Path,

@@ -161,3 +161,15 @@ def test_files_have_the_modes_that_the_umask_allows(
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path(last).iterdir()}
     assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
+def test_a_val_loss_that_is_none_ends_the_run_and_is_not_saved(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    go(tiny(corpus, tmp_path, max_iters=4))
+    with pytest.raises(
+        ConfigError, match="nothing is saved; the last good checkpoint is step-00000004"
+    ):
+        go(tiny(corpus, tmp_path, max_iters=6, learning_rate=1e30, min_lr=1e30))
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000004"]

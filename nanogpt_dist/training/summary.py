@@ -1,0 +1,106 @@
+"""What a run says before its first step: sizes, speed of the network, what nobody means."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.data.batches import Batches
+from nanogpt_dist.training import optim
+from nanogpt_dist.training.step import TrainStep
+
+MANY_EPOCHS = 100
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What there is to say of a run that is about to start; start: the checkpoint it resumes."""
+
+    run: Path
+    train_step: TrainStep
+    batches: Batches
+    start: Path | None
+    all_reduce_speed: float | None = None  # bytes/s between the ranks of several nodes
+
+    @property
+    def epochs(self) -> float:
+        """How often max_iters steps read the train split."""
+        config = self.train_step.config
+        return config.max_iters * config.global_batch_size / self.batches.order.windows
+
+    def lines(self) -> Iterator[str]:
+        """Lines for people, warnings last."""
+        yield self._model()
+        yield self._batch()
+        if self.all_reduce_speed is not None:
+            yield f"all-reduce between the ranks: {self.all_reduce_speed / 1e9:.2f} GB/s"
+        yield f"{self.run}: " + (
+            f"going on from {self.start.name}" if self.start else "starting at step 0"
+        )
+        config, n_vocab = self.train_step.config, self.batches.split.n_vocab
+        if config.vocab_size is not None and config.vocab_size - 64 >= n_vocab:
+            yield (
+                f"note: {config.vocab_size - n_vocab:,} of {config.vocab_size:,} rows of the token "
+                f"embedding are unused; --vocab-size {math.ceil(n_vocab / 64) * 64} would do"
+            )
+        for line in schedule_warnings(config, self.epochs):
+            yield f"warning: {line}"
+        if warning := disk_warning(self.run, self.train_step):
+            yield f"warning: {warning}"
+
+    def _model(self) -> str:
+        step, world = self.train_step, self.train_step.world
+        dtype = str(step.dtype).removeprefix("torch.")
+        return (
+            f"{step.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
+            f"{step.layout}, {torch.get_num_threads()} threads each · {step.config.dataset}: "
+            f"{self.batches.split.tokens:,} tokens, {self.epochs:.3g} epochs"
+        )
+
+    def _batch(self) -> str:
+        config, batches = self.train_step.config, self.batches
+        return (
+            f"{config.global_batch_size * config.block_size:,} tokens a step = "
+            f"{self.train_step.world.size} ranks × {batches.per_update} micro-batches × "
+            f"{batches.batch_size} sequences × {config.block_size}"
+        )
+
+
+def schedule_warnings(config: TrainConfig, epochs: float) -> list[str]:
+    """Where the learning rate never does what its settings say, or the same text is read too often.
+
+    epochs: that max_iters makes of the train split.
+    """
+    lines = []
+    warmup, decay = config.warmup_iters, config.lr_decay_iters or config.max_iters
+    if config.decay_lr and warmup >= config.max_iters > 1:
+        lines.append(
+            f"warming up takes {warmup:,} steps, the run makes {config.max_iters:,}: it never "
+            f"reaches learning_rate {config.learning_rate:g}; lower --warmup-iters"
+        )
+    elif config.decay_lr and warmup > decay:
+        lines.append(
+            f"warming up takes {warmup:,} steps, lr_decay_iters is {decay:,}: the rate falls from "
+            "learning_rate to min_lr at once; lower --warmup-iters"
+        )
+    if epochs > MANY_EPOCHS:
+        lines.append(
+            f"{epochs:,.0f} epochs: the same text is read as many times; prepare more of it, or "
+            "lower --max-iters"
+        )
+    return lines
+
+
+def disk_warning(run: Path, train_step: TrainStep) -> str | None:
+    """A warning where the disk cannot hold the checkpoints that are kept."""
+    # beside those kept: the one that is written, and one that is about to be deleted
+    count = train_step.config.keep_checkpoints + 2
+    size = optim.checkpoint_bytes(train_step.config) * train_step.model.num_params()
+    needed, free = size * count, shutil.disk_usage(run).free
+    if free >= needed:
+        return None
+    return f"{needed / 2**30:.1f} GiB for checkpoints, {free / 2**30:.1f} GiB free at {run}"
