@@ -20,7 +20,7 @@ author = copyright = "the nanogpt-dist authors, MIT licence"
 release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!nanogpt_dist).*")]  # other projects' names are not looked up
 

@@ -1,0 +1,139 @@
+"""The commands of README.md and the docs that can be run here, typed as they stand."""
+
+import gzip
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.options import nanogpt_style
+from tests.conftest import CLONE, SHARED
+from tests.test_readme import TYPED, commands_in
+
+NOT_HERE = {
+    "a network": r"openwebtext|c4-en|fineweb|tinystories|TinyStories|--init-from|hf gpt2|finetune"
+    r"|eval-gpt2|prepare shakespeare|hellaswag|lambada",
+    "GPUs, or hours": r"^torchrun|^until|train gpt2|bench .*gpt2|bench data|out/gpt2-1558m"
+    r"|train shakespeare-char$",
+    "nodes": r"launch .*--(nnodes|slurm|nproc-per-node 8)(?!.*--dry-run)",
+    "another project's files": r"nanoGPT/(config|data)|import nanogpt",
+}
+LONG = (
+    r"python-stdlib|launch --nproc-per-node 2|train (quickstart|shakespeare-char-cpu)|quickstart$"
+)
+RUN = [line for line in TYPED if not any(re.search(why, line) for why in NOT_HERE.values())]
+QUICK = [line for line in RUN if not re.search(LONG, line)]
+
+SETTINGS = """
+gelu = "tanh"
+n_layer = 2
+n_head = 4
+n_embd = 32
+block_size = 32
+batch_size = 2
+gradient_accumulation_steps = 2
+max_iters = 3
+warmup_iters = 1
+eval_iters = 1
+device = "cpu"
+"""
+RUNS = ("other", "modern", "tanh", "theirs", "quickstart", "shakespeare-char-cpu", "gpt2-124m")
+RUNS += ("lr-1e-3", "lr-2e-3", "lr-4e-3")
+TRAINED = "train mine.toml --dataset data/mine --max-iters 200 --save-interval 100"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the commands read: texts, a data set and a run under several names."""
+    folder = tmp_path_factory.mktemp("made")
+    modules = sorted(Path(os.__file__).parent.glob("[a-c]*.py"))
+    (folder / "essays").mkdir()
+    for path in modules:
+        shutil.copy(path, folder / "essays" / f"{path.stem}.txt")
+    text = modules[0].read_bytes()
+    for name in ("essay.txt", "code.md"):
+        (folder / name).write_bytes(text)
+    (folder / "input.txt").write_bytes(b"".join(path.read_bytes() for path in modules[:8]))
+    (folder / "prompt.txt").write_text("def ")
+    (folder / "logs.txt.gz").write_bytes(gzip.compress(text))
+    (folder / "notes.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "A note."}\n' * 100))
+    (folder / "mine.toml").write_text(SETTINGS)
+    typed("prepare text --source essays/ --tokenizer byte --out data/mine", folder)
+    shutil.copytree(folder / "data/mine", folder / "data/pieces")
+    typed(TRAINED, folder)
+    typed("checkpoint pin out/mine/checkpoints/step-00000200", folder)
+    for name in RUNS:
+        shutil.copytree(folder / "out/mine", folder / "out" / name)
+    typed("tokenizer train essays/ --vocab-size 300 --out mine.tiktoken", folder)
+    return folder
+
+
+def test_there_is_much_to_run() -> None:
+    assert len(QUICK) >= 30
+
+
+@pytest.mark.parametrize("line", QUICK)
+def test_the_command_runs(line: str, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(made, folder)
+    for written in re.findall(r"(?:--out|--out-dir) (\S+)", line):
+        remove(folder / written)
+    if "train mine.toml" in line and "--out-dir" not in line:
+        remove(folder / "out/mine")
+    if "|" in line:
+        in_a_shell(line, folder)
+        return
+    for words in commands_in(shlex.split(line)):
+        typed(shlex.join(words), folder)
+
+
+@pytest.mark.thorough
+def test_the_long_commands_run(tmp_path: Path) -> None:
+    """In the order in which the tutorial has them, which is not that of the alphabet."""
+    source = SHARED / "data" / "tinyshakespeare.txt"
+    in_a_shell("nanogpt prepare python-stdlib", tmp_path)
+    in_a_shell("nanogpt quickstart", tmp_path)
+    if source.exists():
+        in_a_shell(f"nanogpt prepare shakespeare_char --source {source}", tmp_path)
+    for line in sorted(set(RUN) - set(QUICK)):
+        if source.exists() or "shakespeare" not in line:
+            in_a_shell(line, tmp_path)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def typed(line: str, folder: Path) -> None:
+    """Run `nanogpt LINE` in this process; it has to end well."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        done = CliRunner().invoke(app, nanogpt_style(shlex.split(line)))
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 0, f"{line}: {done.output[-2000:]} {done.exception}"
+
+
+def in_a_shell(line: str, folder: Path) -> None:
+    path = os.pathsep.join([str(CLONE), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
