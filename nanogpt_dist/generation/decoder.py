@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from nanogpt_dist.devices import keep_memory, pick_dtype
 from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.model.attention import Places, at, attention
 from nanogpt_dist.model.gpt import GPT, Block
+from nanogpt_dist.model.positions import Places, at, attention
 
 Linear = Callable[[Tensor], Tensor]
 FEW_ROWS = 16  # up to which products with int8 weights are faster than with what they stand for

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.model.attention import same_document
 from nanogpt_dist.model.gpt import GPT, Block
+from nanogpt_dist.model.positions import same_document
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The model: gpt.py in reading order, attention.py with its positions and masks, cpu_kernels.py."""
+"""The model: gpt.py in reading order, positions.py with positions and masks, cpu_kernels.py."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.model.attention import Places, attention, places, rotate
+from nanogpt_dist.model.positions import Places, attention, places, rotate
 
 EPS = 1e-5  # under the root of a variance
 

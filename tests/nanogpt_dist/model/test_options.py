@@ -15,7 +15,7 @@ from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.inspect.architecture import count_parameters, trace
 from nanogpt_dist.inspect.diagram_text import draw
-from nanogpt_dist.model import attention, cpu_kernels
+from nanogpt_dist.model import cpu_kernels, positions
 from nanogpt_dist.model.gpt import GPT
 
 SMALL: dict[str, Any] = {
@@ -289,8 +289,8 @@ def test_flex_attention_sees_the_same() -> None:
     q, k, v = torch.randn(3, 2, 4, 128, 8, generator=torch.Generator().manual_seed(0))
     document = (torch.arange(128) % 41 == 0).cumsum(0).repeat(2, 1)
     with torch.no_grad():
-        blocks = attention.attention(q, k[:, :2], v[:, :2], attention._blocks(document))
-        plain = attention.attention(q, k[:, :2], v[:, :2], attention.same_document(document))
+        blocks = positions.attention(q, k[:, :2], v[:, :2], positions._blocks(document))
+        plain = positions.attention(q, k[:, :2], v[:, :2], positions.same_document(document))
     torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-5)
 
 
