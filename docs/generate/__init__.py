@@ -7,6 +7,7 @@ from pathlib import Path
 
 from docs.generate.catalogues import corpora_page, exit_codes_page, tokenizers_page
 from docs.generate.commands import command_pages
+from docs.generate.drawing import drawing
 from docs.generate.settings import presets_page, settings_page
 
 
@@ -19,6 +20,7 @@ def pages() -> dict[str, str]:
         "corpora.md": corpora_page(),
         "tokenizers.md": tokenizers_page(),
         "exit-codes.md": exit_codes_page(),
+        "gpt2-124m.txt": drawing("gpt2-124m"),
     }
 
 

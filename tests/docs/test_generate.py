@@ -58,3 +58,8 @@ def test_a_page_is_written_once_and_an_old_one_removed(tmp_path: Path) -> None:
     assert len(written) == len(PAGES)
     write(tmp_path)
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.md")}
+
+
+def test_the_drawing_of_the_tutorial_has_the_numbers_that_it_counts() -> None:
+    assert "38,633,472" in PAGES["gpt2-124m.txt"]
+    assert "7,079,424 each, 84,953,088 together" in PAGES["gpt2-124m.txt"]
