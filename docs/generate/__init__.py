@@ -27,7 +27,7 @@ def pages() -> dict[str, str]:
 def write(folder: Path) -> None:
     """Write all pages into `folder`; one that has not changed is left alone, an old one removed."""
     texts = {folder / name: text for name, text in pages().items()}
-    for path in set(folder.rglob("*.md")) - set(texts):
+    for path in set(folder.rglob("*.*")) - set(texts):
         path.unlink()
     for path, text in texts.items():
         if not path.is_file() or path.read_text("utf-8") != text:

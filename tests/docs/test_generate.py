@@ -54,10 +54,10 @@ def test_a_page_is_written_once_and_an_old_one_removed(tmp_path: Path) -> None:
     (tmp_path / "commands").mkdir()
     (tmp_path / "commands/gone.md").write_text("# Gone")
     write(tmp_path)
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.md")}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     assert len(written) == len(PAGES)
     write(tmp_path)
-    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.md")}
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
 
 
 def test_the_drawing_of_the_tutorial_has_the_numbers_that_it_counts() -> None:
