@@ -22,11 +22,37 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # how s3://bucket 
 PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
 
 
-def setting(default: Any, group: str, help: str, **bounds: Any) -> Any:
-    """A config field: its default, the group it is shown under in --help, what it means with its
-    unit, its bounds.
+OnResume = Literal["refuse", "refuse_global_batch", "note", "ignore"]
+Scope = Literal["run", "machine", "report", "upkeep"]
+
+
+def setting(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    on_resume: OnResume | None = None,
+    scope: Scope | None = None,
+    **bounds: Any,
+) -> Any:
+    """A config field: its default, its group in --help, what it means with its unit, its bounds.
+
+    Each setting of a run also declares on_resume and scope.
+
+    on_resume, where a checkpoint has another value:
+        refuse: it fixes the weights' shapes, or which tokens a step sees
+        refuse_global_batch: it may change where global_batch_size does not
+        note: the run goes on otherwise than it began, which is worth a line
+        ignore: the run computes the same
+    scope:
+        run: the same on all ranks; after repeated crashes another value is worth another attempt
+        machine: as run, but may differ between the ranks
+        report: where a run reports; no part of what it computes
+        upkeep: of no matter to a crash, as report, but runs are compared by it
     """
-    return Field(default, description=help, json_schema_extra={"group": group}, **bounds)
+    declared = {"group": group, "on_resume": on_resume, "scope": scope}
+    extra: Any = {name: value for name, value in declared.items() if value is not None}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 class ModelConfig(BaseModel):
@@ -34,7 +60,9 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    block_size: int = setting(1024, "Model", "Context length, in tokens.", ge=1, le=2**24)
+    block_size: int = setting(
+        1024, "Model", "Context length, in tokens.", ge=1, le=2**24, on_resume="refuse", scope="run"
+    )
     vocab_size: int | None = setting(
         None,
         "Model",
@@ -42,39 +70,90 @@ class ModelConfig(BaseModel):
         "(characters: just theirs).",
         ge=1,
         le=2**24,
+        on_resume="refuse",
+        scope="run",
     )
-    n_layer: int = setting(12, "Model", "Transformer blocks.", ge=1, le=2**16)
-    n_head: int = setting(12, "Model", "Attention heads per block; divides n_embd.", ge=1, le=2**20)
-    n_embd: int = setting(768, "Model", "Width of the residual stream.", ge=1, le=2**20)
+    n_layer: int = setting(
+        12, "Model", "Transformer blocks.", ge=1, le=2**16, on_resume="refuse", scope="run"
+    )
+    n_head: int = setting(
+        12,
+        "Model",
+        "Attention heads per block; divides n_embd.",
+        ge=1,
+        le=2**20,
+        on_resume="refuse",
+        scope="run",
+    )
+    n_embd: int = setting(
+        768,
+        "Model",
+        "Width of the residual stream.",
+        ge=1,
+        le=2**20,
+        on_resume="refuse",
+        scope="run",
+    )
     dropout: float = setting(
         0.0,
         "Model",
         "Dropout probability; 0 for pretraining, 0.1 and more on little data.",
         ge=0,
         lt=1,
+        on_resume="note",
+        scope="run",
     )
     bias: bool = setting(
-        False, "Model", "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them."
+        False,
+        "Model",
+        "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them.",
+        on_resume="refuse",
+        scope="run",
     )
     gelu: Literal["exact", "tanh"] = setting(
-        "exact", "Model", "Form of GELU; OpenAI's weights want tanh."
+        "exact",
+        "Model",
+        "Form of GELU; OpenAI's weights want tanh.",
+        on_resume="refuse",
+        scope="run",
     )
 
     # What came after GPT-2; all off by default.
     rotary: bool = setting(
-        False, "Model options", "Rotary positions in every head, in place of the position table."
+        False,
+        "Model options",
+        "Rotary positions in every head, in place of the position table.",
+        on_resume="refuse",
+        scope="run",
     )
-    rotary_base: float = setting(10_000.0, "Model options", "Base of the rotary wavelengths.", gt=1)
+    rotary_base: float = setting(
+        10_000.0,
+        "Model options",
+        "Base of the rotary wavelengths.",
+        gt=1,
+        on_resume="refuse",
+        scope="run",
+    )
     norm: Literal["layernorm", "rmsnorm"] = setting(
-        "layernorm", "Model options", "Normalisation of the stream."
+        "layernorm",
+        "Model options",
+        "Normalisation of the stream.",
+        on_resume="refuse",
+        scope="run",
     )
     mlp: Literal["gelu", "swiglu", "relu2"] = setting(
         "gelu",
         "Model options",
         "relu2: squared ReLU; swiglu: gated, 8/3 wide instead of 4, to a multiple of 64.",
+        on_resume="refuse",
+        scope="run",
     )
     qk_norm: bool = setting(
-        False, "Model options", "RMSNorm of each query and key before they meet."
+        False,
+        "Model options",
+        "RMSNorm of each query and key before they meet.",
+        on_resume="refuse",
+        scope="run",
     )
     n_kv_head: int | None = setting(
         None,
@@ -82,12 +161,22 @@ class ModelConfig(BaseModel):
         "Heads of keys and values, each for a group of queries; unset: n_head.",
         ge=1,
         le=2**20,
+        on_resume="refuse",
+        scope="run",
     )
     tied_head: bool = setting(
-        True, "Model options", "The head's matrix is the token table; off: one of its own."
+        True,
+        "Model options",
+        "The head's matrix is the token table; off: one of its own.",
+        on_resume="refuse",
+        scope="run",
     )
     intra_document: bool = setting(
-        False, "Model options", "Attention and positions begin anew at each end-of-text token."
+        False,
+        "Model options",
+        "Attention and positions begin anew at each end-of-text token.",
+        on_resume="refuse",
+        scope="run",
     )
     eot_id: int | None = setting(
         None,
@@ -95,6 +184,8 @@ class ModelConfig(BaseModel):
         "The end-of-text id of intra_document; unset: the data set's.",
         ge=0,
         le=2**24,
+        on_resume="refuse",
+        scope="run",
     )
 
     @model_validator(mode="after")
@@ -143,11 +234,18 @@ class TrainConfig(ModelConfig):
         "Weights to begin with: gpt2 | gpt2-medium | gpt2-large | gpt2-xl | OWNER/NAME on the hub "
         "| FOLDER | RUN.",
         pattern=PATH,
+        on_resume="ignore",
+        scope="run",
     )
 
     # Data
     dataset: str = setting(
-        "data/openwebtext", "Data", "Folder that `nanogpt prepare` wrote.", pattern=PATH
+        "data/openwebtext",
+        "Data",
+        "Folder that `nanogpt prepare` wrote.",
+        pattern=PATH,
+        on_resume="ignore",
+        scope="machine",
     )
     batch_size: int = setting(
         12,
@@ -155,6 +253,8 @@ class TrainConfig(ModelConfig):
         "Micro-batch: sequences in one forward pass of one rank, at most.",
         ge=1,
         le=2**20,
+        on_resume="refuse_global_batch",
+        scope="run",
     )
     gradient_accumulation_steps: int = setting(
         40,
@@ -162,48 +262,140 @@ class TrainConfig(ModelConfig):
         "Micro-batches in one update, in total over all ranks; global batch = batch_size × this.",
         ge=1,
         le=2**20,
+        on_resume="refuse_global_batch",
+        scope="run",
     )
     seed: int = setting(
-        1337, "Data", "Seed of the weights, the order of the data and dropout.", ge=0, le=2**63 - 1
+        1337,
+        "Data",
+        "Seed of the weights, the order of the data and dropout.",
+        ge=0,
+        le=2**63 - 1,
+        on_resume="refuse",
+        scope="run",
     )
 
     # Optimizer
-    max_iters: int = setting(600_000, "Optimizer", "Updates to make.", ge=1, le=2**40)
-    learning_rate: float = setting(6e-4, "Optimizer", "Peak learning rate.", gt=0)
+    max_iters: int = setting(
+        600_000, "Optimizer", "Updates to make.", ge=1, le=2**40, on_resume="note", scope="run"
+    )
+    learning_rate: float = setting(
+        6e-4, "Optimizer", "Peak learning rate.", gt=0, on_resume="note", scope="run"
+    )
     decay_lr: bool = setting(
-        True, "Optimizer", "Warm up and decay the learning rate; off: constant."
+        True,
+        "Optimizer",
+        "Warm up and decay the learning rate; off: constant.",
+        on_resume="note",
+        scope="run",
     )
-    warmup_iters: int = setting(2000, "Optimizer", "Updates of linear warm-up.", ge=0, le=2**40)
+    warmup_iters: int = setting(
+        2000,
+        "Optimizer",
+        "Updates of linear warm-up.",
+        ge=0,
+        le=2**40,
+        on_resume="note",
+        scope="run",
+    )
     lr_decay_iters: int | None = setting(
-        None, "Optimizer", "Update at which min_lr is reached; unset: max_iters.", ge=1, le=2**40
+        None,
+        "Optimizer",
+        "Update at which min_lr is reached; unset: max_iters.",
+        ge=1,
+        le=2**40,
+        on_resume="note",
+        scope="run",
     )
-    min_lr: float = setting(6e-5, "Optimizer", "Learning rate after the cosine decay.", ge=0)
+    min_lr: float = setting(
+        6e-5,
+        "Optimizer",
+        "Learning rate after the cosine decay.",
+        ge=0,
+        on_resume="note",
+        scope="run",
+    )
     weight_decay: float = setting(
-        0.1, "Optimizer", "AdamW weight decay of the matrices (vectors are not decayed).", ge=0
+        0.1,
+        "Optimizer",
+        "AdamW weight decay of the matrices (vectors are not decayed).",
+        ge=0,
+        on_resume="note",
+        scope="run",
     )
-    beta1: float = setting(0.9, "Optimizer", "AdamW β1.", ge=0, lt=1)
-    beta2: float = setting(0.95, "Optimizer", "AdamW β2.", ge=0, lt=1)
-    grad_clip: float = setting(1.0, "Optimizer", "Clip the gradient's norm to this; 0: off.", ge=0)
+    beta1: float = setting(0.9, "Optimizer", "AdamW β1.", ge=0, lt=1, on_resume="note", scope="run")
+    beta2: float = setting(
+        0.95, "Optimizer", "AdamW β2.", ge=0, lt=1, on_resume="note", scope="run"
+    )
+    grad_clip: float = setting(
+        1.0,
+        "Optimizer",
+        "Clip the gradient's norm to this; 0: off.",
+        ge=0,
+        on_resume="note",
+        scope="run",
+    )
 
     # Evaluation, logs and checkpoints
-    out_dir: str | None = setting(None, "Output", "Run folder; unset: out/PRESET.", pattern=PATH)
-    eval_interval: int = setting(2000, "Output", "Updates between evaluations.", ge=1, le=2**40)
+    out_dir: str | None = setting(
+        None,
+        "Output",
+        "Run folder; unset: out/PRESET.",
+        pattern=PATH,
+        on_resume="ignore",
+        scope="report",
+    )
+    eval_interval: int = setting(
+        2000,
+        "Output",
+        "Updates between evaluations.",
+        ge=1,
+        le=2**40,
+        on_resume="note",
+        scope="run",
+    )
     eval_iters: int = setting(
         200,
         "Output",
         "Evaluation reads this many micro-batches, spread over the val split.",
         ge=1,
         le=2**40,
+        on_resume="note",
+        scope="run",
     )
-    log_interval: int = setting(10, "Output", "Updates between log lines.", ge=1, le=2**40)
+    log_interval: int = setting(
+        10,
+        "Output",
+        "Updates between log lines.",
+        ge=1,
+        le=2**40,
+        on_resume="ignore",
+        scope="upkeep",
+    )
     save_interval: int | None = setting(
-        None, "Output", "Updates between checkpoints; unset: at every evaluation.", ge=1, le=2**40
+        None,
+        "Output",
+        "Updates between checkpoints; unset: at every evaluation.",
+        ge=1,
+        le=2**40,
+        on_resume="note",
+        scope="run",
     )
     always_save_checkpoint: bool = setting(
-        True, "Output", "Save at every evaluation; off: only where the val loss is the best so far."
+        True,
+        "Output",
+        "Save at every evaluation; off: only where the val loss is the best so far.",
+        on_resume="note",
+        scope="run",
     )
     keep_checkpoints: int = setting(
-        2, "Output", "Newest checkpoints to keep, at least 2, beside the best one.", ge=2, le=2**20
+        2,
+        "Output",
+        "Newest checkpoints to keep, at least 2, beside the best one.",
+        ge=2,
+        le=2**20,
+        on_resume="note",
+        scope="upkeep",
     )
     keep_every: int | None = setting(
         None,
@@ -212,32 +404,71 @@ class TrainConfig(ModelConfig):
         "without it; unset: none.",
         ge=1,
         le=2**40,
+        on_resume="note",
+        scope="run",
     )
     async_save: bool | None = setting(
         None,
         "Output",
         "Go on training while a checkpoint is written, from a copy of it in CPU memory; unset: "
         "where there is room.",
+        on_resume="ignore",
+        scope="run",
     )
-    tensorboard: bool = setting(True, "Output", "Write TensorBoard scalars into the run folder.")
+    tensorboard: bool = setting(
+        True,
+        "Output",
+        "Write TensorBoard scalars into the run folder.",
+        on_resume="ignore",
+        scope="report",
+    )
 
     wandb_log: bool = setting(
-        False, "Output", "Log to Weights & Biases, too; WANDB_MODE=offline keeps it here."
+        False,
+        "Output",
+        "Log to Weights & Biases, too; WANDB_MODE=offline keeps it here.",
+        on_resume="ignore",
+        scope="report",
     )
-    wandb_project: str = setting("nanogpt", "Output", "Project at Weights & Biases.", pattern=PATH)
+    wandb_project: str = setting(
+        "nanogpt",
+        "Output",
+        "Project at Weights & Biases.",
+        pattern=PATH,
+        on_resume="ignore",
+        scope="report",
+    )
     wandb_run_name: str | None = setting(
-        None, "Output", "Name at Weights & Biases; unset: the run folder's.", pattern=PATH
+        None,
+        "Output",
+        "Name at Weights & Biases; unset: the run folder's.",
+        pattern=PATH,
+        on_resume="ignore",
+        scope="report",
     )
 
     # Machine
     device: str = setting(
-        "auto", "Machine", "auto | cpu | cuda | mps.", pattern=r"^(auto|cpu|cuda|mps)$"
+        "auto",
+        "Machine",
+        "auto | cpu | cuda | mps.",
+        pattern=r"^(auto|cpu|cuda|mps)$",
+        on_resume="ignore",
+        scope="machine",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "Machine", "Autocast type; auto: bfloat16 where the device is fast in it."
+        "auto",
+        "Machine",
+        "Autocast type; auto: bfloat16 where the device is fast in it.",
+        on_resume="note",
+        scope="run",
     )
     compile: bool | None = setting(
-        None, "Machine", "Run the model through torch.compile; unset: on cuda only."
+        None,
+        "Machine",
+        "Run the model through torch.compile; unset: on cuda only.",
+        on_resume="ignore",
+        scope="run",
     )
 
     cpu_fast: bool = setting(
@@ -245,12 +476,16 @@ class TrainConfig(ModelConfig):
         "Machine",
         "On a CPU in bfloat16: attention and head made for it, and micro-batches joined; off: "
         "torch's own.",
+        on_resume="note",
+        scope="run",
     )
     deterministic: bool = setting(
         False,
         "Machine",
         "Only algorithms that give the same bits each time, as a bitwise resume on cuda needs: "
         "slower.",
+        on_resume="note",
+        scope="run",
     )
 
     # Several ranks
@@ -259,6 +494,8 @@ class TrainConfig(ModelConfig):
         "Distributed",
         "ddp: a whole model on each rank; fsdp: weights, gradients and moments shared out; auto: "
         "ddp where they fit.",
+        on_resume="ignore",
+        scope="run",
     )
     mesh: str | None = setting(
         None,
@@ -266,22 +503,30 @@ class TrainConfig(ModelConfig):
         "REPLICATExSHARD ranks of fsdp, e.g. 2x4: shared out over 4, copied twice; unset: shared "
         "out over all.",
         pattern=r"^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$",
+        on_resume="ignore",
+        scope="run",
     )
     reshard_after_forward: bool = setting(
         True,
         "Distributed",
         "fsdp: drop a block's gathered weights between forward and backward: slower, smaller.",
+        on_resume="ignore",
+        scope="run",
     )
     cpu_offload: bool = setting(
         False,
         "Distributed",
         "fsdp: keep weights, gradients and moments in CPU memory; AdamW runs there.",
+        on_resume="ignore",
+        scope="run",
     )
     activation_checkpointing: Literal["none", "selective", "full"] = setting(
         "none",
         "Distributed",
         "Compute activations again in the backward pass; selective: all but matrix products and "
         "attention.",
+        on_resume="ignore",
+        scope="run",
     )
     timeout_s: int = setting(
         300,
@@ -289,6 +534,8 @@ class TrainConfig(ModelConfig):
         "Seconds after which a rank that does not answer ends the run.",
         ge=1,
         le=10**6,
+        on_resume="ignore",
+        scope="upkeep",
     )
 
     @field_validator("init_from", "dataset", "out_dir")
@@ -316,6 +563,16 @@ class TrainConfig(ModelConfig):
     def architecture(self) -> ModelConfig:
         """The part of the settings that fixes the shapes of the weights."""
         return ModelConfig(**self.model_dump(include=set(ModelConfig.model_fields)))
+
+
+def settings_where(
+    model: type[ModelConfig] = TrainConfig, **declared: OnResume | Scope
+) -> list[str]:
+    """The settings of `model` that declare this, in order: settings_where(on_resume="note")."""
+    extras: dict[str, Any] = {
+        name: field.json_schema_extra for name, field in model.model_fields.items()
+    }
+    return [name for name, extra in extras.items() if declared.items() <= extra.items()]
 
 
 def resolve(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> TrainConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanogpt_dist import storage
-from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve
+from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve, settings_where
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS, PRETRAIN
 from nanogpt_dist.storage import run_folder
@@ -119,7 +119,7 @@ def with_architecture_of(
 
     theirs = {
         name: TrainConfig.model_fields[name].default
-        for name in ModelConfig.model_fields.keys() - {"dropout"}
+        for name in settings_where(ModelConfig, on_resume="refuse")
     }
     known = read_toml(run / "config.toml") if (run / "config.toml").is_file() else {}
     if known.get("init_from") == source:

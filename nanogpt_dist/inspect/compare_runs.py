@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanogpt_dist.config import TrainConfig, read_toml, resolve
+from nanogpt_dist.config import TrainConfig, read_toml, resolve, settings_where
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.storage.user_file import write_user_file
-from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import RECORD
 
 POINTS = 8  # of a table, evenly spaced in tokens
@@ -84,7 +83,7 @@ def _columns(pairs: list[tuple[int, float]]) -> tuple[Floats, Floats]:
 def differences(curves: Sequence[Curve]) -> dict[str, list[Any]]:
     """{setting: its value in each run} of the settings that are not the same in all."""
     found = {}
-    for name in TrainConfig.model_fields.keys() - crash_loops.TELLING:
+    for name in TrainConfig.model_fields.keys() - set(settings_where(scope="report")):
         values = [getattr(curve.config, name) for curve in curves]
         if any(value != values[0] for value in values):
             found[name] = values

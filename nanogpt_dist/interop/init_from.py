@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist import hub, storage
-from nanogpt_dist.config import ModelConfig, read_toml
+from nanogpt_dist.config import ModelConfig, read_toml, settings_where
 from nanogpt_dist.errors import (
     BadDataError,
     ConfigError,
@@ -132,7 +132,7 @@ def architecture(name: str) -> dict[str, Any]:
         known = read_toml(source.folder / "config.toml")
         return {
             field: known[field]
-            for field in ModelConfig.model_fields.keys() - {"dropout"}
+            for field in settings_where(ModelConfig, on_resume="refuse")
             if field in known
         }
     found = settings_of_config(source.folder / CONFIG)

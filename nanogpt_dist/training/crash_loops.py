@@ -14,26 +14,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.config import TrainConfig, to_toml
+from nanogpt_dist.config import TrainConfig, settings_where, to_toml
 from nanogpt_dist.errors import ConfigError, clipped
 from nanogpt_dist.storage.durable import storage_errors
 
 ATTEMPTS = "attempts.jsonl"
 IN_VAIN = 3  # attempts without a new checkpoint, before the run goes back
-TELLING = {
-    "out_dir",
-    "tensorboard",
-    "wandb_log",
-    "wandb_project",
-    "wandb_run_name",
-}  # where a run is told of
-OF_NO_MATTER = {*TELLING, "timeout_s", "log_interval", "keep_checkpoints"}
 
 
 def digest(config: TrainConfig, ranks: int) -> str:
     """Of all settings that may have to do with a crash."""
+    names = [*settings_where(scope="report"), *settings_where(scope="upkeep")]
     kept = config.model_copy(
-        update={name: TrainConfig.model_fields[name].default for name in OF_NO_MATTER}
+        update={name: TrainConfig.model_fields[name].default for name in names}
     )
     return hashlib.sha256(f"{ranks} {to_toml(kept)}".encode()).hexdigest()[:16]
 

@@ -11,7 +11,7 @@ import torch
 
 from nanogpt_dist import __version__, checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
-from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.config import TrainConfig, settings_where
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Ids, Order, Prefetcher, micro_batch_size
 from nanogpt_dist.devices import pick_dtype
@@ -78,7 +78,10 @@ def train(
         joined = cpu_kernels.chosen(config, world.device, dtype)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
     world.raise_if_ranks_differ(
-        version=__version__, torch=torch.__version__, dataset=data.dataset_id, **told(config)
+        version=__version__,
+        torch=torch.__version__,
+        dataset=data.dataset_id,
+        **_shared_settings(config),
     )
     with open_run(config, world) as (run, refuse_moved):
         start = resume_point(run, config, data, fresh, world, console, branch_from)
@@ -267,11 +270,10 @@ def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
     return config
 
 
-def told(config: TrainConfig) -> dict[str, str]:
-    """Each setting as text, but for those that may differ between machines."""
-    return {
-        name: str(value) for name, value in config.model_dump(exclude={"dataset", "device"}).items()
-    }
+def _shared_settings(config: TrainConfig) -> dict[str, str]:
+    """The settings that all ranks must have the same, as text."""
+    differing = set(settings_where(scope="machine"))
+    return {name: str(value) for name, value in config.model_dump(exclude=differing).items()}
 
 
 def read_plan(

@@ -9,7 +9,7 @@ import torch
 
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState
-from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.config import TrainConfig, settings_where
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import (
@@ -25,32 +25,6 @@ from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import Console
-
-# A run goes on only with these as they were: they fix the weights' shapes, or which tokens an
-# update sees.
-FIXED = (*sorted(ModelConfig.model_fields.keys() - {"dropout"}), "seed", "global_batch_size")
-
-# With others of these it goes on, otherwise than it began: worth a line.
-TRAINING = (
-    *(
-        "max_iters",
-        "learning_rate",
-        "decay_lr",
-        "warmup_iters",
-        "lr_decay_iters",
-        "min_lr",
-        "weight_decay",
-    ),
-    *("beta1", "beta2", "grad_clip", "dropout", "dtype", "cpu_fast", "deterministic"),
-    *(
-        "eval_interval",
-        "eval_iters",
-        "save_interval",
-        "always_save_checkpoint",
-        "keep_checkpoints",
-        "keep_every",
-    ),
-)
 
 
 @contextlib.contextmanager
@@ -129,7 +103,9 @@ def resume_point(
             found = _perhaps_back(run, found, config, world, console)
             if found is not None:
                 check_same_run(found, config, data)
-                if changed := _changed(checkpoint.load_config(found), config):
+                if changed := _changed(
+                    checkpoint.load_config(found), config, settings_where(on_resume="note")
+                ):
                     console.line(f"note: not as the checkpoint had it: {', '.join(changed)}")
                 if moved := _moved(found, world):
                     console.line(
@@ -206,7 +182,8 @@ def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
     """Raises ConfigError where `found` has other shapes or another order of the data, BadDataError
     for other data.
     """
-    if changed := _changed(checkpoint.load_config(found), config, FIXED):
+    names = [*settings_where(on_resume="refuse"), "global_batch_size"]
+    if changed := _changed(checkpoint.load_config(found), config, names):
         raise ConfigError(
             f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir"
         )
@@ -236,7 +213,7 @@ def _moved(found: Path, world: World) -> str | None:
     return ", ".join(changed) or None
 
 
-def _changed(saved: TrainConfig, config: TrainConfig, names: Iterable[str] = TRAINING) -> list[str]:
+def _changed(saved: TrainConfig, config: TrainConfig, names: Iterable[str]) -> list[str]:
     """Settings that differ, as "name OLD (now NEW)"."""
     both = {name: (getattr(saved, name), getattr(config, name)) for name in names}
     return [f"{name} {old} (now {new})" for name, (old, new) in both.items() if old != new]

@@ -1,11 +1,19 @@
 """Settings: declared once, checked at once, written and read back."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from nanogpt_dist.config import ModelConfig, TrainConfig, resolve, to_toml
+from nanogpt_dist.config import (
+    ModelConfig,
+    OnResume,
+    Scope,
+    TrainConfig,
+    resolve,
+    settings_where,
+    to_toml,
+)
 from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, one_line
 from nanogpt_dist.load_config import fit_vocabulary, load
 from nanogpt_dist.presets import PRESETS
@@ -167,3 +175,78 @@ def test_paths_in_a_file_may_begin_with_the_home_folder(monkeypatch: pytest.Monk
         ConfigError, match="out_dir = 's3://bucket/a': this is an address, not a path"
     ):
         resolve({"out_dir": "s3://bucket/a"})
+
+
+def test_every_setting_of_a_run_declares_what_a_change_of_it_means() -> None:
+    for name, field in TrainConfig.model_fields.items():
+        declared: Any = field.json_schema_extra
+        assert declared.get("on_resume") in get_args(OnResume), name
+        assert declared.get("scope") in get_args(Scope), name
+
+
+ARCHITECTURE = {
+    "block_size",
+    "vocab_size",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "bias",
+    "gelu",
+    "rotary",
+    "rotary_base",
+    "norm",
+    "mlp",
+    "qk_norm",
+    "n_kv_head",
+    "tied_head",
+    "intra_document",
+    "eot_id",
+}
+OTHERWISE = {
+    "max_iters",
+    "learning_rate",
+    "decay_lr",
+    "warmup_iters",
+    "lr_decay_iters",
+    "min_lr",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "grad_clip",
+    "dropout",
+    "dtype",
+    "cpu_fast",
+    "deterministic",
+    "eval_interval",
+    "eval_iters",
+    "save_interval",
+    "always_save_checkpoint",
+    "keep_checkpoints",
+    "keep_every",
+}
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ({"on_resume": "refuse"}, ARCHITECTURE | {"seed"}),
+        ({"on_resume": "refuse_global_batch"}, {"batch_size", "gradient_accumulation_steps"}),
+        ({"on_resume": "note"}, OTHERWISE),
+        ({"scope": "machine"}, {"dataset", "device"}),
+        (
+            {"scope": "report"},
+            {"out_dir", "tensorboard", "wandb_log", "wandb_project", "wandb_run_name"},
+        ),
+        ({"scope": "upkeep"}, {"timeout_s", "log_interval", "keep_checkpoints"}),
+    ],
+)
+def test_what_a_change_means_is_what_it_always_meant(
+    declared: dict[str, Any],
+    expected: set[str],
+) -> None:
+    assert set(settings_where(**declared)) == expected
+
+
+def test_weights_fix_the_architecture_but_for_dropout() -> None:
+    assert set(settings_where(ModelConfig, on_resume="refuse")) == ARCHITECTURE
+    assert ModelConfig.model_fields.keys() == ARCHITECTURE | {"dropout"}
