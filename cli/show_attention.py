@@ -42,7 +42,7 @@ def attention(
     A preset's text is read character by character; a run's by its tokenizer.
     """
     from nanogpt_dist.errors import UsageError
-    from nanogpt_dist.inspect.attention_head import look
+    from nanogpt_dist.inspect.attention_head import inspect_head
 
     model, ids, tokens = (
         _of_run(target, text) if Path(target).is_dir() else _of_preset(target, text)
@@ -52,19 +52,19 @@ def attention(
         raise UsageError(
             f"--text is {len(ids)} tokens, a table takes 1 to {most}: give a shorter one"
         )
-    found = look(model, ids, layer, head)
+    inspected = inspect_head(model, ids, layer, head)
     if as_json:
         # The mask is told by itself: what stands above the diagonal is computed, but nobody reads
         # it.
         values = {
-            name: getattr(found, name).tolist()
+            name: getattr(inspected, "mask" if name == "seen" else name).tolist()
             for name in ("q", "k", "v", "scores", "seen", "weights", "y")
         }
         from nanogpt_dist.storage.run_folder import to_json
 
         echo(to_json({"tokens": tokens, "ids": ids, "layer": layer, "head": head, **values}))
         return
-    T, D = found.q.shape
+    T, D = inspected.q.shape
     echo_wrapped(
         f"{target}, layer {layer}, head {head}: T = {T} tokens, D = {D} numbers each, "
         f"of which {min(SHOWN, _beside())} are shown\n"
@@ -74,15 +74,15 @@ def attention(
         "k": "what it offers to be found by",
         "v": "what it hands over when it is found",
     }.items():
-        _vectors(f"{name}: {about}", tokens, getattr(found, name))
-    _matrix("q kᵀ / √D: ▒ is masked, for it comes later", tokens, found.scores, found.seen)
+        _vectors(f"{name}: {about}", tokens, getattr(inspected, name))
+    _matrix("q kᵀ / √D: ▒ is masked, for it comes later", tokens, inspected.scores, inspected.mask)
     _matrix(
         "softmax of each row: how much the token reads of each; a row adds up to 1",
         tokens,
-        found.weights,
-        found.seen,
+        inspected.weights,
+        inspected.mask,
     )
-    _vectors("weights · v: what the head hands on", tokens, found.y)
+    _vectors("weights · v: what the head hands on", tokens, inspected.y)
 
 
 def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
@@ -105,7 +105,7 @@ def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
 
     config = load(name)
     alphabet = sorted(set(text))
-    # as many as a look needs
+    # as few as the head needs
     small = {"vocab_size": max(len(alphabet), 1), "n_layer": min(config.n_layer, 2)}
     if config.intra_document:
         small["eot_id"] = 0
@@ -136,13 +136,13 @@ def _vectors(title: str, tokens: list[str], rows: "Tensor") -> None:
     echo("")
 
 
-def _matrix(title: str, tokens: list[str], values: "Tensor", seen: "Tensor") -> None:
+def _matrix(title: str, tokens: list[str], values: "Tensor", mask: "Tensor") -> None:
     echo_wrapped(title)
     rows: list[Any] = values.tolist()
     for start in range(0, len(tokens), _beside()):
         these = slice(start, start + _beside())
         echo("         " + "".join(_name(token, 8) for token in tokens[these]))
-        for token, row, allowed in zip(tokens, rows, seen.tolist(), strict=True):
+        for token, row, allowed in zip(tokens, rows, mask.tolist(), strict=True):
             cells = zip(row[these], allowed[these], strict=True)
             echo(
                 f"  {_name(token)} │"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nanogpt_dist.load_config import load
+from nanogpt_dist.model.attention import attention
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.model.positions import attention
 from tests.conftest import CLONE
 
 PAGE = (CLONE / "docs" / "tutorial" / "the-model-explained.md").read_text("utf-8")

@@ -18,7 +18,7 @@ from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype, synchron
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
-from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.model import kernels
 from nanogpt_dist.training.loop import fit_to_data, plan_batches
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
@@ -180,7 +180,7 @@ def _batches(
     world: World,
     dtype: torch.dtype,
 ) -> Batches:
-    joined = cpu_kernels.chosen(config, world.device, dtype)
+    joined = kernels.uses_cpu_kernels(config, world.device, dtype)
     if data is not None:
         return plan_batches(config, data.split("train"), data.dataset_id, world, joined)
     assert config.vocab_size is not None

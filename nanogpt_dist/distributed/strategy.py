@@ -5,39 +5,24 @@ fsdp is FSDP2: each block is a group of its own, gathered when it is at work; ta
 and the tied head are the root's; fsdp.py does it. On a replicate × shard mesh (HSDP) `shard` ranks
 share one copy, of which there are `replicate`.
 
-Sources: Li et al. 2020, "PyTorch Distributed"; Chen et al. 2016, "Training Deep Nets with Sublinear
-Memory Cost" (checkpointing).
+Source: Li et al. 2020, "PyTorch Distributed".
 """
 
 import contextlib
-import functools
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.memory import ddp_fits
 from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.model.gpt import GPT, init_weight
-
-# Selective checkpointing keeps what these give: most of the arithmetic, and a good half of the
-# memory, is theirs.
-KEPT = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-]
+from nanogpt_dist.model.activation_checkpointing import checkpointed
+from nanogpt_dist.model.gpt import GPT, BlockForward, init_weight
+from nanogpt_dist.model.kernels import training_kernels
 
 
 @dataclass(frozen=True)
@@ -129,16 +114,17 @@ def lay_out(
     only ever holds its shards and one group.
     """
     compile_it = config.compile if config.compile is not None else world.device.type == "cuda"
-    with torch.device("meta"):
-        model = GPT(config.architecture(), n_vocab)
-    for block in model.transformer.h:
+    # the gathering between blocks cannot be compiled
+    compile_blocks = compile_it and layout.strategy == "fsdp"
+
+    def wrap(forward: BlockForward) -> BlockForward:
         if config.activation_checkpointing != "none":
-            block.forward = _checkpointed(block.forward, config.activation_checkpointing)
-        # the gathering between blocks cannot be compiled
-        if compile_it and layout.strategy == "fsdp":
-            block.forward = torch.compile(block.forward)
-    if cpu_kernels.chosen(config, world.device, dtype):
-        cpu_kernels.use(model)
+            forward = checkpointed(forward, config.activation_checkpointing)
+        return torch.compile(forward) if compile_blocks else forward
+
+    kernels = training_kernels(config, world.device, dtype)
+    with torch.device("meta"):
+        model = GPT(config.architecture(), n_vocab, kernels, wrap)
     seed = config.seed if init else None
     share_out = None
     if layout.strategy == "fsdp":
@@ -187,22 +173,6 @@ def _materialize(
             if isinstance(group, GPT) and name.startswith("transformer.h."):
                 continue
             init_weight(prefix + name, parameter, seed, model.config.n_layer)
-
-
-def _checkpointed(forward: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:
-    """A block's `forward`, (B, T, C) → (B, T, C), that keeps its input, by `selective` the costly
-    values, too.
-    """
-    options: dict[str, Any] = {}
-    if mode == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, KEPT)
-
-    def run(*inputs: Any) -> Tensor:
-        if not torch.is_grad_enabled():
-            return forward(*inputs)
-        return checkpoint(forward, *inputs, use_reentrant=False, **options)
-
-    return run
 
 
 def reducing(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from nanogpt_dist.devices import keep_memory, pick_dtype
 from nanogpt_dist.errors import DivergedError
-from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.model.attention import attention, cached_attention, cpu_attention
 from nanogpt_dist.model.gpt import GPT, Block
-from nanogpt_dist.model.positions import Places, at, attention
+from nanogpt_dist.model.kernels import has_gpt2_attention
+from nanogpt_dist.model.positions import SequencePositions, with_rotary_angles
 
 Linear = Callable[[Tensor], Tensor]
 FEW_ROWS = 16  # up to which products with int8 weights are faster than with what they stand for
@@ -58,9 +59,8 @@ class Decoder:
         self.dtype = torch.float32 if weights == "float32" else torch.bfloat16
         # A CPU attends to a cache in float32 in half the time.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        self.written_out = self.device.type == "cpu" and self.dtype == torch.bfloat16
-        self.written_out = self.written_out and cpu_kernels.has_gpt2_attention(self.config)
-        self.grouped = self.config.kv_heads != self.config.n_head
+        on_cpu = self.device.type == "cpu" and has_gpt2_attention(self.config)
+        self.prefill_attention = cpu_attention if on_cpu else attention
         self.layers = [_Layer(block, weights, self.dtype) for block in model.transformer.h]
         self.head = _linear(model.lm_head.weight[:n_vocab], None, weights, self.dtype)
         self.rows: list[list[int]] = []  # all ids of each row
@@ -117,18 +117,14 @@ class Decoder:
         ids = torch.tensor(
             [[*context, *[0] * (T - len(context))] for context in contexts], device=self.device
         )
-        where = at(torch.arange(T, device=self.device), self.config)
-        x = self.model.transformer.embed(ids, where.position)  # (B, T, C)
+        positions = with_rotary_angles(torch.arange(T, device=self.device), self.config)
+        x = self.model.transformer.embed(ids, positions.position_ids)  # (B, T, C)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            qkv = layer.qkv(x)  # (B, T, (H + 2K)·D)
-            q, k, v = layer.heads(qkv, where)  # (B, H, T, D), 2 × (B, K, T, D)
+            q, k, v = layer.heads(layer.qkv(x), positions)  # (B, H, T, D), 2 × (B, K, T, D)
             if rows is not None:
                 keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
-            if self.written_out and T <= cpu_kernels.LONGEST:
-                y = cpu_kernels.causal_attention(qkv, self.config.n_head)  # (B, T, C)
-            else:
-                y = layer.side_by_side(attention(q, k, v, seen=None))
-            x = layer.rest(x, y)
+            y = self.prefill_attention(q, k, v, None)  # (B, H, T, D)
+            x = layer.rest(x, layer.side_by_side(y))
         return self._logits(x[torch.arange(len(contexts), device=self.device), lengths - 1])
 
     def _decode(self, ids: Tensor) -> Tensor:
@@ -140,18 +136,16 @@ class Decoder:
         if min(ends) < S:
             # (B, 1, 1, S)
             mask = (torch.arange(S, device=self.device) <= last[:, None])[:, None, None]
-        where = at(last[:, None], self.config)
-        x = self.model.transformer.embed(ids[:, None], where.position)  # (B, 1, C)
+        positions = with_rotary_angles(last[:, None], self.config)
+        x = self.model.transformer.embed(ids[:, None], positions.position_ids)  # (B, 1, C)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             # (B, H, 1, D), 2 × (B, K, 1, D)
-            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), where)
+            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions)
             if mask is None:
                 keys[:, :, S - 1 : S], values[:, :, S - 1 : S] = k, v
             else:
                 keys[each, :, last], values[each, :, last] = k[:, :, 0], v[:, :, 0]
-            y = F.scaled_dot_product_attention(
-                q, keys[:, :, :S], values[:, :, :S], attn_mask=mask, enable_gqa=self.grouped
-            )
+            y = cached_attention(q, keys[:, :, :S], values[:, :, :S], mask)  # (B, H, 1, D)
             x = layer.rest(x, layer.side_by_side(y).to(self.dtype))
         return self._logits(x[:, 0])
 
@@ -176,9 +170,9 @@ class _Layer:
     def qkv(self, x: Tensor) -> Tensor:
         return self.c_attn(self.block.ln_1(x).to(self.dtype))  # (B, T, (H + 2K)·D)
 
-    def heads(self, qkv: Tensor, where: Places) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, qkv: Tensor, positions: SequencePositions) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D)."""
-        return self.block.attn.heads(qkv, where)
+        return self.block.attn.heads(qkv, positions)
 
     def side_by_side(self, y: Tensor) -> Tensor:
         """(B, H, T, D) → (B, T, C)."""

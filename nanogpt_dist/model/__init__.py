@@ -1,1 +1,9 @@
-"""The model: gpt.py in reading order, positions.py with positions and masks, cpu_kernels.py."""
+"""The model, and what computes its parts.
+
+gpt.py                        GPT-2 in reading order: attention → MLP → block → GPT
+attention.py                  one signature of attention; SDPA, Flex, CPU and cache side by side
+positions.py                  position ids, rotary angles, masks
+kernels.py                    which attention and loss a model is given
+cpu_kernels.py                attention and loss written for CPUs
+activation_checkpointing.py   which activations a block keeps
+"""

@@ -1,17 +1,15 @@
-"""Training passes made for CPUs: attention and the head as autograd Functions of a few large matrix
-products.
+"""Attention and the head's loss for CPUs, as autograd Functions of a few large matrix products.
 
-Each is the plain computation of model.py, up to rounding: its forward and its derivative stand side
-by side here, and the tests compare them with it. use() puts them into a model where they are
-faster; on a GPU nothing of this is used.
+Each is torch's plain computation, up to rounding: its forward and its derivative stand side by side
+here, and the tests compare them with it. kernels.py says where they are used.
 
-Shape letters: B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size, N = B·T.
+Shape letters: B sequences, T tokens, C = n_embd, H = n_head, D = C / H, V = vocab_size, N = B·T,
+Q queries of a block, S keys that they see, n and m rows that are worked on at a time.
 
 Sources: Vaswani et al. 2017, "Attention Is All You Need", §3.2; Wijmans et al. 2024, "Cut Your
 Losses in Large-Vocabulary Language Models" (the gradient of the logits is made where the loss is).
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -20,12 +18,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanogpt_dist.config import ModelConfig, TrainConfig
-from nanogpt_dist.devices import total_memory_bytes
-from nanogpt_dist.model.gpt import GPT, Block, CausalSelfAttention
-
-ENOUGH = 4096  # tokens in one pass: more of them make it no faster
-MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its backward pass
 # in one block of attention: of what is above the diagonal, only a block's own part is computed in
 # vain
 QUERIES = 128
@@ -35,83 +27,9 @@ LOGITS = 2**28  # at most in memory at a time
 IN_CACHE = 2**20  # logits that are worked on at a time, in float32
 
 
-def chosen(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether training in `dtype` on `device` uses what stands here. In float32 it does not: there
-    it is exact.
-    """
-    return (
-        config.cpu_fast and not config.compile and device.type == "cpu" and dtype == torch.bfloat16
-    )
-
-
-def use(model: GPT) -> None:
-    """Let `model` make its training passes in this file's way. Its weights, and their names, stay
-    as they are.
-
-    The attention that is here is GPT-2's: a model with another one keeps it.
-    """
-    model.forward = functools.partial(_forward, model, model.forward)  # type: ignore[assignment, method-assign]
-    if not has_gpt2_attention(model.config):
-        return
-    for block in model.transformer.h:
-        assert isinstance(block, Block)
-        block.attn.forward = functools.partial(_attend, block.attn, block.attn.forward)  # type: ignore[method-assign]
-
-
-def has_gpt2_attention(config: ModelConfig) -> bool:
-    """Whether causal_attention() is all that happens between a block's two matrix products."""
-    return not (
-        config.rotary or config.qk_norm or config.intra_document or config.kv_heads != config.n_head
-    )
-
-
-def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:
-    """Sequences in one forward pass at most: as many micro-batches as are worth it, and fit, are
-    made at once.
-
-    The gradient of an update is the same sum. Larger products are faster, and weights are cast less
-    often.
-    """
-    C, T = config.n_embd, config.block_size
-    # Kept of a token until the backward pass: about 42 C bytes in each block, and the probabilities
-    # of its heads.
-    bytes_per_token = config.n_layer * (42 * C + config.n_head * min(T, LONGEST)) + 8 * C
-    room = MEMORY_SHARE * total_memory_bytes(torch.device("cpu")) / ranks_here / bytes_per_token
-    return max(config.batch_size, int(min(room, ENOUGH) // T))
-
-
-def _forward(
-    model: GPT,
-    plain: Any,
-    idx: Tensor,
-    targets: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """GPT.forward, but that with targets there are no logits, only the loss."""
-    if targets is None:
-        return plain(idx)
-    assert idx.size(1) <= model.config.block_size, "longer than block_size"
-    x = model.transformer(idx)  # (B, T, C)
-    return None, linear_cross_entropy(
-        x.flatten(0, 1), model.lm_head.weight, targets.flatten(), model.n_vocab
-    )
-
-
-def _attend(attn: CausalSelfAttention, plain: Any, x: Tensor, _: None = None) -> Tensor:
-    """CausalSelfAttention.forward, (B, T, C) → (B, T, C)."""
-    if x.size(1) > LONGEST:
-        return plain(x)
-    qkv = attn.c_attn(x)  # (B, T, 3C)
-    if qkv.dtype != torch.bfloat16:  # as in an evaluation in float32
-        return plain(x)
-    y = causal_attention(qkv, attn.config.n_head, attn.dropout if attn.training else 0.0)
-    return attn.resid_dropout(attn.c_proj(y))
-
-
-def causal_attention(qkv: Tensor, n_head: int, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √D + causal mask) v of queries, keys and values side by side: (B, T, 3C)
-    → (B, T, C).
-    """
-    return _Attention.apply(qkv, n_head, dropout)
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √D + causal mask) v: 3 × (B, H, T, D) → (B, H, T, D)."""
+    return _CausalAttention.apply(q, k, v, dropout_p)
 
 
 def _blocks(T: int) -> Iterator[tuple[slice, slice]]:
@@ -121,16 +39,14 @@ def _blocks(T: int) -> Iterator[tuple[slice, slice]]:
         yield slice(first, last), slice(0, last)
 
 
-class _Attention(torch.autograd.Function):
+class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, n_head: int, dropout: float) -> Tensor:
-        B, T, C = qkv.size(0), qkv.size(1), qkv.size(2) // 3
-        D = C // n_head
-        # 3 × (BH, T, D)
-        q, k, v = qkv.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).reshape(3, B * n_head, T, D)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+        B, H, T, D = q.shape
+        q, k, v = (t.contiguous().view(B * H, T, D) for t in (q, k, v))
         q = q / math.sqrt(D)
         above = torch.full((QUERIES, QUERIES), float("-inf"), dtype=q.dtype).triu(1)
-        y = torch.empty(B, n_head, T, D, dtype=q.dtype)
+        y = torch.empty_like(q)  # (BH, T, D)
         kept = []  # of each block: probabilities, and what dropout multiplies them with
         for rows, seen in _blocks(T):
             size = rows.stop - rows.start
@@ -138,26 +54,27 @@ class _Attention(torch.autograd.Function):
             s[:, :, rows] += above[:size, :size]
             p = torch.softmax(s, -1)
             kept.append(p)
-            if dropout:
-                drop = torch.empty_like(p).bernoulli_(1 - dropout).div_(1 - dropout)
+            if dropout_p:
+                drop = torch.empty_like(p).bernoulli_(1 - dropout_p).div_(1 - dropout_p)
                 kept.append(drop)
                 p = p * drop
-            y[:, :, rows] = torch.bmm(p, v[:, seen]).view(B, n_head, size, D)
+            y[:, rows] = torch.bmm(p, v[:, seen])  # (BH, Q, D)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.n_head, ctx.dropout = n_head, dropout
-        return y.transpose(1, 2).reshape(B, T, C)
+        ctx.dropout_p = dropout_p
+        return y.view(B, H, T, D)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *kept = ctx.saved_tensors
         BH, T, D = q.shape
-        dy = dy.view(-1, T, ctx.n_head, D).transpose(1, 2).reshape(BH, T, D).to(q.dtype)
+        shape = dy.shape  # (B, H, T, D)
+        dy = dy.reshape(BH, T, D).to(q.dtype)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for rows, seen in _blocks(T):
             p = dropped = kept.pop(0)  # (BH, Q, S)
-            dp = torch.bmm(dy[:, rows], v[:, seen].transpose(1, 2))
-            if ctx.dropout:
+            dp = torch.bmm(dy[:, rows], v[:, seen].transpose(1, 2))  # (BH, Q, S)
+            if ctx.dropout_p:
                 drop = kept.pop(0)
                 dropped = p * drop
                 dp *= drop
@@ -166,8 +83,7 @@ class _Attention(torch.autograd.Function):
             dq[:, rows] = torch.bmm(ds, k[:, seen])
             dk[:, seen] += torch.bmm(ds.transpose(1, 2), q[:, rows])
         dq /= math.sqrt(D)
-        heads = torch.stack([dq, dk, dv]).view(3, -1, ctx.n_head, T, D)
-        return heads.permute(1, 3, 0, 2, 4).reshape(-1, T, 3 * ctx.n_head * D), None, None
+        return dq.view(shape), dk.view(shape), dv.view(shape), None
 
 
 def linear_cross_entropy(

@@ -1,5 +1,4 @@
-"""GPT-2 in reading order: attention → MLP → block → GPT. Names of modules and weights are
-nanoGPT's.
+"""GPT-2 in reading order: attention → MLP → block → GPT. Names are nanoGPT's.
 
 Shape letters: B sequences in the batch, T tokens of a sequence (≤ block_size), C = n_embd,
 H = n_head, D = C / H, K = heads of keys and values, F = width of the MLP, V = vocab_size. In GPT-2
@@ -8,13 +7,14 @@ K = H and F = 4 C.
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.3 (pre-norm,
 residual scaling); Vaswani et al. 2017, "Attention Is All You Need", §3.2; Hendrycks & Gimpel 2016,
 "Gaussian Error Linear Units"; Press & Wolf 2017, "Using the Output Embedding to Improve Language
-Models" (the tied head). Of the options: Zhang & Sennrich 2019, "Root Mean Square Layer
+Models" (tied embeddings). Of the options: Zhang & Sennrich 2019, "Root Mean Square Layer
 Normalization"; Shazeer 2020, "GLU Variants Improve Transformer"; So et al. 2021, "Primer" (squared
 ReLU); Henry et al. 2020, "Query-Key Normalization for Transformers"; Ainslie et al. 2023, "GQA".
 """
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,22 @@ from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.model.positions import Places, attention, places, rotate
+from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels
+from nanogpt_dist.model.positions import SequencePositions, rotate, sequence_positions
 
 EPS = 1e-5  # under the root of a variance
 
+BlockForward = Callable[..., Tensor]  # (x (B, T, C), positions) → (B, T, C)
+BlockWrapper = Callable[[BlockForward], BlockForward]
+
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before: (B, T, C)
-    → (B, T, C).
-    """
+    """Multi-head attention; a position sees itself and those before it: (B, T, C) → (B, T, C)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels = TORCH_KERNELS) -> None:
         super().__init__()
         self.config = config
+        self.attention = kernels.attention
         self.dropout = config.dropout
         H, K, D = config.n_head, config.kv_heads, config.head_size
         self.widths = (H * D, K * D, K * D)  # of queries, keys and values, which are made at once
@@ -44,17 +47,21 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, where: Places | None = None) -> Tensor:
-        q, k, v = self.heads(self.c_attn(x), where)
-        y = attention(
-            q, k, v, where.seen if where else None, self.dropout if self.training else 0.0
-        )
-        y = y.transpose(1, 2).reshape(x.shape)  # (B, H, T, D) → (B, T, C), heads side by side
+    def forward(self, x: Tensor, positions: SequencePositions | None = None) -> Tensor:
+        q, k, v = self.heads(self.c_attn(x), positions)  # (B, H, T, D), 2 × (B, K, T, D)
+        mask = None if positions is None else positions.mask
+        y = self.attention(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
 
-    def heads(self, qkv: Tensor, where: Places | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as they meet: (B, T, (H + 2K)·D) → (B, H, T, D),
-        2 × (B, K, T, D).
+    def heads(
+        self,
+        qkv: Tensor,
+        positions: SequencePositions | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, ready for the dot product.
+
+        (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D).
         """
         B, T, _ = qkv.shape
         q, k, v = (
@@ -64,8 +71,8 @@ class CausalSelfAttention(nn.Module):
         if self.config.qk_norm:
             q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
         if self.config.rotary:
-            assert where is not None
-            q, k = rotate(q, where), rotate(k, where)
+            assert positions is not None
+            q, k = rotate(q, positions), rotate(k, positions)
         return q, k, v
 
 
@@ -115,105 +122,143 @@ def _norm(config: ModelConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)): (B, T, C) → (B, T, C)."""
+    """x + attention(norm(x)), then x + MLP(norm(x)): (B, T, C) → (B, T, C).
 
-    def __init__(self, config: ModelConfig) -> None:
+    wrap: what forward() is run through, as activation checkpointing; None: nothing.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernels: Kernels = TORCH_KERNELS,
+        wrap: BlockWrapper | None = None,
+    ) -> None:
         super().__init__()
         self.ln_1 = _norm(config)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, kernels)
         self.ln_2 = _norm(config)
         self.mlp = MLP(config)
+        self.wrapped = None if wrap is None else wrap(self.sublayers)
 
-    def forward(self, x: Tensor, where: Places | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), where)
+    def forward(self, x: Tensor, positions: SequencePositions | None = None) -> Tensor:
+        if self.wrapped is not None:
+            return self.wrapped(x, positions)
+        return self.sublayers(x, positions)
+
+    def sublayers(self, x: Tensor, positions: SequencePositions | None) -> Tensor:
+        """What forward() computes."""
+        x = x + self.attn(self.ln_1(x), positions)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
     """Everything below the head: token ids (B, T) → (B, T, C)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernels: Kernels = TORCH_KERNELS,
+        wrap_block: BlockWrapper | None = None,
+    ) -> None:
         super().__init__()
         assert config.vocab_size is not None, "fill in vocab_size before building the model"
-        self.wte = _table(config.vocab_size, config.n_embd)
+        self.wte = _embedding(config.vocab_size, config.n_embd)
         if not config.rotary:
-            self.wpe = _table(config.block_size, config.n_embd)
+            self.wpe = _embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, kernels, wrap_block) for _ in range(config.n_layer))
         self.ln_f = _norm(config)
         self.config = config
 
     def forward(self, idx: Tensor) -> Tensor:
-        x, where = self.begin(idx)
+        x, positions = self.begin(idx)  # (B, T, C)
         for block in self.h:
-            x = block(x, where)
+            x = block(x, positions)
         return self.ln_f(x)
 
-    def begin(self, idx: Tensor) -> tuple[Tensor, Places | None]:
-        """What goes into the first block (B, T, C), and where its tokens stand, if attention is to
-        know that.
-        """
+    def begin(self, idx: Tensor) -> tuple[Tensor, SequencePositions | None]:
+        """What goes into the first block: (B, T, C), and positions where attention reads them."""
         config = self.config
-        where = places(idx, config, dropout=self.training and config.dropout > 0)
-        x = self.drop(self.embed(idx, where.position))  # (B, T, C)
-        return x, where if config.rotary or config.intra_document else None
+        dropout = self.training and config.dropout > 0
+        positions = sequence_positions(idx, config, dropout)
+        x = self.drop(self.embed(idx, positions.position_ids))  # (B, T, C)
+        return x, positions if config.rotary or config.intra_document else None
 
-    def embed(self, idx: Tensor, position: Tensor) -> Tensor:
-        """Rows of the token table, and of the position table where there is one: (B, T), (T,) |
-        (B, T) → (B, T, C).
+    def embed(self, idx: Tensor, position_ids: Tensor) -> Tensor:
+        """Token embedding, and position embedding where there is one.
+
+        (B, T), (T,) | (B, T) → (B, T, C).
         """
-        return self.wte(idx) if self.config.rotary else self.wte(idx) + self.wpe(position)
+        return self.wte(idx) if self.config.rotary else self.wte(idx) + self.wpe(position_ids)
 
 
-def _table(rows: int, width: int) -> nn.Embedding:
-    """Without values, which init_weight gives: to draw them on the meta device, torch would load
-    its compiler first.
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding without values, which init_weight() gives.
+
+    To draw them on the meta device, torch would load its compiler first.
     """
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 class GPT(nn.Module):
-    """Token ids to the logits of the next token: (B, T) → (B, T, V). In GPT-2 the head's matrix is
-    the token table.
+    """Token ids to the logits of the next token: (B, T) → (B, T, V).
 
     n_vocab: ids that the tokenizer has; None: as many as rows, V. Rows from there on only fill the
-    table up to a size that devices like: no text has their ids, and their logits are −∞, so that
-    they take no probability from the others.
+    token embedding up to a size that devices like: no text has their ids, and their logits are −∞,
+    so that they take no probability from the others.
+    kernels: what computes attention and loss. wrap_block: what each block's forward is run through.
     """
 
-    def __init__(self, config: ModelConfig, n_vocab: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_vocab: int | None = None,
+        kernels: Kernels = TORCH_KERNELS,
+        wrap_block: BlockWrapper | None = None,
+    ) -> None:
         super().__init__()
         assert config.vocab_size is not None, "fill in vocab_size before building the model"
         self.config = config
         self.n_vocab = config.vocab_size if n_vocab is None else n_vocab
-        self.transformer = Transformer(config)
+        self.head_loss = kernels.head_loss
+        self.transformer = Transformer(config, kernels, wrap_block)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
 
     def tie(self) -> "GPT":
-        """Make the head's matrix the token table, where it is: moving a model to another device
-        cuts the tie.
+        """Make the head's matrix the token embedding's, where they are tied.
+
+        Moving a model to another device cuts the tie.
         """
         if self.config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
         return self
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Logits and, with targets, the mean cross-entropy in nats/token.
 
         idx, targets: (B, T) int64, T ≤ block_size. Returns logits (B, T, V) and the loss, a scalar;
-        without targets, logits (B, 1, V) of the last position, and None.
+        without targets, logits (B, 1, V) of the last position, and None; where the kernels have a
+        head_loss, None and the loss.
         """
         if targets is None:
             return self._logits(idx, last_only=True), None
-        logits = self._logits(idx)
+        if self.head_loss is not None:
+            x = self._hidden(idx).flatten(0, 1)  # (N, C), N = B·T
+            return None, self.head_loss(x, self.lm_head.weight, targets.flatten(), self.n_vocab)
+        logits = self._logits(idx)  # (B, T, V)
         return logits, F.cross_entropy(
             logits.view(-1, logits.size(-1)).float(), targets.reshape(-1)
         )
 
     def refuse_unknown(self, highest: int) -> None:
-        """Raises BadDataError for an id that the token table has no row for; the lookup itself
-        would not tell whose.
+        """Raises BadDataError for an id without a row in the token embedding.
+
+        The lookup itself would not tell whose it is.
         """
         rows = self.transformer.wte.weight.size(0)
         if highest >= rows:
@@ -227,14 +272,19 @@ class GPT(nn.Module):
         return self._logits(idx)
 
     def _logits(self, idx: Tensor, last_only: bool = False) -> Tensor:
-        T, block_size = idx.size(1), self.config.block_size
-        assert block_size >= T, f"{T} tokens do not fit into block_size {block_size}"
-        x = self.transformer(idx)  # (B, T, C)
+        x = self._hidden(idx)  # (B, T, C)
         return self.head(x[:, -1:] if last_only else x)
 
+    def _hidden(self, idx: Tensor) -> Tensor:
+        """What the head reads: (B, T) → (B, T, C)."""
+        T, block_size = idx.size(1), self.config.block_size
+        assert block_size >= T, f"{T} tokens do not fit into block_size {block_size}"
+        return self.transformer(idx)
+
     def head(self, x: Tensor) -> Tensor:
-        """Logits, (B, T, C) → (B, T, V): the −∞ of rows without an id is the product's bias, which
-        costs no time.
+        """Logits: (B, T, C) → (B, T, V).
+
+        The −∞ of rows without an id is the product's bias, which costs no time.
         """
         weight = self.lm_head.weight
         if self.n_vocab >= weight.size(0):
@@ -250,9 +300,7 @@ class GPT(nn.Module):
         return self
 
     def crop_block_size(self, block_size: int) -> None:
-        """Keep the first `block_size` positions only: a shorter context from weights trained with a
-        longer one.
-        """
+        """Keep the first `block_size` positions only: a shorter context for the same weights."""
         assert block_size <= self.config.block_size
         self.config = self.transformer.config = self.config.model_copy(
             update={"block_size": block_size}
@@ -263,8 +311,9 @@ class GPT(nn.Module):
             )
 
     def num_params(self, non_embedding: bool = False) -> int:
-        """Parameters, the tied table counted once; non_embedding: without the position table, as
-        nanoGPT prints it.
+        """Parameters, tied embeddings counted once.
+
+        non_embedding: without the position embedding, as nanoGPT prints it.
         """
         total = sum(p.numel() for p in self.parameters())
         return total - (
@@ -272,11 +321,10 @@ class GPT(nn.Module):
         )
 
     def flops_per_token(self) -> int:
-        """Floating-point operations of forward and backward: 6 N for the matrices, 12·L·H·D·T for
-        attention.
+        """Floating-point operations of forward and backward: 6 N + 12·L·H·D·T of attention.
 
-        N: parameters without the position table, and without the token table where the head has one
-        of its own. Source: Chowdhery et al. 2022, "PaLM", appendix B.
+        N: parameters without the position embedding, and without the token embedding where the head
+        has a matrix of its own. Source: Chowdhery et al. 2022, "PaLM", appendix B.
         """
         c = self.config
         n = self.num_params(non_embedding=True) - (
@@ -287,8 +335,7 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def init_weight(name: str, parameter: nn.Parameter, seed: int, n_layer: int) -> None:
-    """nanoGPT's initialisation: N(0, 0.02), the two residual projections of a block N(0, 0.02 /
-    √(2·n_layer)).
+    """nanoGPT's initialisation: N(0, 0.02), a block's two c_proj N(0, 0.02 / √(2·n_layer)).
 
     Each weight has a generator of its own, seeded by (seed, its name in GPT), on the CPU: the
     values depend neither on the device, nor on the number of ranks, nor on which other weights

@@ -1,8 +1,7 @@
-"""Where the tokens of a pass stand: in which document, at which position of it, at which rotary
-angles.
+"""Position ids, rotary angles and masks: what attention reads beside queries, keys and values.
 
-With GPT-2's own architecture nothing of this is used: a token stands at its place in the sequence,
-and sees what is before it.
+GPT-2's own architecture needs none of it: a token's position is its place in the sequence, and it
+attends to itself and to what is before it.
 
 Shape letters: B sequences, T tokens of a sequence, H = heads, D = width of a head.
 
@@ -11,12 +10,10 @@ as GPT-NeoX and Llama have it); Dong et al. 2024, "FlexAttention"; Grattafiori e
 Llama 3 Herd of Models", §3.2 (no attention across documents).
 """
 
-import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Union
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_dist.config import ModelConfig
@@ -24,116 +21,89 @@ from nanogpt_dist.config import ModelConfig
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+# Who attends to whom: (B, 1, T, T) bool, its blocks for FlexAttention, or None: causal.
+Mask = Union[Tensor, "BlockMask", None]
+
 
 @dataclass(frozen=True)
-class Places:
-    """Of a pass over (B, T) tokens: position in the document (T,) or (B, T); cosines and sines of
-    the rotary angles, (T, D/2) or (B, 1, T, D/2); and who sees whom, (B, 1, T, T) bool, or its
-    blocks for FlexAttention; None: causal.
+class SequencePositions:
+    """Where the tokens of one pass stand, and what each attends to.
+
+    position_ids: (T,) or (B, T), of a token in its document. cos, sin: of the rotary angles,
+    (T, D/2) or (B, 1, T, D/2); None: not rotary.
     """
 
-    position: Tensor
+    position_ids: Tensor
     cos: Tensor | None = None
     sin: Tensor | None = None
-    seen: "Tensor | BlockMask | None" = None
+    mask: Mask = None
 
 
-def places(idx: Tensor, config: ModelConfig, dropout: bool = False) -> Places:
-    """The Places of token ids (B, T); dropout: attention has some, which FlexAttention has not."""
-    position = torch.arange(idx.size(1), device=idx.device)  # (T,)
-    seen: Tensor | BlockMask | None = None
+def sequence_positions(
+    idx: Tensor,
+    config: ModelConfig,
+    dropout: bool = False,
+) -> SequencePositions:
+    """The SequencePositions of token ids (B, T).
+
+    dropout: whether attention drops probabilities, which FlexAttention cannot.
+    """
+    position_ids = torch.arange(idx.size(1), device=idx.device)  # (T,)
+    mask: Mask = None
     if config.intra_document:
         assert config.eot_id is not None, "fill in eot_id before running the model"
         # (B, T): an end of text is the first token of the document behind it
         begins = idx == config.eot_id
-        document = begins.cumsum(1)  # (B, T)
-        position = position - torch.where(begins, position, 0).cummax(1).values  # (B, T)
-        seen = (
-            torch.compiler.disable(_blocks)(document)
+        document_ids = begins.cumsum(1)  # (B, T)
+        position_ids = position_ids - torch.where(begins, position_ids, 0).cummax(1).values
+        mask = (
+            torch.compiler.disable(document_block_mask)(document_ids)
             if idx.is_cuda and not dropout
-            else same_document(document)
+            else document_mask(document_ids)
         )
-    return at(position, config, seen)
+    return with_rotary_angles(position_ids, config, mask)
 
 
-def at(position: Tensor, config: ModelConfig, seen: "Tensor | BlockMask | None" = None) -> Places:
-    """The Places of given positions, (T,) or (B, T)."""
+def with_rotary_angles(
+    position_ids: Tensor,
+    config: ModelConfig,
+    mask: Mask = None,
+) -> SequencePositions:
+    """The SequencePositions of given position ids, (T,) or (B, T)."""
     if not config.rotary:
-        return Places(position, seen=seen)
+        return SequencePositions(position_ids, mask=mask)
     D = config.head_size
     frequency = config.rotary_base ** (
-        -torch.arange(0, D, 2, device=position.device, dtype=torch.float32) / D
+        -torch.arange(0, D, 2, device=position_ids.device, dtype=torch.float32) / D
     )
-    angle = position[..., None] * frequency  # (T, D/2) or (B, T, D/2)
-    if position.ndim == 2:
+    angle = position_ids[..., None] * frequency  # (T, D/2) or (B, T, D/2)
+    if position_ids.ndim == 2:
         angle = angle[:, None]  # (B, 1, T, D/2): the same for all heads
-    return Places(position, angle.cos(), angle.sin(), seen)
+    return SequencePositions(position_ids, angle.cos(), angle.sin(), mask)
 
 
-def rotate(x: Tensor, where: Places) -> Tensor:
-    """Turn queries or keys by the angles of their positions, in float32: (B, H, T, D)
-    → (B, H, T, D).
-    """
-    assert where.cos is not None
-    assert where.sin is not None
+def rotate(x: Tensor, positions: SequencePositions) -> Tensor:
+    """Turn queries or keys by their rotary angles, in float32: (B, H, T, D) → (B, H, T, D)."""
+    assert positions.cos is not None
+    assert positions.sin is not None
+    cos, sin = positions.cos, positions.sin
     a, b = x.float().chunk(2, dim=-1)  # 2 × (B, H, T, D/2)
-    return torch.cat((a * where.cos - b * where.sin, b * where.cos + a * where.sin), dim=-1).to(
-        x.dtype
-    )
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def same_document(document: Tensor) -> Tensor:
-    """Who sees whom: what is in one's own document and not behind: (B, T) → (B, 1, T, T) bool."""
-    T = document.size(1)
-    causal = torch.ones(T, T, dtype=torch.bool, device=document.device).tril()
-    return ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Causal attention within one's own document: (B, T) → (B, 1, T, T) bool."""
+    T = document_ids.size(1)
+    causal = torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
+    return ((document_ids[:, :, None] == document_ids[:, None, :]) & causal)[:, None]
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seen: "Tensor | BlockMask | None",
-    dropout: float = 0.0,
-) -> Tensor:
-    """softmax(q kᵀ / √D + mask) v: (B, H, T, D) and twice (B, K, T, D), K a divisor of H
-    → (B, H, T, D).
-    """
-    grouped = q.size(1) != k.size(1)
-    if seen is not None and not isinstance(seen, Tensor):
-        return _flex()(q, k, v, block_mask=seen, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, dropout_p=dropout, is_causal=seen is None, enable_gqa=grouped
-    )
-
-
-def _blocks(document: Tensor) -> "BlockMask":
-    """same_document() for FlexAttention, which leaves out the blocks in which nobody sees
-    anybody.
-    """
+def document_block_mask(document_ids: Tensor) -> "BlockMask":
+    """document_mask() for FlexAttention, which skips blocks that are masked altogether."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def sees(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (document[b, query] == document[b, key]) & (query >= key)
+    def allowed(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (document_ids[b, query] == document_ids[b, key]) & (query >= key)
 
-    B, T = document.shape
-    return create_block_mask(sees, B, None, T, T, device=document.device)
-
-
-def _flex() -> Any:
-    """FlexAttention; where the model is not compiled, it at least has to be, or it writes all of q
-    kᵀ out.
-    """
-    from torch.nn.attention.flex_attention import flex_attention
-
-    whole_model = torch.compiler.is_compiling()
-    return (
-        flex_attention
-        if whole_model or not torch.cuda.is_available()
-        else _compiled(flex_attention)
-    )
-
-
-@functools.cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function)
+    B, T = document_ids.shape
+    return create_block_mask(allowed, B, None, T, T, device=document_ids.device)

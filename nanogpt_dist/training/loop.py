@@ -21,7 +21,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError, StoppedError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.load_config import rows_for
-from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.model import kernels
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training import crash_loops
@@ -75,7 +75,7 @@ def train(
         config = fit_to_data(config, data)
         dtype = pick_dtype(config.dtype, world.device)
         layout = plan_layout(config, world, training_bytes(config))
-        joined = cpu_kernels.chosen(config, world.device, dtype)
+        joined = kernels.uses_cpu_kernels(config, world.device, dtype)
         batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
     world.raise_if_ranks_differ(
         version=__version__,
@@ -305,9 +305,7 @@ def plan_batches(
 ) -> Batches:
     """What this rank reads of `split` in each update. Raises ConfigError, BadDataError."""
     order = Order(config.seed, dataset_id, config.block_size, split.tokens)
-    at_most = (
-        cpu_kernels.joined_batch_size(config, world.local_size) if joined else config.batch_size
-    )
+    at_most = kernels.joined_batch_size(config, world.local_size) if joined else config.batch_size
     batch_size = micro_batch_size(at_most, config.global_batch_size, world.size)
     return Batches(split, order, config.global_batch_size, batch_size, world.rank, world.size)
 

@@ -5,7 +5,7 @@ import torch
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import UsageError
-from nanogpt_dist.inspect.attention_head import look
+from nanogpt_dist.inspect.attention_head import inspect_head
 from nanogpt_dist.model.gpt import GPT
 from tests.nanogpt_dist.model.test_options import OPTIONS, SMALL
 
@@ -19,13 +19,13 @@ def test_a_head_is_the_one_of_the_forward_pass(options: dict) -> None:
     block = model.transformer.h[1]
     block.attn.c_proj.register_forward_pre_hook(lambda _, inputs: wanted.append(inputs[0]))
     model.logits(torch.tensor([ids]))
-    heads = [look(model, ids, layer=1, head=h) for h in range(4)]
+    heads = [inspect_head(model, ids, layer=1, head=h) for h in range(4)]
     torch.testing.assert_close(
         torch.cat([head.y for head in heads], 1), wanted[0][0], rtol=1e-4, atol=1e-6
     )
     for head in heads:
         torch.testing.assert_close(head.weights.sum(1), torch.ones(6))
-        assert not head.weights[~head.seen].any()
+        assert not head.weights[~head.mask].any()
     for layer, number in [(2, 0), (0, 4)]:
         with pytest.raises(UsageError, match="this model has"):
-            look(model, ids, layer, number)
+            inspect_head(model, ids, layer, number)

@@ -40,6 +40,13 @@ def plain_attention(qkv: Tensor, n_head: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, C)
 
 
+def causal_attention(qkv: Tensor, n_head: int, dropout: float = 0.0) -> Tensor:
+    """Of queries, keys and values side by side: (B, T, 3C) → (B, T, C)."""
+    B, T, C = qkv.size(0), qkv.size(1), qkv.size(2) // 3
+    q, k, v = (t.view(B, T, n_head, C // n_head).transpose(1, 2) for t in qkv.split(C, dim=2))
+    return cpu_kernels.causal_attention(q, k, v, dropout).transpose(1, 2).reshape(B, T, C)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few tokens and few logits are several blocks."""
@@ -53,7 +60,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attentions_derivative(T: int, dropout: float) -> None:
     def f(qkv: Tensor) -> Tensor:
         torch.manual_seed(1)  # the same mask each time
-        return cpu_kernels.causal_attention(qkv, 2, dropout)
+        return causal_attention(qkv, 2, dropout)
 
     assert torch.autograd.gradcheck(f, normal(2, T, 12, dtype=F64))
 
@@ -75,7 +82,7 @@ def test_the_heads_derivative() -> None:
 def test_attention_is_torchs_own(B: int, T: int, n_head: int, seed: int) -> None:
     ours, theirs = normal(B, T, n_head * 24, seed=seed), normal(B, T, n_head * 24, seed=seed)
     incoming = torch.randn(B, T, n_head * 8)
-    y, expected = cpu_kernels.causal_attention(ours, n_head), plain_attention(theirs, n_head)
+    y, expected = causal_attention(ours, n_head), plain_attention(theirs, n_head)
     y.backward(incoming)
     expected.backward(incoming)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -175,37 +182,6 @@ def test_joined_micro_batches_make_the_same_gradient() -> None:
     )
     assert one.loss == pytest.approx(other.loss, abs=1e-3)
     assert one.grad_norm == pytest.approx(other.grad_norm, rel=0.01)
-
-
-def test_how_many_sequences_are_joined() -> None:
-    config = resolve({**SMALL, "block_size": 256, "batch_size": 4})
-    assert cpu_kernels.joined_batch_size(config, 2) == cpu_kernels.ENOUGH // 256
-    assert (
-        cpu_kernels.joined_batch_size(config.model_copy(update={"batch_size": 64}), 2) == 64
-    )  # never fewer than asked for
-    huge = config.model_copy(update={"n_layer": 10_000, "n_embd": 10_000})
-    assert cpu_kernels.joined_batch_size(huge, 2) == 4
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "changes", "expected"),
-    [
-        ("cpu", BF16, {}, True),
-        ("cpu", F32, {}, False),
-        ("cuda", BF16, {}, False),
-        ("cpu", BF16, {"cpu_fast": False}, False),
-        ("cpu", BF16, {"compile": True}, False),
-    ],
-)
-def test_where_it_is_chosen(
-    device: str,
-    dtype: torch.dtype,
-    changes: dict[str, bool],
-    expected: bool,
-) -> None:
-    assert (
-        cpu_kernels.chosen(resolve({**SMALL, **changes}), torch.device(device), dtype) is expected
-    )
 
 
 def test_evaluation_in_float32_is_the_plain_one() -> None:

@@ -15,8 +15,11 @@ from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.inspect.architecture import count_parameters, trace
 from nanogpt_dist.inspect.diagram_text import draw
-from nanogpt_dist.model import cpu_kernels, positions
+from nanogpt_dist.model.attention import attention, cpu_attention, flex_attention, sdpa_attention
+from nanogpt_dist.model.cpu_kernels import linear_cross_entropy
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels, has_gpt2_attention
+from nanogpt_dist.model.positions import document_block_mask, document_mask
 
 SMALL: dict[str, Any] = {
     "block_size": 12,
@@ -56,9 +59,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 each = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 
 
-def made(options: dict[str, Any]) -> GPT:
+def made(options: dict[str, Any], kernels: Kernels = TORCH_KERNELS) -> GPT:
     """With all values drawn, also the gains and biases that begin as ones and zeros."""
-    model = GPT(ModelConfig(**{**SMALL, **options})).eval()
+    model = GPT(ModelConfig(**{**SMALL, **options}), kernels=kernels).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -289,15 +292,16 @@ def test_flex_attention_sees_the_same() -> None:
     q, k, v = torch.randn(3, 2, 4, 128, 8, generator=torch.Generator().manual_seed(0))
     document = (torch.arange(128) % 41 == 0).cumsum(0).repeat(2, 1)
     with torch.no_grad():
-        blocks = positions.attention(q, k[:, :2], v[:, :2], positions._blocks(document))
-        plain = positions.attention(q, k[:, :2], v[:, :2], positions.same_document(document))
+        blocks = flex_attention(q, k[:, :2], v[:, :2], document_block_mask(document))
+        plain = sdpa_attention(q, k[:, :2], v[:, :2], document_mask(document))
     torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-5)
 
 
 @each
 def test_training_made_for_cpus_takes_the_options_too(options: dict[str, Any]) -> None:
-    plain, fast = made(options), made(options)
-    cpu_kernels.use(fast)
+    gpt2 = has_gpt2_attention(ModelConfig(**{**SMALL, **options}))
+    kernels = Kernels(cpu_attention if gpt2 else attention, linear_cross_entropy)
+    plain, fast = made(options), made(options, kernels)
     ids = some_ids()
     for model in (plain, fast):
         with torch.autocast("cpu", torch.bfloat16):

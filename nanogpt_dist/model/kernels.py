@@ -1,0 +1,70 @@
+"""Which functions compute a model's attention and loss: torch's own, or those made for CPUs.
+
+The same weights and names either way. On a CPU in bfloat16 training takes CPU_KERNELS, and joins
+micro-batches; in float32 it takes torch's, and is exact.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.devices import total_memory_bytes
+from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.model.attention import Attention, attention, cpu_attention
+
+# x (N, C), weight (V, C), targets (N,), n_vocab → the mean cross-entropy, a scalar.
+HeadLoss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+ENOUGH_TOKENS = 4096  # in one pass: more of them make it no faster
+MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its backward pass
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """attention: of every block. head_loss: the loss without its logits; None: by way of them."""
+
+    attention: Attention = attention
+    head_loss: HeadLoss | None = None
+
+
+TORCH_KERNELS = Kernels()
+
+
+def training_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> Kernels:
+    """The Kernels of a training pass in `dtype` on `device`."""
+    if not uses_cpu_kernels(config, device, dtype):
+        return TORCH_KERNELS
+    gpt2 = has_gpt2_attention(config)
+    return Kernels(cpu_attention if gpt2 else attention, cpu_kernels.linear_cross_entropy)
+
+
+def uses_cpu_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether training in `dtype` on `device` takes the kernels made for CPUs."""
+    return (
+        config.cpu_fast and not config.compile and device.type == "cpu" and dtype == torch.bfloat16
+    )
+
+
+def has_gpt2_attention(config: ModelConfig) -> bool:
+    """Whether attention is causal over plain heads: other models keep torch's on a CPU, too."""
+    return not (
+        config.rotary or config.qk_norm or config.intra_document or config.kv_heads != config.n_head
+    )
+
+
+def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:
+    """Sequences in one pass of the CPU kernels at most: micro-batches are joined while they fit.
+
+    The gradient of a step is the same sum. Larger products are faster, and weights are cast less
+    often.
+    """
+    C, T = config.n_embd, config.block_size
+    # Kept of a token until the backward pass: about 42 C bytes in each block, and the probabilities
+    # of its heads.
+    probabilities = config.n_head * min(T, cpu_kernels.LONGEST)
+    bytes_per_token = config.n_layer * (42 * C + probabilities) + 8 * C
+    room = MEMORY_SHARE * total_memory_bytes(torch.device("cpu")) / ranks_here / bytes_per_token
+    return max(config.batch_size, int(min(room, ENOUGH_TOKENS) // T))
