@@ -5,6 +5,7 @@ nothing.
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ TORCH_FREE += [
     "nanogpt_dist/inspect/formulas.py",
     *(f"nanogpt_dist/interop/{name}.py" for name in INTEROP),
 ]
+# The rooms of nanogpt_dist, from the ground up: a room imports from its own floor and from below.
+FLOORS = [
+    {"errors", "config", "devices", "signals", "hub", "presets"},
+    {"storage", "tokenizer", "model"},
+    {"data", "distributed", "checkpoint"},
+    {"generation", "interop", "evaluation"},
+    {"load_config", "training"},
+    {"inspect", "bench", "api"},
+]
+# prepare's: what a corpus is made of, then the whole line.
+PREPARE_FLOORS = [
+    {"corpora", "sources", "readers"},
+    {"recipe", "options", "inputs"},
+    {"units", "texts"},
+    {"build"},
+]
 OURS = [path for folder in ALLOWED for path in sorted((CLONE / folder).rglob("*.py"))]
 
 
@@ -61,6 +78,61 @@ def test_imports_go_one_way(path: Path) -> None:
     for name in imports(path, everywhere=True):
         if name.split(".")[0] in ALLOWED and name != "nanogpt_dist" and path.name != "__main__.py":
             assert any(name == base or name.startswith(base + ".") for base in allowed), name
+
+
+def module_of(path: Path) -> str:
+    """The name by which a file is imported."""
+    parts = path.relative_to(CLONE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in OURS}
+IMPORTS = {
+    module: {
+        name
+        for name in imports(path, everywhere=True)
+        if name in MODULES and not module.startswith(name)
+    }
+    for module, path in MODULES.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("package", "floors"), [("nanogpt_dist", FLOORS), ("prepare", PREPARE_FLOORS)]
+)
+def test_no_room_imports_from_a_floor_above(
+    package: str,
+    floors: list[set[str]],
+) -> None:
+    floor_of = {room: floor for floor, rooms in enumerate(floors) for room in rooms}
+
+    def room(module: str) -> str | None:
+        parts = module.split(".")
+        return parts[1] if parts[0] == package and len(parts) > 1 else None
+
+    rooms = {room(module) for module in MODULES} - {None, "__main__"}
+    assert rooms <= floor_of.keys(), "say on which floor a new room stands"
+    upward = {
+        f"{module} imports {name}"
+        for module, names in IMPORTS.items()
+        for name in names
+        if room(module) in floor_of
+        and room(name) in floor_of
+        and floor_of[room(name)] > floor_of[room(module)]  # type: ignore[index]
+    }
+    assert not upward
+
+
+def test_no_import_circle() -> None:
+    """Neither among modules nor among the rooms of nanogpt_dist, imports in functions included."""
+    TopologicalSorter(IMPORTS).prepare()  # raises CycleError
+    rooms: dict[str, set[str]] = {}
+    for module, names in IMPORTS.items():
+        for name in names:
+            ours, theirs = (".".join(one.split(".")[:2]) for one in (module, name))
+            if ours != theirs and "nanogpt_dist" not in (ours, theirs):
+                rooms.setdefault(ours, set()).add(theirs)
+    TopologicalSorter(rooms).prepare()
 
 
 @pytest.mark.parametrize("place", TORCH_FREE)
