@@ -1,6 +1,5 @@
 """Sphinx settings of the docs site. `make docs` builds it from this clone, without a network."""
 
-import logging
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
+smartquotes = False  # two hyphens are a flag
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!nanogpt_dist).*")]  # other projects' names are not looked up
 
@@ -35,12 +35,6 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
-
-
-# A section may still be without pages.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: "glob pattern" not in str(record.msg)
-)
 
 
 def setup(app: Sphinx) -> None:
