@@ -84,8 +84,8 @@ def command_section(name: str, command: Any, context: Any) -> str:
     for title, entries in panels.items():
         parts.append(f"{level}# {title}\n\n" + "\n".join(entries))
     if command.epilog:
-        lines = plain(command.epilog).partition(EXAMPLES)[2]
-        parts.append(f"{level}# Examples\n\n{prose(lines)}")
+        examples = plain(command.epilog).partition(EXAMPLES)[2].strip()
+        parts.append(f"{level}# Examples\n\n```text\n{examples}\n```\n")
     return "\n".join(parts) + "\n"
 
 

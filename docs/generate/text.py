@@ -32,12 +32,6 @@ def plain(markup: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Paragraphs of a help text as MyST; those whose lines are commands become blocks of code."""
-    found = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in paragraph.strip().splitlines()]
-        if lines and all(line.startswith(("nanogpt ", "torchrun ", "$ ")) for line in lines):
-            found.append("```text\n" + "\n".join(lines) + "\n```\n")
-        else:
-            found.append(escape(" ".join(lines)) + "\n")
-    return "\n".join(found)
+    """The paragraphs of a help text as MyST."""
+    found = re.split(r"\n\s*\n", text)
+    return "\n".join(escape(" ".join(paragraph.split())) + "\n" for paragraph in found)

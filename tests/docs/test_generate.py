@@ -1,5 +1,6 @@
 """The generated reference has a line for everything that the program has."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,12 @@ def test_every_preset_corpus_and_exit_code_has_its_entry() -> None:
 
 def test_what_markdown_would_take_as_its_own_is_shown_as_it_is() -> None:
     assert escape("a <b> | `<c>` n_head $x *") == r"a \<b\> \| `<c>` n\_head \$x \*"
-    assert prose("One\nline.\n\nnanogpt eval\n  nanogpt sample") == (
-        "One line.\n\n```text\nnanogpt eval\nnanogpt sample\n```\n"
-    )
+    assert prose("One\nline.\n\nAnother.") == "One line.\n\nAnother.\n"
+
+
+def test_the_examples_of_a_command_are_a_block() -> None:
+    page = PAGES["commands/train.md"]
+    assert re.search(r"(?s)## Examples\n\n```text\n\$ (nanogpt|torchrun) [^`]+\n```\n", page)
 
 
 def test_a_page_is_written_once_and_an_old_one_removed(tmp_path: Path) -> None:
