@@ -29,7 +29,7 @@ def test_all_cells_parse_and_their_outputs_are_small(notebook: nbformat.Notebook
 
 
 def test_the_notebook_runs_and_draws_its_pictures(notebook: nbformat.NotebookNode) -> None:
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(CLONE)}}).execute()
+    NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(CLONE)}}).execute()
     assert len(_pictures(notebook)) == 3
     printed = [output.get("text", "") for output in _outputs(notebook)]
     assert any("parameters, largest difference" in text for text in printed)
