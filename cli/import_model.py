@@ -78,9 +78,9 @@ def import_hf(
 ) -> None:
     """Take over a GPT2LMHeadModel of Hugging Face's, from its safetensors: a run at step 0."""
     from nanogpt_dist.interop import import_run
-    from nanogpt_dist.interop.init_from import find
+    from nanogpt_dist.interop.init_from import find_pretrained
 
-    _write_run(import_run.read_hugging_face(find(model)), out_dir, as_json)
+    _write_run(import_run.read_hugging_face(find_pretrained(model)), out_dir, as_json)
 
 
 def _write_run(foreign: "ImportedModel", run: Path, as_json: bool) -> None:

@@ -57,7 +57,7 @@ def train(
     """Learn a byte-pair encoding from text, and prove it on text that it was not learnt from."""
     from nanogpt_dist.storage.durable import shown
     from nanogpt_dist.storage.user_file import write_user_file
-    from nanogpt_dist.tokenizer import Tokenizer, bpe, named
+    from nanogpt_dist.tokenizer import Tokenizer, bpe, safe_name
     from prepare.texts import read_texts
 
     if out.suffix not in (".tiktoken", ".json"):
@@ -79,8 +79,8 @@ def train(
             else:
                 yield text
 
-    model = bpe.train_model(learnt_from(), vocab_size - 1, "--vocab-size ")
-    tokenizer = Tokenizer(named(out.stem), "bpe", bpe.vocabulary_of(model.get_vocab()))
+    model = bpe.train_merges(learnt_from(), vocab_size - 1, "--vocab-size ")
+    tokenizer = Tokenizer(safe_name(out.stem), "bpe", bpe.tokens_by_id(model.get_vocab()))
     proof = held_out or [
         text for text, _ in zip(read_texts(source, column), range(100), strict=False)
     ]
@@ -94,7 +94,8 @@ def train(
                 "report it"
             )
     write_user_file(
-        out, bpe.ranks_file(tokenizer.tokens) if out.suffix == ".tiktoken" else tokenizer.to_json()
+        out,
+        bpe.format_ranks(tokenizer.tokens) if out.suffix == ".tiktoken" else tokenizer.to_json(),
     )
     size = sum(len(text.encode()) for text in proof)
     figures = {

@@ -113,7 +113,7 @@ def with_architecture_of(
     theirs.
 
     run: that has begun from the same source remembers it, and goes on where the source is gone.
-    Raises ConfigError where `overrides` contradict it, and what init_from.find() raises.
+    Raises ConfigError where `overrides` contradict it, and what init_from.find_pretrained() raises.
     """
     from nanogpt_dist.interop.init_from import architecture
 

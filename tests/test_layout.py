@@ -34,6 +34,7 @@ TORCH_FREE += [
 INTEROP = ("init_from", "nanogpt_config", "hf_tokenizer", "model_card")
 TORCH_FREE += [
     "nanogpt_dist/hub.py",
+    "nanogpt_dist/hub_retries.py",
     "nanogpt_dist/inspect/compare_runs.py",
     "nanogpt_dist/inspect/formulas.py",
     *(f"nanogpt_dist/interop/{name}.py" for name in INTEROP),

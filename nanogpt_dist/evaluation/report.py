@@ -56,11 +56,11 @@ def of_checkpoint(found: Path, device: torch.device) -> Judged:
 
 
 def of_source(config: TrainConfig, device: torch.device) -> Judged:
-    """The weights that config.init_from names. Raises as init_from.find()."""
+    """The weights that config.init_from names. Raises as init_from.find_pretrained()."""
     from nanogpt_dist.interop import hf_tokenizer, huggingface, init_from
 
     assert config.init_from is not None
-    found = init_from.find(config.init_from)
+    found = init_from.find_pretrained(config.init_from)
     model = huggingface.load_model(found, config.architecture(), device)
     try:
         tokenizer = hf_tokenizer.load_tokenizer(found)

@@ -13,7 +13,7 @@ from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.interop.init_from import OPENAI, OURS, Pretrained
 from nanogpt_dist.tokenizer import Tokenizer, bpe, gpt2, load, patterns
 from nanogpt_dist.tokenizer.hf_library import LibraryTokenizer
-from nanogpt_dist.tokenizer.loading import of_gpt2_files, open_tokenizer
+from nanogpt_dist.tokenizer.loading import from_gpt2_files, open_tokenizer
 from nanogpt_dist.tokenizer.tokenizer_config import special
 
 ONE_CHARACTER = r"[\s\S]"
@@ -37,7 +37,7 @@ def load_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return open_tokenizer(str(folder / "tokenizer.json"))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return of_gpt2_files(folder)
+        return from_gpt2_files(folder)
     raise MissingInputError(
         f"{folder} has no tokenizer.json; copy the one that belongs to the model into it"
     )

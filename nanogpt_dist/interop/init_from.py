@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist import hub, storage
+from nanogpt_dist import hub, hub_retries, storage
 from nanogpt_dist.config import ModelConfig, read_toml, settings_where
 from nanogpt_dist.errors import (
     BadDataError,
@@ -93,7 +93,7 @@ class Pretrained:
         return f"Hugging Face: {OPENAI.get(self.name, self.name)}"
 
 
-def find(name: str, weights: bool = True) -> Pretrained:
+def find_pretrained(name: str, weights: bool = True) -> Pretrained:
     """The weights that `name` means, on this machine; weights=False: their configuration at
     least.
 
@@ -116,18 +116,18 @@ def find(name: str, weights: bool = True) -> Pretrained:
         raise MissingInputError(
             f"--init-from {name}: no such folder; give gpt2, OWNER/NAME on the hub, or a folder"
         )
-    return Pretrained(name, _of_hub(name, weights), ours=False)
+    return Pretrained(name, _from_hub(name, weights), ours=False)
 
 
 def architecture(name: str) -> dict[str, Any]:
     """The settings of ModelConfig that the weights of `name` fix; dropout is free. Raises as
-    find().
+    find_pretrained().
     """
     if name in OPENAI and not Path(name).is_dir():
         from nanogpt_dist.presets import OPENAI_SIZES
 
         return dict(OPENAI_SIZES[name])
-    source = find(name, weights=False)
+    source = find_pretrained(name, weights=False)
     if source.ours:
         known = read_toml(source.folder / "config.toml")
         return {
@@ -135,7 +135,7 @@ def architecture(name: str) -> dict[str, Any]:
             for field in settings_where(ModelConfig, on_resume="refuse")
             if field in known
         }
-    found = settings_of_config(source.folder / CONFIG)
+    found = read_gpt2_config(source.folder / CONFIG)
     if found["tied_head"] and has_other_head(source.folder):
         if os.environ.get("RANK", "0") == "0":
             _note(
@@ -173,7 +173,7 @@ def has_other_head(folder: Path) -> bool:
         return False
 
 
-def settings_of_config(path: Path) -> dict[str, Any]:
+def read_gpt2_config(path: Path) -> dict[str, Any]:
     """The architecture that a config.json of GPT2LMHeadModel's describes. Raises BadDataError for
     any other.
     """
@@ -240,7 +240,7 @@ def _refuse_incomplete(folder: Path, name: str) -> None:
 # ---- the hub
 
 
-def _of_hub(name: str, weights: bool) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     """The folder of a repository in the hub's cache, fetched if it is not all there."""
     repo = OPENAI.get(name, name)
     # OpenAI's models once stood at the hub's root, and in many a cache do
@@ -249,7 +249,7 @@ def _of_hub(name: str, weights: bool) -> Path:
         if cached is not None:
             return cached
     try:
-        with hub.heard_by(hub.Listener(note=_note, budget_s=HUB_BUDGET_S)):
+        with hub_retries.retrying(hub_retries.RetryPolicy(note=_note, budget_s=HUB_BUDGET_S)):
             return _fetched(repo, weights)
     except HubUnavailableError as error:
         why = (
@@ -294,7 +294,7 @@ def _fetched(repo: str, weights: bool) -> Path:
             if file.lfs
             else partial(hub.is_blob, git_hash=file.blob_id)
         )
-        return hub.fetch(repo, info.sha, name, None, good, "model")
+        return hub.download(hub.RepoFile(repo, info.sha, name, "model"), good)
 
     folder = get(CONFIG).parent
     if weights:

@@ -19,12 +19,12 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.interop.import_run import ImportedModel
-from nanogpt_dist.interop.nanogpt_config import settings_of
+from nanogpt_dist.interop.nanogpt_config import to_our_settings
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.tokenizer import Tokenizer, gpt2
-from nanogpt_dist.tokenizer.loading import of_nanogpt_meta
-from nanogpt_dist.tokenizer.meta_pkl import plain_bytes
+from nanogpt_dist.tokenizer.loading import from_nanogpt_meta
+from nanogpt_dist.tokenizer.meta_pkl import to_plain_pickle
 
 # of its GPTConfig
 ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
@@ -51,7 +51,7 @@ def read(
         raise BadDataError(f"{shown(path)} has no model and model_args: it is none of nanoGPT's")
     recipe = content["config"] if isinstance(content.get("config"), dict) else {}
     settings = {
-        **settings_of(recipe),
+        **to_our_settings(recipe),
         **{name: arguments[name] for name in ARGUMENTS if name in arguments},
     }
     settings.pop("out_dir", None)
@@ -175,7 +175,7 @@ def _tokenizer(
     ]
     metas = [folder / "meta.pkl" for folder in folders if (folder / "meta.pkl").is_file()]
     for meta in metas:
-        found = of_nanogpt_meta(meta)
+        found = from_nanogpt_meta(meta)
         if found.fingerprint == known or (known is None and found.n_vocab == rows):
             return found
     if rows in (50257, 50304) and known in (None, gpt2().fingerprint):
@@ -275,11 +275,11 @@ def _meta_beside(out: Path, tokenizer: Tokenizer) -> bytes | None:
         raise CannotCreateError(
             f"{shown(beside)} is of another model; give a file in another folder"
         )
-    return plain_bytes({"vocab_size": len(names), "itos": names, "stoi": numbers})
+    return to_plain_pickle({"vocab_size": len(names), "itos": names, "stoi": numbers})
 
 
 def _fingerprint(meta: Path) -> str | None:
     try:
-        return of_nanogpt_meta(meta).fingerprint
+        return from_nanogpt_meta(meta).fingerprint
     except (BadDataError, MissingInputError):
         return None

@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises MissingInputError; ConfigError where an assignment is not a literal, or arithmetic with
     literals.
     """
-    return {**DEFAULTS, **settings_of(_assignments(path))}
+    return {**DEFAULTS, **to_our_settings(_assignments(path))}
 
 
 def only_evaluates(path: Path) -> bool:
@@ -79,7 +79,7 @@ def _assignments(path: Path) -> dict[str, Any]:
     return found
 
 
-def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+def to_our_settings(given: dict[str, Any]) -> dict[str, Any]:
     """nanoGPT's settings, as a config or a checkpoint has them, under our names; what is not one
     here is left out.
     """

@@ -19,7 +19,7 @@ from nanogpt_dist.tokenizer.tokenizer import (
     char,
     gpt2,
     id_type,
-    named,
+    safe_name,
     train_bpe,
 )
 from nanogpt_dist.tokenizer.tokenizer_json import load
@@ -33,6 +33,6 @@ __all__ = [
     "gpt2",
     "id_type",
     "load",
-    "named",
+    "safe_name",
     "train_bpe",
 ]

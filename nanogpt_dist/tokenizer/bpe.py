@@ -34,7 +34,7 @@ def gpt2_vocabulary() -> list[bytes]:
     return [*_PRINTABLE.values(), *(from_printable(pair.replace(" ", "")) for pair in pairs)]
 
 
-def train_model(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:") -> Any:
+def train_merges(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:") -> Any:
     """A `tokenizers.Tokenizer` under GPT-2's pattern with `size` ≥ 256 tokens learnt from `texts`,
     in that order.
 
@@ -61,7 +61,7 @@ def train_model(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:")
     return model
 
 
-def vocabulary_of(ids: dict[str, int]) -> list[bytes]:
+def tokens_by_id(ids: dict[str, int]) -> list[bytes]:
     """The tokens of a byte-level vocabulary {printable token: id}, in the order of the ids. Raises
     KeyError.
     """
@@ -129,7 +129,7 @@ def parse_ranks(data: bytes, name: str) -> list[bytes]:
     return tokens
 
 
-def ranks_file(tokens: Sequence[bytes]) -> bytes:
+def format_ranks(tokens: Sequence[bytes]) -> bytes:
     """What parse_ranks reads."""
     encoded = (binascii.b2a_base64(token, newline=False) for token in tokens)
     return b"".join(b"%s %d\n" % (token, rank) for rank, token in enumerate(encoded))

@@ -129,7 +129,7 @@ def read_by_library(content: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def of_library(
+def from_library(
     name: str,
     content: Mapping[str, Any],
     end_of_text: str | None,

@@ -20,7 +20,7 @@ from nanogpt_dist.errors import (
 )
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import bpe, patterns
-from nanogpt_dist.tokenizer.hf_library import of_library, read_by_library
+from nanogpt_dist.tokenizer.hf_library import from_library, read_by_library
 from nanogpt_dist.tokenizer.tokenizer import (
     END_OF_TEXT,
     FORMAT,
@@ -29,9 +29,13 @@ from nanogpt_dist.tokenizer.tokenizer import (
     bpe_size,
     byte,
     gpt2,
-    named,
+    safe_name,
 )
-from nanogpt_dist.tokenizer.tokenizer_config import ends_of_text, of_two_files, with_more_tokens
+from nanogpt_dist.tokenizer.tokenizer_config import (
+    ends_of_text,
+    gpt2_files_to_json,
+    with_more_tokens,
+)
 from nanogpt_dist.tokenizer.tokenizer_json import load, parse_object, read_file
 
 TIKTOKEN = ("r50k_base", "cl100k_base", "o200k_base")
@@ -83,7 +87,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
     if spec in ("gpt2", "byte"):
         return gpt2() if spec == "gpt2" else byte()
     if spec in TIKTOKEN:
-        return of_tiktoken(spec)
+        return from_tiktoken(spec)
     if spec == "char" or bpe_size(spec):
         raise UsageError(
             f"{spec} is made from text: type nanogpt prepare CORPUS --tokenizer {spec}"
@@ -95,29 +99,29 @@ def open_tokenizer(spec: str) -> Tokenizer:
             f"no tokenizer {spec}: give gpt2, byte, char, bpe:N, {names} or a .json, .tiktoken, "
             "meta.pkl"
         )
-    name = named(path.stem)
+    name = safe_name(path.stem)
     if path.suffix == ".pkl":
-        return of_nanogpt_meta(path)
+        return from_nanogpt_meta(path)
     if path.suffix == ".tiktoken":
-        return _of_ranks(path, name)
+        return _from_ranks_file(path, name)
     if path.suffix == ".model":
         wrong = "a SentencePiece model, or ranks without their pattern, is not read"
         raise BadDataError(f"{shown(path)}: {wrong}; give the model's tokenizer.json")
     content = parse_object(read_file(path))
     if content.get("format") != FORMAT and isinstance(content.get("model"), dict):
-        return of_hugging_face(content, name, path.parent, shown(path))
+        return from_hugging_face(content, name, path.parent, shown(path))
     if path.name == "vocab.json" and (path.parent / "merges.txt").is_file():
-        return of_gpt2_files(path.parent)
+        return from_gpt2_files(path.parent)
     return load(path)
 
 
-def of_gpt2_files(folder: Path) -> Tokenizer:
+def from_gpt2_files(folder: Path) -> Tokenizer:
     """The tokenizer in vocab.json and merges.txt. Raises BadDataError."""
-    name = named(folder.resolve().name) or "gpt2"
-    return of_hugging_face(of_two_files(folder), name, folder, shown(folder / "vocab.json"))
+    name = safe_name(folder.resolve().name) or "gpt2"
+    return from_hugging_face(gpt2_files_to_json(folder), name, folder, shown(folder / "vocab.json"))
 
 
-def _of_ranks(path: Path, name: str) -> Tokenizer:
+def _from_ranks_file(path: Path, name: str) -> Tokenizer:
     """The ranks in a .tiktoken file, which does not name its pattern: known by its sha256, else
     GPT-2's.
     """
@@ -144,13 +148,13 @@ def _of_ranks(path: Path, name: str) -> Tokenizer:
     return Tokenizer(name, "bpe", tokens, pattern, specials)
 
 
-def of_nanogpt_meta(path: Path) -> Tokenizer:
+def from_nanogpt_meta(path: Path) -> Tokenizer:
     """The characters in nanoGPT's meta.pkl, which is read without executing anything. Raises as
-    read_plain().
+    read_plain_pickle().
     """
-    from nanogpt_dist.tokenizer.meta_pkl import read_plain
+    from nanogpt_dist.tokenizer.meta_pkl import read_plain_pickle
 
-    meta = read_plain(path)
+    meta = read_plain_pickle(path)
     names = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
         raise BadDataError(f"{shown(path)} has no itos of ids 0, 1, 2 …: it is none of nanoGPT's")
@@ -160,7 +164,7 @@ def of_nanogpt_meta(path: Path) -> Tokenizer:
     return Tokenizer("char", "char", [character.encode() for character in characters])
 
 
-def of_tiktoken(name: str) -> Tokenizer:
+def from_tiktoken(name: str) -> Tokenizer:
     """One of tiktoken's encodings, from its cache (TIKTOKEN_CACHE_DIR) or its address. Raises
     HubUnavailableError.
     """
@@ -190,7 +194,7 @@ def of_tiktoken(name: str) -> Tokenizer:
     return Tokenizer(name, "bpe", tokens, encoding._pat_str, encoding._special_tokens)
 
 
-def of_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: str) -> Tokenizer:
+def from_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: str) -> Tokenizer:
     """The byte-level BPE in a tokenizer.json: as ranks where they say the same, else as the library
     has it.
 
@@ -206,9 +210,9 @@ def of_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: 
         ends = ends or [usual for usual in ENDS_OF_TEXT if usual in names][:1]
         end, stops = (ends[0], ends[1:]) if ends else (None, [])
         try:
-            return _of_ranks_within(content, name, end, stops)
+            return _as_ranks(content, name, end, stops)
         except BadDataError:  # ranks cannot say it
-            return of_library(name, content, end, stops, PROBES)
+            return from_library(name, content, end, stops, PROBES)
     except BadDataError as error:
         raise BadDataError(f"{shown}: {error}; give another tokenizer") from None
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -216,7 +220,7 @@ def of_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: 
         raise BadDataError(f"{shown}: {wrong}; give another tokenizer") from None
 
 
-def _of_ranks_within(
+def _as_ranks(
     content: Mapping[str, Any],
     name: str,
     end: str | None,
@@ -252,7 +256,7 @@ def _of_ranks_within(
     if sorted(ids.values()) != list(range(len(ids))):
         raise BadDataError("its ids are not 0, 1, 2 … with special tokens behind")
     try:
-        tokens = bpe.vocabulary_of(ids)
+        tokens = bpe.tokens_by_id(ids)
     except KeyError:
         raise BadDataError("its tokens are not bytes") from None
     _check_merges(tokens, ids, model)

@@ -36,7 +36,7 @@ FRAMES = {"PROTO", "FRAME"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-def read_plain(path: Path) -> Any:
+def read_plain_pickle(path: Path) -> Any:
     """The dict, list, str, int, float, bool or None in a pickle. Raises MissingInputError,
     BadDataError.
     """
@@ -134,7 +134,7 @@ def _plain_key(key: Any) -> Any:
     return key
 
 
-def plain_bytes(value: dict[Any, Any]) -> bytes:
+def to_plain_pickle(value: dict[Any, Any]) -> bytes:
     """A pickle of a dict of dicts, str and int below 2^31."""
     return b"\x80\x02" + _encoded(value) + b"."
 

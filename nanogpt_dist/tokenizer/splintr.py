@@ -23,7 +23,7 @@ _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 Encode = Callable[[str], np.ndarray]
 
 
-class Faster:
+class SplintrEncoder:
     """A function from text to ids, equal to `reference`, which it is where there is nothing faster.
 
     warning: why it has come back to the reference, else empty.
@@ -41,7 +41,7 @@ class Faster:
         self._tested_bytes = self._calls = 0
 
     @property
-    def is_faster(self) -> bool:
+    def uses_splintr(self) -> bool:
         return self._flat is not None
 
     def __call__(self, text: str) -> np.ndarray:
@@ -82,4 +82,4 @@ def _splintr(tokens: Sequence[bytes]) -> Callable[[str], bytes] | None:
         from splintr import Tokenizer
     except ImportError:
         return None
-    return Tokenizer.from_bytes(bpe.ranks_file(tokens), _PATTERN, {}).encode_flat
+    return Tokenizer.from_bytes(bpe.format_ranks(tokens), _PATTERN, {}).encode_flat

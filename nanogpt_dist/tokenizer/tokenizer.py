@@ -38,7 +38,7 @@ PROBE = (
 )
 
 
-def named(text: str) -> str:
+def safe_name(text: str) -> str:
     """A file's or folder's name as the name of a tokenizer, which `load` reads back."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:80]
 
@@ -228,9 +228,9 @@ class Tokenizer:
         return self._encode_pairs(text).astype(self.dtype)  # cannot wrap: every id is below n_vocab
 
     @cached_property
-    def _encode_pairs(self) -> splintr.Faster:
+    def _encode_pairs(self) -> splintr.SplintrEncoder:
         assert self.pattern is not None
-        return splintr.Faster(self.tokens, self.pattern, self._encode_by_tiktoken)
+        return splintr.SplintrEncoder(self.tokens, self.pattern, self._encode_by_tiktoken)
 
     def _encode_by_tiktoken(self, text: str) -> np.ndarray:
         assert self.pattern is not None
@@ -338,8 +338,8 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> Tokenizer:
 
     n_vocab ≥ 257. Raises BadDataError where the texts are too few for that many merges.
     """
-    model = bpe.train_model(texts, n_vocab - 1)
-    return Tokenizer(f"bpe:{n_vocab}", "bpe", bpe.vocabulary_of(model.get_vocab()))
+    model = bpe.train_merges(texts, n_vocab - 1)
+    return Tokenizer(f"bpe:{n_vocab}", "bpe", bpe.tokens_by_id(model.get_vocab()))
 
 
 def bpe_size(spec: str) -> int | None:

@@ -63,7 +63,7 @@ def with_more_tokens(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]
     return {**content, "added_tokens": list(added.values())}
 
 
-def of_two_files(folder: Path) -> dict[str, Any]:
+def gpt2_files_to_json(folder: Path) -> dict[str, Any]:
     """GPT-2's own way, as a tokenizer.json: ids in vocab.json, pairs in merges.txt, the pattern in
     the program.
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.storage.durable import shown, storage_errors
-from nanogpt_dist.tokenizer.hf_library import of_library
+from nanogpt_dist.tokenizer.hf_library import from_library
 from nanogpt_dist.tokenizer.tokenizer import FORMAT, VERSION, Kind, Tokenizer
 
 MAX_FILE_BYTES = 64 << 20  # of a tokenizer file; 200,000 ids need 3 MB
@@ -75,7 +75,7 @@ def _load_library(path: Path, content: dict[str, Any]) -> Tokenizer:
             f"{shown(path)}: name, end of text or stops are missing or wrong; make it again"
         )
     try:
-        tokenizer = of_library(str(name), content["library"], end_of_text, stops, ())
+        tokenizer = from_library(str(name), content["library"], end_of_text, stops, ())
     except BadDataError as error:
         raise BadDataError(f"{shown(path)}: {error}; make it again") from None
     except (TypeError, KeyError, AttributeError, ValueError):

@@ -230,11 +230,11 @@ def begin_from(
     """Give the model its first weights, fetched by one rank of each machine; returns whose they
     are.
 
-    Raises as init_from.find() and load().
+    Raises as init_from.find_pretrained() and load().
     """
     from nanogpt_dist.interop import hf_tokenizer, huggingface, init_from
 
-    found = world.local_rank0_first(lambda: init_from.find(name))
+    found = world.local_rank0_first(lambda: init_from.find_pretrained(name))
     with world.raise_on_all_ranks():
         huggingface.load_weights(found, train_step.model)
         try:

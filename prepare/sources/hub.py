@@ -26,17 +26,16 @@ from nanogpt_dist.errors import (
     UsageError,
 )
 from nanogpt_dist.hub import (
-    AGAIN,
-    Listener,
+    RepoFile,
     WrongBytesError,
     datasets_library,
     denied,
-    heard_by,
+    download,
     hub_errors,
     hub_library,
     is_blob,
 )
-from nanogpt_dist.hub import fetch as fetch_file
+from nanogpt_dist.hub_retries import AGAIN, RetryPolicy, retrying
 from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write_atomic
 from prepare.readers.tables import RowGroup, groups_of_metadata
 
@@ -95,7 +94,7 @@ def list_files(
     known = _recall(repo, config, split, revision)
     if known and (commit_given or hub.constants.HF_HUB_OFFLINE):
         return known
-    with heard_by(Listener(note=note)), hub_errors(repo, revision):
+    with retrying(RetryPolicy(note=note)), hub_errors(repo, revision):
         commit = hub.HfApi().dataset_info(repo, revision=revision).sha
         try:
             names = _names(repo, config, split, commit)
@@ -244,11 +243,9 @@ def fetch(
     folder: Path | None,
     is_good: Callable[[Path], bool],
 ) -> Path:
-    """As hub.fetch(), of a dataset; where the hub serves other bytes than it says, it is asked anew
-    what there is.
-    """
+    """As hub.download(), of a dataset; after wrong bytes the hub's list is asked for anew."""
     try:
-        return fetch_file(repo, commit, name, folder, is_good)
+        return download(RepoFile(repo, commit, name), is_good, folder)
     except WrongBytesError:
         _forget(repo)
         raise
@@ -269,7 +266,7 @@ def row_groups(
     from pyarrow import ArrowException, BufferReader, parquet
 
     name = files.files[index].name
-    with heard_by(Listener(note=note)), hub_errors(files.repo, files.revision):
+    with retrying(RetryPolicy(note=note)), hub_errors(files.repo, files.revision):
         try:
             footer = parquet.read_metadata(
                 _cached(files, index) or BufferReader(_footer(files, index))

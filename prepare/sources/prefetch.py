@@ -5,7 +5,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 
-from nanogpt_dist.hub import Listener, discard, heard_by
+from nanogpt_dist.hub import remove_from_cache
+from nanogpt_dist.hub_retries import RetryPolicy, retrying
 from nanogpt_dist.storage.durable import sha256_file, storage_errors
 from prepare.sources.hub import HubFile, HubFiles, Note, fetch
 
@@ -27,7 +28,7 @@ class Fetcher:
         note: Note | None = None,
     ) -> None:
         self.files, self.folder, self.note = files, folder, note
-        self._listener = Listener(note=note)
+        self._policy = RetryPolicy(note=note)
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._futures: dict[int, Future[Path]] = {}
         # must not keep a process alive
@@ -42,7 +43,7 @@ class Fetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.stop.set()
+        self._policy.stop.set()
         self._wanted.put(None)
         self._thread.join(LEAVE_S)
 
@@ -75,7 +76,7 @@ class Fetcher:
         ):
             path = future.result()
             with storage_errors(path):
-                discard(path)
+                remove_from_cache(path)
 
     def _want(self, index: int) -> Future[Path]:
         future = self._futures.get(index)
@@ -85,10 +86,10 @@ class Fetcher:
         return future
 
     def _work(self) -> None:
-        with heard_by(self._listener):
+        with retrying(self._policy):
             while (index := self._wanted.get()) is not None:
                 future = self._futures.get(index)
-                if future is None or future.done() or self._listener.stop.is_set():
+                if future is None or future.done() or self._policy.stop.is_set():
                     continue
                 file = self.files.files[index]
                 try:

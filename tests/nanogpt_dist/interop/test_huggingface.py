@@ -22,7 +22,7 @@ from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, Mi
 from nanogpt_dist.evaluation import report
 from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.interop import hf_tokenizer, huggingface, import_run
-from nanogpt_dist.interop.init_from import find
+from nanogpt_dist.interop.init_from import find_pretrained
 from nanogpt_dist.interop.model_card import model_card
 from nanogpt_dist.load_config import load
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
@@ -75,7 +75,9 @@ def test_from_ours_to_theirs_and_back(settings: dict[str, Any], tmp_path: Path) 
     x = ids(300)
     ours = our_logits(run, x)[..., :300]
     assert (their_logits(folder, x) - ours).abs().max() <= 1e-5
-    import_run.write_run(import_run.read_hugging_face(find(str(folder))), tmp_path / "back")
+    import_run.write_run(
+        import_run.read_hugging_face(find_pretrained(str(folder))), tmp_path / "back"
+    )
     assert (our_logits(tmp_path / "back", x) - ours).abs().max() <= 1e-5
     _, config = load_model(find_checkpoint(str(tmp_path / "back")), CPU)
     assert (config.bias, config.gelu) == (
@@ -119,7 +121,9 @@ def test_from_theirs_to_ours_and_back(activation: str, tmp_path: Path) -> None:
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     theirs.save_pretrained(tmp_path / "hf")
     hf_tokenizer.write(tmp_path / "hf", bpe(), 48)
-    import_run.write_run(import_run.read_hugging_face(find(str(tmp_path / "hf"))), tmp_path / "run")
+    import_run.write_run(
+        import_run.read_hugging_face(find_pretrained(str(tmp_path / "hf"))), tmp_path / "run"
+    )
     x = ids(300)
     with torch.no_grad():
         wanted = theirs(x).logits
@@ -198,7 +202,7 @@ def test_openai_s_own_file(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(facts))
     shorter = load("gpt2", {"init_from": str(tmp_path), "block_size": 20})
-    model = huggingface.load_model(find(str(tmp_path)), shorter.architecture(), CPU)
+    model = huggingface.load_model(find_pretrained(str(tmp_path)), shorter.architecture(), CPU)
     assert model.transformer.wpe.weight.shape == (20, 32)
     x = ids(300)
     with torch.no_grad():
@@ -215,7 +219,7 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
     hf_tokenizer.write(tmp_path / "parts", bpe(), 48)
     import_run.write_run(
-        import_run.read_hugging_face(find(str(tmp_path / "parts"))), tmp_path / "back"
+        import_run.read_hugging_face(find_pretrained(str(tmp_path / "parts"))), tmp_path / "back"
     )
     x = ids(300)
     assert (our_logits(tmp_path / "back", x) - our_logits(run, x)[..., :300]).abs().max() <= 1e-5
@@ -247,7 +251,7 @@ def test_another_architecture_is_told(
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(error, match=reason):
-        import_run.read_hugging_face(find(str(folder)))
+        import_run.read_hugging_face(find_pretrained(str(folder)))
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
@@ -255,11 +259,11 @@ def test_damage_is_told(tmp_path: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(BadDataError, match="cannot be read"):
-        import_run.read_hugging_face(find(str(folder)))
+        import_run.read_hugging_face(find_pretrained(str(folder)))
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(MissingInputError, match="safetensors files only"):
-        find(str(folder))
+        find_pretrained(str(folder))
 
 
 def test_what_gpt2_cannot_be_is_not_exported(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.interop import huggingface
-from nanogpt_dist.interop.init_from import architecture, find
+from nanogpt_dist.interop.init_from import architecture, find_pretrained
 from nanogpt_dist.load_config import load
 from tests.nanogpt_dist.interop.models import ids
 
@@ -155,7 +155,7 @@ def test_the_weights_are_those_that_transformers_takes(
 ) -> None:
     make(tmp_path)
     config = load("gpt2", {"init_from": str(tmp_path)}).architecture()
-    ours = huggingface.load_model(find(str(tmp_path)), config, torch.device("cpu"))
+    ours = huggingface.load_model(find_pretrained(str(tmp_path)), config, torch.device("cpu"))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     x = ids(300)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_weights_that_came_after_the_model_was_laid_out_are_not_tied_in_silence(
         .model_copy(update={"tied_head": True})
     )
     with pytest.raises(BadDataError, match="is not the token table"):
-        huggingface.load_model(find(str(tmp_path)), tied, torch.device("cpu"))
+        huggingface.load_model(find_pretrained(str(tmp_path)), tied, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -214,4 +214,4 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(MissingInputError, match="safetensors files only"):
-        find(str(tmp_path))
+        find_pretrained(str(tmp_path))

@@ -10,7 +10,7 @@ from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.interop import huggingface, import_run
 from nanogpt_dist.interop.import_run import ImportedModel, write_run
-from nanogpt_dist.interop.init_from import Pretrained, find
+from nanogpt_dist.interop.init_from import Pretrained, find_pretrained
 from nanogpt_dist.interop.model_card import model_card
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from tests.nanogpt_dist.interop.models import make_run, weights
@@ -45,7 +45,9 @@ def test_a_run_of_ours_is_told_as_pretrained(corpus: Path, tmp_path: Path) -> No
 def test_imported_weights_are_not_called_ours(tmp_path: Path) -> None:
     folder = exported(make_run(tmp_path / "run", tokenizers.byte()), tmp_path / "their model")
     assert "pretrained with" not in (folder / "README.md").read_text()
-    import_run.write_run(import_run.read_hugging_face(find(str(folder))), tmp_path / "back")
+    import_run.write_run(
+        import_run.read_hugging_face(find_pretrained(str(folder))), tmp_path / "back"
+    )
     told = card(tmp_path / "back")
     assert "The weights of `their model` (Hugging Face), as they came" in told
     for claim in (

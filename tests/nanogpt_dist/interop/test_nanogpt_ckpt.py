@@ -22,7 +22,7 @@ from nanogpt_dist.interop.import_run import read_moments, read_weights, write_ru
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer.loading import open_tokenizer
-from nanogpt_dist.tokenizer.meta_pkl import plain_bytes, read_plain
+from nanogpt_dist.tokenizer.meta_pkl import read_plain_pickle, to_plain_pickle
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.interop.models import ids, make_run, weights
@@ -238,7 +238,7 @@ def test_plain_values_are_read_as_pickle_reads_them(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "plain.pkl"
     path.write_bytes(pickle.dumps(value, protocol))
-    assert read_plain(path) == pickle.loads(path.read_bytes())
+    assert read_plain_pickle(path) == pickle.loads(path.read_bytes())
 
 
 keys = st.text() | st.integers(-(2**31), 2**31 - 1)
@@ -246,7 +246,7 @@ keys = st.text() | st.integers(-(2**31), 2**31 - 1)
 
 @given(value=st.dictionaries(keys, keys | st.dictionaries(keys, keys)))
 def test_what_is_written_as_a_pickle_is_one(value: dict[Any, Any]) -> None:
-    assert pickle.loads(plain_bytes(value)) == value
+    assert pickle.loads(to_plain_pickle(value)) == value
 
 
 @given(data=st.binary(max_size=60))
@@ -254,7 +254,7 @@ def test_any_bytes_end_in_our_error(data: bytes, tmp_path_factory: pytest.TempPa
     path = tmp_path_factory.getbasetemp() / "any.pkl"
     path.write_bytes(data)
     with contextlib.suppress(BadDataError):
-        read_plain(path)
+        read_plain_pickle(path)
 
 
 @pytest.mark.parametrize(

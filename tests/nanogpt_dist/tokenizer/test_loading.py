@@ -37,7 +37,7 @@ def test_r50k_base_is_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """tiktoken's file of it follows from GPT-2's ranks byte for byte; its cache names it by the
     address.
     """
-    data = bpe.ranks_file(tokenizers.gpt2().tokens)
+    data = bpe.format_ranks(tokenizers.gpt2().tokens)
     assert hashlib.sha256(data).hexdigest() == R50K_SHA256
     (tmp_path / hashlib.sha1(R50K.encode()).hexdigest()).write_bytes(data)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -64,7 +64,7 @@ def test_what_cannot_be_fetched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return bpe.train_model(iter(CORPUS), 999)
+    return bpe.train_merges(iter(CORPUS), 999)
 
 
 def test_special_tokens_may_leave_gaps(
@@ -75,7 +75,7 @@ def test_special_tokens_may_leave_gaps(
     """As cl100k_base has them: ranks below, end of text behind a gap, another behind a larger
     one.
     """
-    tokens = bpe.vocabulary_of(model.get_vocab())
+    tokens = bpe.tokens_by_id(model.get_vocab())
     specials = {"<|endoftext|>": 1000, "<|endofprompt|>": 70_000}
     theirs = tiktoken.Encoding(
         "cl100k_base",
@@ -192,8 +192,8 @@ def test_other_tokenizers_are_refused(
 
 def test_ranks_are_written_as_they_are_read() -> None:
     tokens = [bytes([i]) for i in range(256)] + [b"th"]
-    assert bpe.parse_ranks(bpe.ranks_file(tokens), "x") == tokens
-    assert bpe.ranks_file(tokens).splitlines()[256] == base64.b64encode(b"th") + b" 256"
+    assert bpe.parse_ranks(bpe.format_ranks(tokens), "x") == tokens
+    assert bpe.format_ranks(tokens).splitlines()[256] == base64.b64encode(b"th") + b" 256"
 
 
 def test_the_configuration_beside_it_names_the_end_of_text(model: Any, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_ranks_under_another_pattern_than_gpt2s_are_refused(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / f"{name}.tiktoken"
-    path.write_bytes(bpe.ranks_file([*(bytes([i]) for i in range(256)), more]))
+    path.write_bytes(bpe.format_ranks([*(bytes([i]) for i in range(256)), more]))
     with pytest.raises(BadDataError, match="not learnt under GPT-2's pattern"):
         open_tokenizer(str(path))
 
@@ -253,7 +253,7 @@ def test_ranks_that_are_known_have_their_pattern_and_special_tokens(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = bpe.ranks_file([*(bytes([i]) for i in range(256)), b"12", b"123", b".get"])
+    data = bpe.format_ranks([*(bytes([i]) for i in range(256)), b"12", b"123", b".get"])
     (tmp_path / "mine.tiktoken").write_bytes(data)
     known = {hashlib.sha256(data).hexdigest(): (patterns.CL100K.text, {"<|endoftext|>": 300})}
     monkeypatch.setattr(loading, "RANKS", known)
@@ -262,7 +262,7 @@ def test_ranks_that_are_known_have_their_pattern_and_special_tokens(
 
 
 def test_ranks_with_a_gap_are_told_as_p50ks(tmp_path: Path) -> None:
-    lines = bpe.ranks_file(tokenizers.gpt2().tokens) + base64.b64encode(b"        ") + b" 50257\n"
+    lines = bpe.format_ranks(tokenizers.gpt2().tokens) + base64.b64encode(b"        ") + b" 50257\n"
     (tmp_path / "p50k_base.tiktoken").write_bytes(lines)
     with pytest.raises(BadDataError, match="p50k_base has end of text within its ranks"):
         open_tokenizer(str(tmp_path / "p50k_base.tiktoken"))

@@ -51,14 +51,14 @@ def test_a_difference_in_the_self_test_is_no_harm(
     gpt2: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encode = splintr.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
-    assert encode.is_faster
+    encode = splintr.SplintrEncoder(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
+    assert encode.uses_splintr
     encode("equal")
-    assert (encode.is_faster, encode.warning) == (True, "")
+    assert (encode.uses_splintr, encode.warning) == (True, "")
     monkeypatch.setattr(encode, "_flat", lambda text: b"")
     ids = [encode(text).tolist() for text in ("hello world", "and on")]
     assert ids == [[31373, 995], [392, 319]]
-    assert not encode.is_faster
+    assert not encode.uses_splintr
     assert (
         encode.warning
         == "splintr encodes 'hello world' … unlike tiktoken, which goes on alone and is slower"
@@ -100,7 +100,7 @@ def test_a_difference_behind_it_is_an_error(
         told.append(text)
         return gpt2._encode_by_tiktoken("other" if text == "wrong" else text)
 
-    encode = splintr.Faster(gpt2.tokens, patterns.GPT2, reference)
+    encode = splintr.SplintrEncoder(gpt2.tokens, patterns.GPT2, reference)
     for text in ("two", "three", "four"):
         encode(text)
     with pytest.raises(BadDataError, match="unlike tiktoken; pip uninstall splintr-rs"):
@@ -109,8 +109,10 @@ def test_a_difference_behind_it_is_an_error(
 
 
 def test_it_is_not_needed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not splintr.Faster(gpt2.tokens, patterns.CL100K, gpt2._encode_by_tiktoken).is_faster
+    assert not splintr.SplintrEncoder(
+        gpt2.tokens, patterns.CL100K, gpt2._encode_by_tiktoken
+    ).uses_splintr
     monkeypatch.setitem(sys.modules, "splintr", None)
-    encode = splintr.Faster(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
-    assert not encode.is_faster
+    encode = splintr.SplintrEncoder(gpt2.tokens, patterns.GPT2, gpt2._encode_by_tiktoken)
+    assert not encode.uses_splintr
     assert encode("hello world").tolist() == [31373, 995]

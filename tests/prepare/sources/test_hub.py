@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from nanogpt_dist import hub as retry
-from nanogpt_dist.errors import HubUnavailableError
 from prepare.sources.hub import HubFile, HubFiles
 from tests.conftest import CLONE
 from tests.prepare.hub_repos import EXPORT, make_openwebtext
@@ -29,7 +27,7 @@ PRELUDE = """
 import hashlib, json, sys
 from pathlib import Path
 from nanogpt_dist.errors import explain
-from nanogpt_dist import hub as retry
+from nanogpt_dist import hub_retries as retry
 from prepare.sources import hub
 from prepare.sources.prefetch import Fetcher
 from prepare.sources.hub import HubFile, HubFiles, list_files, row_groups
@@ -428,20 +426,3 @@ def test_no_hub_at_all(root: Path, tmp_path: Path) -> None:
         pass
     line = client(server, tmp_path, f"list_files({REPO!r}, None, 'train')", budget=0.5, returns=69)
     assert line.startswith("hub unavailable for")
-
-
-def test_what_comes_through_ends_a_row_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    retry._answered.set()
-    clock = iter([0, 200, 400, 699, 701])  # seconds; something comes through after the second fault
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0)
-    monkeypatch.setattr(retry.time, "monotonic", lambda: next(clock))
-    faults = retry.Faults("hub")
-    faults.bear("HTTP 500")
-    faults.bear("HTTP 500")
-    faults.over()
-    faults.bear("reset")
-    faults.bear("HTTP 500")
-    with pytest.raises(
-        HubUnavailableError, match=r"^hub unavailable for 5 min \(HTTP 500, hub\); run the same"
-    ):
-        faults.bear("HTTP 500")
