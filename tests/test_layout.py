@@ -41,7 +41,7 @@ TORCH_FREE += [
 ]
 # The rooms of nanogpt_dist, from the ground up: a room imports from its own floor and from below.
 FLOORS = [
-    {"errors", "config", "devices", "signals", "hub", "presets"},
+    {"errors", "config", "devices", "signals", "hub", "hub_retries", "presets"},
     {"storage", "tokenizer", "model"},
     {"data", "distributed", "checkpoint"},
     {"generation", "interop", "evaluation"},
