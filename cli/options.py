@@ -1,6 +1,7 @@
 """Flags made from the settings in config.py, so that a setting is declared once."""
 
 import contextlib
+import copy
 import functools
 import inspect
 import os
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from cli import completing
 from cli.terminal import echo
-from nanogpt_dist.config import ADDRESS, TrainConfig
+from nanogpt_dist.config import ADDRESS, ALIASES, TrainConfig, by_own_names
 from nanogpt_dist.errors import UsageError
 
 # `--learning_rate` is `--learning-rate`, as in nanoGPT.
@@ -58,20 +59,21 @@ def takes_settings(
     The command's parameter `settings` receives {name: value} of those that were given.
     """
 
-    fields = {
-        name: field
-        for name, field in model.model_fields.items()
-        if not groups or _group(field) in groups
-    }
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if not groups or _group(field) in groups:
+            for alias in (alias for alias, own in ALIASES.items() if own == name):
+                older = f"Older name of --{alias.replace('_', '-')}."
+                fields[alias], field = field, copy.copy(field)
+                field.description = older
+            fields[name] = field
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**given: Any) -> None:
             flags = {name: given.pop(name) for name in fields}
-            function(
-                **given,
-                settings={name: value for name, value in flags.items() if value is not None},
-            )
+            settings = {name: value for name, value in flags.items() if value is not None}
+            function(**given, settings=by_own_names(settings))
 
         hints = get_type_hints(function, include_extras=True)
         own = [
@@ -114,6 +116,7 @@ def nanogpt_style(arguments: list[str]) -> list[str]:
         for name, field in TrainConfig.model_fields.items()
         if field.annotation in (bool, bool | None)
     }
+    switches |= {alias for alias, name in ALIASES.items() if name in switches}
     result = []
     for argument in arguments:
         match = re.fullmatch(r"--([A-Za-z][\w-]*)=(true|false)", argument, re.IGNORECASE)

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nanogpt_dist.errors import ConfigError, MissingInputError
 
+# Another name that flags and TOML files may give a setting; files are written with its own.
+ALIASES = {"tie_embeddings": "tied_head"}
+
 BEYOND_GPT2 = ("rotary", "norm", "mlp", "qk_norm", "n_kv_head", "tied_head", "intra_document")
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # how s3://bucket and https://… begin
@@ -167,7 +170,7 @@ class ModelConfig(BaseModel):
     tied_head: bool = setting(
         True,
         "Model options",
-        "The head's matrix is the token table; off: one of its own.",
+        "The head's matrix is the token embedding; off: one of its own. Also: tie_embeddings.",
         on_resume="refuse",
         scope="run",
     )
@@ -188,6 +191,11 @@ class ModelConfig(BaseModel):
         scope="run",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_own_names(cls, values: Any) -> Any:
+        return by_own_names(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelConfig":
         if self.n_embd % self.n_head:
@@ -201,6 +209,11 @@ class ModelConfig(BaseModel):
                 f"rotary turns pairs, a head of {self.head_size} cannot be halved; change n_head"
             )
         return self
+
+    @property
+    def tie_embeddings(self) -> bool:
+        """Whether the head's matrix is the token embedding."""
+        return self.tied_head
 
     @property
     def head_size(self) -> int:
@@ -581,9 +594,25 @@ def resolve(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> 
     Raises ConfigError naming every wrong setting at once, an unknown one with the nearest name.
     """
     try:
-        return TrainConfig(**{**values, **(overrides or {})})
+        return TrainConfig(**{**by_own_names(values), **by_own_names(overrides or {})})
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with each alias replaced by the setting's own name.
+
+    Raises ConfigError where a setting stands under both names, with different values.
+    """
+    found = {name: value for name, value in values.items() if name not in ALIASES}
+    for alias in ALIASES.keys() & values.keys():
+        name, value = ALIASES[alias], values[alias]
+        if found.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{alias} = {value!r} and {name} = {found[name]!r} are the same setting: leave one "
+                "of them out"
+            )
+    return found
 
 
 def _explain(problem: Any) -> str:
@@ -591,7 +620,8 @@ def _explain(problem: Any) -> str:
     if name and isinstance(problem["input"], dict):
         return f"settings stand at the top of the file, without a section [{name}]"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.5)
+        known = [*TrainConfig.model_fields, *ALIASES]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         return f"unknown setting {name}" + (
             f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them"
         )
@@ -600,10 +630,10 @@ def _explain(problem: Any) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file. Raises MissingInputError, ConfigError."""
+    """The settings in a TOML file, by their own names. Raises MissingInputError, ConfigError."""
     try:
         # Notepad writes a byte order mark
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return by_own_names(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(
             f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"

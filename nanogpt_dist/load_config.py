@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanogpt_dist import storage
-from nanogpt_dist.config import ModelConfig, TrainConfig, read_toml, resolve, settings_where
+from nanogpt_dist.config import (
+    ModelConfig,
+    TrainConfig,
+    by_own_names,
+    read_toml,
+    resolve,
+    settings_where,
+)
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS, PRETRAIN
 from nanogpt_dist.storage import run_folder
@@ -27,7 +34,7 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
     or a folder with a config.toml: a run, which is its own out_dir, or a checkpoint; None:
     gpt2-124m. Raises ConfigError, MissingInputError.
     """
-    name, overrides = name or DEFAULT_PRESET, dict(overrides or {})
+    name, overrides = name or DEFAULT_PRESET, by_own_names(overrides or {})
     values, run = dict(read(name)), run_folder.as_run(name)
     out_dir = overrides.get("out_dir") or (
         _own_out_dir(run, values) if run else values.get("out_dir")

@@ -214,7 +214,7 @@ def load_checkpoint_tokenizer(checkpoint: Path) -> Tokenizer:
 
 def _weights(model: GPT) -> dict[str, Tensor]:
     """Parameters by nanoGPT's names, the tied head left out."""
-    left_out = TIED if model.config.tied_head else None
+    left_out = TIED if model.config.tie_embeddings else None
     return {
         name: parameter.detach() for name, parameter in model.named_parameters() if name != left_out
     }

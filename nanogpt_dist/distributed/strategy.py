@@ -163,7 +163,7 @@ def _materialize(
     """Give a group that is on the meta device memory on `device`, and its initial values."""
     for module in group.modules():
         mine = list(module.parameters(recurse=False))
-        tied = module is model.lm_head and model.config.tied_head
+        tied = module is model.lm_head and model.config.tie_embeddings
         if not tied and any(parameter.is_meta for parameter in mine):
             module.to_empty(device=device, recurse=False)
     model.tie()

@@ -123,7 +123,7 @@ def about(config: ModelConfig) -> dict[str, tuple[str, str, str]]:
             "B T C",
             "B T V",
             "Dot product with every row of "
-            + ("the token table: the tied head." if config.tied_head else "its own."),
+            + ("the token table: the tied head." if config.tie_embeddings else "its own."),
         ),
         "loss": ("B·T V", "", "Mean cross-entropy in nats/token; untrained ≈ ln V."),
     }

@@ -219,7 +219,7 @@ def _frame(name: str, text: str, count: str, width: int, name_width: int = 14) -
 
 def lm_head(config: ModelConfig, parameters: Parameters) -> tuple[str, str]:
     """What stands in the box of the head, and its count."""
-    if config.tied_head:
+    if config.tie_embeddings:
         return "C → V, the matrix of wte", "tied"
     return "C → V, its own matrix", count(parameters, "lm_head")
 

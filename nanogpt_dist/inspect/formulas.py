@@ -32,7 +32,7 @@ def formulas(config: ModelConfig) -> dict[str, list[str]]:
         "h.mlp.c_fc": linear(C, wide),
         "h.mlp.c_proj": linear(F, C),
         "ln_f": norm,
-        "lm_head": [] if config.tied_head else ["V·C"],
+        "lm_head": [] if config.tie_embeddings else ["V·C"],
     }
 
 

@@ -50,7 +50,7 @@ def load_weights(source: Pretrained, model: GPT) -> GPT:
 
     One tensor at a time is in memory. Raises BadDataError where they are of another architecture.
     """
-    tied = model.config.tied_head
+    tied = model.config.tie_embeddings
     # fetched just now, after the model was laid out
     if tied and not source.ours and has_other_head(source.folder):
         raise BadDataError(
@@ -211,7 +211,7 @@ def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, object]:
         "resid_pdrop": config.dropout,
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": tokenizer.eot_id,
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": config.tie_embeddings,
         "dtype": "float32",
         "nanogpt_bias": config.bias,
     }

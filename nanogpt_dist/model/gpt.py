@@ -230,7 +230,7 @@ class GPT(nn.Module):
 
         Moving a model to another device cuts the tie.
         """
-        if self.config.tied_head:
+        if self.config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
         return self
 
@@ -328,7 +328,7 @@ class GPT(nn.Module):
         """
         c = self.config
         n = self.num_params(non_embedding=True) - (
-            0 if c.tied_head else self.transformer.wte.weight.numel()
+            0 if c.tie_embeddings else self.transformer.wte.weight.numel()
         )
         return 6 * n + 12 * c.n_layer * c.n_embd * c.block_size
 

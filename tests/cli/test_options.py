@@ -1,9 +1,13 @@
 """What the command line is made of before Typer sees it."""
 
-import pytest
+import json
 
-from cli.options import with_paths
-from nanogpt_dist.errors import UsageError
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.options import nanogpt_style, with_paths
+from nanogpt_dist.errors import ConfigError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,26 @@ def test_a_tilde_is_the_home_folder_in_paths(
 def test_an_address_is_no_path() -> None:
     with pytest.raises(UsageError, match=r"^s3://a/b is an address, not a path"):
         with_paths(["verify", "s3://a/b"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--no-tie-embeddings"],
+        ["--no-tied-head"],
+        ["--no-tied-head", "--no-tie-embeddings"],
+        nanogpt_style(["--tie_embeddings=False"]),
+    ],
+)
+def test_a_setting_has_the_flag_of_its_alias_too(flags: list[str]) -> None:
+    done = CliRunner().invoke(app, ["show", "config", "quickstart", "--json", *flags])
+    settings = json.loads(done.stdout)
+    assert settings["tied_head"] is False
+    assert "tie_embeddings" not in settings
+
+
+def test_both_flags_with_two_values_are_refused() -> None:
+    line = ["show", "config", "quickstart", "--tie-embeddings", "--no-tied-head"]
+    error = CliRunner().invoke(app, line).exception
+    assert isinstance(error, ConfigError)
+    assert "are the same setting" in str(error)

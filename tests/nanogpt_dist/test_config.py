@@ -250,3 +250,22 @@ def test_what_a_change_means_is_what_it_always_meant(
 def test_weights_fix_the_architecture_but_for_dropout() -> None:
     assert set(settings_where(ModelConfig, on_resume="refuse")) == ARCHITECTURE
     assert ModelConfig.model_fields.keys() == ARCHITECTURE | {"dropout"}
+
+
+def test_tie_embeddings_is_tied_head_which_files_keep(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("tie_embeddings = false\nvocab_size = 64\n")
+    for config in (load(str(file)), load("gpt2-124m", {"tie_embeddings": False})):
+        assert config.tie_embeddings is config.tied_head is False
+        assert "tied_head = false" in to_toml(config)
+        assert "tie_embeddings" not in to_toml(config)
+    assert load(str(file), {"tied_head": True}).tie_embeddings
+    assert ModelConfig(tie_embeddings=False) == ModelConfig(tied_head=False)  # type: ignore[call-arg]
+
+
+def test_one_setting_under_two_names_with_two_values_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("tie_embeddings = false\ntied_head = true\n")
+    with pytest.raises(ConfigError, match="tie_embeddings = False and tied_head = True are the"):
+        load(str(file))
+    assert resolve({"tie_embeddings": False, "tied_head": False}).tied_head is False
