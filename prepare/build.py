@@ -22,22 +22,22 @@ from nanogpt_dist.tokenizer import Tokenizer, load
 from prepare.corpora import Corpus
 from prepare.inputs import Inputs, Wanted, find_inputs, wanted
 from prepare.recipe import Options, Recipe, difference
-from prepare.sources.files import Shelf
+from prepare.sources.files import SourceFiles
 from prepare.sources.local import STDIN, refuse_changed, with_standard_input
 from prepare.units.assemble import Assembler
 from prepare.units.journal import (
     TOKENIZER,
-    Work,
+    WorkFolder,
     claimed,
     clear,
     refuse_strangers,
     remove_leftovers,
 )
-from prepare.units.limits import Takings
+from prepare.units.limits import Quotas
 from prepare.units.manifest import key_of, make_manifest, pinned_sources, refuse_empty_split
 from prepare.units.plan import Unit, plan, plan_key
 from prepare.units.ranks import Ranks
-from prepare.units.schedule import Meter, Share
+from prepare.units.schedule import UnitEncoder, UnitProgress
 from prepare.units.vocabulary import make_tokenizer
 
 
@@ -76,7 +76,7 @@ def build(
     it is. Raises UsageError, MissingInputError, BadDataError, HubUnavailableError,
     CannotCreateError, StorageError.
     """
-    machine, work = machine or Machine(), Work(out)
+    machine, work = machine or Machine(), WorkFolder(out)
     if machine.ranks.size > 1 and any(str(path) in STDIN for path in sources):
         raise UsageError(
             "several ranks cannot share standard input; write it to a file, and give that as "
@@ -101,7 +101,7 @@ class _Run:
 
     stack: ExitStack
     asked: list[Wanted]
-    work: Work
+    work: WorkFolder
     options: Options
     machine: Machine
 
@@ -115,8 +115,8 @@ class _Run:
         self.work.shared = self.machine.ranks.size > 1
         inputs = self._inputs(key := self.work.read_plan()[0])
         self._go_on_with(key, inputs)
-        work, recipe, shelves, units = self.work, inputs.recipe, *self._plan(inputs)
-        tokenizer = self._tokenizer(key, recipe, units, shelves)
+        work, recipe, source_files, units = self.work, inputs.recipe, *self._plan(inputs)
+        tokenizer = self._tokenizer(key, recipe, units, source_files)
         with Assembler(work, recipe, tokenizer, units, self.machine.shard_tokens) as assembler:
             missing = assembler.missing()
             self.machine.ranks.announce(work)
@@ -124,11 +124,11 @@ class _Run:
                 self.machine.note(
                     f"going on: {len(units) - len(missing)} of {len(units)} units were done before"
                 )
-            meter = Meter(work, units, self.machine.ranks, self.machine.progress)
+            meter = UnitProgress(work, units, self.machine.ranks, self.machine.progress)
             meter.start(missing)
             assembler.advance()
-            share = self._share(recipe, tokenizer, shelves)
-            for unit, tokens in share.encode(missing, assembler.takings):
+            share = self._share(recipe, tokenizer, source_files)
+            for unit, tokens in share.encode(missing, assembler.quotas):
                 meter.done(unit, tokens)
                 assembler.advance()
                 self.machine.ranks.look_for_failures(work)
@@ -151,11 +151,11 @@ class _Run:
             key = self.work.read_plan()[0]
             inputs = self._inputs(key)
             self._follow_key(key, self._key(inputs.recipe))
-            shelves, units = self._plan(inputs)
-            takings = Takings(self.work, inputs.recipe, units)
+            source_files, units = self._plan(inputs)
+            quotas = Quotas(self.work, inputs.recipe, units)
             missing = [unit for unit in units if self.work.read(unit.index) is None]
-            share = self._share(inputs.recipe, load(self.work.out / TOKENIZER), shelves)
-            for _ in share.encode(missing, takings):
+            share = self._share(inputs.recipe, load(self.work.out / TOKENIZER), source_files)
+            for _ in share.encode(missing, quotas):
                 pass
         except NanogptError:
             if not self.work.finished:  # else the folder was tidied up under our hands
@@ -172,20 +172,22 @@ class _Run:
             self.machine.note,
         )
 
-    def _plan(self, inputs: Inputs) -> tuple[list[Shelf], list[Unit]]:
+    def _plan(self, inputs: Inputs) -> tuple[list[SourceFiles], list[Unit]]:
         downloads = (
             self.work.downloads / str(self.machine.ranks.rank) if self.machine.streaming else None
         )
-        shelves = inputs.open(self.stack, downloads, self.machine.note)
+        source_files = inputs.open(self.stack, downloads, self.machine.note)
         known = inputs.recipe.known
-        return shelves, plan(inputs.recipe, shelves, known.cuttable if known else True)
+        return source_files, plan(inputs.recipe, source_files, known.cuttable if known else True)
 
-    def _share(self, recipe: Recipe, tokenizer: Tokenizer, shelves: list[Shelf]) -> Share:
-        return Share(
+    def _share(
+        self, recipe: Recipe, tokenizer: Tokenizer, source_files: list[SourceFiles]
+    ) -> UnitEncoder:
+        return UnitEncoder(
             self.work,
             recipe,
             tokenizer,
-            shelves,
+            source_files,
             self.machine.workers,
             self.machine.ranks,
             self.machine.note,
@@ -224,7 +226,7 @@ class _Run:
         key: Mapping[str, Any] | None,
         recipe: Recipe,
         units: list[Unit],
-        shelves: list[Shelf],
+        source_files: list[SourceFiles],
     ) -> Tokenizer:
         """The tokenizer of the folder; one that is made of the text is made once."""
         path = self.work.out / TOKENIZER
@@ -233,7 +235,7 @@ class _Run:
         total = sum(unit.bytes for unit in units)
         report = self.machine.progress
         made = make_tokenizer(
-            recipe, units, shelves, lambda done: report("vocabulary", done, total, 0)
+            recipe, units, source_files, lambda done: report("vocabulary", done, total, 0)
         )
         made.save(path)
         return made
@@ -248,7 +250,7 @@ class _Run:
             raise
 
     def _tell_parts_without_tokens(self, assembler: Assembler) -> None:
-        for index in assembler.takings.without_tokens():
+        for index in assembler.quotas.without_tokens():
             one = self.asked[index]
             name = shown(one.given[0]) if one.given else one.corpus.name
             self.machine.note(

@@ -16,7 +16,7 @@ from prepare.readers.documents import Part
 from prepare.readers.formats import format_of
 from prepare.readers.tables import row_groups
 from prepare.recipe import Ingredient, Options, Recipe, make_ingredient, make_recipe
-from prepare.sources.files import HubShelf, LocalShelf, Shelf
+from prepare.sources.files import FetchedFiles, LocalFiles, SourceFiles
 from prepare.sources.local import Hashes, Sources, find_sources, on_disk, records
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ class Inputs:
     found: "list[Sources | HubFiles]"
     hashes: Hashes
 
-    def open(self, stack: ExitStack, downloads: Path | None, note: Note) -> list[Shelf]:
-        """A shelf for each ingredient. downloads: where files of the hub go for as long as they are
-        needed; None: its cache, where they stay. Raises HubUnavailableError.
+    def open(self, stack: ExitStack, downloads: Path | None, note: Note) -> list[SourceFiles]:
+        """The files of each ingredient.
+
+        downloads: where files of the hub go for as long as they are needed; None: its cache, where
+        they stay. Raises HubUnavailableError.
         """
         return [
             self._shelf(stack, ingredient, found, downloads, note)
@@ -90,12 +92,12 @@ class Inputs:
         found: "Sources | HubFiles",
         downloads: Path | None,
         note: Note,
-    ) -> Shelf:
+    ) -> SourceFiles:
         if isinstance(found, Sources):
-            return LocalShelf(stack.enter_context(on_disk(ingredient.corpus, found)).files)
+            return LocalFiles(stack.enter_context(on_disk(ingredient.corpus, found)).files)
         from prepare.sources.prefetch import Fetcher
 
-        return HubShelf(found, stack.enter_context(Fetcher(found, downloads, note)))
+        return FetchedFiles(found, stack.enter_context(Fetcher(found, downloads, note)))
 
     def local(self) -> list[Sources]:
         """The ingredients whose files are the user's own."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from nanogpt_dist.data.format import HEADER_BYTES, Header, first_id, llm_c_header
 from nanogpt_dist.data.manifest import Eot, Layout
-from nanogpt_dist.data.scan import Meter, read_blocks
+from nanogpt_dist.data.scan import ReadProgress, read_blocks
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
 from nanogpt_dist.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ SAMPLE_BYTES, SAMPLE_WORDS = 1 << 16, 4
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignShard:
     """A file of ids. width: bytes per id; eot: where its kind of program puts end of text."""
 
     path: Path
@@ -37,7 +37,7 @@ class Foreign:
     eot: Eot
 
 
-def look_at(path: Path, uint32: bool | None, n_vocab: int) -> Foreign:
+def look_at(path: Path, uint32: bool | None, n_vocab: int) -> ForeignShard:
     """What a file of ids is, by its size and some of its bytes.
 
     uint32: whether it holds 32-bit ids where it has no header; None: 16-bit ones, unless they look
@@ -57,7 +57,7 @@ def look_at(path: Path, uint32: bool | None, n_vocab: int) -> Foreign:
                 f"{name} has {size:,} bytes, its header says {tokens:,} ids, so {expected:,}; get "
                 "it again"
             )
-        return Foreign(
+        return ForeignShard(
             path, "llm.c", width, tokens, size, "append" if _is_ours(head) else "prepend"
         )
     _refuse_other_program(head, path)
@@ -67,7 +67,7 @@ def look_at(path: Path, uint32: bool | None, n_vocab: int) -> Foreign:
             "cut off, or no ids"
         )
     _refuse_wider(path, size, uint32, n_vocab)
-    return Foreign(path, "raw", raw_width, size // raw_width, size, "append")
+    return ForeignShard(path, "raw", raw_width, size // raw_width, size, "append")
 
 
 def _refuse_other_program(head: bytes, path: Path) -> None:
@@ -159,7 +159,9 @@ class Content:
     text_bytes: int
 
 
-def read_through(file: Foreign, tokenizer: Tokenizer, lengths: np.ndarray, meter: Meter) -> Content:
+def read_through(
+    file: ForeignShard, tokenizer: Tokenizer, lengths: np.ndarray, meter: ReadProgress
+) -> Content:
     """Read a file once. lengths: (n_vocab,) bytes of text of each id, as tokenizer.byte_lengths()
     tells.
 
@@ -186,7 +188,7 @@ def read_through(file: Foreign, tokenizer: Tokenizer, lengths: np.ndarray, meter
     )
 
 
-def _refuse(file: Foreign, ids: np.ndarray, position: int, tokenizer: Tokenizer) -> None:
+def _refuse(file: ForeignShard, ids: np.ndarray, position: int, tokenizer: Tokenizer) -> None:
     first = int(np.flatnonzero(ids >= tokenizer.n_vocab)[0])
     hint = (
         "; are they 16-bit, without --uint32?"

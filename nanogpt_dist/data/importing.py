@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nanogpt_dist.data.foreign import (
     Content,
-    Foreign,
+    ForeignShard,
     document_ends,
     look_at,
     numpy_advice,
@@ -30,7 +30,7 @@ from nanogpt_dist.data.manifest import (
     SplitRecord,
     TokenizerRecord,
 )
-from nanogpt_dist.data.scan import Meter, Progress, in_threads
+from nanogpt_dist.data.scan import Progress, ReadProgress, in_threads
 from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
 from nanogpt_dist.storage.durable import shown, storage_errors, write_atomic
 from nanogpt_dist.storage.user_file import probe_writable
@@ -43,7 +43,7 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,190}\.bin")
 ORIGIN = {"raw": "imported from nanoGPT's raw .bin", "llm.c": "imported from llm.c's shards"}
 
 Paths = dict[SplitName, list[Path]]
-Files = dict[SplitName, list[Foreign]]
+Files = dict[SplitName, list[ForeignShard]]
 
 
 def import_shards(
@@ -89,7 +89,10 @@ def import_shards(
             ]
         everything = files["train"] + files["val"]
     _refuse_another_tokenizer(folder / TOKENIZER, made_by)
-    meter, lengths = Meter(sum(file.bytes for file in everything), progress), made_by.byte_lengths()
+    meter, lengths = (
+        ReadProgress(sum(file.bytes for file in everything), progress),
+        made_by.byte_lengths(),
+    )
     read = in_threads(
         lambda file: read_through(file, made_by, lengths, meter), everything, meter, None
     )
@@ -207,11 +210,11 @@ def _probe(folder: Path, out: Path | None) -> None:
         ) from None
 
 
-def _sidecars(file: Foreign) -> tuple[Path, Path]:
+def _sidecars(file: ForeignShard) -> tuple[Path, Path]:
     return file.path.with_suffix(".crc32"), file.path.with_suffix(".ends")
 
 
-def _sweep(folder: Path, files: list[Foreign]) -> None:
+def _sweep(folder: Path, files: list[ForeignShard]) -> None:
     """Remove what a killed import left unfinished."""
     ours = {
         MANIFEST,
@@ -249,7 +252,9 @@ def _tokenizer_record(tokenizer: Tokenizer, spec: str, file: FileRecord) -> Toke
     )
 
 
-def _split_record(files: list[Foreign], contents: list[Content], eot: Eot | None) -> SplitRecord:
+def _split_record(
+    files: list[ForeignShard], contents: list[Content], eot: Eot | None
+) -> SplitRecord:
     """Write the sidecars of a split; what its shards are."""
     shards = []
     ends_of = document_ends(
@@ -276,7 +281,7 @@ def _split_record(files: list[Foreign], contents: list[Content], eot: Eot | None
     )
 
 
-def _odd(files: list[Foreign], contents: list[Content], eot: Eot) -> str | None:
+def _odd(files: list[ForeignShard], contents: list[Content], eot: Eot) -> str | None:
     """A line where end of text seems to stand at the other end of documents."""
     first, last = contents[0].eots, contents[-1].eots
     begins = len(first) > 0 and first[0] == 0

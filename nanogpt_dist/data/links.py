@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from nanogpt_dist.data.foreign import Foreign
+from nanogpt_dist.data.foreign import ForeignShard
 from nanogpt_dist.errors import CannotCreateError
 from nanogpt_dist.storage.durable import copy_atomic, shown, storage_errors
 
 
-def link_or_copy(file: Foreign, path: Path, note: Callable[[str], None]) -> Foreign:
+def link_or_copy(file: ForeignShard, path: Path, note: Callable[[str], None]) -> ForeignShard:
     """The file as `path`: a hard link, or a copy where the disk or the system allows no link.
     Raises CannotCreateError, StorageError.
     """

@@ -26,7 +26,7 @@ def default_threads() -> int:
     return min(cores, 8)
 
 
-class Meter:
+class ReadProgress:
     """Adds up what all threads have read, tells it to `progress`, and ends them once `stop` is
     set.
     """
@@ -48,7 +48,7 @@ class Meter:
 def in_threads(
     work: Callable[[Item], Found],
     items: Sequence[Item],
-    meter: Meter,
+    meter: ReadProgress,
     threads: int | None,
 ) -> list[Found]:
     """`work` of each item, in their order; an error, or Ctrl-C, ends the other threads and is
@@ -65,7 +65,7 @@ def in_threads(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_blocks(path: Path, size: int, first: int, meter: Meter) -> Iterator[bytes]:
+def read_blocks(path: Path, size: int, first: int, meter: ReadProgress) -> Iterator[bytes]:
     """The `first` bytes of a file, then the rest of its `size` bytes MiB by MiB.
 
     Raises BadDataError where it has fewer or more bytes, StorageError.

@@ -13,7 +13,7 @@ from nanogpt_dist.data.files import check_size, read_checked
 from nanogpt_dist.data.format import first_id
 from nanogpt_dist.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, TokenizerRecord
 from nanogpt_dist.data.reader import DataFolder
-from nanogpt_dist.data.scan import Meter, Progress, in_threads, read_blocks
+from nanogpt_dist.data.scan import Progress, ReadProgress, in_threads, read_blocks
 from nanogpt_dist.data.shard import check_header
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError
 from nanogpt_dist.storage import is_debris
@@ -55,7 +55,7 @@ def verify_files(
         shard.file.name: shard for split in manifest.splits.values() for shard in split.shards
     }
     files = manifest.files()
-    meter = Meter(sum(file.bytes for file in files), progress)
+    meter = ReadProgress(sum(file.bytes for file in files), progress)
 
     def problem(file: FileRecord) -> str | None:
         try:
@@ -96,7 +96,7 @@ def _shard_problem(
     folder: Path,
     shard: ShardRecord,
     tokenizer: TokenizerRecord,
-    meter: Meter,
+    meter: ReadProgress,
 ) -> str | None:
     path, first = folder / shard.file.name, first_id(shard.layout)
     digest, header, crcs = hashlib.sha256(), b"", []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prepare.sources.prefetch import Fetcher
 
 
-class Shelf(Protocol):
+class SourceFiles(Protocol):
     """Files by their number in the ingredient."""
 
     def path(self, file: int) -> Path:
@@ -35,7 +35,7 @@ class Shelf(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalShelf:
+class LocalFiles:
     """Files that are here to stay."""
 
     files: tuple[Source, ...]
@@ -57,7 +57,7 @@ class LocalShelf:
         pass
 
 
-class HubShelf:
+class FetchedFiles:
     """Files of the hub, fetched by a Fetcher."""
 
     def __init__(self, files: "HubFiles", fetcher: "Fetcher") -> None:

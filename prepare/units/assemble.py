@@ -20,8 +20,8 @@ from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.recipe import Recipe
 from prepare.units.encode import EMPTY, REPLACED, SKIPPED, WHOLE, unit_path
-from prepare.units.journal import Work
-from prepare.units.limits import Takings
+from prepare.units.journal import WorkFolder
+from prepare.units.limits import Quotas
 from prepare.units.plan import Unit
 from prepare.units.split import SPLITS
 
@@ -68,7 +68,7 @@ class Assembler:
 
     def __init__(
         self,
-        work: Work,
+        work: WorkFolder,
         recipe: Recipe,
         tokenizer: Tokenizer,
         units: Sequence[Unit],
@@ -87,7 +87,7 @@ class Assembler:
         self.tally = Tally(by_ingredient=[[0, 0] for _ in recipe.ingredients])
         self.position = dict.fromkeys(SPLITS, 0)  # ids of the units so far
         self.parts: dict[SplitName, deque[tuple[int, Path]]] = {split: deque() for split in SPLITS}
-        self.takings = Takings(work, recipe, units)
+        self.quotas = Quotas(work, recipe, units)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -119,8 +119,8 @@ class Assembler:
 
     def _needed_no_more(self) -> Iterator[Unit]:
         """The first units, whose ids are in shards, or beyond a limit."""
-        takings, position = Takings(self.work, self.recipe, self.units), dict.fromkeys(SPLITS, 0)
-        for unit, _, documents in takings.new():
+        quotas, position = Quotas(self.work, self.recipe, self.units), dict.fromkeys(SPLITS, 0)
+        for unit, _, documents in quotas.new():
             for index, split in enumerate(SPLITS):
                 position[split] += int(documents["tokens"][documents["split"] == index].sum())
             if all(position[split] <= self.committed[split] for split in SPLITS):
@@ -128,7 +128,7 @@ class Assembler:
         yield from (
             unit
             for unit in self.units
-            if not takings.wants(unit) and self.work.read(unit.index) is None
+            if not quotas.wants(unit) and self.work.read(unit.index) is None
         )
 
     def _is_whole(self, unit: Unit) -> bool:
@@ -145,14 +145,14 @@ class Assembler:
         """Put in all units whose turn it is and that are done; whether that was the last. Raises
         StorageError.
         """
-        for unit, record, documents in self.takings.new():
+        for unit, record, documents in self.quotas.new():
             self.tally.add(documents, unit.ingredient)
             sizes = {"train": record.train, "val": record.val}
             for index, split in enumerate(SPLITS):
                 self._put_in_split(
                     unit, split, documents[documents["split"] == index], sizes[split]
                 )
-        return self.takings.complete
+        return self.quotas.complete
 
     def finish(self) -> None:
         """Commit the last shard of each split."""

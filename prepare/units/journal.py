@@ -44,7 +44,7 @@ TOKENIZER = "tokenizer.json"
 _OURS = re.compile(r"\.tmp-.*|tokenizer\.json|[A-Za-z0-9._-]+_(train|val)_\d{6}\.(bin|ends|crc32)")
 
 
-class Work:
+class WorkFolder:
     """The paths of an output folder, and the journal in it."""
 
     def __init__(self, out: Path) -> None:
@@ -148,14 +148,14 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def claimed(out: Path, fresh: bool) -> Iterator[Work]:
+def claimed(out: Path, fresh: bool) -> Iterator[WorkFolder]:
     """Hold `out`, made if need be, for the block; undo what was made if nothing in it is worth
     keeping.
 
     fresh: drop what an unfinished run has left. Raises CannotCreateError: in use, not writable,
     holds other files.
     """
-    work = Work(out)
+    work = WorkFolder(out)
     refuse_strangers(work)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -180,7 +180,7 @@ def claimed(out: Path, fresh: bool) -> Iterator[Work]:
                 folder.rmdir()
 
 
-def refuse_strangers(work: Work) -> None:
+def refuse_strangers(work: WorkFolder) -> None:
     """Raises CannotCreateError where the folder holds what is not ours."""
     out = work.out
     if not out.exists() or work.finished:
@@ -202,7 +202,7 @@ def refuse_strangers(work: Work) -> None:
         )
 
 
-def _sweep(work: Work) -> None:
+def _sweep(work: WorkFolder) -> None:
     """Remove what was being written when a run was killed, and make the folders for the rest."""
     with storage_errors(work.folder):
         work.run.unlink(missing_ok=True)
@@ -212,20 +212,20 @@ def _sweep(work: Work) -> None:
             path.unlink(missing_ok=True)
 
 
-def _remove_begun(work: Work) -> None:
+def _remove_begun(work: WorkFolder) -> None:
     """What a worker was writing when it was killed."""
     for folder in (work.out, work.folder, work.units, work.shards):
         for path in folder.glob(".tmp-*"):
             path.unlink(missing_ok=True)
 
 
-def _make_folders(work: Work) -> None:
+def _make_folders(work: WorkFolder) -> None:
     for folder in (work.units, work.shards):
         make_folder(folder)
     fsync_folder(work.out)
 
 
-def clear(work: Work) -> None:
+def clear(work: WorkFolder) -> None:
     """Remove all of an unfinished run but the lock."""
     for path in work.out.iterdir():
         if _OURS.fullmatch(path.name):
@@ -242,7 +242,7 @@ def remove_leftovers(out: Path) -> None:
     """Of a finished folder: its work folder, where its run was killed at the very end. Raises
     CannotCreateError.
     """
-    work = Work(out)
+    work = WorkFolder(out)
     if work.folder.is_dir() and work.finished:
         with RunLock(work.folder, LOCK, "--out", work.out):
             shutil.rmtree(work.folder, ignore_errors=True)

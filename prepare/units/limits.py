@@ -8,7 +8,7 @@ import numpy as np
 
 from prepare.recipe import Recipe
 from prepare.units.encode import REPLACED, WHOLE, UnitRecord
-from prepare.units.journal import Work
+from prepare.units.journal import WorkFolder
 from prepare.units.plan import Unit
 
 
@@ -44,14 +44,14 @@ class Limits:
         return wanted
 
 
-class Takings:
+class Quotas:
     """The units whose turn it is, as far as they are done, each with the documents to take of it.
 
     A mix begins only when it is known how much each ingredient has: the scarcest one decides how
     much is taken of all.
     """
 
-    def __init__(self, work: Work, recipe: Recipe, units: Sequence[Unit]) -> None:
+    def __init__(self, work: WorkFolder, recipe: Recipe, units: Sequence[Unit]) -> None:
         self.work, self.units = work, units
         self.next = 0  # the first unit that was not taken yet
         self.max_tokens = recipe.max_tokens

@@ -19,12 +19,12 @@ from nanogpt_dist.tokenizer import Tokenizer
 from prepare.readers.formats import Format
 from prepare.recipe import Recipe, sources_key
 from prepare.units.assemble import Assembler
-from prepare.units.journal import TOKENIZER, Work
+from prepare.units.journal import TOKENIZER, WorkFolder
 from prepare.units.split import SPLITS
 
 
 def make_manifest(
-    work: Work,
+    work: WorkFolder,
     recipe: Recipe,
     tokenizer: Tokenizer,
     assembler: Assembler,

@@ -17,7 +17,7 @@ from prepare.readers.formats import Format
 from prepare.readers.tables import RowGroup
 from prepare.readers.text import BOM, TextPart, next_border
 from prepare.recipe import Ingredient, Recipe
-from prepare.sources.files import Shelf
+from prepare.sources.files import SourceFiles
 from prepare.units.split import by_hash, character_border, shuffled_val_rows
 
 UNIT_BYTES = (1 << 20, 64 << 20)  # of sources in a unit, from small corpora to large ones
@@ -81,7 +81,7 @@ def plan_key() -> dict[str, Any]:
     return {"plan": PLAN_VERSION, "unit_bytes": list(UNIT_BYTES), "units": UNITS}
 
 
-def plan(recipe: Recipe, shelves: Sequence[Shelf], cuttable: bool) -> list[Unit]:
+def plan(recipe: Recipe, source_files: Sequence[SourceFiles], cuttable: bool) -> list[Unit]:
     """All units, in the order of the output. cuttable: whether the tokenizer lets a long text be
     cut at its borders.
 
@@ -94,11 +94,13 @@ def plan(recipe: Recipe, shelves: Sequence[Shelf], cuttable: bool) -> list[Unit]
     if recipe.takes_parts or recipe.errors == "skip":
         cuttable = False
     units: list[Unit] = []
-    for number, (ingredient, shelf) in enumerate(zip(recipe.ingredients, shelves, strict=True)):
+    for number, (ingredient, files) in enumerate(
+        zip(recipe.ingredients, source_files, strict=True)
+    ):
         slices = [
             piece
             for file in range(len(ingredient.files))
-            for piece in _slices(recipe, ingredient, shelf, file, size, cuttable)
+            for piece in _slices(recipe, ingredient, files, file, size, cuttable)
         ]
         if ingredient.split.rule == "shuffled":
             slices = _drawn(slices, ingredient, recipe.max_documents)
@@ -124,7 +126,7 @@ def _grouped(slices: list[Slice], size: int) -> Iterator[list[Slice]]:
 def _slices(
     recipe: Recipe,
     ingredient: Ingredient,
-    shelf: Shelf,
+    files: SourceFiles,
     file: int,
     size: int,
     cuttable: bool,
@@ -133,7 +135,7 @@ def _slices(
     form = ingredient.format(file)
     if form.kind in ("parquet", "arrow"):
         assert ingredient.column is not None
-        yield from _row_slices(file, shelf.row_groups(file, ingredient.column), size)
+        yield from _row_slices(file, files.row_groups(file, ingredient.column), size)
     elif form.kind == "lines" and not form.compression:
         for start in range(0, record.bytes, size):
             stop = min(record.bytes, start + size)
@@ -142,7 +144,7 @@ def _slices(
         form == Format("text") and record.bytes > size and cuttable
     ):
         yield from _text_slices(
-            recipe.errors, ingredient, shelf, file, size if cuttable else record.bytes
+            recipe.errors, ingredient, files, file, size if cuttable else record.bytes
         )
     else:
         yield Slice(file, 0, record.bytes, record.bytes)
@@ -161,12 +163,12 @@ def _row_slices(file: int, groups: list[RowGroup], size: int) -> Iterator[Slice]
 def _text_slices(
     errors: Errors,
     ingredient: Ingredient,
-    shelf: Shelf,
+    files: SourceFiles,
     file: int,
     size: int,
 ) -> Iterator[Slice]:
     """Slices of one long text, whose split needs all of it to be read once."""
-    path, record, form = shelf.path(file), ingredient.files[file], ingredient.format(file)
+    path, record, form = files.path(file), ingredient.files[file], ingredient.format(file)
     whole = TextPart(path, form.compression, 0, record.bytes, errors)
     in_two = ingredient.split.rule == "characters"
     if form.compression and in_two:
@@ -235,7 +237,7 @@ def _drawn(slices: list[Slice], ingredient: Ingredient, max_documents: int | Non
 def parts_of(
     unit: Unit,
     ingredient: Ingredient,
-    shelf: Shelf,
+    files: SourceFiles,
     errors: Errors,
 ) -> tuple[tuple[Slice, Part], ...]:
     """The slices of a unit with the files they are parts of, which are fetched if need be."""
@@ -243,7 +245,7 @@ def parts_of(
         (
             piece,
             Part(
-                shelf.path(piece.file),
+                files.path(piece.file),
                 ingredient.format(piece.file),
                 piece.start,
                 piece.stop,

@@ -14,7 +14,7 @@ from typing import Any
 from nanogpt_dist.errors import NanogptError, StorageError, UsageError, error_of
 from nanogpt_dist.storage.durable import write_atomic
 from nanogpt_dist.storage.runlock import lock_holder
-from prepare.units.journal import LOCK, Work, read_json
+from prepare.units.journal import LOCK, WorkFolder, read_json
 
 WAIT_S = 1800.0  # without a sign of life from the rank that is waited for
 POLL_S = 0.2
@@ -76,7 +76,7 @@ class Ranks:
 
             threading.Thread(target=watch, daemon=True).start()
 
-    def announce(self, work: Work) -> None:
+    def announce(self, work: WorkFolder) -> None:
         """Tell the other ranks that plan and tokenizer are there."""
         if self.size > 1:
             write_atomic(
@@ -84,7 +84,7 @@ class Ranks:
                 json.dumps({"run": self.run, "holder": lock_holder(work.folder / LOCK)}).encode(),
             )
 
-    def _announced(self, work: Work) -> dict[str, Any] | None:
+    def _announced(self, work: WorkFolder) -> dict[str, Any] | None:
         """What the leading rank of this run has announced.
 
         torchrun may call each of its runs the same: then only what the holder of the lock says
@@ -98,7 +98,7 @@ class Ranks:
         current = lock_holder(work.folder / LOCK)
         return content if current is not None and content.get("holder") == current else None
 
-    def wait_for_plan(self, work: Work) -> bool:
+    def wait_for_plan(self, work: WorkFolder) -> bool:
         """Until the leading rank has announced this run; False where the folder is finished
         already.
 
@@ -122,7 +122,7 @@ class Ranks:
             time.sleep(POLL_S)
         return False
 
-    def report(self, work: Work, error: BaseException) -> None:
+    def report(self, work: WorkFolder, error: BaseException) -> None:
         """Tell the other ranks why this one has ended."""
         if self.size > 1 and isinstance(error, NanogptError) and work.folder.is_dir():
             told = {
@@ -135,7 +135,7 @@ class Ranks:
                 path = work.run if self.is_rank0 else work.folder / f"failed-{self.rank}"
                 write_atomic(path, json.dumps(told).encode())
 
-    def look_for_failures(self, work: Work) -> None:
+    def look_for_failures(self, work: WorkFolder) -> None:
         """Raises what another rank has ended with."""
         if self.size > 1:
             for path in work.folder.glob("failed-*"):
@@ -147,7 +147,7 @@ class Ranks:
 
     def wait_for_others(
         self,
-        work: Work,
+        work: WorkFolder,
         advance: Callable[[], bool],
         look: Callable[[], None],
     ) -> None:

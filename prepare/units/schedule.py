@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.recipe import Recipe
-from prepare.sources.files import Shelf
+from prepare.sources.files import SourceFiles
 from prepare.units.encode import Job
-from prepare.units.journal import TOKENIZER, Work
-from prepare.units.limits import Takings
+from prepare.units.journal import TOKENIZER, WorkFolder
+from prepare.units.limits import Quotas
 from prepare.units.plan import Unit, parts_of
 from prepare.units.pool import encode_units
 from prepare.units.ranks import Ranks
@@ -18,31 +18,31 @@ SMALL_BYTES = 2 << 20  # below this, starting workers takes longer than they sav
 
 
 @dataclass(frozen=True)
-class Share:
+class UnitEncoder:
     """What it takes to encode units of a plan.
 
     workers: None: one per core that is ours, at most 8. note: told of what is odd.
     """
 
-    work: Work
+    work: WorkFolder
     recipe: Recipe
     tokenizer: Tokenizer
-    shelves: list[Shelf]
+    source_files: list[SourceFiles]
     workers: int | None
     ranks: Ranks
     note: Callable[[str], None]
 
-    def encode(self, units: Sequence[Unit], takings: Takings) -> Iterator[tuple[Unit, int]]:
+    def encode(self, units: Sequence[Unit], quotas: Quotas) -> Iterator[tuple[Unit, int]]:
         """Encode those of `units` that are this rank's, as long as they are wanted; each with its
         tokens when done.
 
         Raises BadDataError, StorageError, HubUnavailableError.
         """
         mine = [unit for unit in units if self._is_mine(unit)]
-        needs = _Needs(mine, self.shelves)
+        needs = _Needs(mine, self.source_files)
         small = sum(unit.bytes for unit in mine) <= SMALL_BYTES
         workers = 1 if small else max(1, min(self.workers or default_workers(), len(mine)))
-        jobs = self._jobs(mine, takings, needs)
+        jobs = self._jobs(mine, quotas, needs)
         warned = False  # each worker would
         by_index = {unit.index: unit for unit in mine}
         for record in encode_units(
@@ -60,10 +60,10 @@ class Share:
         on_hub = self.recipe.ingredients[unit.ingredient].corpus.origin == "hub"
         return (unit.slices[0].file if on_hub else unit.index) % self.ranks.size == self.ranks.rank
 
-    def _jobs(self, mine: Sequence[Unit], takings: Takings, needs: "_Needs") -> Iterator[Job]:
-        limited = takings.mixed or any(self._limits())
+    def _jobs(self, mine: Sequence[Unit], quotas: Quotas, needs: "_Needs") -> Iterator[Job]:
+        limited = quotas.mixed or any(self._limits())
         for position, unit in enumerate(mine):
-            if self.work.finished or not takings.wants(unit):
+            if self.work.finished or not quotas.wants(unit):
                 continue
             if not limited:
                 needs.expect(mine[position + 1 :][:1])
@@ -73,7 +73,7 @@ class Share:
                 unit=unit.index,
                 plan=self.work.digest,
                 slices=parts_of(
-                    unit, ingredient, self.shelves[unit.ingredient], self.recipe.errors
+                    unit, ingredient, self.source_files[unit.ingredient], self.recipe.errors
                 ),
                 split=ingredient.split,
                 eot=self.recipe.eot_of(self.tokenizer),
@@ -88,8 +88,8 @@ class Share:
 class _Needs:
     """Which files are still needed, so that each is released with the last unit that reads it."""
 
-    def __init__(self, units: Sequence[Unit], shelves: list[Shelf]) -> None:
-        self.shelves = shelves
+    def __init__(self, units: Sequence[Unit], source_files: list[SourceFiles]) -> None:
+        self.source_files = source_files
         self.left: dict[tuple[int, int], int] = {}
         for unit in units:
             for file in unit.files:
@@ -99,14 +99,14 @@ class _Needs:
         """These come next."""
         for unit in units:
             for file in unit.files:
-                self.shelves[unit.ingredient].expect(file)
+                self.source_files[unit.ingredient].expect(file)
 
     def met(self, unit: Unit) -> None:
         """The unit is done."""
         for file in unit.files:
             self.left[unit.ingredient, file] -= 1
             if not self.left[unit.ingredient, file]:
-                self.shelves[unit.ingredient].release(file)
+                self.source_files[unit.ingredient].release(file)
 
 
 def default_workers() -> int:
@@ -121,12 +121,12 @@ def default_workers() -> int:
 
 
 @dataclass
-class Meter:
+class UnitProgress:
     """Bytes and tokens of the units that are done, for a progress bar; with other ranks, theirs
     too.
     """
 
-    work: Work
+    work: WorkFolder
     units: Sequence[Unit]
     ranks: Ranks
     report: Callable[[str, int, int, int], None]

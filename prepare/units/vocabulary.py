@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size, char, train_bpe
 from prepare.recipe import Recipe
-from prepare.sources.files import Shelf
+from prepare.sources.files import SourceFiles
 from prepare.units.plan import Unit, parts_of
 from prepare.units.split import SPLITS
 
@@ -19,7 +19,7 @@ Report = Callable[[int], None]  # told the bytes of the sources read so far
 def make_tokenizer(
     recipe: Recipe,
     units: Sequence[Unit],
-    shelves: Sequence[Shelf],
+    source_files: Sequence[SourceFiles],
     report: Report,
 ) -> Tokenizer:
     """The recipe's tokenizer. Characters come from both splits, as in nanoGPT; byte pairs from the
@@ -31,7 +31,7 @@ def make_tokenizer(
         return recipe.known
     if recipe.spec == "char":
         characters = {
-            char for _, chunk in _texts(recipe, units, shelves, report) for char in set(chunk)
+            char for _, chunk in _texts(recipe, units, source_files, report) for char in set(chunk)
         }
         if not characters:
             raise BadDataError(
@@ -40,13 +40,13 @@ def make_tokenizer(
         return char(characters)
     size = bpe_size(recipe.spec)
     assert size is not None
-    return train_bpe(_train_texts(recipe, units, shelves, report), size)
+    return train_bpe(_train_texts(recipe, units, source_files, report), size)
 
 
 def _train_texts(
     recipe: Recipe,
     units: Sequence[Unit],
-    shelves: Sequence[Shelf],
+    source_files: Sequence[SourceFiles],
     report: Report,
 ) -> Iterator[str]:
     budgets = [
@@ -58,7 +58,7 @@ def _train_texts(
             budgets[unit.ingredient] -= unit.bytes
             chosen.append(unit)
     found = False
-    for split, chunk in _texts(recipe, chosen, shelves, report):
+    for split, chunk in _texts(recipe, chosen, source_files, report):
         if split == "train" and chunk:
             found = True
             yield chunk
@@ -71,7 +71,7 @@ def _train_texts(
 def _texts(
     recipe: Recipe,
     units: Iterable[Unit],
-    shelves: Sequence[Shelf],
+    source_files: Sequence[SourceFiles],
     report: Report,
 ) -> Iterator[tuple[str, str]]:
     """All text, in chunks, each with its split."""
@@ -80,7 +80,7 @@ def _texts(
     last = {(unit.ingredient, file): unit.index for unit in units for file in unit.files}
     for unit in units:
         ingredient = recipe.ingredients[unit.ingredient]
-        for piece, part in parts_of(unit, ingredient, shelves[unit.ingredient], recipe.errors):
+        for piece, part in parts_of(unit, ingredient, source_files[unit.ingredient], recipe.errors):
             for row, document in enumerate(part.documents()):
                 chunks = (document.text,) if isinstance(document.text, str) else document.text
                 split = piece.split_of((chunk.encode() for chunk in chunks), row, ingredient.split)
@@ -90,4 +90,4 @@ def _texts(
             report(read)
         for file in unit.files:
             if last[unit.ingredient, file] == unit.index:
-                shelves[unit.ingredient].release(file)
+                source_files[unit.ingredient].release(file)

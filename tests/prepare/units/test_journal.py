@@ -11,7 +11,7 @@ import pytest
 
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, CannotCreateError, StorageError
-from prepare.units.journal import WORK, Work, claimed
+from prepare.units.journal import WORK, WorkFolder, claimed
 from tests.conftest import Run, build, hashes, write_jsonl
 
 
@@ -57,7 +57,7 @@ def unfinished(folder: Path) -> Path:
         BadDataError, match=r"a\.jsonl:3001:13: byte 0xe9 is not UTF-8; .* --errors replace or skip"
     ):
         build("text", folder / "out", [source], tokenizer="byte", workers=1)
-    assert {path.name for path in Work(folder / "out").units.glob("*.json")} == {
+    assert {path.name for path in WorkFolder(folder / "out").units.glob("*.json")} == {
         "000000.json",
         "000001.json",
     }

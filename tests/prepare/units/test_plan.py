@@ -20,6 +20,7 @@ from nanogpt_dist.tokenizer.patterns import KNOWN
 from prepare.readers import documents
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
+from prepare.readers.text import _BORDER
 from prepare.units.split import shuffled_val_rows
 from tests.conftest import build, hashes, write_jsonl
 
@@ -100,7 +101,7 @@ def test_units_do_not_show(kind: str, tokenizer: str, eot: str, tmp_path: Path) 
 @settings(max_examples=300)
 def test_a_long_text_is_cut_into_slices_between_pre_tokens_of_every_pattern(text: str) -> None:
     data = text.encode()
-    cuts = [0, *(found.end() for found in text._BORDER.finditer(data)), len(data)]
+    cuts = [0, *(found.end() for found in _BORDER.finditer(data)), len(data)]
     pieces = [data[start:stop].decode() for start, stop in pairwise(cuts)]
     for known in KNOWN:
         pattern = regex.compile(known)
