@@ -1,5 +1,6 @@
 """Sphinx settings of the docs site. `make docs` builds it from this clone, without a network."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -20,9 +21,11 @@ release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
 smartquotes = False  # two hyphens are a flag
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!nanogpt_dist).*")]  # other projects' names are not looked up
+nitpick_ignore_regex = [("py:.*", ".*")]  # a type in a signature need not have a page here
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -40,11 +43,24 @@ html_math_renderer = "mathml"
 def setup(app: Sphinx) -> None:
     """Write the generated pages, and render formulas as MathML, which needs no script."""
     generate.write(DOCS / "reference" / "generated")
+    app.connect("autodoc-process-docstring", _escape_docstring)
     app.add_html_math_renderer(
         "mathml",
         inline_renderers=(_render_inline, None),
         block_renderers=(_render_block, None),
     )
+
+
+def _escape_docstring(*given: object) -> None:
+    """Docstrings are plain text with `code`: keep what reStructuredText would take as its own."""
+    lines = given[-1]
+    assert isinstance(lines, list)
+    for number, line in enumerate(lines):
+        parts = re.split(r"(`[^`]+`)", line)
+        lines[number] = "".join(
+            f"`{part}`" if part.startswith("`") else re.sub(r"([\\*|_])", r"\\\1", part)
+            for part in parts
+        )
 
 
 def _render_inline(writer: HTML5Translator, node: nodes.Element) -> None:
