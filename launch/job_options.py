@@ -1,6 +1,4 @@
-"""What a job file needs to know: the options of `nanogpt launch --slurm` and `--kubernetes`,
-declared once, and Job.
-"""
+"""What a job file needs to know: the options of --slurm and --kubernetes, declared once."""
 
 import itertools
 import re
@@ -19,9 +17,7 @@ MAX_NAME = 40
 
 
 class JobOptions(BaseModel):
-    """The flags of `nanogpt launch` that only a job file needs, named as Slurm and kubectl name
-    them.
-    """
+    """The flags that only a job file needs, named as Slurm and kubectl name them."""
 
     job_name: str | None = setting(
         None, JOBS, "Name of the job; unset: nanogpt- and what is trained."

@@ -1,5 +1,6 @@
-"""Manifests for Kubeflow that run `nanogpt launch` in every pod: a TrainJob with its runtime, or a
-PyTorchJob.
+"""Manifests for Kubeflow: a TrainJob with its runtime, or a PyTorchJob.
+
+Every pod runs `nanogpt launch`.
 
 A pod that is to go gets SIGTERM, saves with all the others and returns 75: the job starts again and
 resumes. In a TrainJob (Kubeflow Trainer 2.2 and later, which makes a JobSet of it) that costs none
@@ -75,9 +76,7 @@ def _train_job(job: Job) -> Manifest:
 
 
 def _runtime(job: Job) -> Manifest:
-    """What a TrainJob cannot say: volumes, the time for saving, and what is done about which exit
-    code.
-    """
+    """What a TrainJob cannot say: volumes, time to save, what follows which exit code."""
     node = {
         "name": "node",
         "replicas": 1,
@@ -102,9 +101,7 @@ def _runtime(job: Job) -> Manifest:
 
 
 def _pod_rules() -> list[Manifest]:
-    """For a Job: what makes it fail with the reason PodFailurePolicy and a message that names the
-    code.
-    """
+    """The PodFailurePolicy of a Job: its message names the exit code."""
     codes = sorted([*NO_RESTART_MENDS, Exit.STOPPED])
     exits = {"containerName": "node", "operator": "In", "values": [int(code) for code in codes]}
     disrupted = [{"type": "DisruptionTarget", "status": "True"}]  # drained, preempted, evicted
@@ -115,9 +112,7 @@ def _pod_rules() -> list[Manifest]:
 
 
 def _failure_policy(job: Job) -> Manifest:
-    """For the JobSet: a clean stop or a disruption starts it again for nothing, other failures up
-    to a limit.
-    """
+    """The JobSet's policy: stops and disruptions restart for free, failures up to a limit."""
     goes_on = {
         "name": "stopped",
         "action": "RestartJobSetAndIgnoreMaxRestarts",
@@ -189,8 +184,9 @@ def _pod(job: Job, container: str, more: Manifest | None = None) -> Manifest:
 
 
 def _arguments(job: Job) -> list[str]:
-    """What stands behind `nanogpt` in a pod. Kubernetes puts in what the operator sets, where it
-    says $(PET_…).
+    """What stands behind `nanogpt` in a pod.
+
+    Kubernetes fills in $(PET_…), which the operator sets.
     """
     meeting = [
         "--node-rank",
@@ -246,9 +242,7 @@ def _check(job: Job) -> None:
 
 
 class _Quoting(yaml.SafeDumper):
-    """Quotes all text but plain words: parsers differ in what they take `6e-4`, `1:30` or `on`
-    for.
-    """
+    """Quotes all text but plain words: parsers differ on `6e-4`, `1:30` and `on`."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True  # no anchors

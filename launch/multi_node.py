@@ -1,6 +1,4 @@
-"""What a launcher does beyond torchrun when there are several nodes: look at them first, and not
-wait for ever.
-"""
+"""Several nodes: check all of them before torchrun starts, and stop waiting in time."""
 
 import sys
 from dataclasses import replace
@@ -14,8 +12,9 @@ ELASTIC_ALONE_S = 120.0  # a smaller group takes a while to form
 
 
 def with_others(run: Run, nodes: Nodes, arguments: list[str]) -> Run:
-    """`run` as it is done beside other nodes. Nodes that come and go are not looked at
-    beforehand.
+    """`run` beside other nodes.
+
+    Nodes that come and go are not checked beforehand.
     """
     assert nodes.endpoint is not None
     others = "the other nodes" if nodes.hosts_meeting else f"the node at {nodes.endpoint}"

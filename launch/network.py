@@ -1,6 +1,4 @@
-"""This machine among the nodes: its address and interface on the way to where they meet, and who
-holds a port.
-"""
+"""This machine among the nodes: its address and interface, and who listens on a port."""
 
 import fcntl
 import socket
@@ -34,9 +32,7 @@ def resolve(host: str) -> str:
 
 
 def own_address(towards: str) -> str:
-    """The address of this machine that packets to the address `towards` carry. Raises:
-    MissingInputError.
-    """
+    """The address that packets to `towards` carry. Raises: MissingInputError."""
     family = socket.AF_INET6 if ":" in towards else socket.AF_INET
     # connecting a datagram socket sends nothing
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -50,9 +46,7 @@ def own_address(towards: str) -> str:
 
 
 def listen(port: int, backlog: int) -> socket.socket:
-    """A server socket on `port` of all addresses of this machine, IPv6 where there is any, too.
-    Raises: OSError.
-    """
+    """A server socket on `port` of all addresses, IPv6 included. Raises: OSError."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(
             ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
@@ -88,8 +82,9 @@ def _interface_of_ipv6(address: str) -> str | None:
 
 
 def holder(port: int) -> str | None:
-    """Who listens on a TCP port of this machine, as "pid 12 (python)"; None if nobody, "another
-    process" if unknown.
+    """The process that listens on a local TCP port, as "pid 12 (python)".
+
+    None if nobody does, "another process" where it cannot be told.
     """
     inodes = _listening(port)
     for descriptor in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():

@@ -35,8 +35,9 @@ Asked = Callable[[], bool]  # whether we are to stop
 
 @dataclass(frozen=True)
 class Node:
-    """What a node says of itself. time: seconds of its clock; command: digest of what is to run in
-    each rank.
+    """What a node says of itself.
+
+    time: seconds of its clock; command: digest of what each rank is to run.
     """
 
     rank: int
@@ -73,8 +74,9 @@ def _version(name: str) -> str:
 
 
 def check(nnodes: int, me: Node, endpoint: str, stop: Asked, wait_s: float = WAIT_S) -> list[Node]:
-    """All nodes in the order of their ranks, once each has come and fits; on the node of rank 0 and
-    on the others.
+    """All nodes in the order of their ranks, once each is there and fits.
+
+    Called on the node of rank 0 and on the others.
 
     Raises: ConfigError on all of them if one differs; CannotCreateError if the port is taken;
     StorageError if one does not come within wait_s; StoppedError once `stop`.
@@ -201,8 +203,9 @@ def _read(caller: socket.socket) -> Node | None:
 
 
 def _line(peer: socket.socket, stop: Asked, deadline: float) -> bytes:
-    """A line, without its end; b"" if the other side hangs up. Raises: OSError, StorageError,
-    StoppedError.
+    """A line without its end; b"" if the other side hangs up.
+
+    Raises: OSError, StorageError, StoppedError.
     """
     peer.settimeout(POLL_S)
     data = b""

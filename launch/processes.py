@@ -1,5 +1,6 @@
-"""Finding and ending the processes of a run, through Linux's /proc. Elsewhere the finders find
-nothing.
+"""Find and end the processes of a run through Linux's /proc.
+
+On other systems the finders find nothing.
 """
 
 import ctypes
@@ -39,8 +40,9 @@ def send(number: signal.Signals, pids: Iterable[int]) -> None:
 
 
 def run_and_pass_on(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run `command` to its end and pass on the signals that ask us to stop; its exit code, or 128 +
-    N for signal N.
+    """Run `command`, pass on signals that ask to stop, and return its exit code.
+
+    128 + N where signal N ended it.
 
     Ctrl-C reaches it twice, from the terminal and from us: it has to take the second for the first.
     Main thread only.
@@ -59,8 +61,9 @@ def run_and_pass_on(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """A preexec_fn by which the new process gets SIGTERM when its parent dies, even by SIGKILL;
-    None if not on Linux.
+    """A preexec_fn that sends SIGTERM to the new process when its parent dies.
+
+    Also when the parent is killed with SIGKILL; None if not on Linux.
 
     It and its children ignore SIGUSR1: some Slurms send it to every process of a step, and we pass
     it on as SIGTERM.

@@ -1,5 +1,4 @@
-"""A batch file for Slurm that runs `nanogpt launch` on every node, lets it save before the end, and
-requeues itself.
+"""A batch file for Slurm: runs `nanogpt launch` on every node, saves in time, requeues.
 
     Slurm                     batch file (first node)              nanogpt launch (every node)      ranks
     time is up, preempted --> USR1: scancel --signal=USR1 STEP --> asks its ranks to stop -------> save, all of them
@@ -93,8 +92,9 @@ def script(job: Job, environment: Mapping[str, str]) -> str:
 
 
 def seconds(time: str) -> int | None:
-    """Length of a time limit as sbatch writes it (minutes, H:M:S, D-H …); None for none, or for
-    what we cannot read.
+    """Length of an sbatch time limit (minutes, H:M:S, D-H …).
+
+    None for no limit, or one that cannot be read.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if not match:
@@ -190,8 +190,9 @@ def _passed_on(option: str) -> str:
 
 
 def _command(job: Job) -> str:
-    """What srun starts on every node, for a shell. With several, a shell there puts in which it
-    is.
+    """What srun starts on every node, for a shell.
+
+    With several nodes, a shell there adds the node's rank.
     """
     python = shlex.quote(sys.executable)
     start = f"{python} -m nanogpt_dist launch"

@@ -1,5 +1,4 @@
-"""Runs torchrun, passes a request to stop on to the ranks, leaves no process behind, and says how
-it all ended.
+"""Run torchrun, pass on requests to stop, leave no process behind, tell how it ended.
 
 torchrun forwards SIGTERM too, but returns 1 even if every rank saved and exited 0, and is gone
 before its ranks are when it is killed itself. So it runs in a session of its own, where Ctrl-C at
@@ -61,8 +60,9 @@ class Stop:
         )
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler. Ctrl-C within 5 s of another signal forces; SIGTERM does not:
-        schedulers repeat it.
+        """A signal handler: Ctrl-C within 5 s of another signal forces.
+
+        SIGTERM does not: schedulers repeat it.
         """
         now = time.monotonic()
         if self.latest is not None and number == signal.SIGINT:
@@ -78,8 +78,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Run:
-    """What to run: a torchrun's command line and environment; how often torchrun may restart its
-    ranks by itself.
+    """A torchrun to start: command line, environment, and how often it may restart ranks.
 
     Where there are others, on other nodes: what to do first, and how long to wait for them when no
     rank is left here.
@@ -131,8 +130,7 @@ def run(what: Run) -> int:
 
 
 def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = "") -> int:
-    """The exit code of a run from torchrun's `returncode`, the verdict that was left, and what was
-    asked of us.
+    """The exit code of a run, from torchrun's `returncode`, the verdict and the request to stop.
 
     A verdict that not all ranks agreed on loses against a torchrun that returned 0: it had
     restarted them.
@@ -179,8 +177,9 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = ""
 
 
 def _attend(what: Run, mark: Path, stop: Stop) -> int:
-    """Runs torchrun to its end, and passes on a request to stop. Returns its code, all its
-    processes being gone.
+    """Run torchrun to its end and pass on a request to stop.
+
+    Returns its code once all its processes are gone.
     """
     asked: set[int] = set()
     last_seen: float | None = None  # when torchrun had ranks
@@ -222,9 +221,7 @@ def _wait(torchrun: subprocess.Popen[bytes]) -> int | None:
 
 
 def _end_rest(mark: str, stop: Stop) -> None:
-    """Ends what torchrun left when it was killed: the ranks are asked to save, and killed if they
-    take too long.
-    """
+    """End what a killed torchrun left: ranks are asked to save, and killed if too slow."""
     asked: set[int] = set()
     deadline = time.monotonic() + stop.timeout_s
     while (left := _left(mark)) and time.monotonic() < deadline + UNKILLABLE_S:
@@ -235,8 +232,9 @@ def _end_rest(mark: str, stop: Stop) -> None:
 
 
 def _left(mark: str) -> set[int]:
-    """The living processes of the run. None were seen? Look twice: in the midst of exec a process
-    shows no mark.
+    """The living processes of the run.
+
+    None were seen? Look twice: in the midst of exec a process shows no mark.
     """
     if found := processes.marked(verdict.VARIABLE, mark):
         return found
@@ -258,8 +256,9 @@ def _private_folder() -> Iterator[Path]:
 
 @contextmanager
 def _listening(stop: Stop) -> Iterator[None]:
-    """Lets `stop` hear SIGINT, SIGTERM and SIGHUP; one that we inherited as ignored (nohup) stays
-    ignored.
+    """Let `stop` hear SIGINT, SIGTERM and SIGHUP.
+
+    One that was inherited as ignored (nohup) stays ignored.
     """
     before = {number: signal.getsignal(number) for number in processes.STOPPING}
     heard = [number for number in before if before[number] is not signal.SIG_IGN]

@@ -1,6 +1,4 @@
-"""torchrun's command line and environment for any `nanogpt` command, as pure functions of what was
-asked for.
-"""
+"""torchrun's command line and environment for any command, as pure functions."""
 
 import os
 import re
@@ -25,8 +23,9 @@ MAX_AUTO_CPU_RANKS = 2
 
 @dataclass(frozen=True)
 class Nodes:
-    """How many nodes, which this is, and where they meet. Elastic: as many as come, from `least` to
-    `most`.
+    """How many nodes, which this is, and where they meet.
+
+    Elastic: as many as come, from `least` to `most`.
     """
 
     least: int = 1
@@ -96,8 +95,7 @@ def command(
     max_restarts: int,
     arguments: list[str],
 ) -> list[str]:
-    """The command that runs `nanogpt ARGUMENTS` in `nproc_per_node` ranks of this node, beside
-    those of the others.
+    """The command that runs `nanogpt ARGUMENTS` in `nproc_per_node` ranks of this node.
 
     One node needs no address. Several meet at their endpoint: with a rank in the order of the node
     ranks, without one in the order of their arrival. Raises: UsageError.
@@ -118,8 +116,9 @@ def command(
 
 
 def environment_of_nodes(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
-    """What the ranks of several nodes need to find each other, on top of `base`; what stands there
-    already holds.
+    """What ranks of several nodes need to find each other.
+
+    Goes on top of `base`; what stands there already holds.
     """
     added = {}
     if nodes.address is not None and (interface := network.interface_of(nodes.address)):
@@ -131,8 +130,9 @@ def environment_of_nodes(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str
 
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
-    """`base` without what another torchrun, or a Kubeflow pod, left in it: our command line says
-    all of that.
+    """`base` without what another torchrun or a Kubeflow pod left in it.
+
+    Our command line says all of that.
     """
     return {
         name: value
@@ -169,8 +169,9 @@ def pasteable(command: list[str], environment: Mapping[str, str]) -> str:
 
 
 def ranks(nproc_per_node: str) -> int:
-    """Ranks on this node: the number itself, or for "auto" one per GPU; without a GPU one per core,
-    at most 2.
+    """Ranks on this node: the number itself, or for "auto" one per GPU.
+
+    Without a GPU one per core, at most 2.
 
     Raises: UsageError if it is neither.
     """

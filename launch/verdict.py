@@ -1,5 +1,6 @@
-"""What a command leaves behind for its launcher: torchrun returns 1 whatever its ranks return, the
-verdict says why.
+"""What a command leaves for its launcher: how it ended.
+
+torchrun returns 1 whatever its ranks return; the verdict says why.
 
 The launcher names a file in the environment variable VARIABLE; the ranks write it, the launcher
 reads it when all of them have ended. A restarted attempt writes a file of its own beside it, so
@@ -22,8 +23,10 @@ VARIABLE = "NANOGPT_VERDICT"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a command ended: exit code, error line (without a line break), rank that says so, whether
-    all ranks agree.
+    """How a command ended.
+
+    code: exit code; line: the error, without a line break; rank: which says so; agreed: whether all
+    ranks say the same.
     """
 
     code: int
@@ -59,8 +62,9 @@ def write(verdict: Verdict) -> bool:
 
 
 def read(path: Path) -> Verdict | None:
-    """The verdict of the latest attempt that left one at `path`; None if none did. Attempts may
-    leave gaps.
+    """The verdict of the latest attempt that left one at `path`; None if none did.
+
+    Attempts may leave gaps.
     """
     found = [int(file.suffix[1:]) for file in path.parent.glob(f"{path.name}.[0-9]*")]
     verdicts = [_parse(_of_attempt(path, attempt)) for attempt in sorted([0, *found], reverse=True)]
@@ -68,9 +72,7 @@ def read(path: Path) -> Verdict | None:
 
 
 def tell_run(run: Path) -> None:
-    """Tells the launcher which run folder the ranks work in, and which checkpoint it has. Every
-    rank may call it.
-    """
+    """Tell the launcher the run folder and its newest checkpoint; every rank may call it."""
     if not os.environ.get(VARIABLE):
         return
     place = _run_file(Path(os.environ[VARIABLE]))
@@ -85,8 +87,9 @@ def tell_run(run: Path) -> None:
 
 
 def progress(path: Path) -> str | None:
-    """The newest checkpoint of the run that was told of at `path`, if the run had another one then;
-    otherwise None.
+    """The newest checkpoint of the run named at `path`, if it had another one before.
+
+    None otherwise.
     """
     try:
         run, before = json.loads(_run_file(path).read_text(encoding="utf-8"))

@@ -36,8 +36,9 @@ def _stopped_while_loading(number: int, frame: FrameType | None) -> None:
 
 
 def _open_descriptors() -> None:
-    """Where a standard stream is closed, put /dev/null: else the next file that we open would be
-    taken for it.
+    """Open /dev/null in place of a closed standard stream.
+
+    Else the next file that is opened would be taken for the stream.
     """
     for descriptor in range(3):
         try:
@@ -47,8 +48,7 @@ def _open_descriptors() -> None:
 
 
 def _leave_at_once(code: int) -> None:
-    """End a rank without the interpreter's teardown, in which gloo's threads now and then abort the
-    process.
+    """End a rank without the interpreter's teardown, in which gloo's threads may abort.
 
     All is saved and closed by now; that abort would make torchrun call a finished run failed.
     """

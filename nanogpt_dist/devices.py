@@ -48,8 +48,7 @@ PEAK_TFLOPS: dict[str, float | None] = {
 
 
 def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """`auto` is cuda, else mps, else cpu; rank `local_rank` of the `local_size` on this machine
-    gets a GPU of its own.
+    """`auto` is cuda, else mps, else cpu; each rank of a machine gets a GPU of its own.
 
     Raises ConfigError where the device is not there.
     """
@@ -77,9 +76,7 @@ def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.de
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies matrices faster in it, float16 on older GPUs,
-    else float32.
-    """
+    """`auto` is bfloat16 where the device is faster in it, float16 on older GPUs, else float32."""
     if name == "auto":
         if device.type == "cuda":
             return (
@@ -100,9 +97,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def set_up(device: torch.device, deterministic: bool) -> None:
-    """What holds for the whole process: TF32 for what autocast leaves in float32; one order of
-    summing, on demand.
-    """
+    """Set what holds for the process: TF32 beside autocast, deterministic sums on demand."""
     if device.type == "cpu":
         keep_memory()
     if device.type == "cuda":
@@ -117,8 +112,10 @@ def set_up(device: torch.device, deterministic: bool) -> None:
 
 @functools.cache
 def keep_memory() -> None:
-    """Let malloc keep what is freed (glibc). Otherwise each large tensor comes as fresh pages,
-    which the kernel zeroes first: a third of an update's time at 12 × 768 on two cores.
+    """Let malloc keep what is freed (glibc).
+
+    Otherwise each large tensor comes as fresh pages, which the kernel zeroes first: a third of a
+    step's time at 12 × 768 on two cores.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         libc = ctypes.CDLL(None)
@@ -136,8 +133,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @functools.cache
 def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3) -> float:
-    """Peak of one device in TFLOP/s: from the table for a known GPU, else of a matmul of 1024² in
-    `measure_s`, once.
+    """Peak of one device in TFLOP/s.
+
+    From the table for a known GPU, else of a matmul of 1024² in `measure_s`, once.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -186,8 +184,7 @@ def memory_limit_bytes(
     root: Path = Path("/sys/fs/cgroup"),
     own: Path = Path("/proc/self/cgroup"),
 ) -> int | None:
-    """The least memory that a cgroup of this process may use, as containers and Slurm set it; None:
-    as much as it is.
+    """The smallest cgroup memory limit of this process; None: no limit.
 
     Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (memory.max) and
     cgroup-v1/memory.rst.
@@ -215,8 +212,9 @@ def memory_limit_bytes(
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Memory of the device that nobody uses, on a CPU with what can be swapped out; None: the
-    system does not say.
+    """Free memory of the device, in bytes; None where the system does not say.
+
+    On a CPU with what can be swapped out.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

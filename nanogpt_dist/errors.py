@@ -1,5 +1,4 @@
-"""What can go wrong, told to the person at the keyboard: one line (what, where, what to type next)
-and an exit code.
+"""What can go wrong: one line (what, where, what to type next) and an exit code.
 
 Raise these for the user's mistakes and the machine's faults; `assert` is for our own invariants.
 """
@@ -58,9 +57,7 @@ class UsageError(NanogptError):
 
 
 class BadDataError(NanogptError):
-    """A file is there but its content is wrong: truncated, edited, of another tokenizer or
-    architecture.
-    """
+    """The content of a file is wrong: truncated, edited, of another tokenizer."""
 
     code = Exit.BAD_DATA
 
@@ -94,9 +91,7 @@ class HubUnavailableError(NanogptError):
 
 
 class CannotCreateError(NanogptError):
-    """Output cannot be created: it exists already, is locked by another run, or may not be
-    written.
-    """
+    """Output cannot be created: it exists, is locked by another run, or not writable."""
 
     code = Exit.CANNOT_CREATE
 
@@ -122,8 +117,9 @@ class ConfigError(NanogptError):
 
 
 def error_of(code: int, message: str) -> NanogptError:
-    """The error that stands for an exit code: what one rank raised, on another; NanogptError for an
-    unknown code.
+    """The error that stands for an exit code: what one rank raised, on another.
+
+    NanogptError for an unknown code.
     """
     kinds = {int(kind.code): kind for kind in NanogptError.__subclasses__()}
     return kinds.get(code, NanogptError)(message)
@@ -188,8 +184,7 @@ def _explain_system(error: OSError, name: str) -> tuple[int, str]:
 
 
 def one_line(text: str, at_most: int = MAX_LINE) -> str:
-    """`text` on one line of printable characters; where it is too long, long paths and the reason
-    are shortened.
+    """`text` on one line of printable characters, long paths and the reason shortened.
 
     What is wrong stands first and stays, and so does what to type, behind the last semicolon.
     """
@@ -222,9 +217,7 @@ def clipped(text: str, at_most: int) -> str:
 
 
 def _with_short_words(text: str, at_most: int) -> str:
-    """`text` with its longest paths and quotations cut to their telling ends, until it fits or all
-    are short.
-    """
+    """`text` with its longest paths and quotations cut, until it fits or all are short."""
     while len(text) > at_most:
         words = [word for word in re.finditer(WORDS, text) if _is_long(word[0])]
         if not words:
@@ -242,8 +235,9 @@ def _is_long(word: str) -> bool:
 
 
 def _shortened(word: str, length: int) -> str:
-    """A path keeps its end, mostly from a name on; anything else its start, and the marks behind
-    it.
+    """A path cut to its end, mostly from a name on; anything else to its start.
+
+    The marks behind it stay.
     """
     quote = word[0] if word[0] in "'\"" else ""
     if "/" in word or "\\" in word:

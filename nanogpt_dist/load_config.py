@@ -27,8 +27,7 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 
 def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """The config of a preset or of a file, with `overrides` on top and out_dir filled in
-    (out/NAME).
+    """The TrainConfig of a preset, file or run, with `overrides` on top; fills in out_dir.
 
     name: a key of PRESETS, a path that ends in .toml, one of nanoGPT's configs, which ends in .py,
     or a folder with a config.toml: a run, which is its own out_dir, or a checkpoint; None:
@@ -58,8 +57,9 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
 
 
 def _own_out_dir(run: Path, values: dict[str, Any]) -> str:
-    """`run` itself. Raises ConfigError where it has not begun, and its config.toml names another
-    folder.
+    """`run` itself as out_dir.
+
+    Raises ConfigError where it has not begun, and its config.toml names another folder.
     """
     other = values.get("out_dir")
     if other and not run_folder.has_begun(run) and Path(str(other)).resolve() != run.resolve():
@@ -116,8 +116,9 @@ def with_architecture_of(
     values: dict[str, Any],
     overrides: dict[str, Any],
 ) -> dict[str, Any]:
-    """`values` with the architecture of the weights in `source`; block_size may be shorter than
-    theirs.
+    """`values` with the architecture of the weights in `source`.
+
+    block_size may be shorter than theirs.
 
     run: that has begun from the same source remembers it, and goes on where the source is gone.
     Raises ConfigError where `overrides` contradict it, and what init_from.find_pretrained() raises.
@@ -148,8 +149,7 @@ def with_architecture_of(
 
 
 def rows_for(tokenizer: "Tokenizer") -> int:
-    """The rows of the token embedding where nobody says how many: a multiple of 64, as GPUs like
-    it.
+    """Rows of the token embedding for a tokenizer: a multiple of 64, as GPUs like it.
 
     Characters get exactly theirs, as in nanoGPT.
     """
@@ -157,8 +157,9 @@ def rows_for(tokenizer: "Tokenizer") -> int:
 
 
 def fit_vocabulary(name: str, config: TrainConfig, tokenizer: "Tokenizer") -> TrainConfig:
-    """`config` of load(name), whose vocab_size was not typed, with the rows that the data set's
-    tokenizer wants.
+    """`config` with the vocab_size that the data set's tokenizer wants.
+
+    For a config of load(name) whose vocab_size was not typed.
 
     A run that has begun keeps its own rows, and a preset's hold where all ids fit; else the data
     decides.
@@ -177,9 +178,7 @@ def fit_vocabulary(name: str, config: TrainConfig, tokenizer: "Tokenizer") -> Tr
 
 
 def with_vocabulary(config: Config) -> Config:
-    """`config` with a vocab_size, its own or the GPT-2 presets', and an end of text where it wants
-    one.
-    """
+    """`config` with a vocab_size, the GPT-2 presets' by default, and an end of text."""
     vocabulary = {} if config.vocab_size else PRETRAIN
     eot = {"eot_id": config.eot_id or 0} if config.intra_document else {}
     return config.model_copy(update={**vocabulary, **eot})

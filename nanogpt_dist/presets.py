@@ -1,5 +1,6 @@
-"""Named recipes: what differs from the defaults in config.py. A preset is a plain dict; flags go on
-top.
+"""Named presets: what differs from the defaults in config.py; flags go on top.
+
+A preset is a plain dict.
 
 Sources: nanoGPT's config/ files; Radford et al. 2019, "Language Models are Unsupervised Multitask
 Learners", table 2.

@@ -1,5 +1,6 @@
-"""A polite request to stop (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C): obeyed at once before the work, else
-remembered.
+"""A request to stop (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C).
+
+Obeyed at once before the work begins, else remembered.
 """
 
 import signal
@@ -15,8 +16,9 @@ IMPATIENT_S = 5.0
 
 
 class StopRequest:
-    """Truthy once a signal of SIGNALS came; before defer() the first such signal raises
-    StoppedError where it finds us.
+    """Truthy once a signal of SIGNALS came.
+
+    Before defer() the first such signal raises StoppedError where it finds us.
 
     A second Ctrl-C within five seconds leaves at once by KeyboardInterrupt. message: that error's
     message.
@@ -31,8 +33,7 @@ class StopRequest:
         return self._asked_at is not None
 
     def listen(self) -> "StopRequest":
-        """Take over the signals of this process, but for those that it inherited as ignored
-        (nohup).
+        """Take over the signals of this process, but for ignored ones (nohup).
 
         SIGUSR1 in any case: a launcher has it ignored until we listen, as whoever does not dies of
         it.
