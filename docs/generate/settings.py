@@ -8,7 +8,7 @@ from docs.generate.text import code, escape, table
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.inspect.architecture import count_parameters
 from nanogpt_dist.load_config import load, with_vocabulary
-from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS
+from nanogpt_dist.presets import ABOUT, DEFAULT_PRESET, PRESETS
 
 TYPES = {
     "integer": "whole number",
@@ -17,6 +17,12 @@ TYPES = {
     "string": "text",
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+ON_RESUME = {
+    "refuse": "fixed for a run",
+    "refuse_global_batch": "fixed for a run, but for another cut of the same global batch",
+    "note": "may change on resume, with a note",
+    "ignore": "may change on resume",
+}
 
 SETTINGS = """\
 # Settings
@@ -25,6 +31,10 @@ All settings of a run. Each is a flag of [`nanogpt train`](#nanogpt-train) (`--l
 or `--learning_rate=3e-4` as in nanoGPT) and a line of a TOML file (`learning_rate = 3e-4`);
 `nanogpt show config PRESET` prints such a file. A flag takes precedence over a file or a preset,
 and these over the defaults below. The flag that turns a setting off begins with `--no-`.
+
+What a run has begun with is in its `config.toml`. Where a resumed run is given something else, a
+setting that is *fixed for a run* is refused with exit code 78; of another a line says so, if it
+changes what is computed.
 
 {groups}
 """
@@ -69,7 +79,8 @@ def setting_entry(name: str, field: dict[str, Any]) -> str:
         told = ", ".join([TYPES[kind["type"]], *([" and ".join(bounds)] if bounds else [])])
     default = "unset" if field["default"] is None else code(field["default"])
     term, text = f"`{name}`{{#setting-{name}}}", escape(field["description"])
-    return f"{term}\n:   {text} *({told}; default {default})*\n"
+    told = f"{told}; default {default}; {ON_RESUME[field['on_resume']]}"
+    return f"{term}\n:   {text} *({told})*\n"
 
 
 def presets_page() -> str:
@@ -86,7 +97,7 @@ def presets_page() -> str:
     return PRESETS_PAGE.format(
         table=table(header, (preset_row(name) for name in PRESETS)),
         sections="\n".join(
-            f"(preset-{name})=\n### {name}\n\n```toml\n{tomli_w.dumps(values)}```\n"
+            f"(preset-{name})=\n### {name}\n\n{ABOUT[name]}:\n\n```toml\n{tomli_w.dumps(values)}```\n"
             for name, values in PRESETS.items()
         ),
     )

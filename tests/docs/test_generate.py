@@ -36,6 +36,7 @@ def test_every_setting_has_its_entry_with_its_default() -> None:
         default = str(field.default)
         assert "unset" in entry if field.default is None else default.lower() in entry.lower()
         assert escape(field.description or "") in entry
+        assert "fixed for a run" in entry or "may change on resume" in entry
 
 
 def test_every_preset_corpus_and_exit_code_has_its_entry() -> None:
