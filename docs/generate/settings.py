@@ -96,11 +96,13 @@ def presets_page() -> str:
     )
     return PRESETS_PAGE.format(
         table=table(header, (preset_row(name) for name in PRESETS)),
-        sections="\n".join(
-            f"(preset-{name})=\n### {name}\n\n{ABOUT[name]}:\n\n```toml\n{tomli_w.dumps(values)}```\n"
-            for name, values in PRESETS.items()
-        ),
+        sections="\n".join(preset_section(name) for name in PRESETS),
     )
+
+
+def preset_section(name: str) -> str:
+    toml = tomli_w.dumps(PRESETS[name])
+    return f"(preset-{name})=\n### {name}\n\n{ABOUT[name]}:\n\n```toml\n{toml}```\n"
 
 
 def preset_row(name: str) -> tuple[str, ...]:
