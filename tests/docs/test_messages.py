@@ -1,5 +1,5 @@
-"""The messages that the how-to pages quote, in their tables of what can go wrong, are those of the
-program.
+"""The messages that the pages quote, in tables of what can go wrong and as lines that a command
+prints, are those of the program.
 """
 
 import ast
@@ -10,20 +10,29 @@ import pytest
 
 from tests.conftest import CLONE
 
+FOLDERS = ("tutorial", "how-to", "explanations")
 CODE = ("cli", "launch", "nanogpt_dist", "prepare")
 WORDS = 3  # in a row, which make a phrase
 SHARE = 0.6  # of the phrases of a quoted message, at least, stand in one file of the program
 
 
+PRINTED = r"(nanogpt: (?:error: )?|note: |out/\w+: |resuming is exact).*"
+
+
 def quoted() -> list[tuple[str, str]]:
-    """(page, message) of each table whose first column is headed `message`."""
+    """(page, message) of each table whose first column is headed `message`, and of each line that
+    a command is said to print for people.
+    """
     found = []
-    for page in sorted((CLONE / "docs" / "how-to").glob("*.md")):
+    pages = [page for name in FOLDERS for page in sorted((CLONE / "docs" / name).glob("*.md"))]
+    for page in pages:
         in_table = False
         for line in page.read_text("utf-8").splitlines():
             in_table = line.startswith("| message ") or (in_table and line.startswith("|"))
             if in_table and (cell := re.match(r"\| `([^`]{20,})`", line)):
                 found.append((page.name, cell[1]))
+            elif printed := re.fullmatch(PRINTED, line):
+                found.append((page.name, line.removeprefix(printed[1])))
     return found
 
 
