@@ -1,1 +1,6 @@
-"""Text from a model: decoder.py has the cache of keys and values, sampling.py chooses the ids."""
+"""Text from a model.
+
+settings.py   how text is drawn, with the defaults; without torch
+decoder.py    logits of the next token, with a cache of keys and values
+sampling.py   which token is drawn, and the text that they make
+"""

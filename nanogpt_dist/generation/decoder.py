@@ -1,5 +1,4 @@
-"""Logits of the next token, again and again, with a cache of the keys and values of the tokens
-before.
+"""Logits of the next token, again and again, with a cache of keys and values.
 
 A prompt goes through the model at once (prefill), then each token alone (decode). Rows may have
 prompts of unequal length: they stand at the left, and what stands right of a row's last token is
@@ -34,8 +33,9 @@ WEIGHTS = ("auto", "float32", "bfloat16", "int8")
 
 
 def pick_weights(name: str, device: torch.device, greedy: bool) -> str:
-    """`auto` is bfloat16 where the device is fast in it; but float32 for greedy choices: they are
-    to be exact.
+    """The format of the weights that `name`, one of WEIGHTS, stands for.
+
+    auto: bfloat16 where the device is fast in it, but float32 for greedy choices, which are exact.
     """
     if name != "auto":
         return name
@@ -44,7 +44,7 @@ def pick_weights(name: str, device: torch.device, greedy: bool) -> str:
 
 
 class Decoder:
-    """A model's matrices, made ready in one number format, and the caches of the rows at work.
+    """A model's matrices in one number format, and the caches of the rows at work.
 
     weights: float32, bfloat16, or int8 (matrices only, with a scale for each row; activations are
     bfloat16). LayerNorms, the residual stream and the logits are float32. n_vocab: logits of ids
@@ -69,10 +69,10 @@ class Decoder:
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
-        """Logits after each prompt (B, V). No prompt is empty; of a long one the last block_size
-        tokens count.
+        """Logits after each prompt: (B, V).
 
-        Raises BadDataError for an id without a row in the token table.
+        No prompt is empty; of a long one the last block_size tokens count. Raises BadDataError for
+        an id without a row in the token embedding.
         """
         block_size = self.config.block_size
         self.model.refuse_unknown(max(map(max, prompts)))
@@ -96,21 +96,23 @@ class Decoder:
             row.append(chosen)
         full = [i for i, row in enumerate(self.rows) if len(row) > self.config.block_size]
         if len(full) == len(self.rows):
-            return self._beyond(full)
+            return self._without_cache(full)
         logits = self._decode(ids)
         if full:
-            logits[full] = self._beyond(full)
+            logits[full] = self._without_cache(full)
         return logits
 
-    def _beyond(self, which: list[int]) -> Tensor:
-        """Logits of rows longer than block_size: all positions have moved on, so that no cache is
-        of use.
+    def _without_cache(self, which: list[int]) -> Tensor:
+        """Logits of rows longer than block_size: (number of rows, V).
+
+        All positions have moved on, so that no cache is of use.
         """
         return self._prefill([tuple(self.rows[i][-self.config.block_size :]) for i in which], None)
 
     def _prefill(self, contexts: Sequence[Sequence[int]], rows: Tensor | None) -> Tensor:
-        """Logits after each context (B, V). rows: whose context goes to which row of the caches;
-        None: to none.
+        """Logits after each context: (B, V).
+
+        rows: the context of each row of the caches; None: fill no cache.
         """
         lengths = torch.tensor([len(context) for context in contexts], device=self.device)
         T = int(lengths.max())
@@ -124,11 +126,11 @@ class Decoder:
             if rows is not None:
                 keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
             y = self.prefill_attention(q, k, v, None)  # (B, H, T, D)
-            x = layer.rest(x, layer.side_by_side(y))
+            x = layer.after_attention(x, layer.join_heads(y))
         return self._logits(x[torch.arange(len(contexts), device=self.device), lengths - 1])
 
     def _decode(self, ids: Tensor) -> Tensor:
-        """Logits after one more token of each row, the last one in self.rows: (B,) → (B, V)."""
+        """Logits after one more token of each row, which is the last in self.rows: (B, V)."""
         ends = [min(len(row), self.config.block_size) for row in self.rows]
         S, mask = max(ends), None
         last = torch.tensor(ends, device=self.device) - 1  # (B,)
@@ -146,7 +148,7 @@ class Decoder:
             else:
                 keys[each, :, last], values[each, :, last] = k[:, :, 0], v[:, :, 0]
             y = cached_attention(q, keys[:, :, :S], values[:, :, :S], mask)  # (B, H, 1, D)
-            x = layer.rest(x, layer.side_by_side(y).to(self.dtype))
+            x = layer.after_attention(x, layer.join_heads(y).to(self.dtype))
         return self._logits(x[:, 0])
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class Decoder:
 
 
 class _Layer:
-    """A block in two halves, between which there is attention; x is (B, T, C) in float32."""
+    """A block before and after its attention; x is (B, T, C), in float32."""
 
     def __init__(self, block: nn.Module, weights: str, dtype: torch.dtype) -> None:
         assert isinstance(block, Block)
@@ -168,18 +170,19 @@ class _Layer:
         )
 
     def qkv(self, x: Tensor) -> Tensor:
+        """Before attention: (B, T, C) → (B, T, (H + 2K)·D)."""
         return self.c_attn(self.block.ln_1(x).to(self.dtype))  # (B, T, (H + 2K)·D)
 
     def heads(self, qkv: Tensor, positions: SequencePositions) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D)."""
         return self.block.attn.heads(qkv, positions)
 
-    def side_by_side(self, y: Tensor) -> Tensor:
+    def join_heads(self, y: Tensor) -> Tensor:
         """(B, H, T, D) → (B, T, C)."""
         return y.transpose(1, 2).flatten(2)
 
-    def rest(self, x: Tensor, y: Tensor) -> Tensor:
-        """y: what attention gave (B, T, C)."""
+    def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
+        """The rest of the block; x, y: its input and attention's output, (B, T, C) each."""
         x = x + self.attn_proj(y)
         h = self.c_fc(self.block.ln_2(x).to(self.dtype))  # (B, T, F), of swiglu 2F
         return x + self.mlp_proj(self.block.mlp.act(h))
@@ -197,10 +200,10 @@ def _linear(weight: Tensor, bias: Tensor | None, weights: str, dtype: torch.dtyp
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
-    """With a bfloat16 weight in the order that oneDNN reads fastest, which takes a quarter off a
-    product with one row.
+    """F.linear; a bfloat16 weight on a CPU is kept in the order that oneDNN reads fastest.
 
-    By operators of torch's that are private: without them, as ever.
+    That takes a quarter off a product with one row. The operators of torch's are private: without
+    them, as ever.
     """
     pack = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
     multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -220,9 +223,7 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def _int8_product(weight: Tensor, scale: Tensor) -> Linear:
-    """By torch's kernel for one format of weights and another of activations, which is private:
-    else step by step.
-    """
+    """The product with int8 weights, by torch's private kernel where it has one."""
     kernel = getattr(torch, "_weight_int8pack_mm", None)
     if kernel is None or weight.device.type != "cpu":
         return lambda x: F.linear(x, weight.to(x.dtype)) * scale

@@ -1,8 +1,7 @@
-"""Text from a model: choose the next token, append, repeat. Never an id that the tokenizer cannot
-decode.
+"""Text from a model: choose the next token, append, repeat.
 
-What is drawn for the i-th sample after a prompt is a function of the seed and i: not of what else
-is drawn with it.
+No id is drawn that the tokenizer cannot decode. What is drawn for the i-th sample after a prompt is
+a function of the seed and i, not of what else is drawn with it.
 
 Shape letters: B samples, V ids that the tokenizer has.
 
@@ -19,25 +18,15 @@ import torch
 from torch import Tensor
 
 from nanogpt_dist.generation.decoder import Decoder
+from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to choose. temperature 0 takes the most probable token; top_k and top_p None are off."""
-
-    max_new_tokens: int = 500
-    temperature: float = 0.8
-    top_k: int | None = 200
-    top_p: float | None = None
-    stop: tuple[str, ...] = ()
-    seed: int = 1337
-
-
-@dataclass(frozen=True)
 class Sample:
-    """What the model wrote after `prompt`: `ids` end before the end-of-text token or the first stop
-    text.
+    """What the model wrote after `prompt`.
+
+    ids: up to the end-of-text token or the first stop text, both left out.
     """
 
     prompt: str
@@ -46,14 +35,15 @@ class Sample:
 
 
 def generator_of(seed: int, index: int) -> torch.Generator:
-    """What draws for the index-th sample; on the CPU, so that all devices draw the same."""
+    """The generator of the index-th sample; on the CPU, so that all devices draw the same."""
     digest = hashlib.sha256(f"sample/{seed}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """All but the smallest set of tokens, at least one, of total probability ≥ p set to −∞: (B, V)
-    → (B, V).
+    """The logits of all but the likeliest tokens set to −∞: (B, V) → (B, V).
+
+    Kept is the smallest set, of at least one token, whose total probability is ≥ p.
     """
     ordered, index = logits.sort(descending=True)
     probability = ordered.softmax(-1)
@@ -89,10 +79,11 @@ def generate(
     settings: Settings,
     indices: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """The next token of every row, again and again: B prompts, none empty → max_new_tokens × (B,).
+    """The next token of every row, again and again: B prompts → max_new_tokens × (B,).
 
-    indices: which sample after its prompt a row is; None: each the first. The context is cropped to
-    the model's last block_size tokens. Raises BadDataError for weights that diverged.
+    prompts: none is empty. indices: which sample after its prompt a row is; None: each the first.
+    The context is cropped to the last block_size tokens. Raises DivergedError for logits that are
+    not finite, BadDataError for an id that the model has no row for.
     """
     logits = decoder.start(prompts, settings.max_new_tokens)  # (B, V)
     generators = [generator_of(settings.seed, index) for index in indices or [0] * len(prompts)]
@@ -104,8 +95,9 @@ def generate(
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids; an empty prompt is the end-of-text token, which documents follow, or else
-    first_text().
+    """The prompt's ids; of an empty one the end-of-text token, or else first_text()'s.
+
+    In the training data a document follows each end of text.
     """
     ids = tokenizer.encode(prompt).tolist()
     if ids:
@@ -118,9 +110,7 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def first_text(tokenizer: Tokenizer) -> str:
-    """What a sample begins with where nothing is asked for: a line break, or else the first
-    character.
-    """
+    """What a sample begins with without a prompt: a line break, or else the first character."""
     lacks = tokenizer.kind == "char" and b"\n" not in tokenizer.tokens
     return tokenizer.decode([0]) if lacks else "\n"
 
@@ -133,26 +123,24 @@ def sample(
     settings: Settings,
 ) -> list[Sample]:
     """`count` samples after each prompt, all in one batch."""
-    each, indices = _several(prompts, count)
-    rows = write_on(
+    each, indices = _repeated(prompts, count)
+    rows = generate_ids(
         decoder, tokenizer, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices
     )
     return [
-        finish(prompt, row, tokenizer, settings.stop)
+        to_sample(prompt, row, tokenizer, settings.stop)
         for prompt, row in zip(each, rows, strict=True)
     ]
 
 
-def write_on(
+def generate_ids(
     decoder: Decoder,
     tokenizer: Tokenizer,
     contexts: Sequence[Sequence[int]],
     settings: Settings,
     indices: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The ids that follow each context, up to the end of text or the token that completes a stop
-    text.
-    """
+    """The ids that follow each context, up to the end of text or the end of a stop text."""
     rows: list[list[int]] = [[] for _ in contexts]
     done = [False] * len(rows)
     for new in generate(decoder, contexts, settings, indices):
@@ -161,10 +149,8 @@ def write_on(
                 done[row] = chosen in tokenizer.stop_ids
                 if not done[row]:
                     rows[row].append(chosen)
-                    done[row] = (
-                        _find_stop(_tail(rows[row], tokenizer, settings.stop), settings.stop)
-                        is not None
-                    )
+                    tail = _tail(rows[row], tokenizer, settings.stop)
+                    done[row] = _find_stop(tail, settings.stop) is not None
         if all(done):
             break
     return rows
@@ -177,13 +163,13 @@ def stream(
     count: int,
     settings: Settings,
 ) -> Iterator[tuple[int, str]]:
-    """sample()'s texts piece by piece: (number of the sample, piece), one sample after the other,
-    at least one of each.
+    """sample()'s texts piece by piece: (number of the sample, piece).
 
-    They are drawn in one batch, as there: of all but the one that is told the pieces wait.
+    They come one sample after the other, at least one piece of each. They are drawn in one batch,
+    as there: the pieces of all later samples wait.
     """
-    each, indices = _several(prompts, count)
-    texts = [_Pieces(tokenizer, settings.stop) for _ in each]
+    each, indices = _repeated(prompts, count)
+    texts = [_TextPieces(tokenizer, settings.stop) for _ in each]
     waiting, now = [""] * len(each), 0
     for new in generate(
         decoder, [encode_prompt(prompt, tokenizer) for prompt in each], settings, indices
@@ -204,14 +190,15 @@ def stream(
         yield number, waiting[number] + texts[number].end()
 
 
-def _several(prompts: Sequence[str], count: int) -> tuple[list[str], list[int]]:
+def _repeated(prompts: Sequence[str], count: int) -> tuple[list[str], list[int]]:
     """Each prompt `count` times, and which sample after it each is."""
     return [prompt for prompt in prompts for _ in range(count)], list(range(count)) * len(prompts)
 
 
-class _Pieces:
-    """The text of a sample as it comes. Held back: a character's first bytes, and what may begin a
-    stop text.
+class _TextPieces:
+    """The text of one sample as it comes.
+
+    Held back: the first bytes of a character, and what may begin a stop text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
@@ -221,15 +208,15 @@ class _Pieces:
         self.held, self.done = "", False
 
     def add(self, chosen: int) -> str:
-        """What is certain of the text now that a token was chosen, and was not before."""
+        """The piece of text that is certain with this token, and was not before it."""
         if self.done:
             return ""
         if chosen in self.tokenizer.stop_ids:
             return self.end()
         self.held += self.decode(self.tokenizer.decode_bytes([chosen]))
-        found = _find_stop(self.held, self.stops)
-        self.done = found is not None
-        certain = max(0, len(self.held) - self.back) if found is None else found
+        stop = _find_stop(self.held, self.stops)
+        self.done = stop is not None
+        certain = max(0, len(self.held) - self.back) if stop is None else stop
         text, self.held = self.held[:certain], self.held[certain:]
         return text
 
@@ -242,26 +229,24 @@ class _Pieces:
 
 
 def _find_stop(text: str, stops: tuple[str, ...]) -> int | None:
-    """Where the first stop text begins in `text`."""
-    return min((found for stop in stops if (found := text.find(stop)) >= 0), default=None)
+    """Where the first stop text begins in `text`; None: there is none."""
+    return min((start for stop in stops if (start := text.find(stop)) >= 0), default=None)
 
 
 def _tail(ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> str:
-    """The end of the text so far, long enough to hold any stop text that the last token
-    completed.
-    """
+    """The end of the text so far, as long as any stop text that the last token completes."""
     if not stops:
         return ""
     bytes_needed = 2 * max(len(stop.encode()) for stop in stops)
     return tokenizer.decode(ids[-bytes_needed - 1 :])  # every token has at least one byte
 
 
-def finish(prompt: str, ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> Sample:
-    """The Sample of ids that write_on() found: cut before the first stop text."""
+def to_sample(prompt: str, ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> Sample:
+    """The Sample of generate_ids()'s ids, cut before the first stop text."""
     text = tokenizer.decode(ids)
-    found = _find_stop(text, stops)
-    if found is not None:
-        text = text[:found]
+    stop = _find_stop(text, stops)
+    if stop is not None:
+        text = text[:stop]
         while ids and not text.startswith(tokenizer.decode(ids)):
             ids = ids[:-1]
     return Sample(prompt, text, ids)

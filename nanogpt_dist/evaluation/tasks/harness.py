@@ -251,5 +251,5 @@ def _write(
     settings: sampling.Settings,
     index: int,
 ) -> str:
-    [row] = sampling.write_on(decoder, scorer.tokenizer, [ids], settings, [index])
-    return sampling.finish("", row, scorer.tokenizer, settings.stop).text
+    [row] = sampling.generate_ids(decoder, scorer.tokenizer, [ids], settings, [index])
+    return sampling.to_sample("", row, scorer.tokenizer, settings.stop).text
