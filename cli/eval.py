@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from nanogpt_dist.config import TrainConfig
     from nanogpt_dist.distributed.world import World
-    from nanogpt_dist.evaluation.report import Judged
+    from nanogpt_dist.evaluation.report import LoadedModel
 
 NAMED = 16  # columns of a checkpoint's name, at least, beside its figures
 FETCH_TIMEOUT_S = 3600  # of the ranks, while one of them fetches the data of tasks
 
-Results = dict[str, dict[str, Any]]  # what was judged → figures
+Results = dict[str, dict[str, Any]]  # what was evaluated → figures
 
 
 def eval_command(
@@ -85,6 +85,7 @@ def eval_command(
     from nanogpt_dist.data import DataFolder
     from nanogpt_dist.distributed.world import connect
     from nanogpt_dist.evaluation import report
+    from nanogpt_dist.evaluation.tasks import jsonl_tasks
 
     rows = []
     with connect(device, timeout_s=FETCH_TIMEOUT_S if tasks else 600) as world:
@@ -93,14 +94,16 @@ def eval_command(
         _refuse_unread(dataset, split, tasks, text, limit)
         split = split or "val"
         for target in [*targets] if targets else [None]:
-            judged = _judged(target, init_from, block_size, best, world)
+            loaded = _load_model(target, init_from, block_size, best, world)
             results: Results = {}
             if not (tasks or text) or dataset:
                 with world.raise_on_all_ranks():
-                    data = DataFolder.open(Path(dataset or _dataset_of(judged)))
+                    data = DataFolder.open(Path(dataset or _dataset_of(loaded)))
                 if world.is_rank0:
-                    echo(f"{judged.name} on the {split} split of {data.path}", err=True)
-                figures = report.loss(judged, data, split, world, batch_size, dtype)
+                    echo(f"{loaded.name} on the {split} split of {data.path}", err=True)
+                figures = report.split_loss(
+                    loaded, data, split, report.EvalSettings(world, batch_size, dtype)
+                )
                 results[f"{split} of {data.path}"] = {
                     **figures,
                     "dataset": str(data.path),
@@ -108,14 +111,14 @@ def eval_command(
                 }
             if tasks or text:
                 with world.raise_on_all_ranks():
-                    scorer = judged.scorer(world, batch_size, dtype)
+                    scorer = loaded.scorer(world, batch_size, dtype)
                 results.update(
-                    {f"text {path}": report.jsonl_tasks.text(path, scorer) for path in text or []}
+                    {f"text {path}": jsonl_tasks.text(path, scorer) for path in text or []}
                 )
-                results.update(report.tasks(names, scorer, limit))
-            rows.append((judged.name, results))
-            if judged.checkpoint and world.is_rank0:
-                _keep(judged.checkpoint, results)
+                results.update(report.run_tasks(names, scorer, limit))
+            rows.append((loaded.name, results))
+            if loaded.checkpoint and world.is_rank0:
+                _keep(loaded.checkpoint, results)
     if world.is_rank0:
         _print_json(rows) if json else _print(rows)
 
@@ -149,14 +152,14 @@ def _refuse_unread(
         )
 
 
-def _judged(
+def _load_model(
     target: str | None,
     init_from: str | None,
     block_size: int | None,
     best: bool,
     world: "World",
-) -> "Judged":
-    """What is to be judged, on all ranks the same: one chooses, for a run that is still training
+) -> "LoadedModel":
+    """What is to be evaluated, on all ranks the same: one chooses, as a run that is still training
     goes on meanwhile.
     """
     from nanogpt_dist.errors import UsageError
@@ -173,18 +176,18 @@ def _judged(
         if foreign is not None and best:
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
         if foreign is not None:
-            return report.of_source(foreign, world.device)
+            return report.load_pretrained(foreign, world.device)
         chosen = str(run_checkpoints.find_checkpoint(target, best, warn)) if world.is_rank0 else ""
     found = Path(world.broadcast_text(chosen))
     with world.raise_on_all_ranks():
-        return report.of_checkpoint(found, world.device)
+        return report.load_checkpoint(found, world.device)
 
 
-def _dataset_of(judged: "Judged") -> str:
+def _dataset_of(loaded: "LoadedModel") -> str:
     from nanogpt_dist.storage import run_folder
 
-    own = judged.config.dataset
-    return run_folder.dataset_of(judged.checkpoint, own) if judged.checkpoint else own
+    own = loaded.config.dataset
+    return run_folder.dataset_of(loaded.checkpoint, own) if loaded.checkpoint else own
 
 
 def _foreign(
@@ -222,10 +225,10 @@ def _foreign(
 
 def _keep(checkpoint: Path, results: Results) -> None:
     from nanogpt_dist.errors import NanogptError
-    from nanogpt_dist.evaluation.report import keep
+    from nanogpt_dist.evaluation.report import save_results
 
     try:
-        keep(checkpoint, results)
+        save_results(checkpoint, results)
     except NanogptError as error:  # a folder of somebody else's
         warn(f"the figures are not kept: {error}")
 
@@ -271,7 +274,7 @@ SHOWN = ("val_loss", "train_loss", "loss", "perplexity", "bits_per_byte", "acc",
 
 
 def _print_table(rows: list[tuple[str, Results]]) -> None:
-    """One table; on a terminal that is too narrow for it one for each thing that was judged, or a
+    """One table; on a terminal that is too narrow for it one for each thing that was measured, or a
     list.
     """
     columns = list(

@@ -105,7 +105,9 @@ def sample(
 
     where = pick_device(device)
     judged = (
-        report.of_source(config, where) if init_from else report.of_checkpoint(Path(found), where)
+        report.load_pretrained(config, where)
+        if init_from
+        else report.load_checkpoint(Path(found), where)
     )
     model, tokenizer = judged.model, judged.tokenizer
     if tokenizer is None:

@@ -1,8 +1,7 @@
-"""A checkpoint judged, or foreign weights: loss over a split, tasks, texts; and what is kept of
-that.
+"""`nanogpt eval`: a checkpoint's or pretrained weights' loss over a split, and tasks.
 
-CHECKPOINT.eval.json, in the folder in which the checkpoint lies: {"checkpoint": name, "results":
-{what: figures}}.
+Kept in CHECKPOINT.eval.json, in the folder in which the checkpoint lies: {"checkpoint": name,
+"results": {what: figures}}.
 """
 
 import math
@@ -25,11 +24,15 @@ from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tokenizer import Tokenizer
 
+SplitName = Literal["train", "val"]
+
 
 @dataclass(frozen=True)
-class Judged:
-    """What is judged. name: for people; checkpoint: its folder, None for foreign weights;
-    tokenizer: None: unknown.
+class LoadedModel:
+    """A model to evaluate or to sample from.
+
+    name: for messages. tokenizer: None where it is unknown. checkpoint: its folder; None for
+    pretrained weights.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Judged:
     checkpoint: Path | None
 
     def scorer(self, world: World, batch_size: int, dtype: str) -> Scorer:
-        """Raises MissingInputError where the tokenizer is unknown."""
+        """A Scorer of this model. Raises MissingInputError where the tokenizer is unknown."""
         if self.tokenizer is None:
             raise MissingInputError(
                 f"{self.name} has no tokenizer files: tasks and texts need them"
@@ -49,21 +52,30 @@ class Judged:
         )
 
 
-def of_checkpoint(found: Path, device: torch.device) -> Judged:
-    """A verified checkpoint."""
-    model, config = load_model(found, device)
-    return Judged(str(found), model, config, load_checkpoint_tokenizer(found), found)
+@dataclass(frozen=True)
+class EvalSettings:
+    """On which ranks, how many windows go into one forward pass, and in which numbers."""
+
+    world: World
+    batch_size: int = 16
+    dtype: str = "float32"
 
 
-def of_source(config: TrainConfig, device: torch.device) -> Judged:
+def load_checkpoint(folder: Path, device: torch.device) -> LoadedModel:
+    """The model of a verified checkpoint folder."""
+    model, config = load_model(folder, device)
+    return LoadedModel(str(folder), model, config, load_checkpoint_tokenizer(folder), folder)
+
+
+def load_pretrained(config: TrainConfig, device: torch.device) -> LoadedModel:
     """The weights that config.init_from names. Raises as init_from.find_pretrained()."""
     from nanogpt_dist.interop import hf_tokenizer, huggingface, init_from
 
     assert config.init_from is not None
-    found = init_from.find_pretrained(config.init_from)
-    model = huggingface.load_model(found, config.architecture(), device)
+    pretrained = init_from.find_pretrained(config.init_from)
+    model = huggingface.load_model(pretrained, config.architecture(), device)
     try:
-        tokenizer = hf_tokenizer.load_tokenizer(found)
+        tokenizer = hf_tokenizer.load_tokenizer(pretrained)
         model.n_vocab = tokenizer.n_vocab
     except MissingInputError:
         tokenizer = None  # nobody knows which rows have an id
@@ -71,31 +83,28 @@ def of_source(config: TrainConfig, device: torch.device) -> Judged:
     if tokenizer is not None and rows is not None and tokenizer.n_vocab > rows:
         ids = f"{tokenizer.n_vocab} ids in its tokenizer, {rows} in its model"
         raise BadDataError(f"{config.init_from}: {ids}; give the tokenizer that belongs to it")
-    return Judged(config.init_from, model, config, tokenizer, None)
+    return LoadedModel(config.init_from, model, config, tokenizer, None)
 
 
-Split = Literal["train", "val"]
-
-
-def loss(
-    judged: Judged,
+def split_loss(
+    loaded: LoadedModel,
     data: DataFolder,
-    split: Split,
-    world: World,
-    batch_size: int,
-    dtype: str,
+    split: SplitName,
+    settings: EvalSettings,
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte over a whole split; all ranks together.
 
-    Raises BadDataError for other ids, DivergedError.
+    Raises BadDataError for other ids than the model's, DivergedError.
     """
+    world = settings.world
     with world.raise_on_all_ranks():
-        check_tokenizer(judged, data)
+        check_tokenizer(loaded, data)
         tokens = data.split(split)
-        windows = whole_split(tokens.tokens, judged.config.block_size)
-        numbers = pick_dtype(dtype, world.device)
-    judge = Evaluator(tokens, windows, data.tokenizer.byte_lengths(), world, batch_size, numbers)
-    figures = asdict(judge(judged.model))
+        windows = whole_split(tokens.tokens, loaded.config.block_size)
+        dtype = pick_dtype(settings.dtype, world.device)
+    byte_lengths = data.tokenizer.byte_lengths()
+    evaluator = Evaluator(tokens, windows, byte_lengths, world, settings.batch_size, dtype)
+    figures = asdict(evaluator(loaded.model))
     if not math.isfinite(figures["val_loss"]):
         raise DivergedError
     if split == "train":
@@ -105,27 +114,22 @@ def loss(
     return figures
 
 
-def check_tokenizer(judged: Judged, data: DataFolder) -> None:
-    """Raises BadDataError where the data has other ids than the model's tokenizer, or more than its
-    model has rows.
-    """
-    ours, theirs, rows = (
-        judged.tokenizer,
-        data.tokenizer,
-        judged.model.transformer.wte.weight.size(0),
-    )
+def check_tokenizer(loaded: LoadedModel, data: DataFolder) -> None:
+    """Raises BadDataError where the data has other ids than the model, or more than it has rows."""
+    ours, theirs = loaded.tokenizer, data.tokenizer
+    rows = loaded.model.transformer.wte.weight.size(0)
     highest = max(len(theirs.tokens) - 1, theirs.eot_id or 0)  # other special tokens are in no data
     if highest >= rows and (ours is None or ours.fingerprint == theirs.fingerprint):
         raise BadDataError(
-            f"{data.path} has ids up to {highest}, {judged.name} {rows} rows: they do not belong "
+            f"{data.path} has ids up to {highest}, {loaded.name} {rows} rows: they do not belong "
             "together"
         )
     if ours is None or ours.fingerprint == data.tokenizer.fingerprint:
         return
-    name = judged.checkpoint.name if judged.checkpoint else judged.name
+    name = loaded.checkpoint.name if loaded.checkpoint else loaded.name
     again = (
-        f": prepare it again with --tokenizer {judged.checkpoint / 'tokenizer.json'}"
-        if judged.checkpoint
+        f": prepare it again with --tokenizer {loaded.checkpoint / 'tokenizer.json'}"
+        if loaded.checkpoint
         else ""
     )
     raise BadDataError(
@@ -137,7 +141,7 @@ def check_tokenizer(judged: Judged, data: DataFolder) -> None:
 def task_names(listed: str) -> list[str]:
     """The tasks of a list with commas: NAME=FILE.jsonl, or a name or PATH.yaml of lm-eval's.
 
-    Raises UsageError where it names none, one twice, or one from a file that we cannot score;
+    Raises UsageError for no name, one twice, or a NAME that is not scored from a file;
     MissingInputError.
     """
     names = []
@@ -156,31 +160,32 @@ def task_names(listed: str) -> list[str]:
     return names
 
 
-def tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict[str, Any]]:
-    """{task: figures} of NAME=FILE.jsonl, by our own scorer, and of lm-eval's tasks, by name or
-    PATH.yaml.
+def run_tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, dict[str, Any]]:
+    """{task: figures} of NAME=FILE.jsonl, and of lm-eval's tasks by name or PATH.yaml.
 
     Where a NAME has several files, or is one of lm-eval's too, its figures are called
     NAME=FILE.jsonl.
     """
-    every = [name.partition("=")[0] for name in names]
-    theirs: dict[str, dict[str, Any]] = {}
-    if elsewhere := [name for name in names if "=" not in name]:
+    from_lm_eval: dict[str, dict[str, Any]] = {}
+    if others := [name for name in names if "=" not in name]:
         from nanogpt_dist.evaluation.tasks import harness
 
-        theirs = harness.run(elsewhere, scorer, limit)
-    found: dict[str, dict[str, Any]] = {}
+        from_lm_eval = harness.run(others, scorer, limit)
+    tasks = [name.partition("=")[0] for name in names]
+    from_files: dict[str, dict[str, Any]] = {}
     for name in names:
         task, has_file, file = name.partition("=")
         if has_file:
-            called = task if every.count(task) == 1 and task not in theirs else name
-            found[called] = jsonl_tasks.run(task, Path(file), scorer, limit)
-    return {**found, **theirs}
+            alone = tasks.count(task) == 1 and task not in from_lm_eval
+            figures = jsonl_tasks.run(task, Path(file), scorer, limit)
+            from_files[task if alone else name] = figures
+    return {**from_files, **from_lm_eval}
 
 
-def keep(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
-    """Write `results` into the file beside the checkpoint, over what it has under the same names;
-    returns its path.
+def save_results(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
+    """Write `results` into the file beside the checkpoint, and return its path.
+
+    Results of the same names are replaced, others stay.
     """
     checkpoint = run_folder.canonical_path(checkpoint)
     path = checkpoint.with_name(f"{checkpoint.name}.eval.json")

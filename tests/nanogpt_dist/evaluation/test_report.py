@@ -11,7 +11,8 @@ from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.evaluation import report
-from nanogpt_dist.evaluation.report import Judged
+from nanogpt_dist.evaluation.report import LoadedModel
+from nanogpt_dist.evaluation.tasks import jsonl_tasks
 from nanogpt_dist.generation import sampling
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.model.gpt import GPT
@@ -21,19 +22,19 @@ from tests.nanogpt_dist.interop.models import SIZES
 from tests.nanogpt_dist.small import ONE
 
 
-def judged(rows: int, tokenizer: Tokenizer | None) -> Judged:
+def loaded(rows: int, tokenizer: Tokenizer | None) -> LoadedModel:
     config = resolve({**SIZES, "vocab_size": rows})
-    return Judged(
+    return LoadedModel(
         "a model", GPT(config.architecture()).init_weights(0).eval(), config, tokenizer, None
     )
 
 
 def test_an_id_without_a_row_is_told(tmp_path: Path) -> None:
-    few = judged(90, tokenizers.byte())
+    few = loaded(90, tokenizers.byte())
     text = tmp_path / "text.txt"
     text.write_text("abc xyz", encoding="utf-8")
     with pytest.raises(BadDataError, match="gives id 256, the model has 90 rows"):
-        report.own.text(text, few.scorer(ONE, 4, "float32"))
+        jsonl_tasks.text(text, few.scorer(ONE, 4, "float32"))
     decoder = Decoder(few.model, 256)
     with pytest.raises(BadDataError, match="gives id 122, the model has 90 rows"):
         sampling.sample(decoder, tokenizers.byte(), ["xyz"], 1, sampling.Settings(max_new_tokens=2))
@@ -46,8 +47,8 @@ def test_data_with_more_ids_than_the_model_has_rows_is_refused(corpus: Path) -> 
     data = DataFolder.open(corpus)
     for tokenizer in (None, data.tokenizer):
         with pytest.raises(BadDataError, match=r"has ids up to \d+, a model 20 rows"):
-            report.check_tokenizer(judged(20, tokenizer), data)
-        report.check_tokenizer(judged(data.tokenizer.n_vocab, tokenizer), data)
+            report.check_tokenizer(loaded(20, tokenizer), data)
+        report.check_tokenizer(loaded(data.tokenizer.n_vocab, tokenizer), data)
 
 
 def test_json_has_null_for_what_is_not_finite_at_any_depth() -> None:
@@ -59,7 +60,7 @@ def test_json_has_null_for_what_is_not_finite_at_any_depth() -> None:
 def test_a_sample_begins_with_text_that_the_tokenizer_has(text: str, begins: str) -> None:
     tokenizer = tokenizers.char([text]) if text else tokenizers.byte()
     assert sampling.first_text(tokenizer) == begins
-    model = judged(tokenizer.n_vocab, tokenizer).model
+    model = loaded(tokenizer.n_vocab, tokenizer).model
     torch.manual_seed(0)
     assert sampling.encode_prompt("", tokenizer)
     for prompt in ("", begins):

@@ -91,10 +91,12 @@ def test_a_run_and_its_export_have_one_loss(corpus: Path, tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", data.tokenizer, vocab_size=512)  # of 257 ids
     folder = export(run, tmp_path / "hf")
     config = load("gpt2", {"init_from": str(folder)})
-    both = report.of_checkpoint(find_checkpoint(str(run)), CPU), report.of_source(config, CPU)
-    ours, exported = (
-        report.loss(each, data, "val", ONE, 8, "float32")["val_loss"] for each in both
+    both = (
+        report.load_checkpoint(find_checkpoint(str(run)), CPU),
+        report.load_pretrained(config, CPU),
     )
+    settings = report.EvalSettings(ONE, batch_size=8)
+    ours, exported = (report.split_loss(each, data, "val", settings)["val_loss"] for each in both)
     assert ours == pytest.approx(exported, rel=1e-6)
     x = ids(257)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()(x, labels=x).loss.item()
@@ -508,4 +510,4 @@ def test_more_ids_than_rows_are_told_before_weights_are_used(tmp_path: Path) -> 
     with pytest.raises(
         BadDataError, match="5001 ids in its tokenizer, 300 in its model; give the tokenizer"
     ):
-        report.of_source(load("gpt2", {"init_from": str(folder)}), CPU)
+        report.load_pretrained(load("gpt2", {"init_from": str(folder)}), CPU)

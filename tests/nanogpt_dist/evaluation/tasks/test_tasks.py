@@ -339,16 +339,19 @@ def test_weights_that_diverged_have_no_figures(
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    judged = report.of_checkpoint(find_checkpoint(str(run)), torch.device("cpu"))
+    loaded = report.load_checkpoint(find_checkpoint(str(run)), torch.device("cpu"))
     with torch.no_grad():
-        judged.model.transformer.ln_f.weight[:] = value
-    scorer = judged.scorer(ONE, 4, "float32")
+        loaded.model.transformer.ln_f.weight[:] = value
+    scorer = loaded.scorer(ONE, 4, "float32")
     file = write_lines(tmp_path / "h.jsonl", QUESTIONS)
     for figures in (
-        lambda: report.tasks([f"hellaswag={file}"], scorer, None),
+        lambda: report.run_tasks([f"hellaswag={file}"], scorer, None),
         lambda: jsonl_tasks.text(file, scorer),
-        lambda: report.loss(
-            replace(judged, tokenizer=None), DataFolder.open(corpus), "val", ONE, 4, "float32"
+        lambda: report.split_loss(
+            replace(loaded, tokenizer=None),
+            DataFolder.open(corpus),
+            "val",
+            report.EvalSettings(ONE, 4),
         ),
     ):
         with pytest.raises(BadDataError, match="diverged"):
@@ -359,8 +362,8 @@ def test_a_list_of_tasks_is_read_before_anything_else(scorer: Scorer, tmp_path: 
     one, two = (write_lines(tmp_path / name, QUESTIONS) for name in ("a.jsonl", "b.jsonl"))
     names = report.task_names(f" hellaswag={one}, hellaswag = {two} ,")
     assert names == [f"hellaswag={one}", f"hellaswag={two}"]
-    assert list(report.tasks(names, scorer, 1)) == names
-    assert list(report.tasks(names[:1], scorer, 1)) == ["hellaswag"]
+    assert list(report.run_tasks(names, scorer, 1)) == names
+    assert list(report.run_tasks(names[:1], scorer, 1)) == ["hellaswag"]
     for listed, error, told in [
         (",", UsageError, "names no task"),
         ("", UsageError, "names no task"),
