@@ -40,7 +40,7 @@ dist: $(STAMP)   ## sdist, and the wheel from it
 	$(BIN)/python -m build --outdir dist .
 
 clean:           ## remove what make made
-	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist docs/_build docs/reference/generated *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
