@@ -1,10 +1,11 @@
-"""Which tokens an update sees: a pure function of (seed, data set id, block_size, step). No state,
-no scan, no memory.
+"""Which tokens a step sees: a pure function of (seed, data set id, block_size, step).
+
+No state, no scan, no memory.
 
 The split is cut into windows of block_size tokens. In each epoch every window comes once, in an
 order of its own: a keyed pseudo-random permutation that gives the i-th window in constant time.
-Update s reads samples sG … (s+1)G − 1 of that endless order,
-G = batch_size × gradient_accumulation_steps, and each rank takes a slice of them: so neither the
+Step s (from 0) reads samples sG … (s+1)G − 1 of that endless order,
+G = batch_size × gradient_accumulation_steps, and each rank takes a slice of them: neither the
 number of ranks nor the size of a micro-batch enters, and the position in the data is the step.
 
 Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (a Feistel
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from nanogpt_dist.errors import BadDataError, ConfigError
 
-# of the Feistel network; four give a pseudo-random permutation (Luby & Rackoff 1988), two for good
-# measure
+# Of the Feistel network: four give a pseudo-random permutation (Luby & Rackoff 1988), two more are
+# for good measure.
 ROUNDS = 6
 
 Positions = NDArray[np.int64]
@@ -93,8 +94,9 @@ class Order:
         return max(1, (self.tokens - self.block_size) // self.block_size)
 
     def starts(self, samples: Positions) -> Positions:
-        """First token of each sample of the endless order; a window is block_size tokens and the
-        one that follows.
+        """First token of each sample of the endless order.
+
+        A window is block_size tokens and the one that follows.
         """
         starts = np.empty_like(samples)
         epochs = samples // self.windows
@@ -102,8 +104,7 @@ class Order:
             keys = _keys(self.seed, self.dataset_id, self.block_size, epoch)
             here = epochs == epoch
             window = permute(samples[here] % self.windows, self.windows, keys)
-            # Each epoch cuts the split at another shift, so that a document's tokens meet new
-            # neighbours.
+            # Each epoch cuts the split at another shift: windows begin elsewhere in a document.
             shift = int(
                 keys[-1]
                 % np.uint64(min(self.block_size, self.tokens - self.windows * self.block_size))
@@ -113,8 +114,9 @@ class Order:
 
 
 def micro_batch_size(batch_size: int, global_batch_size: int, ranks: int) -> int:
-    """Sequences in one forward pass of one rank: the largest divisor of a rank's share that is ≤
-    batch_size.
+    """Sequences in one forward pass of one rank.
+
+    The largest divisor of a rank's sequences that is ≤ batch_size.
 
     Raises ConfigError where the global batch cannot be shared out evenly.
     """
@@ -138,8 +140,9 @@ def read_windows(split: Ids, starts: Positions, block_size: int) -> tuple[Tokens
 
 @dataclass(frozen=True)
 class Batches:
-    """One rank's view of the global batches. batch_size: sequences of a micro-batch, a divisor of
-    the rank's share.
+    """One rank's part of the global batches.
+
+    batch_size: sequences of a micro-batch, a divisor of the rank's sequences.
     """
 
     split: Ids
@@ -151,20 +154,16 @@ class Batches:
 
     @property
     def per_update(self) -> int:
-        """Micro-batches of this rank in one update."""
+        """Micro-batches of this rank in one step."""
         return self.global_batch_size // self.ranks // self.batch_size
 
     def starts(self, step: int) -> Positions:
-        """First tokens of all windows of the update after `step` updates, over all ranks:
-        (global_batch_size,).
-        """
+        """First tokens of all windows of step `step`, over all ranks: (global_batch_size,)."""
         first = step * self.global_batch_size
         return self.order.starts(np.arange(first, first + self.global_batch_size, dtype=np.int64))
 
     def of(self, step: int) -> Iterator[tuple[Tokens, Tokens]]:
-        """This rank's micro-batches of the update after `step` updates: inputs and targets, each
-        (B, T) int64.
-        """
+        """This rank's micro-batches of step `step`: inputs and targets, each (B, T) int64."""
         share = self.global_batch_size // self.ranks
         mine = self.starts(step)[self.rank * share : (self.rank + 1) * share]
         for i in range(0, share, self.batch_size):
@@ -172,9 +171,7 @@ class Batches:
 
 
 class Prefetcher:
-    """Batches, of which those of the next update are read while the device is at work; close() it
-    at the end.
-    """
+    """Batches, read one step ahead while the device is at work; close() it at the end."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -182,9 +179,7 @@ class Prefetcher:
         self._next: tuple[int, Future[list[tuple[Tokens, Tokens]]]] | None = None
 
     def of(self, step: int) -> list[tuple[Tokens, Tokens]]:
-        """As Batches.of. Raises what reading them raised, when they are asked for and not
-        before.
-        """
+        """As Batches.of. Raises here what reading them raised in the thread."""
         at_hand = self._next[1] if self._next and self._next[0] == step else self._submit(step)
         tokens = at_hand.result()
         self._next = step + 1, self._submit(step + 1)

@@ -1,6 +1,4 @@
-"""The documents of a split: each one by its number, and which of them a window of tokens
-overlaps.
-"""
+"""The documents of a split, by number, and those that a window of tokens overlaps."""
 
 import numpy as np
 
@@ -22,8 +20,9 @@ class Documents:
         return len(self.ends)
 
     def ids(self, number: int) -> np.ndarray:
-        """The ids of a document, (N,), without its end of text. Raises UsageError for a number that
-        is not there.
+        """The ids of a document, (N,), without its end of text.
+
+        Raises UsageError for a number that is not there.
         """
         if not 0 <= number < len(self):
             raise UsageError(

@@ -17,8 +17,9 @@ MAX_OPEN = 64
 
 
 def check_size(path: Path, record: FileRecord) -> None:
-    """Raises BadDataError where `path` is a link, no file, or of another size than in its record;
-    StorageError.
+    """Raise BadDataError where `path` is a link, no file, or of another size than recorded.
+
+    Raises StorageError.
     """
     with storage_errors(path):
         if path.is_symlink():
@@ -38,8 +39,9 @@ def check_size(path: Path, record: FileRecord) -> None:
 
 
 def read_checked(path: Path, record: FileRecord) -> bytes:
-    """All bytes of a small file. Raises BadDataError where they are not those of the record,
-    StorageError.
+    """All bytes of a small file.
+
+    Raises BadDataError where they are not those of the record, StorageError.
     """
     check_size(path, record)
     with storage_errors(path), open_plain(path) as file:
@@ -53,8 +55,9 @@ def read_checked(path: Path, record: FileRecord) -> bytes:
 
 
 class OpenFile:
-    """A file open for reading, until nobody holds this object. state: what tells it from a changed
-    one.
+    """A file open for reading, until nobody holds this object.
+
+    state: what tells it from a changed one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,8 +90,9 @@ class OpenFiles:
         return len(self._files)
 
     def get(self, path: Path) -> OpenFile:
-        """The file, opened now unless it is open. It stays open as long as it is held, also where
-        others push it out.
+        """The file, opened now unless it is open.
+
+        It stays open as long as it is held, also where others push it out.
 
         Raises StorageError.
         """

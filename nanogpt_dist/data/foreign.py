@@ -1,5 +1,4 @@
-"""A file of ids that another program wrote, nanoGPT raw or llm.c with a header: what it is, and
-what is in it.
+"""A file of ids that nanoGPT or llm.c wrote: its format, and what is in it.
 
 Source of the formats: nanoGPT's data/*/prepare.py; llm.c's dev/data/data_common.py, which
 modded-nanogpt follows.
@@ -94,9 +93,7 @@ def numpy_advice(path: Path) -> str:
 
 
 def _refuse_wider(path: Path, size: int, uint32: bool | None, n_vocab: int) -> None:
-    """Raises BadDataError where ids look as if they were wider than they are taken for: 32-bit, or
-    64-bit, ids.
-    """
+    """Raise BadDataError where ids look wider than they are taken for: 32-bit or 64-bit."""
     found = [_width_by_look(sample, n_vocab) for sample in _samples(path, size)]
     seems = found[0] if len(set(found)) == 1 else 2
     name = shown(path)
@@ -124,8 +121,9 @@ def _samples(path: Path, size: int) -> Iterator[np.ndarray]:
 
 
 def _width_by_look(sample: np.ndarray, n_vocab: int) -> int:
-    """Bytes per id in a sample, 2, 4 or 8, by the upper halves, which are next to nothing in wider
-    ids.
+    """Bytes per id in a sample: 2, 4 or 8.
+
+    By the upper halves, which are next to nothing in wider ids.
     """
     words, upper = sample.reshape(-1, 4), (n_vocab - 1) >> 16
     if (
@@ -148,8 +146,9 @@ def _is_ours(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Content:
-    """All that one pass over a file tells. eots: (N,) int64 positions of end of text; text_bytes:
-    UTF-8 bytes.
+    """All that one pass over a file tells.
+
+    eots: (N,) int64 positions of end of text; text_bytes: UTF-8 bytes.
     """
 
     sha256: str
@@ -162,8 +161,9 @@ class Content:
 def read_through(
     file: ForeignShard, tokenizer: Tokenizer, lengths: np.ndarray, meter: ReadProgress
 ) -> Content:
-    """Read a file once. lengths: (n_vocab,) bytes of text of each id, as tokenizer.byte_lengths()
-    tells.
+    """Read a file once.
+
+    lengths: (n_vocab,) bytes of text of each id, as tokenizer.byte_lengths() tells.
 
     Raises BadDataError at the first id that the tokenizer does not have, StorageError.
     """
@@ -202,8 +202,9 @@ def _refuse(file: ForeignShard, ids: np.ndarray, position: int, tokenizer: Token
 
 
 def document_ends(sizes: list[int], eots: list[np.ndarray], eot: Eot | None) -> list[np.ndarray]:
-    """For each shard of a split, the positions in it behind the last id of each document that ends
-    there, int64.
+    """For each shard of a split, the positions at which documents end in it, int64.
+
+    Behind the last id of each document.
 
     sizes: ids in each shard; eots: positions of end of text in each. append: a document ends behind
     each end of text; prepend: before each, unless it is the split's first id; and in any case with

@@ -44,8 +44,9 @@ def first_id(layout: str) -> int:
 
 
 def llm_c_header(data: bytes, name: str) -> tuple[int, int] | None:
-    """Bytes per id and number of ids, as llm.c reads the first 1,024 bytes of a shard; None: no
-    magic, so raw ids.
+    """Bytes per id and number of ids, as llm.c reads the first 1,024 bytes of a shard.
+
+    None: no magic, so raw ids.
 
     Raises BadDataError, naming the file as `name`, where the magic is right and the rest is not.
     """
@@ -76,8 +77,9 @@ def shard_name(name: str, split: str, index: int) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What the first 1,024 bytes of a shard say. fingerprint and sha256 in hexadecimal; eot_id
-    None: there is none.
+    """The first 1,024 bytes of a shard.
+
+    fingerprint and sha256 in hexadecimal; eot_id None: there is none.
     """
 
     tokens: int
@@ -106,8 +108,9 @@ class Header:
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> Self:
-        """Read a header. Raises BadDataError, naming the file as `name`, for anything that `pack`
-        would not write.
+        """Read a header.
+
+        Raises BadDataError, naming the file as `name`, for anything that `pack` would not write.
         """
         if len(data) != HEADER_BYTES:
             raise BadDataError(

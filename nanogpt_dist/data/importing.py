@@ -1,5 +1,6 @@
-"""nanoGPT's and llm.c's files of ids become a data folder where they lie: sidecars and a manifest
-come beside them.
+"""nanoGPT's and llm.c's files of ids become a data folder where they lie.
+
+Sidecars and a manifest come beside them.
 """
 
 import hashlib
@@ -56,8 +57,9 @@ def import_shards(
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, Manifest]:
-    """Make a data folder of files of ids, and return it with its manifest. None is copied that can
-    be linked.
+    """Make a data folder of files of ids, and return it with its manifest.
+
+    None is copied that can be linked.
 
     sources: files, or folders of .bin files; by their names train or val, unless `val` tells which
     are val. tokenizer: gpt2 | byte | FILE, what made the ids. out: a folder for hard links to the

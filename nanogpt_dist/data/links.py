@@ -1,6 +1,4 @@
-"""Files of ids at a second place: by hard links, which take no room, or by copies where there can
-be no link.
-"""
+"""Files of ids at a second place: by hard links, or by copies where that cannot be."""
 
 import filecmp
 import os
@@ -14,7 +12,8 @@ from nanogpt_dist.storage.durable import copy_atomic, shown, storage_errors
 
 
 def link_or_copy(file: ForeignShard, path: Path, note: Callable[[str], None]) -> ForeignShard:
-    """The file as `path`: a hard link, or a copy where the disk or the system allows no link.
+    """The file as `path`: a hard link, or a copy where no link is possible.
+
     Raises CannotCreateError, StorageError.
     """
     if path.is_symlink() or (

@@ -1,5 +1,4 @@
-"""manifest.json of a data folder: every file with its size and sha256, what was read, how it was
-split and encoded.
+"""manifest.json of a data folder: its files with sha256, sources, split and tokenizer.
 
 Without times, paths and host names, so that equal inputs give equal bytes. Its last entry is the
 sha256 of the rest; the sha256 of the whole file is the data set id that checkpoints remember.
@@ -69,8 +68,9 @@ class SplitRecord(_Record):
 
 
 class TokenizerRecord(_Record):
-    """What encoded the text. spec: gpt2, byte, char, bpe:N or file; probe: the ids of a fixed
-    text.
+    """What encoded the text.
+
+    spec: gpt2, byte, char, bpe:N or file; probe: the ids of a fixed text.
     """
 
     name: str
@@ -103,8 +103,9 @@ class SplitRuleRecord(_Record):
 
 
 class CorpusRecord(_Record):
-    """Where text is from. revision: where it is pinned to one; column: the field that was read, if
-    any.
+    """Where text is from.
+
+    revision: where it is pinned to one; column: the field that was read, if any.
 
     config, hub_split: which part of a repository on the hub. weight: the part of all tokens that
     was asked for in a mix; tokens, documents: what it gave, in both splits; split None: it came as
@@ -195,8 +196,9 @@ class Manifest(_Record):
 
     @classmethod
     def read(cls, folder: Path) -> tuple[Self, str]:
-        """The manifest of a folder and the data set id. Raises MissingInputError, BadDataError,
-        StorageError.
+        """The manifest of a folder and the data set id.
+
+        Raises MissingInputError, BadDataError, StorageError.
         """
         path, name = folder / MANIFEST, shown(folder / MANIFEST)
         if not folder.is_dir():

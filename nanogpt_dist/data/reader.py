@@ -1,5 +1,6 @@
-"""A prepared data folder, checked when opened and when read:
-`DataFolder.open(path).split("train").read(0, 1024)`.
+"""A prepared data folder, checked when opened and when read.
+
+`DataFolder.open(path).split("train").read(0, 1024)`
 
 Opening looks at every size, header and small file, but hashes no shard; reading checks each MiB of
 ids the first time that it is touched. Reads go through pread, so memory does not grow with what was
@@ -22,8 +23,9 @@ from nanogpt_dist.tokenizer import Tokenizer, id_type, load
 
 
 class DataFolder:
-    """What `nanogpt prepare` or `nanogpt import-shards` wrote. dataset_id: sha256 (hex) of
-    manifest.json.
+    """What `nanogpt prepare` or `nanogpt import-shards` wrote.
+
+    dataset_id: sha256 (hex) of manifest.json.
     """
 
     def __init__(
@@ -47,8 +49,7 @@ class DataFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Open a folder and check it: the manifest, the tokenizer, and the size and header of every
-        shard.
+        """Open a folder and check manifest, tokenizer, and the size and header of every shard.
 
         Raises MissingInputError, BadDataError, StorageError.
         """
@@ -76,8 +77,9 @@ class Split:
         self._starts = [0, *accumulate(shard.tokens for shard in record.shards)]
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """A copy of the ids at start … start + length, (length,) uint16 or uint32; it may span
-        shards.
+        """A copy of the ids at start … start + length, (length,) uint16 or uint32.
+
+        It may span shards.
 
         Raises IndexError outside of the split, BadDataError naming the shard and its damaged MiB,
         StorageError.
@@ -96,8 +98,9 @@ class Split:
         return ids
 
     def document_ends(self) -> np.ndarray:
-        """(documents,) int64: the position behind the last id of each document. Raises
-        BadDataError, StorageError.
+        """(documents,) int64: the position behind the last id of each document.
+
+        Raises BadDataError, StorageError.
         """
         parts = [
             shard.document_ends() + start

@@ -1,5 +1,6 @@
-"""Whole files read once, several at a time: threads are enough, for hashlib, zlib and numpy leave
-the interpreter.
+"""Whole files read once, several at a time, in threads.
+
+Threads are enough: hashlib, zlib and numpy leave the interpreter.
 """
 
 import os
@@ -27,8 +28,9 @@ def default_threads() -> int:
 
 
 class ReadProgress:
-    """Adds up what all threads have read, tells it to `progress`, and ends them once `stop` is
-    set.
+    """Adds up the bytes that all threads have read, for `progress`.
+
+    Ends them once `stop` is set.
     """
 
     def __init__(self, total: int, progress: Progress | None) -> None:
@@ -51,8 +53,9 @@ def in_threads(
     meter: ReadProgress,
     threads: int | None,
 ) -> list[Found]:
-    """`work` of each item, in their order; an error, or Ctrl-C, ends the other threads and is
-    raised.
+    """`work` of each item, in their order.
+
+    An error, or Ctrl-C, ends the other threads and is raised.
     """
     pool = ThreadPoolExecutor(threads or default_threads())
     try:

@@ -1,6 +1,4 @@
-"""One shard of a prepared folder, of any layout, checked as it is opened and each MiB as it is
-first touched.
-"""
+"""One shard of a prepared folder, checked as it is opened and as each MiB is first read."""
 
 import zlib
 from pathlib import Path
@@ -23,8 +21,9 @@ def width_of(record: ShardRecord) -> int | None:
 
 
 def check_header(data: bytes, record: ShardRecord, tokenizer: TokenizerRecord, name: str) -> None:
-    """Raises BadDataError where the first bytes of a shard, or its record, are not what manifest
-    and tokenizer say.
+    """Raise BadDataError where the header or record of a shard is not what is expected.
+
+    That is what manifest and tokenizer say.
     """
     disagree = BadDataError(
         f"{name}: its header and {MANIFEST} disagree; files were mixed up, prepare it again"
@@ -55,8 +54,9 @@ def check_header(data: bytes, record: ShardRecord, tokenizer: TokenizerRecord, n
 
 
 class Shard:
-    """The ids of one shard. Raises BadDataError, StorageError where it, or a sidecar, is not what
-    the record says.
+    """The ids of one shard.
+
+    Raises BadDataError, StorageError where it, or a sidecar, is not what the record says.
     """
 
     def __init__(
@@ -89,8 +89,9 @@ class Shard:
             )
 
     def read_into(self, out: np.ndarray, start: int) -> None:
-        """Fill `out` (N,) with the ids from `start`, after checking each MiB that it touches for
-        the first time.
+        """Fill `out` (N,) with the ids from `start`.
+
+        Each MiB is checked when it is touched for the first time.
         """
         file, width = self._open(), self.dtype.itemsize
         first, stop = start * width, (start + len(out)) * width
@@ -103,9 +104,7 @@ class Shard:
         out[:] = np.frombuffer(data, self.dtype)  # cannot wrap: no id is above largest_id
 
     def document_ends(self) -> np.ndarray:
-        """(documents,) int64: positions in the shard behind the last id of each document that ends
-        in it.
-        """
+        """(documents,) int64: positions behind the last id of each document that ends here."""
         ends = np.frombuffer(read_checked(self.ends_path, self.record.ends), "<u8").astype(np.int64)
         borders = np.concatenate([[0], ends, [self.record.tokens]])
         if len(ends) != self.record.documents or (np.diff(borders) < 0).any():
@@ -115,8 +114,9 @@ class Shard:
         return ends
 
     def _open(self) -> OpenFile:
-        """The open file. If it is not the one that was open before, nothing of it counts as
-        checked.
+        """The open file.
+
+        If it is not the one that was open before, nothing of it counts as checked.
         """
         file = self._files.get(self.path)
         if file.state != self._state:

@@ -1,6 +1,4 @@
-"""Every byte of a data folder against its manifest: which files are bad, and of a shard, in which
-MiB.
-"""
+"""Every byte of a data folder against its manifest: bad files, and the MiB of a shard."""
 
 import hashlib
 import os
@@ -28,8 +26,9 @@ def verify_folder(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Bad:
-    """Check every byte of a data folder; a list of (file name, what is wrong with it), empty where
-    all is well.
+    """Check every byte of a data folder; returns (file name, what is wrong) of bad files.
+
+    Empty where all is well.
 
     threads: files read at a time, by default one per core, at most 8.
     Raises MissingInputError where there is no folder.

@@ -1,5 +1,6 @@
-"""A stream of token ids to shards. Borders depend on the stream alone, not on how it arrives in
-pieces.
+"""A stream of token ids to shards.
+
+Borders depend on the stream alone, not on how it arrives in pieces.
 """
 
 import hashlib
@@ -52,8 +53,9 @@ class ShardWriter:
         shard_tokens: int = SHARD_TOKENS,
         done: Sequence[ShardRecord] = (),
     ) -> None:
-        """shard_tokens: ids in a shard, fewer where the file would pass 2^31 bytes; done: shards
-        that are there.
+        """shard_tokens: ids in a shard; done: shards that are there.
+
+        A shard has fewer ids where the file would pass 2^31 bytes.
         """
         self.folder, self.name, self.split = folder, name, split
         self.n_vocab, self.eot_id, self.fingerprint = (
@@ -69,8 +71,9 @@ class ShardWriter:
         self._shard: _OpenShard | None = None
 
     def write(self, ids: np.ndarray, ends: np.ndarray | list[int] | tuple[int, ...] = ()) -> None:
-        """Append ids (N,). ends: for each document that ends in them, the position behind its last
-        id (1 … N).
+        """Append ids (N,).
+
+        ends: for each document that ends in them, the position behind its last id (1 … N).
 
         Raises BadDataError for an id that the vocabulary does not have, StorageError.
         """
@@ -134,9 +137,7 @@ class ShardWriter:
 
 
 class _OpenShard:
-    """A shard being written beside its place: space for the header, then ids, hashed on their way
-    to the disk.
-    """
+    """A shard being written beside its place: room for the header, then ids, hashed."""
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self.path, self.temporary, self.dtype = path, path.with_name(staging_name(path.name)), dtype
@@ -163,8 +164,9 @@ class _OpenShard:
         self._add_to_blocks(memoryview(data))
 
     def commit(self, n_vocab: int, eot_id: int | None, fingerprint: str) -> ShardRecord:
-        """Sidecars first, then header, fsync, rename: a shard with its name is whole and has its
-        sidecars.
+        """Write sidecars, then the header, fsync, rename.
+
+        So a shard with its name is whole and has its sidecars.
         """
         if self.block_bytes:
             self.block_crcs.append(self.block_crc)

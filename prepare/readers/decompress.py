@@ -1,5 +1,6 @@
-"""The plain bytes of a file that may be compressed: gzip or zstandard, in any number of members or
-frames.
+"""The plain bytes of a file that may be compressed.
+
+gzip or zstandard, in any number of members or frames.
 """
 
 import gzip
@@ -64,8 +65,9 @@ def _reason(path: Path, compression: str, error: str) -> str:
 
 
 class _ZstandardReader(io.RawIOBase):
-    """Frames one after the other; unlike the library's own reader it notices when the last one is
-    cut off.
+    """Frames one after the other.
+
+    Unlike the library's own reader it notices when the last one is cut off.
     """
 
     def __init__(self, raw: BinaryIO) -> None:

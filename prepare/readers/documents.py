@@ -1,5 +1,6 @@
-"""Documents out of a part of a file: a text file is one, a line of .jsonl or a row of .parquet or
-.arrow is one.
+"""Documents out of a part of a file.
+
+A text file is one; so is a line of .jsonl, a row of .parquet or .arrow.
 
 A part is `start` to `stop`: bytes of text and lines, row groups of parquet, record batches of
 arrow, or the whole of a compressed file. A line belongs to the part in which it begins, so parts
@@ -41,7 +42,9 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Document:
-    """text: a string, or for a long one its chunks, which can be read again; number: of its line or
+    """One document.
+
+    text: a string, or for a long one its chunks, which can be read again; number: of its line or
     row, from 1.
 
     value: its number in a file of values that are not one a line, from 1. replaced: U+FFFD stands
@@ -57,8 +60,9 @@ class Document:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a file. column: the field with the text, where there are fields; errors: what to do
-    about bad text.
+    """A part of a file.
+
+    column: the field with the text, where there are fields; errors: what to do about bad text.
     """
 
     path: Path
@@ -69,8 +73,9 @@ class Part:
     errors: Errors
 
     def documents(self) -> Iterator[Document]:
-        """The documents in order. Raises BadDataError with file, line or row, and byte;
-        StorageError.
+        """The documents in order.
+
+        Raises BadDataError with file, line or row, and byte; StorageError.
         """
         with storage_errors(self.path):
             if self.format.kind == "text":
@@ -93,8 +98,9 @@ class Part:
         return f"{shown(self.path)}: row {row}"
 
     def or_skipped(self, read: Callable[[], Document], number: int, value: int = 0) -> Document:
-        """What `read` returns; where it raises BadDataError and errors is `skip`, a document that
-        is left out.
+        """The result of `read`, or a skipped document.
+
+        The latter where `read` raises BadDataError and errors is `skip`.
         """
         try:
             return read()
@@ -117,9 +123,7 @@ def _text(part: Part) -> Iterator[Document]:
 
 
 def _readable(chunks: Iterable[str], errors: Errors) -> Iterable[str]:
-    """`chunks`, which can be read again. Raises BadDataError now, not later, where errors is
-    `skip`.
-    """
+    """`chunks`, checked now where errors is `skip`, and read again later. Raises BadDataError."""
     if errors == "skip":
         for _ in chunks:
             pass

@@ -1,6 +1,4 @@
-"""The text in a line of JSON that is too long to be read whole: found in the file, and unescaped in
-chunks.
-"""
+"""The text in a line of JSON that is too long for memory, unescaped in chunks."""
 
 import json
 import mmap
@@ -23,8 +21,9 @@ _AFTER_SCALAR = re.compile(rb"[,}\]]")
 
 
 def line_end(path: Path, start: int) -> int:
-    """Where the line ends that begins at byte `start`: behind its line feed, or at the end of the
-    file.
+    """The end of the line that begins at byte `start`.
+
+    Behind its line feed, or at the end of the file.
     """
     with path.open("rb") as file:
         file.seek(start)
@@ -34,8 +33,9 @@ def line_end(path: Path, start: int) -> int:
 
 
 class LongField:
-    """The string in field `column` of the object at bytes start … stop of a file, in chunks; it can
-    be read again.
+    """The string in field `column` of the object at bytes start … stop, in chunks.
+
+    It can be read again.
 
     Only that field is checked to the letter; of the others only where they end. where: the line,
     for messages. replaced: whether the last reading put U+FFFD in the place of what is not UTF-8.

@@ -18,8 +18,9 @@ _NUMBER = re.compile(r"[-+.0-9eE]*")
 
 
 def holds_values(head: bytes) -> bool:
-    """Whether a file that begins with `head` is an array, or an object over several lines, not one
-    object a line.
+    """Whether a file holds an array, or objects over several lines, by its `head`.
+
+    Else it has one object a line.
     """
     text = head.decode(errors="replace").removeprefix("\ufeff").lstrip()
     if not text.startswith("{"):
@@ -43,8 +44,9 @@ def values(file: BinaryIO, at_most: int) -> Iterator[tuple[int, bytes]]:
 
 
 class _Reader:
-    """A file as text, of which only what is at hand is held. Bytes that are not UTF-8 stay what
-    they are.
+    """A file as text, of which only the part at hand is held.
+
+    Bytes that are not UTF-8 stay as they are.
     """
 
     def __init__(self, file: BinaryIO, at_most: int) -> None:

@@ -1,6 +1,4 @@
-"""Rows of parquet and arrow files: how many there are in which group, and the texts of one
-column.
-"""
+"""Rows of parquet and arrow files: the size of each group, and the texts of a column."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +22,9 @@ class RowGroup:
 
 
 def row_groups(path: Path, kind: Kind, column: str) -> list[RowGroup]:
-    """The groups of a file, without reading its text. Raises BadDataError, also for a column that
-    holds no text.
+    """The groups of a file, without reading its text.
+
+    Raises BadDataError, also for a column that holds no text.
     """
     with _told(path, kind):
         if kind == "parquet":
@@ -64,8 +63,9 @@ def rows(
     start: int,
     stop: int,
 ) -> Iterator[str | bytes | None]:
-    """The column's values in groups start … stop: text, bytes where they are not UTF-8, None for
-    null.
+    """The column's values in groups start … stop.
+
+    Text, bytes where they are not UTF-8, None for null.
 
     Raises BadDataError for a damaged file, OSError.
     """
@@ -120,8 +120,9 @@ def _text_or_bytes(value: bytes | None) -> str | bytes | None:
 
 @contextmanager
 def _arrow_batches(path: Path) -> Iterator[Iterator[Any]]:
-    """The record batches of an arrow file or stream (`datasets` caches are streams), mapped, not
-    read.
+    """The record batches of an arrow file or stream, mapped, not read.
+
+    The caches of `datasets` are streams.
     """
     import pyarrow
 

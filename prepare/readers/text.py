@@ -1,6 +1,4 @@
-"""Text out of UTF-8: strictly, or with U+FFFD for what is not; long texts in chunks, and where they
-may be cut.
-"""
+"""Text out of UTF-8, strictly or with U+FFFD; long texts in chunks."""
 
 import codecs
 import mmap
@@ -27,8 +25,9 @@ _BORDER = re.compile(
 
 
 def decode(data: bytes, errors: Errors) -> tuple[str, bool, int | None]:
-    """`data` as text; whether something was replaced; the offset of the first bad byte, where
-    nothing was.
+    """`data` as text; whether something was replaced; the offset of the first bad byte.
+
+    The latter where nothing was replaced.
     """
     try:
         return data.decode(), False, None

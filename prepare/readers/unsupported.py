@@ -1,6 +1,4 @@
-"""Files that are not read: what they are by their names, what to type instead, and what is only
-about the others.
-"""
+"""Files that are not read: what they are, by name, and what to type instead."""
 
 import re
 from collections.abc import Sequence
@@ -80,8 +78,9 @@ def is_about(path: str) -> bool:
 
 
 def beside_records(paths: Sequence[str]) -> set[str]:
-    """Those files of a folder that stand beside files of records, and are about them: a clone's
-    README.md, and what `datasets` writes beside .arrow in save_to_disk and in its cache.
+    """Those files of a folder that are about its files of records.
+
+    A clone's README.md, and what `datasets` writes beside .arrow in save_to_disk and in its cache.
     """
     tables = {
         path for path in paths if (form := format_of(path)) and form.kind in ("parquet", "arrow")

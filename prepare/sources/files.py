@@ -1,6 +1,4 @@
-"""Where the files of one ingredient lie while they are read: on this disk, or fetched from the hub
-on demand.
-"""
+"""The files of one ingredient: on this disk, or fetched from the hub on demand."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,9 @@ class SourceFiles(Protocol):
         """The file, whole and on this disk. Raises HubUnavailableError."""
 
     def row_groups(self, file: int, column: str) -> list[RowGroup]:
-        """The groups of a table, for which the file need not be here. Raises BadDataError,
-        HubUnavailableError.
+        """The groups of a table, for which the file need not be here.
+
+        Raises BadDataError, HubUnavailableError.
         """
 
     def expect(self, file: int) -> None:

@@ -1,5 +1,4 @@
-"""Data sets on the Hugging Face hub: which files they have, and how those get here, every byte
-checked.
+"""Data sets of the hub: which files they have, and fetching them, every byte checked.
 
 Which files belong to a split is for `datasets` to say, which knows the README's YAML and the usual
 patterns. Sizes and hashes come from the hub, the files through its own cache (HF_HOME), at one
@@ -64,8 +63,9 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of one split, in the order that `datasets` reads them. revision: the commit they
-    are taken from.
+    """The files of one split, in the order in which `datasets` reads them.
+
+    revision: the commit they are taken from.
     """
 
     repo: str
@@ -80,8 +80,9 @@ def list_files(
     revision: str | None = None,
     note: Note | None = None,
 ) -> HubFiles:
-    """The data files of `split` in the configuration `config` (None: the repository's default) of a
-    dataset.
+    """The data files of `split` in the configuration `config` of a dataset.
+
+    config None: the repository's default.
 
     A repository that still has a loading script is read from the hub's parquet export; then
     `revision` is ignored. The answer is kept under HF_HOME: for a full commit, and offline, the hub
@@ -117,8 +118,9 @@ def _what_we_read() -> str:
 
 
 class _NotThereError(Exception):
-    """`datasets` does not find what was asked for; the message is for the user. script: for want of
-    an export.
+    """`datasets` does not find what was asked for; the message is for the user.
+
+    script: for want of an export.
     """
 
     script = False
@@ -214,8 +216,9 @@ def _exported(
 
 
 def _facts(repo: str, commit: str, names: list[str]) -> Iterator[HubFile]:
-    """Size and sha256 of each file; small ones outside of LFS have a git hash only, so these are
-    fetched.
+    """Size and sha256 of each file.
+
+    Small ones outside of LFS have a git hash only, so these are fetched.
     """
     hub = hub_library()
     found: dict[str, Any] = {}
@@ -257,8 +260,9 @@ def row_groups(
     column: str,
     note: Note | None = None,
 ) -> list[RowGroup]:
-    """The row groups of a .parquet file, from its last bytes only: in the user's cache, or asked
-    from the hub.
+    """The row groups of a .parquet file, from its last bytes only.
+
+    These are in the user's cache, or asked for from the hub.
 
     The footer is not covered by the file's hash until the whole file is here.
     Raises BadDataError, also when there is no such column, HubUnavailableError, MissingInputError.
@@ -350,8 +354,6 @@ def _recall(repo: str, config: str | None, split: str, revision: str | None) -> 
 
 
 def _forget(repo: str) -> None:
-    """Lets the hub be asked again: what it said about the files may have been wrong, not the
-    files.
-    """
+    """Let the hub be asked again: its list of files may have been wrong, not the files."""
     with suppress(OSError):
         remove(_notes(repo))

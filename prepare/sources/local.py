@@ -1,6 +1,4 @@
-"""The files that the text of a corpus lies in: the user's, the running Python's library, or one
-public address.
-"""
+"""The files of a corpus: the user's, Python's library, or one public address."""
 
 import glob
 import hashlib
@@ -49,8 +47,9 @@ Hashes = Mapping[str, tuple[Stamp, str]]  # by path: the sha256 of a file as it 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read. name: relative to the source that was given; path None: still to be
-    downloaded.
+    """A file to read.
+
+    name: relative to the source that was given; path None: still to be downloaded.
     """
 
     name: str
@@ -73,8 +72,9 @@ class Sources:
 
 
 def find_sources(corpus: Corpus, given: Sequence[Path], out: Path | None = None) -> Sources:
-    """The files to read for `corpus`, where `given` stands in for the download or is the corpus.
-    Nothing is written.
+    """The files to read for `corpus`; nothing is written.
+
+    `given` stands in for the download, or is the corpus.
 
     out: the folder to be filled, of which nothing is read; nor is what nanogpt has written in the
     folders given. Raises UsageError, MissingInputError.
@@ -102,8 +102,9 @@ def find_sources(corpus: Corpus, given: Sequence[Path], out: Path | None = None)
 
 
 def records(corpus: Corpus, sources: Sources, known: Hashes | None = None) -> list[SourceRecord]:
-    """Name, size and sha256 of every file; of one still to be downloaded those that the catalogue
-    promises.
+    """Name, size and sha256 of every file.
+
+    Of one still to be downloaded those that the catalogue promises.
 
     known: hashes that need not be computed again where the file is still the same.
     """
@@ -123,9 +124,7 @@ def _record(corpus: Corpus, file: Source, known: Hashes) -> SourceRecord:
 
 @contextmanager
 def on_disk(corpus: Corpus, sources: Sources) -> Iterator[Sources]:
-    """`sources` with every file there, for as long as the block runs. Raises
-    HubUnavailableError.
-    """
+    """`sources` with every file on disk, for the block. Raises HubUnavailableError."""
     if all(file.path for file in sources.files):
         yield sources
         return
@@ -137,8 +136,9 @@ def on_disk(corpus: Corpus, sources: Sources) -> Iterator[Sources]:
 
 @contextmanager
 def with_standard_input(given: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    """`given` with a file in the place of `-` (text) or `-.jsonl` (lines): standard input, read to
-    its end.
+    """`given` with a file in the place of `-` (text) or `-.jsonl` (lines).
+
+    It holds standard input, read to its end.
     """
     if not any(str(path) in STDIN for path in given):
         yield given
@@ -163,9 +163,7 @@ def with_standard_input(given: Sequence[Path]) -> Iterator[Sequence[Path]]:
 
 
 def refuse_changed(sources: Sources) -> None:
-    """Raises BadDataError where a file is not any more what it was before it was hashed and
-    read.
-    """
+    """Raise BadDataError where a file has changed since it was hashed."""
     for file in sources.files:
         assert file.path is not None
         if _stamp(file.path) != file.stamp:
@@ -175,8 +173,9 @@ def refuse_changed(sources: Sources) -> None:
 
 
 def _download(corpus: Corpus) -> bytes:
-    """The file at the corpus's address, asked for a few times: it is small, and a copy may be given
-    instead.
+    """The file at the corpus's address, asked for a few times.
+
+    It is small, and a copy may be given instead.
     """
     by_hand = f"download {corpus.address} by hand and give --source FILE"
     for wait_s in (*DOWNLOAD_WAITS_S, None):
@@ -275,8 +274,9 @@ def _why_nothing(given: Path, own: OwnFiles, ignored: Sequence[str], ours: Seque
 
 
 def _notes(folder: Path, readable: Mapping[str, Path], beside: set[str]) -> Iterator[str]:
-    """What of a folder is not read although it could be, or is read although it may be about the
-    others.
+    """Notes on a folder: files that are not read though they could be, or the other way.
+
+    The latter may be about the others, as a README is.
     """
     if beside:
         names = one_line(", ".join(sorted(beside)), 80)
@@ -294,8 +294,9 @@ def _notes(folder: Path, readable: Mapping[str, Path], beside: set[str]) -> Iter
 
 
 def _expanded(given: Sequence[Path], own: OwnFiles, ours: list[str]) -> Iterator[Path]:
-    """`given` with patterns (`logs/*.txt`, `**/*.md`) replaced by what they match, in order; our
-    own go to `ours`.
+    """`given` with patterns (`logs/*.txt`, `**/*.md`) replaced by their matches, in order.
+
+    Files of our own go to `ours`.
     """
     for path in given:
         if path.exists() or not glob.has_magic(str(path)):
@@ -323,8 +324,9 @@ def _refuse_twice(files: list[Source]) -> None:
 
 
 def _walk(root: Path, without: Iterable[str] = ()) -> Iterator[Path]:
-    """All files and links to folders under `root`, hidden ones left out, in no order; no link is
-    followed.
+    """All files and links to folders under `root`, in no order.
+
+    Hidden ones are left out; no link is followed.
     """
     for folder, names, files in os.walk(root, onerror=_raise):
         names[:] = [name for name in names if name not in without and not name.startswith(".")]
@@ -338,8 +340,9 @@ def _raise(error: OSError) -> None:
 
 
 def _known_file(corpus: Corpus, path: Path) -> Source:
-    """The user's copy of a file to download: the same bytes are the same data set, whatever the
-    copy is called.
+    """The user's copy of a file to download, whatever the copy is called.
+
+    The same bytes are the same data set.
     """
     source = _source(DOWNLOADED, path)
     if sha256_file(path) != corpus.sha256:

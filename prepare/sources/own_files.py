@@ -1,6 +1,4 @@
-"""What nanogpt itself has written among a user's files, which is no text to prepare: data folders,
-runs, tokenizers.
-"""
+"""Files that nanogpt wrote itself, which are no text: data folders, runs, tokenizers."""
 
 import os
 import stat
@@ -17,8 +15,9 @@ _MARKS = tuple(f'"format": "{name}"'.encode() for name in (tokenizer.FORMAT, man
 
 
 class OwnFiles:
-    """Tells our own files from the user's. out: the folder that is being filled, of which nothing
-    is read.
+    """Tells our own files from the user's.
+
+    out: the folder that is being filled, of which nothing is read.
     """
 
     def __init__(self, out: Path | None) -> None:
@@ -39,9 +38,7 @@ class OwnFiles:
         return (info.st_dev, info.st_ino) in self.streams
 
     def is_ours(self, path: Path) -> bool:
-        """Whether nanogpt has written the file at some time: by the folder in which it lies, or by
-        its first bytes.
-        """
+        """Whether nanogpt wrote the file, by its folder or by its first bytes."""
         if path.name in RUN_FILES and self._is_run(path.parent):
             return True
         if any(self._is_checkpoint(folder) for folder in path.parents):

@@ -64,8 +64,9 @@ class Fetcher:
             raise
 
     def release(self, index: int) -> None:
-        """The file is not needed any more: a copy in `folder` is removed, one in the user's cache
-        stays.
+        """The file is not needed any more: remove a copy in `folder`.
+
+        One in the user's cache stays.
         """
         future = self._futures.pop(index, None)
         if (

@@ -1,5 +1,6 @@
-"""Encoded units to shards, in order, while others are still being encoded. Shard borders depend on
-the ids alone.
+"""Encoded units to shards, in order, while others are still being encoded.
+
+Shard borders depend on the ids alone.
 """
 
 import zlib
@@ -30,8 +31,9 @@ READ_BYTES = 8 << 20
 
 @dataclass
 class Tally:
-    """What went into the shards. documents, bytes: of each split; by_ingredient: [tokens,
-    documents] of each.
+    """Counts of what went into the shards.
+
+    documents, bytes: of each split; by_ingredient: [tokens, documents] of each.
     """
 
     documents: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -58,8 +60,7 @@ class Tally:
 
 
 class Assembler:
-    """Writes both splits of an output folder out of the units in its work folder, going on after
-    the shards in it.
+    """Writes both splits of an output folder from its units, behind the shards there.
 
     with Assembler(work, recipe, tokenizer, units) as assembler:
         while not assembler.advance():
@@ -104,8 +105,7 @@ class Assembler:
         self._open.__exit__(kind, error, at)
 
     def missing(self) -> list[Unit]:
-        """The units that have to be encoded, or encoded again, because ids of theirs are in no
-        shard and no file.
+        """The units to encode: their ids are in no shard and in no file.
 
         Their records go, so that nobody waits for what is not there.
         """
@@ -142,8 +142,9 @@ class Assembler:
         )
 
     def advance(self) -> bool:
-        """Put in all units whose turn it is and that are done; whether that was the last. Raises
-        StorageError.
+        """Append all finished units whose turn it is; whether that was the last.
+
+        Raises StorageError.
         """
         for unit, record, documents in self.quotas.new():
             self.tally.add(documents, unit.ingredient)

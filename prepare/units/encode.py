@@ -1,6 +1,4 @@
-"""One unit of work: the documents of a few slices to token ids in files of their own, with a record
-written last.
-"""
+"""One unit: documents of a few slices to token ids in files, and a record, written last."""
 
 import json
 import os
@@ -57,8 +55,9 @@ class Job:
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What a unit has become: files of the work folder, each with [bytes, CRC32]. documents: the
-    table of them.
+    """The files that a unit became, each with [bytes, CRC32].
+
+    documents: the table of them.
 
     plan: the digest of the plan that it is a unit of. warning: of the tokenizer that has encoded
     it; not kept.
@@ -183,17 +182,16 @@ def _note_down(trace: Path, document: str) -> None:
 
 
 def _documents(job: Job) -> Iterator[tuple[Slice, Part, int, Document]]:
-    """The documents of a unit, each with its slice, that part of the file, and its number in the
-    slice from 0.
-    """
+    """The documents of a unit, each with its slice, part of the file and number in the slice."""
     for piece, part in job.slices:
         for row, document in enumerate(part.documents()):
             yield piece, part, row, document
 
 
 class _Document:
-    """A document being encoded: iterate over its ids; then `bytes`, `special` and `status` are
-    known.
+    """A document being encoded: iterate over its ids.
+
+    Then `bytes`, `special` and `status` are known.
     """
 
     def __init__(
@@ -232,8 +230,9 @@ class _Document:
 
 
 class _Splits:
-    """The ids of both splits on their way to their files, in large pieces; a document can be taken
-    back.
+    """The ids of both splits on their way to their files, in large pieces.
+
+    A document can be taken back.
     """
 
     def __init__(self, files: Mapping[str, "_PartFile"]) -> None:
@@ -244,8 +243,9 @@ class _Splits:
         self.before: dict[SplitName, tuple[int, tuple[int, int]]] = {}
 
     def begin(self, text: str | Iterable[str]) -> None:
-        """A document begins. Of one that may be written in several pieces nothing else is in
-        them.
+        """Begin a document.
+
+        Of one that may be written in several pieces nothing else is in the buffers.
         """
         if not isinstance(text, str) or self.held + 4 * len(text) >= FLUSH_IDS:
             self.flush()

@@ -1,16 +1,16 @@
-"""The output folder while it is being filled: whose it is, what is done already, and what a killed
-run has left.
+"""The output folder while it is filled: its owner, the units done, leftovers of a kill.
 
-    out/tokenizer.json, NAME_train_000000.bin, …       what stays, each whole or absent
-    out/.prepare/lock                                   held by the process that puts the shards together
-    out/.prepare/plan.json                              what the folder is to hold, and hashes of the sources
-    out/.prepare/run.json                               which run is at work, for its other ranks
-    out/.prepare/units/000012.{train,val,documents}     a unit's ids; .json: its record, written last: the journal
-    out/.prepare/shards/NAME_train_000000.json          the manifest's entry for a shard that is on the disk
+    out/tokenizer.json, NAME_train_000000.bin, …     what stays, each whole or absent
+    out/.prepare/lock                                 held by the process that assembles the shards
+    out/.prepare/plan.json                            what the folder will hold, and sources' hashes
+    out/.prepare/run.json                             which run is at work, for its other ranks
+    out/.prepare/units/000012.{train,val,documents}   a unit's ids
+    out/.prepare/units/000012.json                    its record, written last: the journal
+    out/.prepare/shards/NAME_train_000000.json        the manifest's entry of a finished shard
 
 A folder with .prepare and without a manifest is unfinished; with a manifest it is finished, and
 .prepare goes.
-"""  # noqa: E501
+"""
 
 import json
 import re
@@ -110,9 +110,7 @@ class WorkFolder:
         )
 
     def good_shards(self, name: str, split: str) -> list[ShardRecord]:
-        """The first shards of a split that are there and whole; what comes behind them is
-        removed.
-        """
+        """The first shards of a split that are there and whole; later ones are removed."""
         good: list[ShardRecord] = []
         while (shard := self._shard(f"{name}_{split}_{len(good):06d}")) is not None:
             good.append(shard)
@@ -149,8 +147,9 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def claimed(out: Path, fresh: bool) -> Iterator[WorkFolder]:
-    """Hold `out`, made if need be, for the block; undo what was made if nothing in it is worth
-    keeping.
+    """Hold `out`, made if need be, for the block.
+
+    What was made is undone if nothing in it is worth keeping.
 
     fresh: drop what an unfinished run has left. Raises CannotCreateError: in use, not writable,
     holds other files.
@@ -239,8 +238,9 @@ def clear(work: WorkFolder) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Of a finished folder: its work folder, where its run was killed at the very end. Raises
-    CannotCreateError.
+    """Remove the work folder of a finished folder, whose run was killed at the very end.
+
+    Raises CannotCreateError.
     """
     work = WorkFolder(out)
     if work.folder.is_dir() and work.finished:

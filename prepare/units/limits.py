@@ -1,5 +1,6 @@
-"""How much of each ingredient is taken: documents, tokens, and the weights of a mix. Whole
-documents, in order.
+"""How much of each ingredient is taken: documents, tokens, weights of a mix.
+
+Whole documents, in order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,9 @@ class Limits:
         self.taken = [0] * len(self.tokens)  # tokens of each ingredient
 
     def take(self, ingredient: int, documents: np.ndarray) -> int:
-        """How many rows of encode.DOCUMENT to take; whole documents, and no more once one did not
-        fit.
+        """How many rows of encode.DOCUMENT to take.
+
+        Whole documents, and no more once one did not fit.
         """
         wanted = len(documents)
         left, budget = self.documents[ingredient], self.tokens[ingredient]
@@ -73,8 +75,9 @@ class Quotas:
         return bool(self.waiting[unit.ingredient])
 
     def new(self) -> Iterator[tuple[Unit, UnitRecord, np.ndarray]]:
-        """What can be taken now and was not yet. Where a unit is missing, it ends, and can be asked
-        again later.
+        """What can be taken now and was not yet.
+
+        It ends where a unit is missing, and can be asked again later.
         """
         self._look()
         while self.limits is not None and self.next < len(self.units):
@@ -95,8 +98,9 @@ class Quotas:
         return self.limits is not None and self.next == len(self.units)
 
     def without_tokens(self) -> list[int]:
-        """The ingredients of a mix, all taken, that gave nothing: mostly since their first document
-        is too large.
+        """The ingredients of a mix that gave nothing, once all is taken.
+
+        Mostly since their first document is too large.
         """
         return (
             [i for i, taken in enumerate(self.limits.taken) if not taken]

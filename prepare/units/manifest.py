@@ -1,6 +1,4 @@
-"""The manifest: made of what went into the shards, and compared with what is asked for where it is
-there already.
-"""
+"""The manifest: made from the shards, and compared with one that is there."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -103,8 +101,9 @@ def pinned_sources(made: Manifest) -> list[Mapping[str, Any]]:
 
 
 def key_of(made: Manifest, recipe: Recipe) -> dict[str, Any]:
-    """The key of the recipe that a finished folder was made with; what it does not tell is taken
-    from `recipe`.
+    """The key of the recipe that a finished folder was made with.
+
+    What the folder does not tell is taken from `recipe`.
     """
     return {
         "corpus": made.name,

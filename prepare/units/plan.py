@@ -1,5 +1,6 @@
-"""The work, cut into units: a function of the sources alone, so that workers, ranks and kills do
-not show.
+"""The work, cut into units: a function of the sources alone.
+
+Workers, ranks and kills do not show.
 
 A unit is what one worker encodes in one go, and what is done again at most when it is killed.
 """
@@ -48,9 +49,7 @@ class Slice:
     val_rows: frozenset[int] | None = None
 
     def split_of(self, utf8: Iterable[bytes], row: int, rule: SplitRuleRecord) -> SplitName:
-        """The split of a document, whose UTF-8 comes in chunks, and which is row number `row` of
-        the slice.
-        """
+        """The split of row number `row` of the slice, a document whose UTF-8 comes in chunks."""
         if self.split:
             return self.split
         if self.val_rows is not None:
@@ -82,8 +81,9 @@ def plan_key() -> dict[str, Any]:
 
 
 def plan(recipe: Recipe, source_files: Sequence[SourceFiles], cuttable: bool) -> list[Unit]:
-    """All units, in the order of the output. cuttable: whether the tokenizer lets a long text be
-    cut at its borders.
+    """All units, in the order of the output.
+
+    cuttable: whether the tokenizer lets a long text be cut at its borders.
 
     Raises BadDataError, StorageError, HubUnavailableError; UsageError for files that the split does
     not go with.
@@ -214,8 +214,9 @@ def _both_splits(
 
 
 def _drawn(slices: list[Slice], ingredient: Ingredient, max_documents: int | None) -> list[Slice]:
-    """The slices of tables with the rows that are drawn for validation, out of those that will be
-    read.
+    """The slices of tables with the rows that are drawn for validation.
+
+    Out of those that will be read.
     """
     if not all(ingredient.format(piece.file).kind in ("parquet", "arrow") for piece in slices):
         raise UsageError(

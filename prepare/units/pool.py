@@ -1,5 +1,6 @@
-"""Units encoded by several processes; one that dies costs time only, and what kills it again and
-again is named.
+"""Units encoded by several processes; one that dies costs only time.
+
+A document that kills workers again and again is named.
 """
 
 import signal
@@ -26,8 +27,9 @@ def encode_units(
     workers: int,
     trace: Path,
 ) -> Iterator[UnitRecord]:
-    """Encode units into `folder` with the tokenizer saved at `tokenizer`; records as they are done,
-    in any order.
+    """Encode units into `folder`; yields their records as they are done, in any order.
+
+    tokenizer: the file it was saved in.
 
     workers: processes; 1: this one. trace: a file for the name of the document at hand, where one
     kills its worker. Raises BadDataError for text without ids, StorageError where a worker keeps
@@ -70,8 +72,9 @@ def encode_units(
 
 
 def _alone(job: Job, tokenizer: Path, folder: Path, trace: Path) -> UnitRecord:
-    """A unit in a process of its own, AGAIN times if that dies; then the trace tells at which
-    document.
+    """A unit in a process of its own, AGAIN times if that dies.
+
+    Then the trace tells at which document.
     """
     for _ in range(AGAIN):
         trace.unlink(missing_ok=True)
@@ -106,8 +109,9 @@ def _pool(workers: int, tokenizer: Path, folder: Path) -> Iterator[ProcessPoolEx
 
 
 def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "Future[UnitRecord]":
-    """Hand out a unit. Workers start in here, and inherit that they do not hear Ctrl-C: the parent
-    stops them.
+    """Hand out a unit.
+
+    Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them.
     """
     with _undisturbed():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -119,8 +123,9 @@ def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A request to stop is heard at the end of the block only: a process half started cannot be
-    cleaned up.
+    """Hear a request to stop at the end of the block only.
+
+    A process half started cannot be cleaned up.
 
     Blocking signals would not do: another thread may take them, and the handler runs in this one
     all the same.

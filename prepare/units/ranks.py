@@ -1,6 +1,4 @@
-"""Several processes, on one machine or many, at the same output folder: under torchrun, or as a
-Slurm array.
-"""
+"""Several processes at one output folder: under torchrun, or as a Slurm array."""
 
 import json
 import os
@@ -23,8 +21,9 @@ SLURM, TORCHRUN = "slurm:", "torchrun:"
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `size`; run: what tells this run from an earlier one on the same
-    folder.
+    """This process's number among `size`.
+
+    run: what tells this run from an earlier one on the same folder.
     """
 
     rank: int = 0
@@ -63,8 +62,9 @@ class Ranks:
         return self.rank == 0
 
     def leave_with_launcher(self) -> None:
-        """End this process when torchrun is gone: killed, it leaves its ranks behind, which would
-        hold the folder.
+        """End this process when torchrun is gone.
+
+        Killed, torchrun leaves its ranks behind, which would hold the folder.
         """
         if self.run.startswith(TORCHRUN):
             launcher = os.getppid()
@@ -99,8 +99,9 @@ class Ranks:
         return content if current is not None and content.get("holder") == current else None
 
     def wait_for_plan(self, work: WorkFolder) -> bool:
-        """Until the leading rank has announced this run; False where the folder is finished
-        already.
+        """Wait until rank 0 has announced this run.
+
+        False where the folder is finished already.
 
         Raises what the leading rank has ended with; StorageError where nothing comes.
         """

@@ -33,8 +33,7 @@ class UnitEncoder:
     note: Callable[[str], None]
 
     def encode(self, units: Sequence[Unit], quotas: Quotas) -> Iterator[tuple[Unit, int]]:
-        """Encode those of `units` that are this rank's, as long as they are wanted; each with its
-        tokens when done.
+        """Encode this rank's `units` as long as they are wanted; yields each with its tokens.
 
         Raises BadDataError, StorageError, HubUnavailableError.
         """
@@ -110,9 +109,7 @@ class _Needs:
 
 
 def default_workers() -> int:
-    """One process for each core that we may use, at most 8; fewer where torchrun has started
-    several of us here.
-    """
+    """One process for each usable core, at most 8; fewer beside other ranks of torchrun."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -122,9 +119,7 @@ def default_workers() -> int:
 
 @dataclass
 class UnitProgress:
-    """Bytes and tokens of the units that are done, for a progress bar; with other ranks, theirs
-    too.
-    """
+    """Bytes and tokens of the units that are done, of all ranks, for a progress bar."""
 
     work: WorkFolder
     units: Sequence[Unit]

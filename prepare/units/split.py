@@ -1,5 +1,6 @@
-"""Which text is trained on and which is kept for validation. It depends on the text and the seed,
-not on the order.
+"""Which text is trained on and which is kept for validation.
+
+It depends on the text and the seed, not on the order.
 """
 
 import hashlib
@@ -28,16 +29,18 @@ def by_hash(chunks: Iterable[bytes], rule: SplitRuleRecord) -> SplitName:
 
 
 def shuffled_val_rows(rows: int, rule: SplitRuleRecord) -> np.ndarray:
-    """The rows kept for validation, in order, as datasets'
-    `train_test_split(val_fraction, seed=seed)` draws them.
+    """The rows kept for validation, as datasets' `train_test_split` draws them, sorted.
+
+    It is called with `test_size=val_fraction, seed=seed`.
     """
     val_rows = math.ceil(rule.val_fraction * rows)
     return np.sort(np.random.default_rng(rule.seed).permutation(rows)[:val_rows])
 
 
 def character_border(text: TextPart, rule: SplitRuleRecord) -> int:
-    """The byte behind the byte order mark at which the train part of a text ends, rounded as
-    nanoGPT does.
+    """The byte at which the train part of a text ends, rounded as nanoGPT does.
+
+    Counted behind the byte order mark.
 
     Raises BadDataError for what is not UTF-8.
     """

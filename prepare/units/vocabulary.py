@@ -1,6 +1,4 @@
-"""Tokenizers that are made from the text: its characters, or byte pairs learnt from its train
-split.
-"""
+"""Tokenizers that are made from the text: its characters, or learnt byte pairs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -22,8 +20,9 @@ def make_tokenizer(
     source_files: Sequence[SourceFiles],
     report: Report,
 ) -> Tokenizer:
-    """The recipe's tokenizer. Characters come from both splits, as in nanoGPT; byte pairs from the
-    train split only.
+    """The recipe's tokenizer.
+
+    Characters come from both splits, as in nanoGPT; byte pairs from the train split only.
 
     Raises UsageError, BadDataError, StorageError.
     """
