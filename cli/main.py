@@ -24,6 +24,7 @@ from cli.options import (
     CONTEXT,
     flush_or_drop,
     nanogpt_style,
+    rank,
     refuse_empty,
     refuse_nanogpts,
     with_paths,
@@ -222,22 +223,16 @@ def explain(error: BaseException) -> tuple[int, str, bool]:
     return *errors.explain(error), isinstance(error, NanogptError) and error.agreed
 
 
-def _rank() -> int:
-    """This process's rank under torchrun; 0 where RANK is left over from something else."""
-    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return int(rank) if rank.isdecimal() and size.isdecimal() and int(rank) < int(size) else 0
-
-
 def _leave(code: int, line: str, agreed: bool, quiet: bool = False) -> int:
     """Print the line once, leave the verdict for a launcher, and choose what this process
     returns.
     """
-    rank = _rank()
-    where = f" (rank {rank})" if rank and not agreed else ""
+    mine = rank()
+    where = f" (rank {mine})" if mine and not agreed else ""
     prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "
     line = one_line(line, MAX_LINE - len(prefix))
-    left = not quiet and verdict.write(verdict.Verdict(code, line, rank, agreed))
-    if line and not quiet and (rank == 0 or not agreed):
+    left = not quiet and verdict.write(verdict.Verdict(code, line, mine, agreed))
+    if line and not quiet and (mine == 0 or not agreed):
         with suppress(OSError):  # the terminal may be gone
             print(prefix + line, file=sys.stderr, flush=True)
     # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see

@@ -173,10 +173,22 @@ def refuse_both(run: object, init_from: str | None) -> None:
         raise UsageError("a run, or --init-from with foreign weights: one of them at a time")
 
 
+def note(text: str) -> None:
+    """Tell something on stderr, beside what a command prints."""
+    echo(f"note: {text}", err=True)
+
+
 def warn(text: str) -> None:
-    """A line on stderr, beside what a command prints."""
+    """Warn on stderr, beside what a command prints."""
     with contextlib.suppress(OSError):  # the terminal may be gone
         echo(f"warning: {text}", err=True)
+
+
+def rank() -> int:
+    """This process's rank under torchrun; 0 where RANK is left over from something else."""
+    number, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    known = number.isdecimal() and size.isdecimal() and int(number) < int(size)
+    return int(number) if known else 0
 
 
 def flush_or_drop() -> None:

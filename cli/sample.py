@@ -5,13 +5,21 @@ import sys
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from cli import completing
 from cli.options import Device, InitFrom, Json, refuse_both, warn
 from cli.terminal import echo, echo_text
+from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
+from nanogpt_dist.generation.settings import Settings
+from nanogpt_dist.storage.run_checkpoints import find_checkpoint
+
+if TYPE_CHECKING:
+    from nanogpt_dist.api import Choices, Model
+
+RULE = "─" * 40  # between samples
 
 
 def sample(
@@ -33,14 +41,16 @@ def sample(
     num_samples: Annotated[
         int, typer.Option(min=1, help="Samples to draw, after each prompt.")
     ] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample, in tokens.")] = 500,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest sample, in tokens.")
+    ] = Settings.max_new_tokens,
     temperature: Annotated[
         float,
         typer.Option(min=0, max=1e6, help="Below 1: more cautious; 0: always the likeliest token."),
-    ] = 0.8,
+    ] = Settings.temperature,
     top_k: Annotated[
         int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: among all.")
-    ] = 200,
+    ] = cast(int, Settings.top_k),
     top_p: Annotated[
         float | None,
         typer.Option(
@@ -55,7 +65,7 @@ def sample(
         typer.Option(
             min=0, max=2**63 - 1, help="Equal seeds draw equal samples, however many at a time."
         ),
-    ] = 1337,
+    ] = Settings.seed,
     init_from: InitFrom = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print each sample while it comes.")
@@ -76,8 +86,6 @@ def sample(
     """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at
     --max-new-tokens.
     """
-    from nanogpt_dist.errors import MissingInputError, UsageError
-
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("sample needs one process only; leave torchrun out")
     if stream and json:
@@ -87,67 +95,56 @@ def sample(
     refuse_both(target, init_from)
     if init_from and best:
         raise UsageError("--best chooses among a run's checkpoints: leave it out")
-    prompts = [read_prompt(each) for each in prompt or []]
+    prompts: list[str | None] = [read_prompt(each) for each in prompt] if prompt else [None]
+    choices: Choices = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop": tuple(stop or ()),
+        "seed": seed,
+    }
+    from nanogpt_dist.api import Model
 
-    from nanogpt_dist import load_config
-    from nanogpt_dist.storage import run_checkpoints
-
-    found: str | Path
     if init_from:
-        found, config = init_from, load_config.load("gpt2", {"init_from": init_from})
+        model = Model.of_pretrained(init_from, device, dtype)
     else:
-        found = run_checkpoints.find_checkpoint(target, best, warn)
-
-    from nanogpt_dist.devices import pick_device
-    from nanogpt_dist.evaluation import report
-    from nanogpt_dist.generation import sampling
-    from nanogpt_dist.generation.decoder import Decoder, pick_weights
-
-    where = pick_device(device)
-    judged = (
-        report.load_pretrained(config, where)
-        if init_from
-        else report.load_checkpoint(Path(found), where)
-    )
-    model, tokenizer = judged.model, judged.tokenizer
-    if tokenizer is None:
-        raise MissingInputError(
-            f"{found} has no tokenizer files; copy the tokenizer.json of the model into it"
-        )
-    settings = sampling.Settings(
-        max_new_tokens, temperature, top_k or None, top_p, tuple(stop or ()), seed
-    )
-    prompts = prompts or [sampling.first_text(tokenizer)]
-    weights = pick_weights(dtype, model.lm_head.weight.device, greedy=temperature == 0)
-    decoder = Decoder(model, tokenizer.n_vocab, weights)
-    echo(f"sampling from {found}, weights in {weights}", err=True)
-    if json:
-        samples = sampling.sample(decoder, tokenizer, prompts, num_samples, settings)
-        echo(dumps({"samples": [asdict(each) for each in samples], "checkpoint": str(found)}))
-        return
+        model = Model.of_checkpoint(find_checkpoint(target, best, warn), device, dtype)
+    weights = model.prepare_weights(temperature)
+    echo(f"sampling from {model.name}, weights in {weights}", err=True)
     if stream:
-        shown = 0
-        echo_text(prompts[0], nl=False)
-        for number, piece in sampling.stream(decoder, tokenizer, prompts, num_samples, settings):
-            if number != shown:
-                echo_text("\n" + "─" * 40 + "\n" + prompts[number // num_samples], nl=False)
-                shown = number
-            echo_text(piece, nl=False)
-        echo("")
+        _print_stream(model, prompts, num_samples, choices)
         return
-    found_samples = sampling.sample(decoder, tokenizer, prompts, num_samples, settings)
-    for number, each in enumerate(found_samples, 1):
-        echo_text(each.prompt + each.text)
-        if number < len(found_samples):
-            echo("─" * 40)
+    samples = model.samples(prompts, num_samples, **choices)
+    if json:
+        echo(dumps({"samples": [asdict(each) for each in samples], "checkpoint": model.name}))
+        return
+    echo_text(f"\n{RULE}\n".join(each.prompt + each.text for each in samples))
+
+
+def _print_stream(
+    model: "Model",
+    prompts: list[str | None],
+    num_samples: int,
+    choices: "Choices",
+) -> None:
+    """Print each piece when it comes; samples stand one below the other."""
+    shown = 0
+    echo_text(model.prompt_text(prompts[0]), nl=False)
+    for number, piece in model.stream_samples(prompts, num_samples, **choices):
+        if number != shown:
+            prompt = model.prompt_text(prompts[number // num_samples])
+            echo_text(f"\n{RULE}\n{prompt}", nl=False)
+            shown = number
+        echo_text(piece, nl=False)
+    echo("")
 
 
 def read_prompt(prompt: str) -> str:
-    """`prompt` itself, or the text of the file that FILE:path names. Raises MissingInputError,
-    BadDataError.
-    """
-    from nanogpt_dist.errors import BadDataError, MissingInputError
+    """The prompt itself, or the text of the file that FILE:path names.
 
+    Raises: MissingInputError, BadDataError.
+    """
     if not prompt.startswith("FILE:"):
         return prompt
     path = Path(prompt.removeprefix("FILE:"))

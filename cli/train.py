@@ -3,23 +3,19 @@
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli import completing
-from cli.options import Json, flush_or_drop, takes_settings, warn
+from cli.options import Json, flush_or_drop, note, rank, takes_settings, warn
 from cli.terminal import echo
 from launch import verdict
 from nanogpt_dist import load_config, presets
 from nanogpt_dist.config import TrainConfig, resolve
-from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError, UsageError
+from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.storage import run_folder
-
-if TYPE_CHECKING:
-    from nanogpt_dist.distributed.world import World
 
 
 def preset_table() -> str:
@@ -69,38 +65,32 @@ def train(
 
     Defaults below are those of no preset; `nanogpt show config PRESET` tells a preset's.
     """
+    from nanogpt_dist import api
+
     stop = StopRequest(
         "stopped before the first update; the same command starts or resumes the run"
     )
-    in_ranks = "RANK" in os.environ
-    if not in_ranks:
+    if "RANK" not in os.environ:  # else api.train() listens, once the ranks have met
         stop.listen()
     try:
         _refuse_evaluation(preset)
-        branch_from = _branch(preset, settings.get("out_dir"), fresh)
+        branch_from = api.branch_point(preset, settings.get("out_dir"), fresh)
         config = load_config.load(preset, settings)
     except NanogptError as error:
         error.agreed = True  # every rank read the same command line
         raise
     assert config.out_dir is not None
     verdict.tell_run(Path(config.out_dir))
-    config = _look_at_data(preset, config, "vocab_size" in settings)
-
-    from nanogpt_dist.distributed.strategy import needs_group
-    from nanogpt_dist.distributed.world import connect
-    from nanogpt_dist.training.loop import train as run
-
-    with connect(config.device, config.timeout_s, needs_group(config)) as world:
-        if in_ranks:  # until here the signals end a rank that waits for others, deep in C++
-            stop.listen()
-        if check_resume:
-            _check_resume(config, world, stop, json)
-            return
-        result = run(config, world, stop, fresh, branch_from)
+    tell = note if rank() == 0 else lambda _: None
+    config = api.with_rows_of_data(preset, config, "vocab_size" in settings, tell)
+    if check_resume:
+        _check_resume(config, stop, json)
+        return
+    result = api.train(config, fresh=fresh, branch_from=branch_from, stop=stop)
     stopped = result.verdict == "stopped"
     if not stopped:  # also where the ranks of an elastic run were stopped before
-        verdict.write(verdict.Verdict(0, "", world.rank, agreed=True))
-    if world.is_rank0 and (json or not stopped):
+        verdict.write(verdict.Verdict(0, "", rank(), agreed=True))
+    if rank() == 0 and (json or not stopped):
         _report(result, json)
     if stopped:
         raise StoppedError(
@@ -117,35 +107,15 @@ def _refuse_evaluation(preset: str) -> None:
             raise ConfigError(f"{preset} says eval_only: type nanogpt eval {preset}")
 
 
-def _branch(preset: str, out_dir: str | None, fresh: bool) -> Path | None:
-    """The checkpoint with which a new run begins, where one was named. Raises UsageError where no
-    other folder was.
-    """
-    checkpoint = run_folder.as_checkpoint(preset)
-    if checkpoint is None:
-        return None
-    run = run_folder.run_of(checkpoint)
-    if out_dir is None or Path(out_dir).resolve() == run.resolve():
-        resume = (
-            f"its run goes on with: {shlex.join(['nanogpt', 'train', str(run)])}"
-            if run_folder.as_run(str(run))
-            else "its run is not here"
-        )
-        raise UsageError(
-            f"{checkpoint.name} is a checkpoint; {resume}; a branch of it needs a new --out-dir DIR"
-        )
-    if fresh:
-        raise UsageError(f"{checkpoint.name} is a checkpoint to go on from: leave --fresh out")
-    return checkpoint
-
-
-def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_json: bool) -> None:
+def _check_resume(config: TrainConfig, stop: StopRequest, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from nanogpt_dist import api
     from nanogpt_dist.storage.run_folder import to_json
     from nanogpt_dist.training.check_resume import check_resume
 
-    proof = check_resume(config, world, stop)
+    with api.connected(config, stop) as world:
+        proof = check_resume(config, world, stop)
     if not world.is_rank0:
         return
     if as_json:
@@ -155,33 +125,6 @@ def _check_resume(config: TrainConfig, world: "World", stop: StopRequest, as_jso
             f"resuming is exact here: {proof.updates} updates in one go and in two halves end with "
             f"the same {proof.bytes:,} bytes of weights and moments"
         )
-
-
-def _look_at_data(preset: str, config: TrainConfig, vocab_size_typed: bool) -> TrainConfig:
-    """`config` with the data's vocab_size where none was typed and a preset's does not hold, which
-    is told in a line.
-
-    The commonest mistakes are in the data: they show before torch takes its seconds to load.
-    """
-    from nanogpt_dist.data import DataFolder
-
-    try:
-        tokenizer = DataFolder.open(Path(config.dataset)).tokenizer
-    except NanogptError:
-        # maybe only this rank does not see it: all of them tell it together, later
-        if "RANK" in os.environ:
-            return config
-        raise
-    if vocab_size_typed:
-        return config
-    fitted = load_config.fit_vocabulary(preset, config, tokenizer)
-    if config.vocab_size not in (None, fitted.vocab_size) and os.environ.get("RANK", "0") == "0":
-        echo(
-            f"note: {config.dataset} has {tokenizer.n_vocab:,} ids: vocab_size is "
-            f"{fitted.vocab_size:,}, not the {config.vocab_size:,} of {preset}",
-            err=True,
-        )
-    return fitted
 
 
 def _report(result: Any, as_json: bool) -> None:

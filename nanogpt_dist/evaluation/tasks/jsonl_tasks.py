@@ -145,27 +145,32 @@ def lambada(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, A
 
 
 def text(path: Path, scorer: Scorer) -> dict[str, Any]:
-    """Bits per byte, and loss in nats/token, of a text file as one document; each token is
-    predicted once.
-    """
+    """score_text() of a file. Raises MissingInputError, BadDataError."""
     with scorer.world.raise_on_all_ranks():
         read = _read(path)
-        ids = scorer.tokenizer.encode(read).tolist()
+    return score_text(read, shown(path), scorer)
+
+
+def score_text(text: str, name: str, scorer: Scorer) -> dict[str, Any]:
+    """Loss in nats/token, and in bits per byte, of a text as one document.
+
+    Each token is predicted once. name: of the text, in a message. Raises BadDataError.
+    """
+    with scorer.world.raise_on_all_ranks():
+        ids = scorer.tokenizer.encode(text).tolist()
         eot, size = scorer.tokenizer.eot_id, scorer.model.config.block_size
         whole = [*([eot] if eot is not None else []), *ids]
         if len(whole) < 2:
-            raise BadDataError(f"{shown(path)} is too short: there is nothing to predict")
+            raise BadDataError(f"{name} is too short: there is nothing to predict")
     # Windows of block_size tokens; the last token of one is the first input of the next.
     scores = scorer(
         [(whole[i : i + 1], whole[i + 1 : i + 1 + size]) for i in range(0, len(whole) - 1, size)]
     )
-    nats, tokens = (
-        -math.fsum(one.log_likelihood for one in scores),
-        sum(one.tokens for one in scores),
-    )
+    nats = -math.fsum(one.log_likelihood for one in scores)
+    tokens = sum(one.tokens for one in scores)
     # the first token is given
     unseen = 0 if eot is not None else int(scorer.tokenizer.byte_lengths()[whole[0]])
-    nbytes = len(read.encode()) - unseen
+    nbytes = len(text.encode()) - unseen
     return {
         "loss": nats / tokens,
         "bits_per_byte": nats / math.log(2) / nbytes,
