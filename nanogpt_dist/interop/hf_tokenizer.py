@@ -20,8 +20,9 @@ ONE_CHARACTER = r"[\s\S]"
 
 
 def load_tokenizer(source: Pretrained) -> Tokenizer:
-    """The tokenizer of the weights' text. Raises MissingInputError where there is none,
-    BadDataError.
+    """The tokenizer of pretrained weights.
+
+    Raises MissingInputError where there is none, BadDataError.
     """
     if source.ours:
         return load(source.folder / "tokenizer.json")
@@ -44,8 +45,9 @@ def load_folder(folder: Path) -> Tokenizer:
 
 
 def write(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, of a BPE also vocab.json and merges.txt.
-    Raises StorageError.
+    """Write tokenizer.json and tokenizer_config.json, of a BPE also GPT-2's two files.
+
+    These are vocab.json and merges.txt. Raises StorageError.
     """
     content = to_hugging_face(tokenizer)
     _write(folder / "tokenizer.json", content)

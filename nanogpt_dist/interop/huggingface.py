@@ -1,5 +1,4 @@
-"""Weights of Hugging Face's GPT2LMHeadModel, in and out; of our own checkpoints, too, where they
-begin a new run.
+"""GPT2LMHeadModel's weights, in and out; and our own where they begin a new run.
 
 Names are ours. Their Conv1D keeps (in, out) where nn.Linear keeps (out, in). OpenAI's own files
 leave `transformer.` out, and have the causal mask beside the weights.
@@ -45,8 +44,9 @@ Weights = Callable[[str], Tensor]  # by our name, whole
 
 @torch.no_grad()
 def load_weights(source: Pretrained, model: GPT) -> GPT:
-    """Fill `model`, whole or sharded, with the weights of `source`, of which the first block_size
-    positions count.
+    """Fill `model`, whole or sharded, with the weights of `source`.
+
+    Of their positions the first block_size count.
 
     One tensor at a time is in memory. Raises BadDataError where they are of another architecture.
     """
@@ -69,8 +69,9 @@ def load_weights(source: Pretrained, model: GPT) -> GPT:
 
 
 def load_model(source: Pretrained, config: ModelConfig, device: torch.device) -> GPT:
-    """The model of `source` in evaluation mode; config: its architecture, with a block_size as long
-    or shorter.
+    """The model of `source` in evaluation mode.
+
+    config: its architecture, with a block_size as long or shorter.
     """
     with torch.device("meta"):
         model = GPT(config)
@@ -146,8 +147,9 @@ def export(
     card: str,
     step: int = 0,
 ) -> None:
-    """Write a folder that GPT2LMHeadModel, AutoTokenizer and `nanogpt import hf` read; whole, or
-    not at all.
+    """Write a folder that GPT2LMHeadModel, AutoTokenizer and `nanogpt import hf` read.
+
+    Whole, or not at all.
 
     weights: by our names, fp32. A model without biases gets zeros. Rows of the token table without
     an id in the tokenizer are left out. Raises ConfigError for an architecture that is not GPT-2's,

@@ -1,6 +1,4 @@
-"""Foreign weights become a run: a folder with one checkpoint, which train, eval and sample take as
-their own.
-"""
+"""Imported weights become a run with one checkpoint, which all commands take."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +25,9 @@ SINGLE_PROCESS = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"),
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """What is taken over: weights and AdamW's moments by our names (moments: NAME.exp_avg …), and
-    where it stood.
+    """What is imported: weights, AdamW's moments, and where training stood.
+
+    Names are ours (moments: NAME.exp_avg …).
     """
 
     config: TrainConfig
@@ -80,8 +79,9 @@ def read_hugging_face(source: Pretrained) -> ImportedModel:
 
 
 def origin_of(found: Path) -> tuple[str | None, bool]:
-    """Whose the first weights of a verified checkpoint were, None for ours; and whether they are as
-    they came.
+    """Where a verified checkpoint's first weights came from, and whether they are unchanged.
+
+    None for ours.
     """
     facts = checkpoint.load_state(found)[1]
     imported = facts.get("imported_from")
@@ -90,9 +90,7 @@ def origin_of(found: Path) -> tuple[str | None, bool]:
 
 
 def read_weights(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:
-    """Config, weights and state of a verified checkpoint, whole and in memory: what an export
-    takes.
-    """
+    """Config, weights and state of a verified checkpoint, whole and in memory."""
     return checkpoint.load_config(found), _tensors(found, "model"), checkpoint.load_state(found)[0]
 
 

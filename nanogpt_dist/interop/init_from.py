@@ -1,5 +1,4 @@
-"""What --init-from names: OpenAI's GPT-2, a model repository of the hub, a folder of Hugging
-Face's, or a run of ours.
+"""What --init-from names: OpenAI's GPT-2, a repository of the hub, a folder, or a run.
 
 Nothing is asked from a network that is in the hub's cache (HF_HOME). No torch.
 """
@@ -66,8 +65,9 @@ FIXED = {
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights to begin with. name: as given; folder: where they are; ours: a checkpoint, else
-    Hugging Face's files.
+    """Weights to begin with.
+
+    name: as given; folder: where they are; ours: a checkpoint, else Hugging Face's files.
     """
 
     name: str
@@ -76,8 +76,7 @@ class Pretrained:
 
     @property
     def origin(self) -> str:
-        """Whose the weights are, as what is trained from them keeps it: `Hugging Face: OWNER/NAME`,
-        or a folder's name.
+        """Where the weights come from, as it is kept: `Hugging Face: OWNER/NAME`, or a folder.
 
         Of a checkpoint of ours that itself began with other weights, whose those were.
         """
@@ -94,8 +93,9 @@ class Pretrained:
 
 
 def find_pretrained(name: str, weights: bool = True) -> Pretrained:
-    """The weights that `name` means, on this machine; weights=False: their configuration at
-    least.
+    """The weights that `name` means, on this machine.
+
+    weights=False: their configuration at least.
 
     Raises MissingInputError, BadDataError, HubUnavailableError, UsageError.
     """
@@ -120,8 +120,9 @@ def find_pretrained(name: str, weights: bool = True) -> Pretrained:
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """The settings of ModelConfig that the weights of `name` fix; dropout is free. Raises as
-    find_pretrained().
+    """The settings of ModelConfig that the weights of `name` fix; dropout is free.
+
+    Raises as find_pretrained().
     """
     if name in OPENAI and not Path(name).is_dir():
         from nanogpt_dist.presets import OPENAI_SIZES
@@ -147,8 +148,9 @@ def architecture(name: str) -> dict[str, Any]:
 
 
 def has_other_head(folder: Path) -> bool:
-    """Whether the weights there hold a head that is not the token table: transformers then ties
-    them no more, either.
+    """Whether the weights have a head other than the token embedding.
+
+    Then transformers does not tie them either.
 
     False where the weights are not there yet or cannot be read, which who loads them will tell.
     """
@@ -174,8 +176,9 @@ def has_other_head(folder: Path) -> bool:
 
 
 def read_gpt2_config(path: Path) -> dict[str, Any]:
-    """The architecture that a config.json of GPT2LMHeadModel's describes. Raises BadDataError for
-    any other.
+    """The architecture in a config.json of GPT2LMHeadModel.
+
+    Raises BadDataError for any other.
     """
     content = run_folder.read_json(path)
     for key, wanted in FIXED.items():
@@ -214,8 +217,9 @@ def read_gpt2_config(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder of Hugging Face's: one, or else those in the index; as
-    transformers chooses.
+    """The safetensors files of a Hugging Face folder: one, or those in the index.
+
+    As transformers chooses.
 
     Raises BadDataError.
     """
@@ -278,8 +282,9 @@ def _cached(repo: str, weights: bool) -> Path | None:
 
 
 def _fetched(repo: str, weights: bool) -> Path:
-    """Every byte that is fetched is compared with its hash. Raises HubUnavailableError,
-    MissingInputError.
+    """Fetch and compare every byte with its hash.
+
+    Raises HubUnavailableError, MissingInputError.
     """
     library = hub.hub_library()
     with hub.hub_errors(repo, kind="model"):
@@ -312,8 +317,9 @@ def _fetched(repo: str, weights: bool) -> Path:
 
 
 def _remember(repo: str, commit: str, folder: Path) -> None:
-    """Note which commit the branch `main` is, as the hub's own client does: then the cache is found
-    by name.
+    """Note which commit the branch `main` is, so that the cache is found by name.
+
+    The hub's own client does the same.
     """
     reference = folder.parents[1] / "refs" / "main"
     reference.parent.mkdir(parents=True, exist_ok=True)

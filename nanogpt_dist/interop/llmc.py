@@ -1,5 +1,4 @@
-"""llm.c's files, out: weights that its train_gpt2 begins with, and the vocabulary that it prints
-text with.
+"""llm.c's files, out: weights that train_gpt2 begins with, and its vocabulary.
 
 Weights: 256 little-endian int32 (magic, version 3 for fp32, block_size, vocabulary, layers, heads,
 width, rows of the table), then the tensors in the order of TENSORS, each over all layers, (out, in)
@@ -32,8 +31,9 @@ def write(
     tokenizer: Tokenizer,
     step: int = 0,
 ) -> Path:
-    """Write the folder `out` with both files; returns it. Zeros stand for biases that are not
-    there.
+    """Write the folder `out` with both files and return it.
+
+    Zeros stand for biases that are not there.
 
     Raises ConfigError for an architecture that is not GPT-2's or that llm.c computes otherwise,
     CannotCreateError, StorageError.
@@ -67,8 +67,9 @@ def write(
 
 
 def model_pieces(config: ModelConfig, weights: dict[str, Tensor], n_vocab: int) -> Iterator[bytes]:
-    """The weight file, piece by piece. n_vocab: ids of the tokenizer; the table's other rows are
-    padding.
+    """The weight file, piece by piece.
+
+    n_vocab: ids of the tokenizer; the embedding's other rows are padding.
     """
     rows = -(-n_vocab // MULTIPLE) * MULTIPLE
     table = torch.zeros(rows, config.n_embd)

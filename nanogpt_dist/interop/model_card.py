@@ -75,8 +75,9 @@ text is the special token to this tokenizer{special}.
 
 
 def _training(config: TrainConfig, state: "TrainState", origin: str | None) -> dict[str, str]:
-    """What the run did; of one that goes on with nanoGPT's checkpoint the count of updates is of
-    both.
+    """What the run did.
+
+    Of one that goes on with nanoGPT's checkpoint the count of steps is of both.
     """
     loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats/token"
     continued = (origin or "").startswith("nanoGPT:")

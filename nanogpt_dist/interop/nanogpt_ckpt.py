@@ -1,5 +1,6 @@
-"""nanoGPT's ckpt.pt, in and out. Nothing in it is executed: torch reads tensors and plain values
-only.
+"""nanoGPT's ckpt.pt, in and out.
+
+Nothing in it is executed: torch reads tensors and plain values only.
 
 The file is {model, optimizer, model_args, iter_num, best_val_loss, config}. Of AdamW's state the
 parameters have numbers: first those of two dimensions and more in the order of the model, then the
@@ -36,8 +37,9 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def read(
     path: Path, tokenizer: Tokenizer | None = None, with_optimizer: bool = True
 ) -> ImportedModel:
-    """What is in a ckpt.pt. tokenizer: of its text; None: GPT-2's, or the meta.pkl of its data set
-    where that is found.
+    """The model in a ckpt.pt.
+
+    tokenizer: of its text; None: GPT-2's, or the meta.pkl of its data set where that is found.
 
     Raises MissingInputError, BadDataError.
     """
@@ -109,8 +111,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
-    """By our names, fp32; without the causal masks of old versions, and without the head, which is
-    the token table.
+    """The weights by our names, fp32.
+
+    Without the causal masks of old versions, and without the head, which is the token embedding.
     """
     found: dict[str, Tensor] = {}
     for key, tensor in raw.items():
@@ -202,8 +205,9 @@ def write(
     state: TrainState,
     tokenizer: Tokenizer,
 ) -> None:
-    """Write a ckpt.pt that nanoGPT's sample.py and train.py load; of a `char` tokenizer also
-    meta.pkl beside it.
+    """Write a ckpt.pt that nanoGPT's sample.py and train.py load.
+
+    Of a `char` tokenizer also meta.pkl beside it.
 
     Raises ConfigError for an architecture that nanoGPT has not, CannotCreateError, StorageError.
     """

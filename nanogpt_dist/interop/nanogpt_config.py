@@ -1,5 +1,6 @@
-"""nanoGPT's config/*.py as settings of ours: each assignment is read as a literal, nothing is
-executed. No torch.
+"""nanoGPT's config/*.py as settings: assignments are read as literals. No torch.
+
+Nothing is executed.
 """
 
 import ast
@@ -80,8 +81,9 @@ def _assignments(path: Path) -> dict[str, Any]:
 
 
 def to_our_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """nanoGPT's settings, as a config or a checkpoint has them, under our names; what is not one
-    here is left out.
+    """nanoGPT's settings under our names; what is not one here is left out.
+
+    As a config or a checkpoint has them.
     """
     kept = {
         name: value
@@ -112,8 +114,9 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _value(node: ast.expr, known: dict[str, Any]) -> Any:
-    """A literal, the value of an earlier name, or arithmetic with such. Raises ValueError and what
-    arithmetic does.
+    """A literal, the value of an earlier name, or arithmetic with such.
+
+    Raises ValueError and what arithmetic does.
     """
     if isinstance(node, ast.Name) and node.id in known:
         return known[node.id]

@@ -1,5 +1,4 @@
-"""Byte-pair vocabularies: GPT-2's, those that are learnt from text, and lists of ranks as tiktoken
-writes them.
+"""Byte-pair vocabularies: GPT-2's, learnt ones, and tiktoken's lists of ranks.
 
 A vocabulary is a list of byte strings; the position in it is the id and, when pairs are merged, the
 rank.
@@ -35,8 +34,9 @@ def gpt2_vocabulary() -> list[bytes]:
 
 
 def train_merges(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:") -> Any:
-    """A `tokenizers.Tokenizer` under GPT-2's pattern with `size` ≥ 256 tokens learnt from `texts`,
-    in that order.
+    """A `tokenizers.Tokenizer` of `size` ≥ 256 tokens, learnt from `texts` in their order.
+
+    Its pattern is GPT-2's.
 
     flag: what a number of ids, end of text included, is typed behind.
 
@@ -62,15 +62,14 @@ def train_merges(texts: Iterable[str], size: int, flag: str = "--tokenizer bpe:"
 
 
 def tokens_by_id(ids: dict[str, int]) -> list[bytes]:
-    """The tokens of a byte-level vocabulary {printable token: id}, in the order of the ids. Raises
-    KeyError.
-    """
+    """The tokens of a byte-level vocabulary {printable token: id}, by id. Raises KeyError."""
     return [from_printable(token) for token in sorted(ids, key=ids.__getitem__)]
 
 
 def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
-    """`texts`, cut within runs of a thousand characters without a border: the trainer is quadratic
-    in their length.
+    """`texts`, cut within runs of a thousand characters without a border.
+
+    The trainer is quadratic in their length.
     """
     for text in texts:
         start = 0
@@ -86,8 +85,9 @@ def to_printable(token: bytes) -> str:
 
 
 def merges_of(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The pairs of which tokens are made, in the order of their ranks; of a token that no pair
-    gives, none.
+    """The pairs of which tokens are made, in the order of their ranks.
+
+    None of a token that no pair gives.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     found = []
@@ -112,8 +112,9 @@ def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
 
 
 def parse_ranks(data: bytes, name: str) -> list[bytes]:
-    """The tokens in a .tiktoken file: on each line a token in base64 and its rank. Raises
-    BadDataError.
+    """The tokens in a .tiktoken file: each line is a token in base64 and its rank.
+
+    Raises BadDataError.
     """
     tokens = []
     for number, line in enumerate(data.splitlines()):

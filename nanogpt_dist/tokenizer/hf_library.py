@@ -1,5 +1,6 @@
-"""A byte-level BPE of Hugging Face's library that tiktoken cannot be: encoded by the library
-itself, which is slower.
+"""A byte-level BPE that tiktoken cannot be, encoded by Hugging Face's library.
+
+That is slower.
 
 Merges out of the order of the ids, words added to the vocabulary, an NFC normalizer, digits cut on
 their own, special tokens in front: the ids are those of `tokenizers` without special tokens' names
@@ -31,8 +32,9 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class LibraryTokenizer(Tokenizer):
-    """As Tokenizer, but special tokens may have any ids: in `tokens` nothing stands in their
-    places, nor in gaps.
+    """A Tokenizer whose special tokens may have any ids.
+
+    In `tokens` nothing stands in their places, nor in gaps.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class LibraryTokenizer(Tokenizer):
         end_of_text: str | None,
         stops: Sequence[str] = (),
     ) -> None:
-        """content: of a tokenizer.json. Raises BadDataError where its ids are not those of
-        bytes.
+        """content: of a tokenizer.json.
+
+        Raises BadDataError where its ids are not those of bytes.
         """
         self.content = _plain(content)
         added = {token["content"]: token for token in self.content["added_tokens"]}
@@ -67,8 +70,9 @@ class LibraryTokenizer(Tokenizer):
         return hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()
 
     def pieces(self, text: str | Iterable[str]) -> Iterator[str]:
-        """As Tokenizer.pieces; a text that has to stay whole may not be longer than a word without
-        an end.
+        """As Tokenizer.pieces.
+
+        A text that has to stay whole may not be longer than a word without an end.
         """
         if self.cuttable:
             yield from super().pieces(text)
@@ -86,9 +90,7 @@ class LibraryTokenizer(Tokenizer):
             yield whole
 
     def to_json(self) -> bytes:
-        """The tokenizer as `load` reads it: self-describing, the same bytes for the same
-        tokenizer.
-        """
+        """The bytes of tokenizer.json, as `load` reads it; the same for the same tokenizer."""
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -136,8 +138,7 @@ def from_library(
     stops: Sequence[str],
     probes: Iterable[str],
 ) -> LibraryTokenizer:
-    """The tokenizer in a tokenizer.json, held against its own promises on `probes`. Raises
-    BadDataError.
+    """The tokenizer in a tokenizer.json, tested on `probes`. Raises BadDataError.
 
     Its ids stand for the bytes of the text, its added tokens have the ids that the file names, and
     no text gives a special token.
@@ -165,8 +166,9 @@ def from_library(
 
 
 def _check(content: Mapping[str, Any]) -> None:
-    """It is a byte-level BPE whose steps keep the text. Raises BadDataError with the first reason
-    against it.
+    """Check that it is a byte-level BPE whose steps keep the text.
+
+    Raises BadDataError with the first reason against it.
     """
     model = content["model"]
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
@@ -228,9 +230,7 @@ def _tokens(
     specials: Mapping[str, int],
     words: Mapping[str, int],
 ) -> list[bytes]:
-    """The bytes that each id stands for; none for a special token and for an id that nothing
-    has.
-    """
+    """The bytes of each id; none for a special token and for an unused id."""
     ordinary = {
         token: number
         for token, number in vocab.items()

@@ -1,6 +1,4 @@
-"""Tokenizers by name or out of a file: ours, tiktoken's encodings, byte-level BPEs of Hugging
-Face's tokenizer.json.
-"""
+"""Tokenizers by name or from a file: ours, tiktoken's, Hugging Face's byte-level BPEs."""
 
 import hashlib
 import random
@@ -77,9 +75,11 @@ FETCH_S = 120.0
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """`gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or
-    of Hugging Face's library, ranks as tiktoken writes them (then with GPT-2's pattern), or
-    nanoGPT's meta.pkl.
+    """The tokenizer that --tokenizer names.
+
+    `gpt2`, `byte`, one of tiktoken's encodings by name, or a file: a tokenizer.json of ours or of
+    Hugging Face's library, ranks as tiktoken writes them (then with GPT-2's pattern), or nanoGPT's
+    meta.pkl.
 
     Raises UsageError for `char` and `bpe:N`, which need text; MissingInputError; BadDataError;
     HubUnavailableError.
@@ -122,8 +122,9 @@ def from_gpt2_files(folder: Path) -> Tokenizer:
 
 
 def _from_ranks_file(path: Path, name: str) -> Tokenizer:
-    """The ranks in a .tiktoken file, which does not name its pattern: known by its sha256, else
-    GPT-2's.
+    """The ranks in a .tiktoken file.
+
+    It does not name its pattern: known by its sha256, else GPT-2's.
     """
     data = read_file(path)
     pattern, specials = RANKS.get(hashlib.sha256(data).hexdigest(), (None, None))
@@ -149,8 +150,9 @@ def _from_ranks_file(path: Path, name: str) -> Tokenizer:
 
 
 def from_nanogpt_meta(path: Path) -> Tokenizer:
-    """The characters in nanoGPT's meta.pkl, which is read without executing anything. Raises as
-    read_plain_pickle().
+    """The characters in nanoGPT's meta.pkl, of which nothing is executed.
+
+    Raises as read_plain_pickle().
     """
     from nanogpt_dist.tokenizer.meta_pkl import read_plain_pickle
 
@@ -165,8 +167,9 @@ def from_nanogpt_meta(path: Path) -> Tokenizer:
 
 
 def from_tiktoken(name: str) -> Tokenizer:
-    """One of tiktoken's encodings, from its cache (TIKTOKEN_CACHE_DIR) or its address. Raises
-    HubUnavailableError.
+    """One of tiktoken's encodings, from its cache (TIKTOKEN_CACHE_DIR) or its address.
+
+    Raises HubUnavailableError.
     """
     import tiktoken
 
@@ -195,8 +198,7 @@ def from_tiktoken(name: str) -> Tokenizer:
 
 
 def from_hugging_face(content: Mapping[str, Any], name: str, folder: Path, shown: str) -> Tokenizer:
-    """The byte-level BPE in a tokenizer.json: as ranks where they say the same, else as the library
-    has it.
+    """The byte-level BPE in a tokenizer.json: as ranks where these are equal, else the library.
 
     folder: where its configuration lies, which may name the end of text and more tokens. shown: the
     file, for messages.
@@ -226,8 +228,9 @@ def _as_ranks(
     end: str | None,
     stops: Sequence[str],
 ) -> Tokenizer:
-    """A tokenizer.json that is no more than ranks, a pattern and special tokens; proven equal on
-    probing texts.
+    """A tokenizer.json that is no more than ranks, a pattern and special tokens.
+
+    Proven equal on probing texts.
 
     Raises BadDataError with what ranks cannot say.
     """
@@ -268,8 +271,9 @@ def _as_ranks(
 
 
 def _check_merges(tokens: list[bytes], ids: Mapping[str, int], model: Mapping[str, Any]) -> None:
-    """Its merges come in the order of the ids and make every token, as if each pair's rank were its
-    token's id.
+    """Check that merges are in the order of the ids and make every token.
+
+    Then each pair's rank is its token's id.
     """
     pairs = [
         tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
@@ -314,8 +318,9 @@ def _pattern(given: Any) -> str:
 
 
 def _prove(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
-    """Both encode the probes equally, each special token's name aside, which is ordinary text
-    here.
+    """Check that both encode the probes equally.
+
+    Each special token's name aside, which is ordinary text here.
     """
     plain: dict[str, Any] = {
         "added_tokens": [],

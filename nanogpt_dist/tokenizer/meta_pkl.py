@@ -1,5 +1,4 @@
-"""A pickle of plain values, read without executing anything, and written: nanoGPT's meta.pkl, dicts
-of str and int.
+"""A pickle of plain values (nanoGPT's meta.pkl), read without executing, and written.
 
 A pickle is a program for a small stack machine. Of its instructions only those are known here that
 put strings, numbers and containers together; one that would look up a function or call it is
@@ -37,8 +36,9 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """The dict, list, str, int, float, bool or None in a pickle. Raises MissingInputError,
-    BadDataError.
+    """The dict, list, str, int, float, bool or None in a pickle.
+
+    Raises MissingInputError, BadDataError.
     """
     if not path.is_file():
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")

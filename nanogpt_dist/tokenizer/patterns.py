@@ -1,5 +1,4 @@
-"""How text is cut into pre-tokens before byte pairs are merged, and where a long text may be cut
-without a trace.
+"""How text is cut into pre-tokens, and where a long text may be cut without a trace.
 
 A pattern is known by its text, as the tiktoken library writes it: that is what tokenizer files say
 and fingerprints cover. `fast` matches the same pre-tokens in less time: what needs no look-around
@@ -26,7 +25,9 @@ _LONG_RUN = re.compile(
 
 @dataclass(frozen=True)
 class Pattern:
-    """text: the pattern as it is known; fast: one that matches the same. border: a character behind
+    """A pre-tokenizer's regular expression, and where a text may be cut under it.
+
+    text: the pattern as it is known; fast: one that matches the same. border: a character behind
     which a pre-token ends wherever it stands; runs: whether one ends before the last character of
     white space that has text behind it.
     """
@@ -104,15 +105,17 @@ KNOWN = {pattern.text: pattern for pattern in (GPT2, CL100K, O200K, LLAMA3, QWEN
 
 
 def pattern_of(text: str) -> Pattern:
-    """The pattern of that text; one that is not known is matched as it is, and no text is cut for
-    it.
+    """The pattern of that text.
+
+    One that is not known is matched as it is, and no text is cut for it.
     """
     return KNOWN.get(text) or Pattern(text, text, None)
 
 
 def cut(text: str | Iterable[str], size: int, pattern: Pattern) -> Iterator[str]:
-    """`text`, whole or in chunks, in parts of about `size` characters whose ids, one after the
-    other, are its ids.
+    """`text` in parts of about `size` characters whose ids, joined, are its ids.
+
+    text: whole or in chunks.
 
     Cuts of a long run of white space keep tiktoken from failing on a million characters of it.
     Raises TextError for more than MAX_UNBROKEN characters without a place to cut.

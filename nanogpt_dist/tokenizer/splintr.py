@@ -1,5 +1,4 @@
-"""GPT-2's pattern at twice the speed, where the package splintr-rs is installed
-(`pip install nanogpt-dist[fast]`).
+"""GPT-2's pattern at twice the speed, by the package splintr-rs (extra `fast`).
 
 It gave tiktoken's ids on all that it was tried on; as it is young, each process begins with a
 self-test: the first megabyte is encoded by both, and at a difference tiktoken goes on alone. Of
@@ -62,9 +61,7 @@ class SplintrEncoder:
         return ids
 
     def _tested(self, flat: Callable[[str], bytes], text: str) -> np.ndarray:
-        """The ids of the reference; where the other has none, or others, it is left alone from now
-        on.
-        """
+        """The reference's ids; where splintr has others, it is not used from then on."""
         ids = self._reference(text)
         self._tested_bytes += len(text.encode())
         try:

@@ -1,5 +1,4 @@
-"""Text to token ids and back: GPT-2's byte-pair encoding, one trained on the spot, characters, or
-plain bytes.
+"""Text to token ids and back: GPT-2's BPE, a learnt one, characters, or plain bytes.
 
 All are one class: a list of byte strings, the ordinary token of each id, and special tokens behind
 them, of which one is end of text, except for characters. What differs is only how text is cut into
@@ -49,8 +48,9 @@ def id_type(n_vocab: int) -> np.dtype:
 
 
 class Tokenizer:
-    """Ids 0 … len(tokens)-1 are `tokens`, byte strings; `specials` have ids behind them, maybe with
-    gaps.
+    """A vocabulary: ids 0 … len(tokens)-1 are `tokens`, byte strings; then come `specials`.
+
+    The specials may leave gaps.
 
     eot_id: of end of text, the special token called `end_of_text`; None: there is none. n_vocab:
     the largest id + 1. stops: other special tokens that end a sample, as a chat's turn does.
@@ -66,8 +66,9 @@ class Tokenizer:
         end_of_text: str | None = END_OF_TEXT,
         stops: Sequence[str] = (),
     ) -> None:
-        """pattern: of a bpe, by default GPT-2's; specials: by default end of text alone, with the
-        next id.
+        """pattern: of a bpe, by default GPT-2's; specials: by default end of text alone.
+
+        End of text then has the next id.
 
         Raises BadDataError where `tokens` or `specials` cannot be a vocabulary of that kind.
         """
@@ -87,8 +88,9 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of all that decides ids and bytes: kind, pattern, specials, tokens; not of
-        the name.
+        """sha256 (hex) of all that decides ids and bytes; not of the name.
+
+        That is kind, pattern, specials and tokens.
         """
         rule: list[Any] = [
             FORMAT,
@@ -109,8 +111,9 @@ class Tokenizer:
         return self.pattern is None or self.pattern.border is not None
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`, uint16 where n_vocab ≤ 65,536, else uint32; "<|endoftext|>" in it is
-        ordinary text.
+        """The ids of `text`, uint16 where n_vocab ≤ 65,536, else uint32.
+
+        The name of end of text in it is ordinary text.
 
         Raises BadDataError for what has no ids: half of a surrogate pair, a character that is not
         in the vocabulary.
@@ -120,14 +123,11 @@ class Tokenizer:
 
     @property
     def warning(self) -> str:
-        """What is odd in how this tokenizer has encoded since this process started; mostly nothing:
-        "".
-        """
+        """What is odd in how this tokenizer has encoded in this process; mostly ""."""
         return self._encode_pairs.warning if "_encode_pairs" in self.__dict__ else ""
 
     def pieces(self, text: str | Iterable[str]) -> Iterator[str]:
-        """`text` in parts of about a million characters whose ids, one after the other, are the ids
-        of `text`.
+        """`text` in parts of about a million characters whose ids, joined, are its ids.
 
         text: may come in chunks, cut anywhere, and then takes no more memory than a few parts.
         Raises BadDataError where a word is too long to be encoded.
@@ -142,8 +142,9 @@ class Tokenizer:
         )
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for; special ones by their names. Raises BadDataError for an
-        id that is none.
+        """The bytes that `ids` stand for; special ones by their names.
+
+        Raises BadDataError for an id that is none.
         """
         numbers = (
             (ids if isinstance(ids, np.ndarray) else np.asarray(list(ids), dtype=np.int64))
@@ -157,14 +158,16 @@ class Tokenizer:
             raise BadDataError(f"{wrong}, whose ids are 0 to {self.n_vocab - 1}") from None
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD. Raises as
-        decode_bytes.
+        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD.
+
+        Raises as decode_bytes.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
-        """(n_vocab,) int64: UTF-8 bytes of text that each id stands for; 0 for special ones, which
-        are no text.
+        """(n_vocab,) int64: UTF-8 bytes of text that each id stands for.
+
+        0 for special ones, which are no text.
         """
         lengths = np.zeros(self.n_vocab, dtype=np.int64)
         lengths[: len(self.tokens)] = [len(token) for token in self.tokens]
@@ -179,9 +182,7 @@ class Tokenizer:
         return [int(i) for i in self.encode(text)]
 
     def to_json(self) -> bytes:
-        """The tokenizer as `load` reads it: self-describing, the same bytes for the same
-        tokenizer.
-        """
+        """The bytes of tokenizer.json, as `load` reads it; the same for the same tokenizer."""
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -313,8 +314,9 @@ def byte() -> Tokenizer:
 
 
 def char(text: Iterable[str]) -> Tokenizer:
-    """The distinct characters of `text` (a string or several) in order. Raises BadDataError if
-    there is none.
+    """The distinct characters of `text` (a string or several) in order.
+
+    Raises BadDataError if there is none.
     """
     chars: set[str] = set()
     for part in text:
@@ -333,8 +335,9 @@ def gpt2() -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], n_vocab: int) -> Tokenizer:
-    """A byte-pair encoding of `n_vocab` ids, end of text included, learnt from `texts` under
-    GPT-2's pattern.
+    """A byte-pair encoding of `n_vocab` ids, end of text included, learnt from `texts`.
+
+    Its pattern is GPT-2's.
 
     n_vocab ≥ 257. Raises BadDataError where the texts are too few for that many merges.
     """

@@ -1,6 +1,4 @@
-"""What lies beside a tokenizer's file of Hugging Face's: the end of text, more tokens, and GPT-2's
-two files in one.
-"""
+"""What lies beside a tokenizer.json: its end of text, more tokens; GPT-2's two files."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,9 +40,7 @@ def ends_of_text(folder: Path, content: Mapping[str, Any]) -> list[str]:
 
 
 def with_more_tokens(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` with the added tokens that the files beside it have on top, as AutoTokenizer adds
-    them.
-    """
+    """`content` with the added tokens of the files beside it, as AutoTokenizer adds them."""
     added = {token.get("content"): token for token in _added(content)}
     decoder = _beside(folder, "tokenizer_config.json").get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
@@ -64,8 +60,9 @@ def with_more_tokens(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]
 
 
 def gpt2_files_to_json(folder: Path) -> dict[str, Any]:
-    """GPT-2's own way, as a tokenizer.json: ids in vocab.json, pairs in merges.txt, the pattern in
-    the program.
+    """GPT-2's vocab.json and merges.txt as a tokenizer.json.
+
+    The pattern is in GPT-2's program.
 
     Raises BadDataError for a folder of a class with another pattern.
     """

@@ -108,8 +108,9 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file with a tokenizer. Raises MissingInputError, BadDataError for one that is
-    far too long.
+    """The bytes of a file with a tokenizer.
+
+    Raises MissingInputError, BadDataError for one that is far too long.
     """
     if not path.is_file():
         raise MissingInputError(
