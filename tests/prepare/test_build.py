@@ -160,7 +160,7 @@ def test_killed_at_any_moment_the_next_run_goes_on(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        while process.poll() is None and wait_for not in {path.name for path in out.rglob("*")}:
+        while process.poll() is None and wait_for not in file_names(out):
             time.sleep(0.002)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -174,6 +174,11 @@ def test_killed_at_any_moment_the_next_run_goes_on(
                 DataFolder.open(out)
     nanogpt(*line)
     assert hashes(out) == hashes(prepared)
+
+
+def file_names(folder: Path) -> set[str]:
+    """Names of all files below `folder`, in which files and folders may vanish meanwhile."""
+    return {name for _, _, names in os.walk(folder) for name in names}
 
 
 def in_session(session: int) -> list[str]:
