@@ -50,13 +50,15 @@ def takes_settings(
     model: type[BaseModel],
     panel: str | None = None,
     groups: Collection[str] = (),
+    with_defaults: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag for each setting of `model`, with its type and help; `panel`
     overrides their groups.
 
-    groups: of which settings; none given: of all.
+    groups: of which settings; none given: of all. with_defaults: flags have the settings' defaults
+    and bounds; else those of a preset may stand below them, and the model holds the bounds.
 
-    The command's parameter `settings` receives {name: value} of those that were given.
+    The command's parameter `settings` receives {name: value} of those that are not None.
     """
 
     fields: dict[str, Any] = {}
@@ -81,7 +83,8 @@ def takes_settings(
             for name, parameter in inspect.signature(function).parameters.items()
             if name != "settings"
         ]
-        parameters = own + [_flag(name, field, panel) for name, field in fields.items()]
+        flag = _flag_with_default if with_defaults else _flag
+        parameters = own + [flag(name, field, panel) for name, field in fields.items()]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
@@ -100,6 +103,21 @@ def _flag(name: str, field: Any, panel: str | None) -> inspect.Parameter:
     annotation = Annotated[field.annotation | None, option]  # unset: what the preset says
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _flag_with_default(name: str, field: Any, panel: str | None) -> inspect.Parameter:
+    bounds = {type(bound).__name__: bound for bound in field.metadata}
+    option = typer.Option(
+        help=field.description,
+        rich_help_panel=panel or _group(field),
+        metavar=field.json_schema_extra.get("metavar"),
+        min=bounds["Ge"].ge if "Ge" in bounds else None,
+        max=bounds["Le"].le if "Le" in bounds else None,
+    )
+    annotation = Annotated[field.annotation, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
     )
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,147 +12,32 @@ import typer
 from cli import completing
 from cli.bar import progress_bar
 from cli.next_step import to_train
+from cli.options import takes_settings
 from cli.terminal import echo
-from nanogpt_dist.errors import UsageError
 from nanogpt_dist.signals import StopRequest
+from prepare.options import FLAGS, PrepareConfig
 
 if TYPE_CHECKING:
     from nanogpt_dist.data.manifest import Manifest
-    from prepare.corpora import Corpus
 
 
-class SplitBy(StrEnum):
-    documents = "documents"
-    characters = "characters"
-    shuffled = "shuffled"
+FIELDS = PrepareConfig.model_fields
 
 
-class Eot(StrEnum):
-    append = "append"
-    prepend = "prepend"
-
-
-class BadText(StrEnum):
-    strict = "strict"
-    replacing = "replace"
-    skip = "skip"
-
-
-def _option(panel: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, **more)
-
-
+@takes_settings(PrepareConfig, groups=FLAGS, with_defaults=True)
 def prepare(
+    settings: dict[str, Any],
     corpus: Annotated[
         str | None,
         typer.Argument(
-            help="What to prepare; --list shows all. text: files of yours; hf: any REPO.",
             metavar="CORPUS",
             autocompletion=completing.corpora,
+            help=FIELDS["corpus"].description,
         ),
     ] = None,
     repo: Annotated[
-        str | None,
-        typer.Argument(
-            help="With hf: a repository of the Hugging Face hub, OWNER/NAME.", metavar="REPO"
-        ),
+        str | None, typer.Argument(metavar="REPO", help=FIELDS["repo"].description)
     ] = None,
-    out: Annotated[
-        Path | None, _option("Files", "Folder to write. Default: data/CORPUS.", "DIR")
-    ] = None,
-    source: Annotated[
-        list[Path] | None,
-        _option(
-            "Files",
-            "File, folder or 'pattern' to read: .txt .md .jsonl .ndjson .json .parquet .arrow, "
-            "also .gz .zst; - for text on standard input, -.jsonl for lines. May be given several "
-            "times.",
-            "PATH",
-        ),
-    ] = None,
-    column: Annotated[
-        str | None, _option("Files", "Field or column that holds the text. Default: text.", "NAME")
-    ] = None,
-    mix: Annotated[
-        str | None,
-        _option(
-            "Files",
-            "Instead of CORPUS: several, by name or path, with their parts of the tokens.",
-            "A=0.7,B=0.3",
-        ),
-    ] = None,
-    config: Annotated[
-        str | None, _option("Hub", "Configuration of the repository.", "NAME")
-    ] = None,
-    split: Annotated[
-        str | None, _option("Hub", "Split of the repository. Default: train.", "NAME")
-    ] = None,
-    revision: Annotated[
-        str | None,
-        _option("Hub", "Branch, tag or commit. Default: the newest, which is then pinned.", "NAME"),
-    ] = None,
-    streaming: Annotated[
-        bool,
-        _option(
-            "Hub",
-            "Fetch files when they are needed, and keep none; else they stay in the hub's cache.",
-        ),
-    ] = False,
-    tokenizer: Annotated[
-        str | None,
-        _option(
-            "Tokens",
-            "gpt2 | byte | char | bpe:N (N ids, learnt from the text) | cl100k_base … | FILE. "
-            "Default: the corpus's.",
-            "NAME",
-        ),
-    ] = None,
-    eot: Annotated[
-        Eot, _option("Tokens", "Where each document gets its end of text.")
-    ] = Eot.append,
-    val_fraction: Annotated[
-        float | None,
-        _option("Tokens", "Part kept for validation, between 0 and 1. Default: the corpus's own."),
-    ] = None,
-    split_by: Annotated[
-        SplitBy | None,
-        _option(
-            "Tokens",
-            "Train and val get: whole documents by their hash, two parts of one text, or rows "
-            "drawn as nanoGPT does. Default: characters for a single .txt file, else documents.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int, _option("Tokens", "Decides which documents are validated with.", min=0, max=2**63 - 1)
-    ] = 2357,
-    max_documents: Annotated[
-        int | None, _option("Tokens", "Stop after that many documents.", "N", min=1)
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        _option("Tokens", "Stop before a document that would pass that many tokens.", "N", min=1),
-    ] = None,
-    errors: Annotated[
-        BadText,
-        _option(
-            "Tokens",
-            "What is not UTF-8: an error, U+FFFD for each bad byte, or left out, as what is no "
-            "text is; counted.",
-        ),
-    ] = BadText.strict,
-    workers: Annotated[
-        int | None,
-        _option(
-            "Machine",
-            "Processes that encode; the result is the same. Default: one per core, at most 8.",
-            "N",
-            min=1,
-            max=1024,
-        ),
-    ] = None,
-    fresh: Annotated[
-        bool, _option("Machine", "Start over where an unfinished run would be gone on with.")
-    ] = False,
     list_corpora: Annotated[
         bool, typer.Option("--list", help="List the corpora and stop.")
     ] = False,
@@ -170,108 +54,28 @@ def prepare(
         _print_corpora(as_json)
         return
     from prepare.build import Machine, build
-    from prepare.recipe import Options, parse_mix
+    from prepare.request import output_folder
     from prepare.units.ranks import Ranks
 
-    on_hub = bool(config or split or revision)
-    chosen, weights = _corpus(corpus, repo, mix, source, on_hub), parse_mix(mix) if mix else None
-    if chosen:
-        chosen = _on_hub(chosen, config, split, revision)
+    config = PrepareConfig(corpus=corpus, repo=repo, **settings)
+    out = output_folder(config)
     StopRequest("stopped; the same command goes on where it was").listen()
     ranks = Ranks.of(os.environ)
     ranks.leave_with_launcher()
-    out = out or Path("data") / (chosen.name if chosen else "mix")
     started, reused = time.monotonic(), (out / "manifest.json").exists()
     with progress_bar(ranks.is_rank0) as report:
-        manifest = build(
-            chosen or "text",
-            out,
-            source or [],
-            Options(
-                tokenizer=tokenizer,
-                val_fraction=val_fraction,
-                seed=seed,
-                split_by=split_by.value if split_by else None,
-                column=column,
-                eot=eot.value,
-                errors=errors.value,
-                max_documents=max_documents,
-                max_tokens=max_tokens,
-            ),
-            Machine(
-                workers=workers,
-                streaming=streaming,
-                fresh=fresh,
-                ranks=ranks,
-                progress=report or (lambda what, done, total, tokens: None),
-                note=lambda text: echo(f"note: {text}", err=True) if ranks.is_rank0 else None,
-            ),
-            weights,
+        machine = Machine(
+            ranks=ranks,
+            progress=report or (lambda what, done, total, tokens: None),
+            note=lambda text: echo(f"note: {text}", err=True) if ranks.is_rank0 else None,
         )
-    if manifest is not None:  # else another rank tells
-        _compare(manifest)
-        _tell_borders(manifest)
-        figures = _figures(manifest, out, time.monotonic() - started, reused)
-        print(json.dumps(figures) if as_json else _summary(manifest, figures))
-
-
-def _corpus(
-    name: str | None,
-    repo: str | None,
-    mix: str | None,
-    source: list[Path] | None,
-    on_hub: bool,
-) -> "Corpus | None":
-    """What to prepare; None: a mix. Raises UsageError."""
-    from prepare.corpora import find, repository
-
-    if mix:
-        if name or repo or source:
-            raise UsageError(
-                "--mix names all that is to be read, corpora or paths; leave CORPUS and --source "
-                "out"
-            )
-        if on_hub:
-            raise UsageError(
-                "--config, --split and --revision are for one corpus; with --mix leave them out"
-            )
-        return None
-    if name is None:
-        raise UsageError(
-            "which corpus? type: nanogpt prepare python-stdlib (no network) or nanogpt prepare "
-            "--list"
-        )
-    if name == "hf":
-        if repo is None:
-            raise UsageError(
-                "which repository? type for example: nanogpt prepare hf roneneldan/TinyStories"
-            )
-        return repository(repo)
-    if repo is not None and name == "text":
-        raise UsageError(
-            f"files of yours are given as --source; type: nanogpt prepare text --source {repo[:60]}"
-        )
-    if repo is not None:
-        raise UsageError(
-            f"{repo[:60]}: one corpus at a time; several become one data set with --mix A=0.7,B=0.3"
-        )
-    return find(name)
-
-
-def _on_hub(
-    corpus: "Corpus",
-    config: str | None,
-    split: str | None,
-    revision: str | None,
-) -> "Corpus":
-    from prepare.corpora import from_hub
-
-    if split in list(SplitBy) and corpus.origin != "hub":
-        raise UsageError(
-            "--split names a split on the hub; for how to cut train from val type --split-by "
-            f"{split}"
-        )
-    return from_hub(corpus, config, split, revision)
+        manifest = build(config, machine)
+    if manifest is None:  # a rank that only encodes: rank 0 prints
+        return
+    _compare(manifest)
+    _tell_borders(manifest)
+    figures = _figures(manifest, out, time.monotonic() - started, reused)
+    print(json.dumps(figures) if as_json else _summary(manifest, figures))
 
 
 def _compare(manifest: "Manifest") -> None:

@@ -36,9 +36,12 @@ def setting(
     *,
     on_resume: OnResume | None = None,
     scope: Scope | None = None,
+    metavar: str | None = None,
     **bounds: Any,
 ) -> Any:
     """A config field: its default, its group in --help, what it means with its unit, its bounds.
+
+    metavar: the word for its value in --help; None: its type.
 
     Each setting of a run also declares on_resume and scope.
 
@@ -53,7 +56,7 @@ def setting(
         report: where a run reports; no part of what it computes
         upkeep: of no matter to a crash, as report, but runs are compared by it
     """
-    declared = {"group": group, "on_resume": on_resume, "scope": scope}
+    declared = {"group": group, "on_resume": on_resume, "scope": scope, "metavar": metavar}
     extra: Any = {name: value for name, value in declared.items() if value is not None}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 

@@ -1,17 +1,15 @@
-"""From a corpus to a data folder, whose bytes depend on text, tokenizer and options only:
-`build(...)`.
+"""From a corpus to a data folder, whose bytes depend on text, tokenizer and options only.
 
-The folder is filled in units: each is encoded by some process of some rank, and recorded; the
-leading rank puts them together into shards meanwhile. Killed at any time, the same call goes on
-with the units that are missing.
+The folder is filled in units: each is encoded by some process of some rank, and recorded; rank 0
+puts them together into shards meanwhile. Killed at any time, the same call goes on with the units
+that are missing.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanogpt_dist.data import SHARD_TOKENS, verify_folder
@@ -19,9 +17,10 @@ from nanogpt_dist.data.manifest import MANIFEST, Manifest
 from nanogpt_dist.errors import BadDataError, CannotCreateError, NanogptError, UsageError
 from nanogpt_dist.storage.durable import shown, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer, load
-from prepare.corpora import Corpus
-from prepare.inputs import Inputs, Wanted, find_inputs, wanted
-from prepare.recipe import Options, Recipe, difference
+from prepare.inputs import Earlier, Inputs, find_inputs
+from prepare.options import PrepareConfig
+from prepare.recipe import Recipe, difference
+from prepare.request import CorpusRequest, output_folder, requested_corpora
 from prepare.sources.files import SourceFiles
 from prepare.sources.local import STDIN, refuse_changed, with_standard_input
 from prepare.units.assemble import Assembler
@@ -43,49 +42,38 @@ from prepare.units.vocabulary import make_tokenizer
 
 @dataclass(frozen=True)
 class Machine:
-    """How to go about it, which the ids do not show.
+    """Where and for whom it runs, which the ids do not show.
 
-    workers: processes that encode. streaming: fetch files of the hub when they are needed, and keep
-    none. fresh: start over where an unfinished run was. progress: told what is being done, bytes of
-    the sources done and in all, tokens. note: told what is left out, and what is gone on with.
-    shard_tokens: ids in a shard.
+    progress: told what is being done, bytes of the sources done and in all, tokens. note: told what
+    is left out, and what an earlier run has done. shard_tokens: ids in a shard.
     """
 
-    workers: int | None = None
-    streaming: bool = False
-    fresh: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     progress: Callable[[str, int, int, int], None] = lambda what, done, total, tokens: None
     note: Callable[[str], None] = lambda text: None
     shard_tokens: int = SHARD_TOKENS
 
 
-def build(
-    corpus: str | Corpus,
-    out: Path,
-    sources: Sequence[Path] = (),
-    options: Options | None = None,
-    machine: Machine | None = None,
-    mix: Mapping[str, float] | None = None,
-) -> Manifest | None:
-    """Prepare `corpus` into the folder `out` and return its manifest; None in a rank that only
-    encodes.
+def build(config: PrepareConfig, machine: Machine | None = None) -> Manifest | None:
+    """Prepare a data folder and return its manifest; None in a rank that only encodes.
 
-    sources: files or folders to read. mix: instead of one corpus, the weights of several, by name
-    or by path. A folder that was finished with the same inputs and options is verified and left as
-    it is. Raises UsageError, MissingInputError, BadDataError, HubUnavailableError,
-    CannotCreateError, StorageError.
+    A folder that was finished with the same inputs and options is verified and left as it is.
+    Raises UsageError, MissingInputError, BadDataError, HubUnavailableError, CannotCreateError,
+    StorageError.
     """
-    machine, work = machine or Machine(), WorkFolder(out)
-    if machine.ranks.size > 1 and any(str(path) in STDIN for path in sources):
+    machine, work = machine or Machine(), WorkFolder(output_folder(config))
+    if machine.ranks.size > 1 and any(str(path) in STDIN for path in config.source or ()):
         raise UsageError(
             "several ranks cannot share standard input; write it to a file, and give that as "
             "--source"
         )
     with ExitStack() as stack:
         try:
-            given = stack.enter_context(with_standard_input(sources))
-            run = _Run(stack, wanted(corpus, given, mix), work, options or Options(), machine)
+            requests = requested_corpora(config)
+            if config.source:
+                sources = tuple(stack.enter_context(with_standard_input(config.source)))
+                requests = [replace(requests[0], sources=sources)]
+            run = _Run(stack, requests, work, config, machine)
             if machine.ranks.is_rank0:
                 return run.lead()
             run.follow()
@@ -100,16 +88,16 @@ class _Run:
     """One process at one folder. stack: closes what is open at the end."""
 
     stack: ExitStack
-    asked: list[Wanted]
+    requests: list[CorpusRequest]
     work: WorkFolder
-    options: Options
+    config: PrepareConfig
     machine: Machine
 
     def lead(self) -> Manifest:
         """Everything from the plan to the manifest."""
         if self.work.finished:
             return self._finished()
-        self.work = self.stack.enter_context(claimed(self.work.out, self.machine.fresh))
+        self.work = self.stack.enter_context(claimed(self.work.out, self.config.fresh))
         if self.work.finished:  # another run has finished it just now
             return self._finished()
         self.work.shared = self.machine.ranks.size > 1
@@ -141,9 +129,7 @@ class _Run:
         return manifest
 
     def follow(self) -> None:
-        """Encode this rank's share of what is missing, until that is done or the leading rank needs
-        no more.
-        """
+        """Encode this rank's share of what is missing, until rank 0 needs no more."""
         refuse_strangers(self.work)
         if not self.machine.ranks.wait_for_plan(self.work):
             return
@@ -162,19 +148,15 @@ class _Run:
                 raise
 
     def _inputs(self, key: Mapping[str, Any] | None) -> Inputs:
-        pinned = key["sources"] if key else []
-        return find_inputs(
-            self.asked,
-            self.work.out,
-            self.options,
-            self.work.read_plan()[1],
-            pinned,
-            self.machine.note,
-        )
+        earlier = Earlier(self.work.read_plan()[1], key["sources"] if key else [])
+        return self._find_inputs(earlier)
+
+    def _find_inputs(self, earlier: Earlier) -> Inputs:
+        return find_inputs(self.requests, self.config, self.work.out, earlier, self.machine.note)
 
     def _plan(self, inputs: Inputs) -> tuple[list[SourceFiles], list[Unit]]:
         downloads = (
-            self.work.downloads / str(self.machine.ranks.rank) if self.machine.streaming else None
+            self.work.downloads / str(self.machine.ranks.rank) if self.config.streaming else None
         )
         source_files = inputs.open(self.stack, downloads, self.machine.note)
         known = inputs.recipe.known
@@ -188,7 +170,7 @@ class _Run:
             recipe,
             tokenizer,
             source_files,
-            self.machine.workers,
+            self.config.workers,
             self.machine.ranks,
             self.machine.note,
         )
@@ -199,9 +181,7 @@ class _Run:
         return dict(json.loads(json.dumps(key)))
 
     def _follow_key(self, old: Mapping[str, Any] | None, new: dict[str, Any]) -> None:
-        """Take units of the plan `new` only, of which `old` has to be another reading. Raises
-        CannotCreateError.
-        """
+        """Take units of the plan `new` alone. Raises CannotCreateError where `old` differs."""
         if old is not None:
             if old["errors"] == "strict":  # what was done under it holds under any
                 old = {**old, "errors": new["errors"]}
@@ -214,7 +194,7 @@ class _Run:
         self.work.digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def _go_on_with(self, key: Mapping[str, Any] | None, inputs: Inputs) -> None:
-        """Write the plan down; one that is there already has to be the same."""
+        """Write the plan; one that is there already has to be the same."""
         if key is None:
             clear(self.work)  # of whatever has lost its plan
         new = self._key(inputs.recipe)
@@ -251,16 +231,14 @@ class _Run:
 
     def _tell_parts_without_tokens(self, assembler: Assembler) -> None:
         for index in assembler.quotas.without_tokens():
-            one = self.asked[index]
-            name = shown(one.given[0]) if one.given else one.corpus.name
+            request = self.requests[index]
+            name = shown(request.sources[0]) if request.sources else request.corpus.name
             self.machine.note(
                 f"{name} gave no tokens: its first document is larger than its part of the mix"
             )
 
     def _finished(self) -> Manifest:
-        """The manifest of a finished folder, if it is what the recipe would make, and every byte of
-        it is good.
-        """
+        """The manifest of a finished folder, if it is what the recipe makes, and undamaged."""
         out = self.work.out
         try:
             manifest, _ = Manifest.read(out)
@@ -268,10 +246,7 @@ class _Run:
             raise CannotCreateError(
                 f"{error}; its folder is left alone: remove it, or choose another --out"
             ) from None
-        pinned = list(pinned_sources(manifest))
-        recipe = find_inputs(
-            self.asked, self.work.out, self.options, {}, pinned, self.machine.note
-        ).recipe
+        recipe = self._find_inputs(Earlier({}, list(pinned_sources(manifest)))).recipe
         if what := difference(key_of(manifest, recipe), recipe.key()):
             raise CannotCreateError(f"{shown(out)} was prepared with {what}; choose another --out")
         if bad := verify_folder(out):
@@ -280,7 +255,7 @@ class _Run:
                 f"{shown(out)} is damaged ({name}: {reason[:60]}); rm -r it, then run the same "
                 "command"
             )
-        if self.machine.fresh:
+        if self.config.fresh:
             self.machine.note(
                 f"{shown(out)} is finished, so --fresh has nothing to drop; rm -r it to make it "
                 "again"

@@ -1,47 +1,23 @@
 """All that decides the bytes of a data folder, before the first document is read."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.data.manifest import Eot, Errors, SourceRecord, SplitRule, SplitRuleRecord
+from nanogpt_dist.data.manifest import CorpusRecord, Eot, Errors, SourceRecord, SplitRuleRecord
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.tokenizer import Tokenizer, bpe_size
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from prepare.corpora import Corpus
+from prepare.options import PrepareConfig
 from prepare.readers.formats import Format, format_of
-
-SEED = 2357  # nanoGPT's for splitting OpenWebText
-MIX = "mix"  # the name of a data set out of several corpora
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asks for; None: what the corpus says.
-
-    val_fraction: of the documents, rows or characters. eot: where end of text goes in each
-    document. errors: what to do about text that is not UTF-8. max_documents, max_tokens: of both
-    splits together, from the start.
-    """
-
-    tokenizer: str | None = None
-    val_fraction: float | None = None
-    seed: int = SEED
-    split_by: SplitRule | None = None
-    column: str | None = None
-    eot: Eot = "append"
-    errors: Errors = "strict"
-    max_documents: int | None = None
-    max_tokens: int | None = None
+from prepare.request import MIX
 
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One corpus of a recipe. column: the field that is read, if files have fields; weight: its
-    part of a mix.
-    """
+    """One corpus of a recipe. column: the field to read, if files have any; weight: in a mix."""
 
     corpus: Corpus
     files: list[SourceRecord]
@@ -54,11 +30,31 @@ class Ingredient:
         """How file number `file` is read; what has no known ending is text."""
         return format_of(self.files[file].name) or Format("text")
 
+    def record(self, tokens: int = 0, documents: int = 0) -> CorpusRecord:
+        """Its place in the manifest. tokens, documents: what it gave, in both splits."""
+        return CorpusRecord(
+            corpus=self.corpus.name,
+            description=self.corpus.description,
+            licence=self.corpus.licence,
+            address=self.corpus.address,
+            config=self.corpus.config,
+            hub_split=self.corpus.hub_split if self.corpus.origin == "hub" else None,
+            revision=self.revision,
+            column=self.column,
+            weight=self.weight,
+            split=self.split,
+            tokens=tokens,
+            documents=documents,
+            files=self.files,
+        )
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """spec: gpt2, byte, char, bpe:N, tiktoken's name, or file; known: the tokenizer, unless the
-    text is to make it.
+    """All that is decided before the first document is read.
+
+    spec: gpt2, byte, char, bpe:N, tiktoken's name, or file. known: the tokenizer; None: the text
+    makes it.
     """
 
     name: str
@@ -90,60 +86,32 @@ class Recipe:
             "errors": self.errors,
             "max_documents": self.max_documents,
             "max_tokens": self.max_tokens,
-            "sources": [
-                sources_key(
-                    ingredient.corpus.name,
-                    ingredient.corpus.address,
-                    ingredient.corpus.config,
-                    ingredient.corpus.hub_split if ingredient.corpus.origin == "hub" else None,
-                    ingredient.revision,
-                    ingredient.column,
-                    ingredient.weight,
-                    ingredient.split,
-                    ingredient.files,
-                )
-                for ingredient in self.ingredients
-            ],
+            "sources": [source_key(ingredient.record()) for ingredient in self.ingredients],
         }
 
 
-def sources_key(
-    corpus: str,
-    address: str | None,
-    config: str | None,
-    hub_split: str | None,
-    revision: str | None,
-    column: str | None,
-    weight: float | None,
-    split: SplitRuleRecord | None,
-    files: Sequence[SourceRecord],
-) -> dict[str, Any]:
+def source_key(source: CorpusRecord) -> dict[str, Any]:
     """What of a source decides the bytes, as JSON has it; the names are those of the options."""
-    rule = (
-        {"split-by": split.rule, "val-fraction": split.val_fraction, "seed": split.seed}
-        if split
-        else {}
-    )
-    where = {
-        "corpus": corpus,
-        "address": address,
-        "config": config,
-        "split": hub_split,
-        "revision": revision,
-    }
+    rule = source.split
     return {
-        **where,
-        "column": column,
-        "weight": weight,
-        **rule,
-        "files": [file.model_dump() for file in files],
+        "corpus": source.corpus,
+        "address": source.address,
+        "config": source.config,
+        "split": source.hub_split,
+        "revision": source.revision,
+        "column": source.column,
+        "weight": source.weight,
+        **(
+            {"split-by": rule.rule, "val-fraction": rule.val_fraction, "seed": rule.seed}
+            if rule
+            else {}
+        ),
+        "files": [file.model_dump() for file in source.files],
     }
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """What two keys differ in first, in a few words, the old one first; None where they are
-    equal.
-    """
+    """The first difference of two keys in a few words, the old one first; None: they are equal."""
     for name in ("corpus", "tokenizer"):
         if old[name] != new[name]:
             return f"{name} {old[name]}, not {new[name]}"
@@ -170,11 +138,11 @@ def make_ingredient(
     corpus: Corpus,
     files: list[SourceRecord],
     revision: str | None,
-    options: Options,
+    config: PrepareConfig,
     weight: float | None = None,
 ) -> Ingredient:
     """A corpus with the options on top. Raises UsageError where they do not go together."""
-    val_fraction = corpus.val_fraction if options.val_fraction is None else options.val_fraction
+    val_fraction = corpus.val_fraction if config.val_fraction is None else config.val_fraction
     if not 0 < val_fraction < 1:
         raise UsageError(
             f"--val-fraction {val_fraction:g} is not between 0 and 1; type for example 0.05"
@@ -183,7 +151,7 @@ def make_ingredient(
     one_text = len(files) == 1 and not formats[0].has_fields
     plain = one_text and files[0].name.lower().endswith(".txt")
     rule = (
-        options.split_by
+        config.split_by
         or corpus.split
         or ("characters" if plain and weight is None else "documents")
     )
@@ -198,32 +166,33 @@ def make_ingredient(
         corpus=corpus,
         files=files,
         revision=revision,
-        split=SplitRuleRecord(rule=rule, val_fraction=val_fraction, seed=options.seed),
-        column=(options.column or corpus.column) if has_fields else None,
+        split=SplitRuleRecord(rule=rule, val_fraction=val_fraction, seed=config.seed),
+        column=(config.column or corpus.column) if has_fields else None,
         weight=weight,
     )
 
 
-def make_recipe(ingredients: list[Ingredient], options: Options) -> Recipe:
-    """The recipe for one ingredient, or a mix of several. Raises UsageError, MissingInputError,
-    BadDataError.
+def make_recipe(ingredients: list[Ingredient], config: PrepareConfig) -> Recipe:
+    """The recipe for one ingredient, or a mix of several.
+
+    Raises UsageError, MissingInputError, BadDataError.
     """
     mixed = ingredients[0].weight is not None
-    if mixed and options.max_documents:
+    if mixed and config.max_documents:
         raise UsageError(
             "--max-documents says nothing about the parts of a --mix; give --max-tokens"
         )
-    spec = options.tokenizer or ("gpt2" if mixed else ingredients[0].corpus.tokenizer)
+    spec = config.tokenizer or ("gpt2" if mixed else ingredients[0].corpus.tokenizer)
     made_of_text = spec == "char" or bpe_size(spec) is not None
     recipe = Recipe(
         name=MIX if mixed else ingredients[0].corpus.name,
         ingredients=tuple(ingredients),
         spec="file" if not made_of_text and Path(spec).suffix in (".json", ".tiktoken") else spec,
         known=None if made_of_text else open_tokenizer(spec),
-        eot=options.eot,
-        errors=options.errors,
-        max_documents=options.max_documents,
-        max_tokens=options.max_tokens,
+        eot=config.eot,
+        errors=config.errors,
+        max_documents=config.max_documents,
+        max_tokens=config.max_tokens,
     )
     if recipe.takes_parts and any(
         ingredient.split.rule == "characters" for ingredient in ingredients
@@ -233,27 +202,3 @@ def make_recipe(ingredients: list[Ingredient], options: Options) -> Recipe:
             "documents"
         )
     return recipe
-
-
-def parse_mix(mix: str) -> dict[str, float]:
-    """`a=0.7,b=0.3` as {"a": 0.7, "b": 0.3}, in that order. Raises UsageError unless they add up to
-    1.
-    """
-    weights: dict[str, float] = {}
-    for part in mix.split(","):
-        name, equals, number = part.strip().rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not (name and equals and 0 < weight < 1) or name in weights:
-            raise UsageError(
-                f"--mix {mix[:60]}: {part[:40]!r} is not NAME=PART; type for example --mix "
-                "a=0.7,b=0.3"
-            )
-        weights[name] = weight
-    if len(weights) < 2 or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
-        raise UsageError(
-            f"--mix {mix[:60]} has to name two corpora or more, and its parts have to add up to 1"
-        )
-    return weights

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,16 +128,14 @@ def build(
     mix: str | None = None,
     **given: Any,
 ) -> "Manifest":
-    """prepare.build.build, with the fields of Options and Machine as arguments."""
+    """prepare.build.build, with the fields of PrepareConfig and Machine as arguments."""
     from prepare import build as prepare_build
-    from prepare.recipe import Options, parse_mix
+    from prepare.options import PrepareConfig
 
-    options = {
-        field.name: given.pop(field.name) for field in fields(Options) if field.name in given
-    }
-    machine = prepare_build.Machine(**given)
-    weights = parse_mix(mix) if mix else None
-    manifest = prepare_build.build(corpus, out, sources, Options(**options), machine, weights)
+    options = {name: given.pop(name) for name in PrepareConfig.model_fields if name in given}
+    named = {"mix": mix} if mix else {"corpus": corpus}
+    config = PrepareConfig(**named, out=out, source=list(sources) or None, **options)
+    manifest = prepare_build.build(config, prepare_build.Machine(**given))
     assert manifest is not None
     return manifest
 

@@ -53,7 +53,7 @@ FLOORS = [
 # prepare's: what a corpus is made of, then the whole line.
 PREPARE_FLOORS = [
     {"corpora", "sources", "readers"},
-    {"recipe", "options", "inputs"},
+    {"options", "request", "recipe", "inputs"},
     {"units", "texts"},
     {"build"},
 ]

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanogpt_dist.data.manifest import (
-    CorpusRecord,
     CountsRecord,
     FileRecord,
     Manifest,
@@ -15,7 +14,7 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import sha256_file
 from nanogpt_dist.tokenizer import Tokenizer
 from prepare.readers.formats import Format
-from prepare.recipe import Recipe, sources_key
+from prepare.recipe import Recipe, source_key
 from prepare.units.assemble import Assembler
 from prepare.units.journal import TOKENIZER, WorkFolder
 from prepare.units.split import SPLITS
@@ -58,23 +57,7 @@ def make_manifest(
             for split in SPLITS
         },
         sources=[
-            CorpusRecord(
-                corpus=ingredient.corpus.name,
-                description=ingredient.corpus.description,
-                licence=ingredient.corpus.licence,
-                address=ingredient.corpus.address,
-                config=ingredient.corpus.config,
-                hub_split=ingredient.corpus.hub_split
-                if ingredient.corpus.origin == "hub"
-                else None,
-                revision=ingredient.revision,
-                column=ingredient.column,
-                weight=ingredient.weight,
-                split=ingredient.split,
-                tokens=tokens,
-                documents=documents,
-                files=ingredient.files,
-            )
+            ingredient.record(tokens, documents)
             for ingredient, (tokens, documents) in zip(
                 recipe.ingredients, tally.by_ingredient, strict=True
             )
@@ -84,20 +67,7 @@ def make_manifest(
 
 def pinned_sources(made: Manifest) -> list[Mapping[str, Any]]:
     """The sources of a finished folder, as Recipe.key has them."""
-    return [
-        sources_key(
-            s.corpus,
-            s.address,
-            s.config,
-            s.hub_split,
-            s.revision,
-            s.column,
-            s.weight,
-            s.split,
-            s.files,
-        )
-        for s in made.sources
-    ]
+    return [source_key(source) for source in made.sources]
 
 
 def key_of(made: Manifest, recipe: Recipe) -> dict[str, Any]:

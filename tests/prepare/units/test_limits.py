@@ -8,7 +8,7 @@ import pytest
 
 from nanogpt_dist.data import DataFolder, Manifest
 from nanogpt_dist.errors import BadDataError, UsageError
-from prepare.recipe import parse_mix
+from prepare.request import parse_mix
 from tests.conftest import build, hashes, write_jsonl
 
 TEXTS = [f"document {i} " + "x" * (i % 50) for i in range(500)]
