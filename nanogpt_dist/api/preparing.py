@@ -4,13 +4,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanogpt_dist.api.datasets import Dataset, open_dataset
 from nanogpt_dist.errors import UsageError
-
-if TYPE_CHECKING:
-    from prepare.corpora import Corpus
 
 HUB = ("config", "split", "revision")  # options of a repository on the hub
 
@@ -43,39 +40,30 @@ def prepare(
     >>> data = ng.prepare("text", source="texts/", tokenizer="bpe:4096", out="data/mine")
     """
     _add_to_path()
+    from pydantic import ValidationError
+
     from prepare.build import Machine, build
-    from prepare.recipe import Options, parse_mix
+    from prepare.options import PrepareConfig
+    from prepare.request import output_folder
 
-    hub = {name: options.pop(name, None) for name in HUB}
-    machine = {name: options.pop(name) for name in ("streaming", "fresh") if name in options}
-    if unknown := options.keys() - Options.__dataclass_fields__.keys():
+    if unknown := options.keys() - PrepareConfig.model_fields.keys():
         raise UsageError(f"prepare has no option {', '.join(sorted(unknown))}")
-    chosen = _corpus(corpus, mix, hub)
-    sources = [source] if isinstance(source, str | Path) else source
-    folder = Path(out or Path("data") / (chosen.name if chosen else "mix"))
-    build(
-        chosen or "text",
-        folder,
-        [Path(each) for each in sources],
-        Options(**options),
-        Machine(workers=workers, note=note, **machine),
-        parse_mix(mix) if mix else None,
-    )
-    return open_dataset(folder)
-
-
-def _corpus(name: str | None, mix: str | None, hub: dict[str, Any]) -> "Corpus | None":
-    """What is to be prepared; None: a mix. Raises UsageError."""
-    from prepare.corpora import find, from_hub, repository
-
-    if mix:
-        if name or any(hub.values()):
-            raise UsageError("a mix names all that is read: leave corpus and the hub's options out")
-        return None
-    if name is None:
+    if mix and (corpus or any(options.get(name) for name in HUB)):
+        raise UsageError("a mix names all that is read: leave corpus and the hub's options out")
+    if not mix and corpus is None:
         raise UsageError('which corpus? for example ng.prepare("python-stdlib")')
-    chosen = repository(name) if "/" in name else find(name)
-    return from_hub(chosen, *(hub[each] for each in HUB)) if any(hub.values()) else chosen
+    named = {"corpus": "hf", "repo": corpus} if corpus and "/" in corpus else {"corpus": corpus}
+    folder = Path(out) if out else None
+    sources = [Path(each) for each in ([source] if isinstance(source, str | Path) else source)]
+    try:
+        config = PrepareConfig(
+            out=folder, source=sources or None, mix=mix, workers=workers, **named, **options
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(f"{problem['loc'][0]} = {problem['input']!r}: {problem['msg']}") from None
+    build(config, Machine(note=note))
+    return open_dataset(output_folder(config))
 
 
 def _add_to_path() -> None:
