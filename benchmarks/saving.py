@@ -50,7 +50,7 @@ def main() -> None:
     def update() -> float:
         nonlocal step
         started = time.perf_counter()
-        train_step.update(step, [(tokens, tokens)])
+        train_step.step(step, [(tokens, tokens)])
         step += 1
         return time.perf_counter() - started
 

@@ -19,8 +19,8 @@ from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model import kernels
-from nanogpt_dist.training.loop import fit_to_data, plan_batches
 from nanogpt_dist.training.optim import training_bytes
+from nanogpt_dist.training.plan import fit_to_data, plan_batches
 from nanogpt_dist.training.step import TrainStep
 
 WARM_UP = 2  # updates that do not count: kernels are chosen, memory is got, the model is compiled
@@ -132,14 +132,14 @@ def _time(
     """Seconds of each of the updates from WARM_UP on."""
     took: list[float] = []
     for step in range(WARM_UP):
-        train_step.update(step, prefetcher.of(step))
+        train_step.step(step, prefetcher.get(step))
     deadline = time.perf_counter() + seconds
     while len(took) < updates and (
         len(took) < AT_LEAST or not train_step.world.any(time.perf_counter() > deadline)
     ):
         step = WARM_UP + len(took)
         start = time.perf_counter()
-        train_step.update(step, prefetcher.of(step))
+        train_step.step(step, prefetcher.get(step))
         synchronize(train_step.world.device)
         took.append(time.perf_counter() - start)
     return took
@@ -158,13 +158,13 @@ def _look(
     phases = train_step.timed = Phases(world.device)
     for at in range(step, step + LOOKED_AT):
         with phases("data"):
-            tokens = prefetcher.of(at)
-        train_step.update(at, tokens)
+            tokens = prefetcher.get(at)
+        train_step.step(at, tokens)
     each = phases.each(LOOKED_AT)
     if world.size == 1 and trace is None:
         return each, None
     with profiler(world.device) as profile:
-        train_step.update(step + LOOKED_AT, prefetcher.of(step + LOOKED_AT))
+        train_step.step(step + LOOKED_AT, prefetcher.get(step + LOOKED_AT))
     if world.size > 1:
         each["communication"] = communication_ms(profile)
     if trace is None:

@@ -37,12 +37,19 @@ class TrainState:
     (seed, data, step).
     """
 
-    step: int = 0  # updates made
+    step: int = 0  # steps made
     tokens: int = 0  # tokens trained on
-    skipped: int = 0  # updates left out since a gradient was not finite
+    skipped: int = 0  # steps without effect, since a gradient was not finite
     val_loss: float | None = None  # of this step, in nats/token; None where it was not evaluated
     best_val_loss: float | None = None  # the lowest of all checkpoints
     best_step: int | None = None  # the checkpoint that has it
+
+    def count(self, tokens: int, finite: bool) -> None:
+        """Count a step that read `tokens`; not finite: it was skipped. It is not evaluated yet."""
+        self.step += 1
+        self.tokens += tokens
+        self.skipped += not finite
+        self.val_loss = None
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ class Prefetcher:
         self._thread = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[list[tuple[Tokens, Tokens]]]] | None = None
 
-    def of(self, step: int) -> list[tuple[Tokens, Tokens]]:
+    def get(self, step: int) -> list[tuple[Tokens, Tokens]]:
         """As Batches.of. Raises here what reading them raised in the thread."""
         at_hand = self._next[1] if self._next and self._next[0] == step else self._submit(step)
         tokens = at_hand.result()

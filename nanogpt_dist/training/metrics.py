@@ -109,14 +109,14 @@ class Recorder:
         self._board = self._open_board(run / "tensorboard", step) if config.tensorboard else None
         self._wandb = self._open_wandb(run, config) if config.wandb_log else None
 
-    def update(self, values: dict[str, Any], progress: str) -> None:
+    def log_step(self, values: dict[str, Any], progress: str) -> None:
         """Record one update: `values` holds step and scalars, None unknown; `progress` is its line
         on the terminal.
         """
         self._write("train", values)
         self._console.progress(progress)
 
-    def evaluation(self, values: dict[str, Any], line: str) -> None:
+    def log_evaluation(self, values: dict[str, Any], line: str) -> None:
         """Record one evaluation."""
         self._write("val", values)
         self._console.line(line)

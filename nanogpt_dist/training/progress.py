@@ -11,9 +11,8 @@ import torch
 
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState
-from nanogpt_dist.config import TrainConfig, to_run_toml
+from nanogpt_dist.config import to_run_toml
 from nanogpt_dist.devices import memory_bytes, peak_tflops
-from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.metrics import Console, Recorder, duration
@@ -28,12 +27,11 @@ class Progress:
     def __init__(
         self,
         run: Path,
-        config: TrainConfig,
-        world: World,
         train_step: TrainStep,
         state: TrainState,
         console: Console,
     ) -> None:
+        config, world = train_step.config, train_step.world
         self.config, self.world, self.console = config, world, console
         self.batch_tokens = config.global_batch_size * config.block_size
         self.first_step = state.step
@@ -59,11 +57,11 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Over all ranks, mean of this process's lifetime; None before the second update."""
+        """Over all ranks, mean of this process's lifetime; None before the second result."""
         return self.timed * self.batch_tokens / self.seconds if self.timed else None
 
-    def updated(self, state: TrainState, update: StepResult) -> None:
-        """Stop the clock for an update that was made; log it where it is due."""
+    def log_step(self, state: TrainState, result: StepResult) -> None:
+        """Stop the clock of a step that was made; log it where it is due."""
         now = time.perf_counter()
         if state.step > self.first_step + 1:
             self.seconds += now - self.clock
@@ -72,30 +70,30 @@ class Progress:
         self.clock = now
         due = state.step % self.config.log_interval == 0 or state.step in (1, self.config.max_iters)
         if due and self.recorder is not None:
-            self._log(self.recorder, state, update)
+            self._log(self.recorder, state, result)
         if due:
             self.recent = (0.0, 0)
 
-    def _log(self, recorder: Recorder, state: TrainState, update: StepResult) -> None:
-        seconds, updates = self.recent
-        # the first update is not timed
-        speed = updates * self.batch_tokens / seconds if updates else None
+    def _log(self, recorder: Recorder, state: TrainState, result: StepResult) -> None:
+        seconds, steps = self.recent
+        # the first step is not timed
+        speed = steps * self.batch_tokens / seconds if steps else None
         mfu = speed * self.flops_per_token / self.peak_flops if speed else None
         values = {
             "step": state.step,
             "tokens": state.tokens,
-            "loss": update.loss,
-            "learning_rate": update.learning_rate,
-            "grad_norm": update.grad_norm,
+            "loss": result.loss,
+            "learning_rate": result.learning_rate,
+            "grad_norm": result.grad_norm,
             "tokens_per_second": speed,
             "mfu": mfu,
             "memory_bytes": memory_bytes(self.world.device),
         }
-        recorder.update(
+        recorder.log_step(
             values,
-            f"step {state.step:,}/{self.config.max_iters:,} · loss {update.loss:.4f} · lr "
-            f"{update.learning_rate:.2e} · norm "
-            f"{update.grad_norm:.2f}" + self._pace(state, speed, mfu),
+            f"step {state.step:,}/{self.config.max_iters:,} · loss {result.loss:.4f} · lr "
+            f"{result.learning_rate:.2e} · norm "
+            f"{result.grad_norm:.2f}" + self._pace(state, speed, mfu),
         )
 
     def _pace(self, state: TrainState, speed: float | None, mfu: float | None) -> str:
@@ -104,11 +102,11 @@ class Progress:
         left = (self.config.max_iters - state.step) * self.batch_tokens / speed
         return f" · {speed:,.0f} tokens/s · mfu {mfu:.1%} · eta {duration(left)}"
 
-    def evaluated(self, state: TrainState, found: Evaluation) -> None:
+    def log_evaluation(self, state: TrainState, found: Evaluation) -> None:
         """Record an evaluation."""
         lowest, self.lowest = found.val_loss < self.lowest, min(found.val_loss, self.lowest)
         if self.recorder is not None:
-            self.recorder.evaluation(
+            self.recorder.log_evaluation(
                 {"step": state.step, **asdict(found)},
                 f"step {state.step:,} · val loss {found.val_loss:.4f} ± {found.standard_error:.4f} "
                 f"nats/token · {found.bits_per_byte:.3f} "

@@ -1,8 +1,9 @@
-"""Before the first update: whose run folder this is, and where to go on."""
+"""Where a run goes on, and whether it may."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,123 +13,129 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig, settings_where
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.errors import (
-    BadDataError,
-    ConfigError,
-    Exit,
-    NanogptError,
-    StorageError,
-    explain,
-    one_line,
-)
+from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
-from nanogpt_dist.storage import run_checkpoints, run_folder
+from nanogpt_dist.storage import run_checkpoints
 from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.open_run import OpenRun
+from nanogpt_dist.training.plan import Plan
 
 
-@contextlib.contextmanager
-def open_run(config: TrainConfig, world: World) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The run's folder, locked by rank 0 against a second run; and what raises StorageError once it
-    was moved away.
-    """
-    assert config.out_dir is not None
-    run, lock = Path(config.out_dir), storage.RunLock(Path(config.out_dir))
-    with contextlib.ExitStack() as stack:
-        with world.raise_on_all_ranks():
-            if world.is_rank0:
-                storage.probe_writable(run)
-                if (checkpoints := run_folder.checkpoints_of(run)).is_symlink():  # to another disk
-                    storage.probe_writable(checkpoints)
-                stack.enter_context(lock)
-        yield run, lock.refuse_moved if world.is_rank0 else lambda: None
+@dataclass(frozen=True)
+class ResumePoint:
+    """A verified checkpoint to go on from, and what its config.toml and state.json say."""
+
+    path: Path
+    config: TrainConfig
+    state: TrainState
+    facts: dict[str, Any]  # of state.json, beside the TrainState
+
+    @classmethod
+    def read(cls, path: Path) -> "ResumePoint":
+        """Raises BadDataError."""
+        return cls(path, checkpoint.load_config(path), *checkpoint.load_state(path))
+
+    @property
+    def origin(self) -> str | None:
+        """Whose the first weights were; None for seeded ones."""
+        return self.facts.get("began_from") or self.facts.get("imported_from")
+
+    def refuse_another_run(self, config: TrainConfig, data: DataFolder) -> None:
+        """Refuse settings and data with which this run cannot go on.
+
+        Raises ConfigError for other shapes or another order of the data, BadDataError for other
+        data.
+        """
+        names = [*settings_where(on_resume="refuse"), "global_batch_size"]
+        if changed := self._changed(config, names):
+            raise ConfigError(
+                f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir"
+            )
+        facts = self.facts
+        if origin := facts.get("imported_from"):  # of its data only the tokenizer is known
+            if facts.get("tokenizer_fingerprint") != data.tokenizer.fingerprint:
+                raise BadDataError(
+                    f"{self.path.name} ({origin}) has other ids than {data.path}; give another "
+                    "--dataset"
+                )
+            return
+        if facts.get("dataset_id") != data.dataset_id:
+            raise BadDataError(
+                f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, "
+                f"{data.path} is {data.dataset_id[:12]}; give another --out-dir or the old "
+                "--dataset"
+            )
+
+    def notes(self, config: TrainConfig, world: World) -> list[str]:
+        """How the run goes on otherwise than it began: by its settings, and bit by bit."""
+        lines = []
+        if changed := self._changed(config, settings_where(on_resume="note")):
+            lines.append(f"not as the checkpoint had it: {', '.join(changed)}")
+        now = {"world_size": world.size, "threads_per_rank": torch.get_num_threads()}
+        moved = [
+            f"{name} {self.facts[name]} (now {value})"
+            for name, value in now.items()
+            if self.facts.get(name, value) != value
+        ]
+        if moved:
+            lines.append(
+                f"{', '.join(moved)}: the same tokens in the same order, rounded otherwise"
+            )
+        return lines
+
+    def _changed(self, config: TrainConfig, names: Iterable[str]) -> list[str]:
+        """Settings that differ, as "name OLD (now NEW)"."""
+        both = {name: (getattr(self.config, name), getattr(config, name)) for name in names}
+        return [f"{name} {old} (now {new})" for name, (old, new) in both.items() if old != new]
 
 
-@contextlib.contextmanager
-def noting_failure(run: Path, world: World, refuse_moved: Callable[[], None]) -> Iterator[None]:
-    """An error that ends the block stands in the run's status.json, too, as long as the folder is
-    there.
-    """
-    try:
-        yield
-    except BaseException as error:
-        named = world.watchdog.leave(error)
-        with contextlib.suppress(StorageError):  # another run may have begun under this name
-            refuse_moved()
-            _note(run, world, named)
-        raise named from error.__cause__
-
-
-def _note(run: Path, world: World, error: BaseException) -> None:
-    told = isinstance(error, NanogptError) and (
-        error.quiet or (error.agreed and not world.is_rank0)
-    )
-    if told:  # by another rank
-        return
-    code, line = explain(error)
-    # a full disk may be what ended the run: its own error says so
-    with contextlib.suppress(NanogptError):
-        before = run_folder.read_json(run / "status.json")
-        verdict = "stopped" if code == Exit.STOPPED else "failed"
-        step, newest = before.get("step", 0), before.get("checkpoint")
-        run_folder.write_status(run, run_folder.Status(verdict, step, newest, code, one_line(line)))
-        if code == Exit.STOPPED:
-            crash_loops.ended(run, verdict)
-
-
-def resume_point(
-    run: Path,
-    config: TrainConfig,
-    data: DataFolder,
-    fresh: bool,
-    world: World,
-    console: Console,
-    branch_from: Path | None = None,
-) -> Path | None:
-    """The checkpoint to go on from, None for step 0. Rank 0 looks and verifies; all ranks are told
-    the name.
-
-    branch_from: another run's checkpoint, with which this run begins.
-    """
-    chosen = ""
-    with world.raise_on_all_ranks():
-        if world.is_rank0:
-            for folder in (run, run_folder.checkpoints_of(run)):
+def branch(run: OpenRun, branch_from: Path | None) -> None:
+    """Clear what dead attempts left; where the run has no checkpoint, copy `branch_from` to it."""
+    with run.world.raise_on_all_ranks():
+        if run.world.is_rank0:
+            for folder in (run.path, run.checkpoints):
                 storage.sweep(folder)
             if branch_from is not None:
-                run_checkpoints.branch(branch_from, run)
-            found = run_checkpoints.checkpoint_to_resume(
-                run, fresh, lambda text: console.line(f"warning: {text}")
+                run_checkpoints.branch(branch_from, run.path)
+
+
+def find_start(run: OpenRun, plan: Plan, fresh: bool, console: Console) -> ResumePoint | None:
+    """The checkpoint to go on from, None for step 0. Rank 0 chooses; all ranks read it, once.
+
+    Raises, on all ranks, CannotCreateError where `fresh` finds checkpoints, and what
+    refuse_another_run() raises.
+    """
+    world, config = run.world, plan.config
+    start: ResumePoint | None = None
+    with world.raise_on_all_ranks():
+        if world.is_rank0:
+            newest = run_checkpoints.checkpoint_to_resume(
+                run.path, fresh, lambda text: console.line(f"warning: {text}")
             )
-            found = _perhaps_back(run, found, config, world, console)
-            if found is not None:
-                check_same_run(found, config, data)
-                if changed := _changed(
-                    checkpoint.load_config(found), config, settings_where(on_resume="note")
-                ):
-                    console.line(f"note: not as the checkpoint had it: {', '.join(changed)}")
-                if moved := _moved(found, world):
-                    console.line(
-                        f"note: {moved}: the same tokens in the same order, rounded otherwise"
-                    )
-                chosen = found.name
-    chosen = world.broadcast_text(chosen)
-    return run_folder.checkpoints_of(run) / chosen if chosen else None
+            chosen = _or_one_before(run, newest, config, console)
+            if chosen is not None:
+                start = ResumePoint.read(chosen)
+                start.refuse_another_run(config, plan.data)
+                for line in start.notes(config, world):
+                    console.line(f"note: {line}")
+    name = world.broadcast_text("" if start is None else start.path.name)
+    with world.raise_on_all_ranks():
+        if name and start is None:
+            start = ResumePoint.read(run.checkpoints / name)
+    return start
 
 
-def _perhaps_back(
-    run: Path,
+def _or_one_before(
+    run: OpenRun,
     newest: Path | None,
     config: TrainConfig,
-    world: World,
     console: Console,
 ) -> Path | None:
-    """The checkpoint to start from: the one before `newest` if that was tried in vain. Notes the
-    start.
-    """
-    step, settings = _step_of(newest), crash_loops.digest(config, world.size)
+    """`newest`, or the one before where that was tried too often. Notes the attempt."""
+    step, settings = _step_of(newest), crash_loops.digest(config, run.world.size)
     chosen = newest
-    if crash_loops.steps_back(run, step, settings):
+    if crash_loops.steps_back(run.path, step, settings):
         assert newest is not None
         older = [path for path in storage.list_steps(newest.parent) if _step_of(path) < step]
         chosen = next((path for path in older if not storage.verify(path)), newest)
@@ -136,84 +143,35 @@ def _perhaps_back(
             f"warning: {crash_loops.IN_VAIN} attempts in a row ended without a checkpoint after "
             f"{newest.name}; starting from {chosen.name}, once"
         )
-    crash_loops.begun(run, step, _step_of(chosen), settings)
+    crash_loops.begun(run.path, step, _step_of(chosen), settings)
     return chosen
 
 
-def _step_of(checkpoint: Path | None) -> int:
-    return (storage.step_of(checkpoint.name) or 0) if checkpoint is not None else 0
+def _step_of(path: Path | None) -> int:
+    return (storage.step_of(path.name) or 0) if path is not None else 0
 
 
-def forget_lost_best(run: Path, state: TrainState, world: World) -> None:
-    """A best checkpoint that is gone is the best no more: else nothing worse would ever be called
-    so again.
-    """
-    there = world.is_rank0 and state.best_step is not None
-    there = (
-        there
-        and (run_folder.checkpoints_of(run) / storage.step_name(state.best_step or 0)).is_dir()
-    )
-    if not world.any(there):
+def forget_lost_best(run: OpenRun, state: TrainState) -> None:
+    """Forget a best checkpoint that is gone: nothing worse would ever be called the best again."""
+    best = state.best_step
+    there = run.world.is_rank0 and best is not None
+    there = there and (run.checkpoints / storage.step_name(best or 0)).is_dir()
+    if not run.world.any(there):
         state.best_step = state.best_val_loss = None
 
 
-def forget_other_best(
-    start: Path,
-    state: TrainState,
-    config: TrainConfig,
-    evaluator: Evaluator,
-) -> str | None:
-    """A best val loss over other windows than `evaluator`'s is compared no more. Returns what to
-    tell of that.
-    """
-    saved = checkpoint.load_config(start)
-    before = spread(evaluator.split.tokens, saved.block_size, saved.eval_iters * saved.batch_size)
-    if state.best_val_loss is None or np.array_equal(before.starts, evaluator.windows.starts):
+def forget_other_best(start: ResumePoint, state: TrainState, evaluator: Evaluator) -> str | None:
+    """Forget a best val loss over other windows than `evaluator`'s; a note where there was one."""
+    if state.best_val_loss is None:
         return None
-    best, state.best_val_loss, state.best_step = (state.best_val_loss, state.best_step), None, None
+    saved = start.config
+    before = spread(evaluator.split.tokens, saved.block_size, saved.eval_iters * saved.batch_size)
+    if np.array_equal(before.starts, evaluator.windows.starts):
+        return None
+    loss, step = state.best_val_loss, state.best_step
+    state.best_val_loss = state.best_step = None
     return (
-        f"the best val loss so far, {best[0]:.4f} at step {best[1]}, was over "
-        f"{len(before.starts):,} windows of the val split, from here on it is over "
-        f"{len(evaluator.windows.starts):,}: they are not compared"
+        f"the best val loss so far, {loss:.4f} at step {step}, was over {len(before.starts):,} "
+        f"windows of the val split, from here on it is over {len(evaluator.windows.starts):,}: "
+        "they are not compared"
     )
-
-
-def check_same_run(found: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Raises ConfigError where `found` has other shapes or another order of the data, BadDataError
-    for other data.
-    """
-    names = [*settings_where(on_resume="refuse"), "global_batch_size"]
-    if changed := _changed(checkpoint.load_config(found), config, names):
-        raise ConfigError(
-            f"{config.out_dir} holds a run with {', '.join(changed)}; give another --out-dir"
-        )
-    _, facts = checkpoint.load_state(found)
-    if origin := facts.get("imported_from"):  # of its data only the tokenizer is known
-        if facts.get("tokenizer_fingerprint") != data.tokenizer.fingerprint:
-            raise BadDataError(
-                f"{found.name} ({origin}) has other ids than {data.path}; give another --dataset"
-            )
-        return
-    if facts.get("dataset_id") != data.dataset_id:
-        raise BadDataError(
-            f"{config.out_dir} was trained on data set {str(facts.get('dataset_id'))[:12]}, "
-            f"{data.path} is {data.dataset_id[:12]}; give another --out-dir or the old --dataset"
-        )
-
-
-def _moved(found: Path, world: World) -> str | None:
-    """What differs in the machine, where resuming is then not bitwise."""
-    _, facts = checkpoint.load_state(found)
-    now = {"world_size": world.size, "threads_per_rank": torch.get_num_threads()}
-    changed = [
-        f"{name} {facts[name]} (now {value})"
-        for name, value in now.items()
-        if facts.get(name, value) != value
-    ]
-    return ", ".join(changed) or None
-
-
-def _changed(saved: TrainConfig, config: TrainConfig, names: Iterable[str]) -> list[str]:
-    """Settings that differ, as "name OLD (now NEW)"."""
-    both = {name: (getattr(saved, name), getattr(config, name)) for name in names}
-    return [f"{name} {old} (now {new})" for name, (old, new) in both.items() if old != new]

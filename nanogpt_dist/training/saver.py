@@ -19,11 +19,11 @@ from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import total_memory_bytes
-from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.training import optim
 from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.open_run import OpenRun
 from nanogpt_dist.training.step import TrainStep
 
 COPY_SHARE = 0.25  # of a machine's memory that a copy of them may take unasked
@@ -48,22 +48,16 @@ class Saver:
 
     def __init__(
         self,
-        run: Path,
-        config: TrainConfig,
-        world: World,
+        run: OpenRun,
+        train_step: TrainStep,
         data: DataFolder,
         console: Console,
         newest: Path | None,
-        refuse_moved: Callable[[], None] = lambda: None,
-        began_from: str | None = None,
     ) -> None:
-        self.folder, self.run, self.config = run_folder.checkpoints_of(run), run, config
-        self.world, self.data, self.console = world, data, console
-        # began_from: whose the first weights were
-        self.newest, self.began_from = newest, began_from
-        # raises StorageError where the run folder is elsewhere now
-        self.refuse_moved = refuse_moved
-        self.resumed_from = {newest.name} if newest is not None else set()
+        self.run, self.train_step, self.data, self.console = run, train_step, data, console
+        self.config, self.world = train_step.config, run.world
+        self.newest = newest  # at first the one that the run resumes
+        self._kept = {newest.name} if newest is not None else set()
         self.failures = 0
         self.writing: Writing | None = None
         # whether commits go on beside the training; decided at the first one
@@ -78,9 +72,12 @@ class Saver:
         lowest = min(math.inf if one.best_val_loss is None else one.best_val_loss for one in known)
         return state.val_loss is not None and state.val_loss < lowest
 
-    def save(
-        self, state: TrainState, train_step: TrainStep, evaluated: bool, required: bool
-    ) -> None:
+    def keep(self, step: int | None) -> None:
+        """Never delete the checkpoint of `step`."""
+        if step is not None:
+            self._kept.add(storage.step_name(step))
+
+    def save(self, state: TrainState, evaluated: bool, required: bool = False) -> None:
         """Commit `state`, as the best checkpoint so far if it was `evaluated` and improves(); all
         ranks together.
 
@@ -91,20 +88,19 @@ class Saver:
         if self.newest is not None and self.newest.name == storage.step_name(state.step):
             return
         with self.world.raise_on_all_ranks():
-            self.refuse_moved()
+            self.run.refuse_moved()
         # now that it is known what became of the one before
         best = evaluated and self.improves(state)
         saved = (
             replace(state, best_val_loss=state.val_loss, best_step=state.step) if best else state
         )
         if self._beside is None:
-            self._beside = self._is_to_go_on_beside(train_step)
+            self._beside = self._is_to_go_on_beside()
         later = self._beside and not required
         copies = self._copies if later else None
-        mine = train_step.contents(saved, copies)
-        self.writing = Writing(
-            mine.state, functools.partial(self._commit, mine, self._about(train_step)), later
-        )
+        mine = self.train_step.contents(saved, copies)
+        commit = functools.partial(self._commit, mine, self._about())
+        self.writing = Writing(mine.state, commit, later)
         if not later:
             self.finish(state, required)
 
@@ -136,7 +132,7 @@ class Saver:
             raise error
         self.failures = 0
         state.best_val_loss, state.best_step = writing.state.best_val_loss, writing.state.best_step
-        self.newest = self.folder / storage.step_name(writing.state.step)
+        self.newest = self.run.checkpoints / storage.step_name(writing.state.step)
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
@@ -150,18 +146,19 @@ class Saver:
                 self.writing.wait()
             raise
 
-    def _is_to_go_on_beside(self, train_step: TrainStep) -> bool:
+    def _is_to_go_on_beside(self) -> bool:
         """What is set; else whether a copy of weights and moments is a small part of the memory of
         each machine.
         """
         if self.config.async_save is not None:
             return self.config.async_save
-        size = optim.checkpoint_bytes(self.config) * train_step.model.num_params()
-        needed = size / train_step.layout.shard
+        size = optim.checkpoint_bytes(self.config) * self.train_step.model.num_params()
+        needed = size / self.train_step.layout.shard
         room = COPY_SHARE * total_memory_bytes(torch.device("cpu")) / self.world.local_size
         return not self.world.any(needed > room)
 
-    def _about(self, train_step: TrainStep) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
+        train_step = self.train_step
         return {
             "dataset_id": self.data.dataset_id,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
@@ -171,7 +168,7 @@ class Saver:
             "dtype": str(train_step.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "scaler": train_step.scaler.state_dict(),
-            **({"began_from": self.began_from} if self.began_from else {}),
+            **({"began_from": train_step.origin} if train_step.origin else {}),
         }
 
     def _commit(self, mine: Contents, about: dict[str, Any]) -> None:
@@ -179,7 +176,12 @@ class Saver:
         training.
         """
         path = checkpoint.save(
-            self.world.with_long_timeout, self.folder, mine, self.config, self.data.tokenizer, about
+            self.world.with_long_timeout,
+            self.run.checkpoints,
+            mine,
+            self.config,
+            self.data.tokenizer,
+            about,
         )
         if not self.world.is_rank0:
             return
@@ -193,10 +195,12 @@ class Saver:
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
-        also = best | self.resumed_from | run_checkpoints.kept_by_keep_every(self.folder)
-        storage.prune(self.folder, self.config.keep_checkpoints, also, self.config.keep_every)
-        storage.write_latest(self.folder, name)
-        run_folder.write_status(self.run, run_folder.Status("running", state.step, name))
+        also = best | self._kept | run_checkpoints.kept_by_keep_every(self.run.checkpoints)
+        storage.prune(
+            self.run.checkpoints, self.config.keep_checkpoints, also, self.config.keep_every
+        )
+        storage.write_latest(self.run.checkpoints, name)
+        run_folder.write_status(self.run.path, run_folder.Status("running", state.step, name))
 
 
 class Writing:

@@ -66,6 +66,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
         # a benchmark has a clock
         self.timed: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext
+        self.origin: str | None = None  # whose the first weights were; None for seeded ones
         self.max_skipped = MAX_SKIPPED_FP16 if self.scaler.is_enabled() else MAX_SKIPPED
         if layout.strategy == "ddp" and world.size > 2:
             self._settle_buckets()
@@ -81,7 +82,7 @@ class TrainStep:
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
-    def update(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> StepResult:
+    def step(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> StepResult:
         """Make the update that follows `step` updates from this rank's micro-batches ((B, T),
         (B, T)).
 

@@ -11,6 +11,7 @@ import torch
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Batches
 from nanogpt_dist.training import optim
+from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.step import TrainStep
 
 MANY_EPOCHS = 100
@@ -24,7 +25,6 @@ class Summary:
     train_step: TrainStep
     batches: Batches
     start: Path | None
-    all_reduce_speed: float | None = None  # bytes/s between the ranks of several nodes
 
     @property
     def epochs(self) -> float:
@@ -32,12 +32,20 @@ class Summary:
         config = self.train_step.config
         return config.max_iters * config.global_batch_size / self.batches.order.windows
 
-    def lines(self) -> Iterator[str]:
-        """Lines for people, warnings last."""
+    def show(self, console: Console) -> None:
+        """Print it; all ranks together."""
+        world = self.train_step.world
+        # over several nodes, whose network may be slow
+        speed = world.all_reduce_speed() if world.size > world.local_size else None
+        for line in self.lines(speed):
+            console.line(line)
+
+    def lines(self, all_reduce_speed: float | None = None) -> Iterator[str]:
+        """Lines for people, warnings last; all_reduce_speed: in bytes/s, where there are nodes."""
         yield self._model()
         yield self._batch()
-        if self.all_reduce_speed is not None:
-            yield f"all-reduce between the ranks: {self.all_reduce_speed / 1e9:.2f} GB/s"
+        if all_reduce_speed is not None:
+            yield f"all-reduce between the ranks: {all_reduce_speed / 1e9:.2f} GB/s"
         yield f"{self.run}: " + (
             f"going on from {self.start.name}" if self.start else "starting at step 0"
         )

@@ -12,7 +12,7 @@ import torch
 from nanogpt_dist.checkpoint import load_config
 from nanogpt_dist.data import DataFolder, Manifest
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.training.loop import read_plan
+from nanogpt_dist.training.plan import read_plan
 from tests.conftest import TINY, Run, build, write_jsonl
 
 

@@ -218,7 +218,7 @@ def continue_ours(found: Path, config: TrainConfig) -> list[float]:
     assert read_moments(found)
     state, _ = checkpoint.load_state(found)
     return [
-        train_step.update(state.step + i, [(x.numpy(), y.numpy())]).loss
+        train_step.step(state.step + i, [(x.numpy(), y.numpy())]).loss
         for i, (x, y) in enumerate(batches(config))
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 from nanogpt_dist.__main__ import main
 from nanogpt_dist.training.step import TrainStep
 
-update = TrainStep.update
+update = TrainStep.step
 
 
 def fatal(self: TrainStep, step: int, *rest: Any) -> Any:
@@ -20,5 +20,5 @@ def fatal(self: TrainStep, step: int, *rest: Any) -> Any:
 
 
 if __name__ == "__main__":
-    TrainStep.update = fatal  # type: ignore[method-assign]
+    TrainStep.step = fatal  # type: ignore[method-assign]
     sys.exit(main())

@@ -18,10 +18,8 @@ from tests.ranks import leave
 if __name__ == "__main__":
     folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])
     made = []
-    update = TrainStep.update
-    TrainStep.update = lambda self, step, *rest: (made.append(step + 1), update(self, step, *rest))[
-        1
-    ]  # type: ignore[method-assign]
+    update = TrainStep.step
+    TrainStep.step = lambda self, step, *rest: (made.append(step + 1), update(self, step, *rest))[1]  # type: ignore[method-assign]
     with connect("cpu", timeout_s=60) as world:
         if world.rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))

@@ -18,8 +18,9 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.training.loop import fit_to_data, read_plan, train
+from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.optim import training_bytes
+from nanogpt_dist.training.plan import fit_to_data, read_plan
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
@@ -80,7 +81,7 @@ def load_all(world: World, folder: Path, corpus: Path) -> None:
             _, facts = checkpoint.load_state(saved)
             train_step.load(saved, facts)
             loss = train_step.evaluate(evaluator).val_loss
-            train_step.update(HALF, list(batches.of(HALF)))  # the moments matter here
+            train_step.step(HALF, list(batches.of(HALF)))  # the moments matter here
             loaded[f"{run.name} by {name}"] = [loss, train_step.evaluate(evaluator).val_loss]
     if world.is_rank0:
         (folder / f"loaded-{world.size}.json").write_text(json.dumps(loaded))

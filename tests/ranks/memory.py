@@ -44,13 +44,13 @@ if __name__ == "__main__":
             config, world, plan_layout(config, world, training_bytes(config)), torch.float32
         )
         rows = torch.zeros(2, config.block_size, dtype=torch.int64).numpy()
-        train_step.update(0, [(rows, rows)] * 2)  # AdamW has its moments now
+        train_step.step(0, [(rows, rows)] * 2)  # AdamW has its moments now
         with_gradients: list[Tensor] = []
         train_step.optimizer.step = lambda: with_gradients.extend(  # type: ignore[method-assign,assignment]
             p.grad for p in train_step.model.parameters() if p.grad is not None
         )
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            train_step.update(1, [(rows, rows)] * 4)
+            train_step.step(1, [(rows, rows)] * 4)
         calls = {event.key: event.count for event in profiler.key_averages()}
         moments = [
             value for state in train_step.optimizer.state.values() for value in state.values()

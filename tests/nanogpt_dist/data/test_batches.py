@@ -129,18 +129,18 @@ def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
     batches = Batches(split, Order(1, "id", 32, split.tokens), 8, 4, 0, 1)
     with contextlib.closing(Prefetcher(batches)) as prefetcher:
         for step in (0, 1, 2, 7, 8, 3):
-            for found, expected in zip(prefetcher.of(step), batches.of(step), strict=True):
+            for found, expected in zip(prefetcher.get(step), batches.of(step), strict=True):
                 assert np.array_equal(found, expected)
 
         def damaged(start: int, length: int) -> np.ndarray:
             raise BadDataError("damaged")
 
-        prefetcher.of(20)
+        prefetcher.get(20)
         prefetcher._next[1].result()  # type: ignore[index]
         monkeypatch.setattr(split, "read", damaged)
-        prefetcher.of(21)
+        prefetcher.get(21)
         with pytest.raises(BadDataError, match="damaged"):
-            prefetcher.of(22)
+            prefetcher.get(22)
 
 
 def test_three_ranks_are_told_which_numbers_are_possible() -> None:

@@ -185,7 +185,7 @@ def test_low_precision_keeps_the_master_weights(
         train_step = TrainStep(
             config, alone, plan_layout(config, alone, training_bytes(config)), numbers
         )
-        updates = [train_step.update(step, [(rows[:, :-1], rows[:, 1:])] * 2) for step in range(3)]
+        updates = [train_step.step(step, [(rows[:, :-1], rows[:, 1:])] * 2) for step in range(3)]
         assert all(update.finite for update in updates)
         assert {p.dtype for p in train_step.model.parameters()} == {torch.float32}
         norms[numbers] = [update.grad_norm for update in updates]
@@ -207,7 +207,7 @@ def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(
     handle = train_step.model.transformer.ln_f.weight.register_post_accumulate_grad_hook(
         lambda weight: weight.grad.to_local().fill_(math.inf)
     )
-    assert not train_step.update(0, [(rows, rows)]).finite
+    assert not train_step.step(0, [(rows, rows)]).finite
     handle.remove()
     assert train_step.scaler.get_scale() == scale / 2
     assert all(

@@ -86,7 +86,7 @@ def trained(updates: int = 3) -> tuple[TrainStep, TrainConfig]:
         config, ONE, plan_layout(config, ONE, training_bytes(config)), torch.float32
     )
     for step in range(updates):
-        train_step.update(step, batches()[step])
+        train_step.step(step, batches()[step])
     return train_step, config
 
 
@@ -145,7 +145,7 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     ours.load(find_checkpoint(str(tmp_path / "run")), {})
     theirs, _ = trained()
     for step in range(3, 23):
-        assert ours.update(step, batches()[step]).loss == theirs.update(step, batches()[step]).loss
+        assert ours.step(step, batches()[step]).loss == theirs.step(step, batches()[step]).loss
 
 
 def test_and_back(tmp_path: Path) -> None:

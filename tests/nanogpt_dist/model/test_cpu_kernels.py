@@ -155,7 +155,7 @@ def tokens(config: TrainConfig, step: int, count: int) -> list[tuple[Tensor, Ten
 
 def losses(dtype: torch.dtype, count: int = 1, **changes: object) -> Tensor:
     made = train_step(dtype, **changes)
-    return torch.tensor([made.update(i, tokens(made.config, i, count)).loss for i in range(200)])
+    return torch.tensor([made.step(i, tokens(made.config, i, count)).loss for i in range(200)])
 
 
 @pytest.mark.thorough
@@ -171,14 +171,14 @@ def test_a_run_of_200_updates_is_as_near_to_float32_as_autocasts() -> None:
 def test_dropout_is_applied_in_the_fast_pass() -> None:
     one, two = train_step(BF16, dropout=0.5), train_step(BF16, dropout=0.0)
     batch = tokens(one.config, 0, 1)
-    assert one.update(0, batch).grad_norm != pytest.approx(two.update(0, batch).grad_norm, rel=0.01)
+    assert one.step(0, batch).grad_norm != pytest.approx(two.step(0, batch).grad_norm, rel=0.01)
 
 
 def test_joined_micro_batches_make_the_same_gradient() -> None:
     apart, joined = train_step(BF16), train_step(BF16)
     one, other = (
-        apart.update(0, tokens(apart.config, 0, 2)),
-        joined.update(0, tokens(joined.config, 0, 1)),
+        apart.step(0, tokens(apart.config, 0, 2)),
+        joined.step(0, tokens(joined.config, 0, 1)),
     )
     assert one.loss == pytest.approx(other.loss, abs=1e-3)
     assert one.grad_norm == pytest.approx(other.grad_norm, rel=0.01)

@@ -23,7 +23,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     updates made).
     """
     seen: dict[str, Any] = {"go_on": threading.Event(), "fails": False, "updates": 0, "at_end": []}
-    update = TrainStep.update
+    update = TrainStep.step
 
     def counted(self: TrainStep, step: int, *rest: Any) -> Any:
         seen["updates"] = step + 1
@@ -39,7 +39,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise StorageError("disk full: made up")
         return save_checkpoint(world, folder, mine, *rest)
 
-    monkeypatch.setattr(TrainStep, "update", counted)
+    monkeypatch.setattr(TrainStep, "step", counted)
     monkeypatch.setattr(checkpoint, "save", slowly)
     return seen
 

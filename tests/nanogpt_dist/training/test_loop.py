@@ -19,7 +19,7 @@ from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.training.loop import fit_to_data
+from nanogpt_dist.training.plan import fit_to_data
 from tests.nanogpt_dist.small import go, records, tiny, weights_sha256
 
 

@@ -35,7 +35,7 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 
 def test_a_number_that_json_does_not_have_is_null(recorder: Recorder, tmp_path: Path) -> None:
-    recorder.update(
+    recorder.log_step(
         {"step": 1, "loss": math.nan, "grad_norm": math.inf, "tokens_per_second": None, "mfu": 0.5},
         "",
     )
@@ -50,13 +50,13 @@ def test_lines_wait_while_the_disk_is_full(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     real = recorder._record
-    recorder.update({"step": 1}, "")
+    recorder.log_step({"step": 1}, "")
     with open("/dev/full", "wb", buffering=0) as full:
         recorder._record = full
-        recorder.update({"step": 2}, "")
-        recorder.update({"step": 3}, "")
+        recorder.log_step({"step": 2}, "")
+        recorder.log_step({"step": 3}, "")
     recorder._record = real
-    recorder.update({"step": 4}, "")
+    recorder.log_step({"step": 4}, "")
     recorder.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
     assert capsys.readouterr().err.count("No space left on device") == 1
@@ -74,7 +74,7 @@ def test_a_blocked_tensorboard_folder_is_one_warning(
 ) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     recorder = Recorder(tmp_path, 0, resolve({}), console=Console(enabled=True))
-    recorder.update({"step": 1, "loss": 2.0}, "")
+    recorder.log_step({"step": 1, "loss": 2.0}, "")
     recorder.close()
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
     assert capsys.readouterr().err.count("TensorBoard") == 1
@@ -93,7 +93,7 @@ def test_a_full_disk_ends_tensorboard_with_one_warning(
     recorder = Recorder(tmp_path, 0, resolve({}), console=Console(enabled=True))
     monkeypatch.setattr(RecordWriter, "write", write)
     for step in range(1, 50):
-        recorder.update({"step": step, "loss": 2.0}, "")
+        recorder.log_step({"step": step, "loss": 2.0}, "")
         time.sleep(0.001)  # its thread needs a turn
     recorder.close()
     assert len(lines(tmp_path)) == 49

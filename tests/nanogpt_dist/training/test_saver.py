@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     poisoned: set[int] = {3}
-    update = TrainStep.update
+    update = TrainStep.step
 
     def poison(self: TrainStep, step: int, *rest: object) -> object:
         if step not in poisoned:
@@ -97,7 +97,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
         assert all(torch.equal(p, before[name]) for name, p in self.model.named_parameters())
         return result
 
-    monkeypatch.setattr(TrainStep, "update", poison)
+    monkeypatch.setattr(TrainStep, "step", poison)
     assert go(tiny(corpus, tmp_path / "one")).step == 8
     state, _ = load_state(tmp_path / "one" / "checkpoints" / storage.step_name(8))
     assert state.skipped == 1

@@ -1,0 +1,85 @@
+"""A run folder while a run is in it: locked, and told how the run ended."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_dist import storage
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed.world import World
+from nanogpt_dist.errors import Exit, NanogptError, StorageError, explain, one_line
+from nanogpt_dist.storage import run_folder
+from nanogpt_dist.training import crash_loops
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """The folder `path`, whose `lock` rank 0 of `world` holds."""
+
+    path: Path
+    world: World
+    lock: storage.RunLock
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return run_folder.checkpoints_of(self.path)
+
+    def refuse_moved(self) -> None:
+        """Raises StorageError, on rank 0, where the folder is elsewhere now."""
+        if self.world.is_rank0:
+            self.lock.refuse_moved()
+
+    @contextlib.contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """A block whose error is noted in status.json, too, as long as the folder is there."""
+        try:
+            yield
+        except BaseException as error:
+            named = self.world.watchdog.leave(error)
+            with contextlib.suppress(StorageError):  # another run may have begun under this name
+                self.refuse_moved()
+                self._note_failure(named)
+            raise named from error.__cause__
+
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, NanogptError):
+            noted_by_rank0 = error.agreed and not self.world.is_rank0
+            if error.quiet or noted_by_rank0:
+                return
+        code, line = explain(error)
+        # a full disk may be what ended the run: its own error says so
+        with contextlib.suppress(NanogptError):
+            before = run_folder.read_json(self.path / "status.json")
+            verdict = "stopped" if code == Exit.STOPPED else "failed"
+            step, newest = before.get("step", 0), before.get("checkpoint")
+            status = run_folder.Status(verdict, step, newest, code, one_line(line))
+            run_folder.write_status(self.path, status)
+            if code == Exit.STOPPED:
+                crash_loops.ended(self.path, verdict)
+
+    def note_end(self, verdict: str, step: int, checkpoint: str) -> None:
+        """Note that the run is done, or stopped on request. Raises StorageError."""
+        code = Exit.DONE if verdict == "done" else Exit.STOPPED
+        run_folder.write_status(self.path, run_folder.Status(verdict, step, checkpoint, code))
+        crash_loops.ended(self.path, verdict)
+
+
+@contextlib.contextmanager
+def open_run(config: TrainConfig, world: World) -> Iterator[OpenRun]:
+    """config.out_dir, locked by rank 0 against a second run. Raises on all ranks where it is not.
+
+    Raises StorageError where it cannot be written, and what RunLock raises.
+    """
+    assert config.out_dir is not None
+    path = Path(config.out_dir)
+    run = OpenRun(path, world, storage.RunLock(path))
+    with contextlib.ExitStack() as stack:
+        with world.raise_on_all_ranks():
+            if world.is_rank0:
+                storage.probe_writable(path)
+                if run.checkpoints.is_symlink():  # to another disk
+                    storage.probe_writable(run.checkpoints)
+                stack.enter_context(run.lock)
+        yield run

@@ -1,0 +1,101 @@
+"""What follows from settings and data before anything is built: layout, batches, windows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanogpt_dist import __version__
+from nanogpt_dist.config import TrainConfig, settings_where
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.batches import Batches, Ids, Order, micro_batch_size
+from nanogpt_dist.devices import pick_dtype
+from nanogpt_dist.distributed.strategy import Layout, plan_layout
+from nanogpt_dist.distributed.world import World
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.evaluation.loss import Evaluator, spread
+from nanogpt_dist.load_config import rows_for
+from nanogpt_dist.model import kernels
+from nanogpt_dist.training.optim import training_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it is built. config: with vocab_size and eot_id filled in from the data."""
+
+    config: TrainConfig
+    data: DataFolder
+    dtype: torch.dtype
+    layout: Layout
+    batches: Batches
+    evaluator: Evaluator
+
+
+def make_plan(config: TrainConfig, world: World) -> Plan:
+    """The Plan of `config` on these ranks. Raises ConfigError, BadDataError, on all of them."""
+    with world.raise_on_all_ranks():
+        data = DataFolder.open(Path(config.dataset))
+        config = fit_to_data(config, data)
+        dtype = pick_dtype(config.dtype, world.device)
+        layout = plan_layout(config, world, training_bytes(config))
+        joined = kernels.uses_cpu_kernels(config, world.device, dtype)
+        batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
+    differing = set(settings_where(scope="machine"))
+    shared = {name: str(value) for name, value in config.model_dump(exclude=differing).items()}
+    world.raise_if_ranks_differ(
+        version=__version__, torch=torch.__version__, dataset=data.dataset_id, **shared
+    )
+    return Plan(config, data, dtype, layout, batches, evaluator)
+
+
+def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
+    """`config` with vocab_size and eot_id filled in from the data.
+
+    Raises ConfigError where the data has ids beyond vocab_size, or no end of text that is needed.
+    """
+    n_vocab, eot_id = data.tokenizer.n_vocab, data.tokenizer.eot_id
+    if config.intra_document and config.eot_id is None:
+        if eot_id is None:
+            raise ConfigError(f"{data.path} has no end-of-text token: leave --intra-document out")
+        config = config.model_copy(update={"eot_id": eot_id})
+    if config.vocab_size is None:
+        return config.model_copy(update={"vocab_size": rows_for(data.tokenizer)})
+    if config.vocab_size < n_vocab:
+        raise ConfigError(
+            f"vocab_size {config.vocab_size} is less than the {n_vocab} ids of {data.path}; leave "
+            f"it out, or type --vocab-size {n_vocab}"
+        )
+    return config
+
+
+def read_plan(
+    config: TrainConfig,
+    data: DataFolder,
+    world: World,
+    dtype: torch.dtype,
+    joined: bool = False,
+) -> tuple[Batches, Evaluator]:
+    """What this rank reads: the batches of every step, the windows of every evaluation in `dtype`.
+
+    joined: micro-batches may be larger than config.batch_size.
+    """
+    val = data.split("val")
+    batches = plan_batches(config, data.split("train"), data.dataset_id, world, joined)
+    windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
+    return batches, Evaluator(
+        val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype
+    )
+
+
+def plan_batches(
+    config: TrainConfig,
+    split: Ids,
+    dataset_id: str,
+    world: World,
+    joined: bool = False,
+) -> Batches:
+    """What this rank reads of `split` in each step. Raises ConfigError, BadDataError."""
+    order = Order(config.seed, dataset_id, config.block_size, split.tokens)
+    at_most = kernels.joined_batch_size(config, world.local_size) if joined else config.batch_size
+    batch_size = micro_batch_size(at_most, config.global_batch_size, world.size)
+    return Batches(split, order, config.global_batch_size, batch_size, world.rank, world.size)
