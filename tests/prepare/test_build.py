@@ -298,13 +298,3 @@ def test_nothing_is_written_where_nothing_can_be_read(
         build(corpus, tmp_path / "out", sources, **{"tokenizer": "byte", **options})
     assert sorted(tmp_path.rglob("*")) == before
     assert len(str(caught.value)) < 200
-
-
-def test_one_text_may_be_cut_in_two(tmp_path: Path) -> None:
-    (tmp_path / "a.md").write_text("some text " * 100)
-    with pytest.raises(BadDataError, match="for a single text type --split-by characters"):
-        build("text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte")
-    manifest = build(
-        "text", tmp_path / "out", [tmp_path / "a.md"], tokenizer="byte", split_by="characters"
-    )
-    assert (manifest.splits["train"].tokens, manifest.splits["val"].tokens) == (900, 100)

@@ -8,7 +8,6 @@ import pytest
 
 from nanogpt_dist.data import DataFolder, Manifest
 from nanogpt_dist.errors import BadDataError, UsageError
-from prepare.request import parse_mix
 from tests.conftest import build, hashes, write_jsonl
 
 TEXTS = [f"document {i} " + "x" * (i % 50) for i in range(500)]
@@ -93,29 +92,6 @@ def test_a_mix_has_its_parts_by_weight(
     assert hashes(tmp_path / "out1") == hashes(tmp_path / "out2")
 
 
-@pytest.mark.parametrize(
-    ("mix", "message"),
-    [
-        ("a=0.7", "two corpora or more"),
-        ("a=0.7,b=0.4", "add up to 1"),
-        ("a,b", "NAME=PART"),
-        ("a=1.5,b=-0.5", "NAME=PART"),
-        ("a=0.5,a=0.5", "NAME=PART"),
-        ("a=nan,b=0.5", "NAME=PART"),
-        ("", "NAME=PART"),
-    ],
-)
-def test_weights_that_make_no_sense(mix: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        parse_mix(mix)
-
-
-def test_documents_do_not_limit_a_mix(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
-    with pytest.raises(UsageError, match="give --max-tokens"):
-        build("text", tmp_path / "out", mix=f"{source}=0.5,python-stdlib=0.5", max_documents=5)
-
-
 def test_a_long_document_is_taken_whole_or_not_at_all(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,26 +134,6 @@ def test_the_scarcest_part_limits_a_mix(tmp_path: Path, monkeypatch: pytest.Monk
     assert abs(rare.tokens / (rare.tokens + many.tokens) - 0.7) < 0.02
     with pytest.raises(UsageError, match="neither a corpus"):
         build("text", tmp_path / "o", mix="rare.jsonl=0.7,missing=0.3", tokenizer="byte")
-
-
-def test_parts_of_a_mix_may_have_their_text_in_other_columns(tmp_path: Path) -> None:
-    web = write_jsonl(tmp_path / "web.jsonl", [f"page {n}" for n in range(99)])
-    code = write_jsonl(
-        tmp_path / "code.jsonl", [f"def f{n}()" for n in range(99)], column="content"
-    )
-    notes: list[str] = []
-    manifest = build(
-        "text",
-        tmp_path / "out",
-        mix=f"{web}=0.5,{code}=0.5",
-        column="content",
-        tokenizer="byte",
-        val_fraction=0.2,
-        workers=1,
-        note=notes.append,
-    )
-    assert {source.column for source in manifest.sources} == {"text", "content"}
-    assert any("web.jsonl has no text in content" in note for note in notes)
 
 
 def test_a_part_of_a_mix_that_gives_nothing_is_told(tmp_path: Path) -> None:
