@@ -11,8 +11,7 @@ Report = Callable[[str, int, int, int], None]
 
 @contextmanager
 def progress_bar(wanted: bool = True) -> Iterator[Report | None]:
-    """A function (what is done, bytes done, bytes in all, tokens or 0) that moves a bar on standard
-    error.
+    """A function (what, bytes done, bytes in all, tokens) that moves a bar on stderr.
 
     It shows MB/s, tokens/s and the time left. None: it is no terminal, or not wanted.
     """

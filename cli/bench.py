@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 GB = 10**9
 
-Updates = Annotated[int, typer.Option(min=3, help="Updates to measure.")]
+Updates = Annotated[int, typer.Option(min=3, help="Steps to measure.")]
 Seconds = Annotated[
-    float, typer.Option(min=0, help="Measure no longer than this, but 3 updates at least.")
+    float, typer.Option(min=0, help="Measure no longer than this, but 3 steps at least.")
 ]
 
 bench_app = group(
@@ -48,14 +48,14 @@ def train(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write a trace of one update there, for TensorBoard or ui.perfetto.dev.",
+            help="Write a trace of one step there, for TensorBoard or ui.perfetto.dev.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Updates as `nanogpt train` makes them: tokens/s, MFU, memory, and where the time goes.
+    """Steps as `nanogpt train` makes them: tokens/s, MFU, memory, and where the time goes.
 
-    Data are random ids, unless --dataset is given. On a CPU an update is one micro-batch on each
+    Data are random ids, unless --dataset is given. On a CPU a step is one micro-batch on each
     rank, unless --gradient-accumulation-steps is given. In several ranks:
     `torchrun --nproc-per-node 8 nanogpt bench train …`.
     """
@@ -134,7 +134,7 @@ def data(
     seconds: Seconds = 10.0,
     json: Json = False,
 ) -> None:
-    """Getting the tokens of whole updates in one process: tokens/s, and the memory it takes.
+    """Read the tokens of whole steps in one process: tokens/s, and the memory it takes.
 
     Data are random ids in a temporary folder (TMPDIR), unless --dataset is given. A block is
     checked when it is first touched.
@@ -163,9 +163,7 @@ def io(
     rounds: Annotated[int, typer.Option(min=1, help="Checkpoints to write.")] = 3,
     json: Json = False,
 ) -> None:
-    """Checkpoints: how long the training stands still for one, how long it takes to write, verify
-    and load it.
-    """
+    """Checkpoints: how long a step waits for one, and how long one takes to write and read."""
     config = load(preset, settings)
     from nanogpt_dist.bench.io import bench_io
     from nanogpt_dist.distributed.strategy import needs_group
@@ -192,12 +190,12 @@ def _train_lines(found: "TrainSpeed") -> list[str]:
     lines = [
         f"{found.parameters:,} parameters · {found.ranks} × {found.device} {found.dtype}, "
         f"{found.layout}, {found.threads} threads each",
-        f"{found.batch_tokens:,} tokens an update = {found.ranks} ranks × {found.micro_batches} "
+        f"{found.batch_tokens:,} tokens a step = {found.ranks} ranks × {found.micro_batches} "
         f"micro-batches × {found.batch_size} sequences",
         "",
         f"{found.tokens_per_second:,.0f} tokens/s · mfu {found.mfu:.1%} of {found.ranks} × "
         f"{found.peak_tflops:.3g} TFLOP/s · {found.memory_bytes / GB:.2f} GB{each}",
-        f"{found.ms_per_update:,.1f} ms an update, median of {found.updates} "
+        f"{found.ms_per_update:,.1f} ms a step, median of {found.updates} "
         f"({found.ms_least:,.1f} to {found.ms_greatest:,.1f})",
         "",
     ]
@@ -225,7 +223,7 @@ def _data_lines(found: "DataSpeed") -> list[str]:
     return [
         f"{found.dataset}: {found.dataset_tokens:,} tokens, opened in {found.open_ms:,.1f} ms",
         f"{found.tokens_per_second:,.0f} tokens/s · {found.ms_per_update:,.2f} ms for the "
-        f"{found.batch_tokens:,} of an update, median of {found.updates} ({found.ms_least:,.2f} to "
+        f"{found.batch_tokens:,} of a step, median of {found.updates} ({found.ms_least:,.2f} to "
         f"{found.ms_greatest:,.2f})",
         f"{found.far_ms:,.2f} ms for those of the millionth · memory "
         f"{found.memory_growth_bytes / 1e6:+,.1f} MB",
@@ -236,7 +234,7 @@ def _io_lines(found: "IoSpeed") -> list[str]:
     return [
         f"{found.parameters:,} parameters, {found.layout} · checkpoints of {found.bytes / GB:.2f} "
         f"GB in {found.folder}",
-        f"an update waits {found.ms_per_update:,.0f} ms for a save beside it, the first "
+        f"a step waits {found.ms_per_update:,.0f} ms for a save beside it, the first "
         f"{found.first_copy_ms:,.0f} ms",
         f"save {found.save_ms:,.0f} ms ({found.save_gb_per_second:.2f} GB/s) · verify "
         f"{found.verify_ms:,.0f} ms · load {found.load_ms:,.0f} ms",

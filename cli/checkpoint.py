@@ -1,6 +1,4 @@
-"""`nanogpt checkpoint list|verify|prune|pin|unpin|consolidate`: what a run has saved, and what is
-to stay of it.
-"""
+"""`nanogpt checkpoint …`: what a run has saved, and what is to stay of it."""
 
 import json
 import shlex
@@ -53,8 +51,9 @@ checkpoint_app = group(
     "nanogpt checkpoint list out/gpt2-124m --json",
 )
 def list_checkpoints(run: Run, as_json: Json = False) -> None:
-    """The checkpoints of a run, newest first. Looks at names and sizes; `verify` reads every
-    byte.
+    """The checkpoints of a run, newest first.
+
+    Looks at names and sizes; `verify` reads every byte.
     """
     found = [_describe(folder, _marks(run)) for folder in _checkpoints(run)]
     verdict = run_folder.verdict_of(run)
@@ -118,15 +117,16 @@ def prune(
     run: Run,
     keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep.")] = 2,
     keep_every: Annotated[
-        int | None, typer.Option(min=1, help="Keep those at multiples of this many updates.")
+        int | None, typer.Option(min=1, help="Keep those at multiples of this many steps.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete old checkpoints: all but the newest, the best, the pinned, and those that --keep-every
-    promised to keep.
+    """Delete old checkpoints, but for the newest, the best and the pinned.
+
+    Those that a run's --keep-every promised to keep stay, too.
 
     Refuses while the run is training.
     """
@@ -190,8 +190,9 @@ def consolidate(
         Path | None, typer.Option(metavar="DIR", help="New folder; unset: RUN/consolidated/step-….")
     ] = None,
 ) -> None:
-    """Write a sharded checkpoint once more, with whole tensors in one file of weights and one of
-    moments.
+    """Write a sharded checkpoint once more, with whole tensors.
+
+    One file holds the weights, one the moments.
     """
     from nanogpt_dist.checkpoint.consolidate import consolidate, is_sharded
 
@@ -207,8 +208,9 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _parent(checkpoint: Path) -> tuple[Path, str]:
-    """The folder in which `checkpoint` stands, and its name. Raises MissingInputError for whatever
-    is none.
+    """The folder in which a checkpoint stands, and its name.
+
+    Raises: MissingInputError for whatever is none.
     """
     if _is_checkpoint(checkpoint) and checkpoint.is_dir():
         return run_folder.canonical_path(checkpoint).parent, run_folder.canonical_path(
@@ -243,9 +245,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _marks(run: Path) -> dict[str, list[str]]:
-    """{checkpoint name: best, kept, pinned, latest}, by what stands in the newest that can be
-    read.
-    """
+    """{checkpoint name: best, kept, pinned, latest}, by the newest state that can be read."""
     folder = run_folder.checkpoints_of(run)
     marks: dict[str, list[str]] = {}
     steps = [_state(path).get("best_step") for path in storage.list_steps(folder)]

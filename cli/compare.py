@@ -33,8 +33,9 @@ def compare(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Which settings differ, and the losses after equally many tokens. Runs that are still training
-    can be compared.
+    """Show which settings differ, and the losses after equally many tokens.
+
+    Runs that are still training can be compared.
     """
     from nanogpt_dist.errors import UsageError
     from nanogpt_dist.inspect import compare_runs
@@ -69,9 +70,7 @@ def _print(
     rows: list[dict[str, Any]],
     figures: list[Any],
 ) -> None:
-    """The tables of some of the runs: their settings, their losses at equal tokens, and where they
-    stand.
-    """
+    """Print tables of some of the runs: settings, losses at equal tokens, where they stand."""
     names = runs[these]
     table = _table("setting", names)
     for name, values in differences.items():

@@ -1,5 +1,6 @@
-"""What the tab key offers: presets, corpora, and the runs, checkpoints and data that are there. No
-torch.
+"""What the tab key offers: presets, corpora, runs, checkpoints and data.
+
+No torch.
 """
 
 from collections.abc import Iterable
@@ -21,8 +22,9 @@ def corpora(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Run folders under out/, or where the path that is typed leads; behind a run's slash its
-    checkpoints.
+    """Run folders under out/, or where the typed path leads.
+
+    Behind a run's slash its checkpoints.
     """
     folder = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
     if (folder / "config.toml").is_file():  # RUN/: its steps

@@ -1,6 +1,4 @@
-"""`nanogpt eval`: the loss of checkpoints over a whole val split, and what they make of tasks and
-texts.
-"""
+"""`nanogpt eval`: the loss of checkpoints over a split, and their tasks and texts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -77,8 +75,9 @@ def eval_command(
     ] = "float32",
     json: Json = False,
 ) -> None:
-    """Loss, perplexity and bits per byte over the whole val split, or --tasks, --text; the same on
-    any number of ranks.
+    """Loss, perplexity and bits per byte over the val split, or tasks and texts.
+
+    The figures are the same on any number of ranks.
 
     What is found is also written to CHECKPOINT.eval.json, beside the checkpoint.
     """
@@ -159,8 +158,9 @@ def _load_model(
     best: bool,
     world: "World",
 ) -> "LoadedModel":
-    """What is to be evaluated, on all ranks the same: one chooses, as a run that is still training
-    goes on meanwhile.
+    """The model to evaluate, on all ranks the same.
+
+    One rank chooses the checkpoint, as a run that is still training goes on meanwhile.
     """
     from nanogpt_dist.errors import UsageError
     from nanogpt_dist.evaluation import report
@@ -274,8 +274,9 @@ SHOWN = ("val_loss", "train_loss", "loss", "perplexity", "bits_per_byte", "acc",
 
 
 def _print_table(rows: list[tuple[str, Results]]) -> None:
-    """One table; on a terminal that is too narrow for it one for each thing that was measured, or a
-    list.
+    """Print one table.
+
+    On a terminal that is too narrow: one for each thing that was measured, or a list.
     """
     columns = list(
         dict.fromkeys(

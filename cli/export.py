@@ -38,8 +38,9 @@ Out = Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_def
     "nanogpt export hf --best out/gpt2-124m exported/gpt2-124m-best",
 )
 def export_hf(target: Target, out: Out, best: Best = False) -> None:
-    """For transformers: GPT2LMHeadModel and AutoTokenizer read DIR, and give the same logits and
-    ids.
+    """For transformers: a folder that GPT2LMHeadModel and AutoTokenizer read.
+
+    They give the same logits and ids.
     """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.interop import huggingface
@@ -64,7 +65,8 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
         # its default is beyond a short context
         f"{text!r}, max_new_tokens={max(1, min(50, config.block_size - 1))}"
     )
-    program = f'from transformers import pipeline; print(pipeline("text-generation", {str(out)!r})({asked}))'  # noqa: E501
+    generator = f'pipeline("text-generation", {str(out)!r})'
+    program = f"from transformers import pipeline; print({generator}({asked}))"
     echo(f"Next: {shlex.join(['python', '-c', program])}")
 
 
@@ -116,8 +118,9 @@ def export_nanogpt(
     "nanogpt export llmc --best out/gpt2-124m exported/llmc-best",
 )
 def export_llmc(target: Target, out: Out, best: Best = False) -> None:
-    """For llm.c: gpt2_124M.bin and gpt2_tokenizer.bin, which its train_gpt2 begins with; data
-    shards are the same.
+    """For llm.c: the model and tokenizer files that its train_gpt2 begins with.
+
+    They are gpt2_124M.bin and gpt2_tokenizer.bin; data shards are the same.
     """
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
     from nanogpt_dist.interop import llmc

@@ -48,8 +48,9 @@ def import_nanogpt(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Take over a ckpt.pt: weights, settings, step, AdamW's state. Nothing in it, or in a meta.pkl,
-    is executed.
+    """Take over a ckpt.pt of nanoGPT's: weights, settings, step, AdamW's state.
+
+    Nothing in it, or in a meta.pkl, is executed.
 
     `nanogpt train RUN --dataset DIR` goes on with it.
     """

@@ -59,8 +59,9 @@ def import_shards(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train on token files that exist: nanoGPT's train.bin and val.bin, llm.c's and
-    modded-nanogpt's shards.
+    """Make a data folder of token files that nanoGPT or llm.c wrote, without a copy.
+
+    nanoGPT's train.bin and val.bin are read, and the shards of llm.c and modded-nanogpt.
 
     Nothing is copied. Each file is read once and checked; manifest.json, tokenizer.json and two
     small files for each shard come beside them, and `nanogpt train --dataset DIR` reads the folder.

@@ -1,6 +1,4 @@
-"""`nanogpt launch prepare|train|eval …`: a command that shares its work out, in several ranks,
-through torchrun.
-"""
+"""`nanogpt launch prepare|train|eval …`: a command in several ranks, through torchrun."""
 
 import contextlib
 import difflib
@@ -82,8 +80,7 @@ def launch(
         bool, typer.Option("--dry-run", help="Print the command, or the job file, and run nothing.")
     ] = False,
 ) -> None:
-    """Run prepare, train or eval in several ranks, e.g.
-    `nanogpt launch --nproc-per-node 2 train gpt2-124m`.
+    """Run prepare, train or eval in several ranks, on this node or on many.
 
     Ctrl-C, SIGTERM or SIGUSR1 lets every rank save, and returns 75: the same command again resumes.
 

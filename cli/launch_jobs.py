@@ -57,9 +57,7 @@ def check(
 
 
 def hand_over(job: Job, to_slurm: bool, dry_run: bool) -> None:
-    """Submit `job` to Slurm or write its manifest, or with dry_run only print what would be
-    written.
-    """
+    """Submit a job to Slurm, or write its manifest; with dry_run only print it."""
     if to_slurm:
         _submit(job, dry_run)
     else:

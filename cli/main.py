@@ -1,6 +1,4 @@
-"""The command `nanogpt`: its subcommands, and the one place where an error becomes a line and an
-exit code.
-"""
+"""The command `nanogpt`: its subcommands, and how an error becomes a line and a code."""
 
 import os
 import sys
@@ -180,8 +178,9 @@ def _options(
 
 
 def main() -> int:
-    """Run the command line; returns the exit code. An error is one line on stderr, with --debug a
-    traceback too.
+    """Run the command line; returns the exit code.
+
+    An error is one line on stderr, with --debug a traceback, too.
     """
     arguments = sys.argv[1:]
     if "--debug" in arguments:
@@ -224,9 +223,7 @@ def explain(error: BaseException) -> tuple[int, str, bool]:
 
 
 def _leave(code: int, line: str, agreed: bool, quiet: bool = False) -> int:
-    """Print the line once, leave the verdict for a launcher, and choose what this process
-    returns.
-    """
+    """Print the line once, leave the verdict for a launcher; returns this process's exit code."""
     mine = rank()
     where = f" (rank {mine})" if mine and not agreed else ""
     prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "

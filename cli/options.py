@@ -52,8 +52,9 @@ def takes_settings(
     groups: Collection[str] = (),
     with_defaults: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag for each setting of `model`, with its type and help; `panel`
-    overrides their groups.
+    """Give a command one flag for each setting of `model`, with its type and help.
+
+    panel: overrides their groups in --help.
 
     groups: of which settings; none given: of all. with_defaults: flags have the settings' defaults
     and bounds; else those of a preset may stand below them, and the model holds the bounds.
@@ -126,9 +127,7 @@ def _group(field: Any) -> str:
 
 
 def nanogpt_style(arguments: list[str]) -> list[str]:
-    """nanoGPT writes --compile=False where we write --no-compile: turn the one into the other, for
-    on-off settings.
-    """
+    """nanoGPT's --compile=False as our --no-compile, for settings that are on or off."""
     switches = {
         name
         for name, field in TrainConfig.model_fields.items()
@@ -146,8 +145,7 @@ def nanogpt_style(arguments: list[str]) -> list[str]:
 
 
 def with_paths(arguments: list[str]) -> list[str]:
-    """`~/` becomes the home folder where a shell leaves it alone: in --out=~/x, in quotes, behind a
-    comma.
+    """Write out `~/` where a shell does not: in --out=~/x, in quotes, behind a comma.
 
     Raises UsageError for an address where a path is wanted, as s3://bucket/run. A prompt is text:
     only FILE:~/x in it.
@@ -172,7 +170,8 @@ def _advice(flag: str, address: str) -> str:
     if on_hub:
         instead = f"nanogpt prepare hf {on_hub[2]}" if on_hub[1] else f"--init-from {on_hub[2]}"
         return f"{address[:80]} is an address; of the hub's repositories give the name: {instead}"
-    return f"{flag} {address[:80]} is an address, not a path; mount or download it, and give a path".strip()  # noqa: E501
+    what = f"{flag} {address[:80]} is an address, not a path".strip()
+    return f"{what}; mount or download it, and give a path"
 
 
 def refuse_nanogpts(arguments: list[str]) -> None:
@@ -210,8 +209,9 @@ def rank() -> int:
 
 
 def flush_or_drop() -> None:
-    """Write out standard output. What it cannot take is dropped, or the interpreter would fail at
-    its last flush.
+    """Write out standard output.
+
+    What it cannot take is dropped, or the interpreter would fail at its last flush.
     """
     try:
         sys.stdout.flush()
@@ -220,8 +220,9 @@ def flush_or_drop() -> None:
 
 
 def refuse_empty(arguments: list[str]) -> None:
-    """Raises UsageError for an empty argument: mostly a shell variable that is not set. A prompt
-    may be empty.
+    """Raises UsageError for an empty argument: mostly a shell variable that is not set.
+
+    A prompt may be empty.
     """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag = (

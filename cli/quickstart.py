@@ -1,6 +1,4 @@
-"""`nanogpt quickstart`: the whole line once, from a corpus that every Python carries to a
-sample.
-"""
+"""`nanogpt quickstart`: the whole line once, from a corpus that Python carries to a sample."""
 
 import os
 import shlex
@@ -21,8 +19,9 @@ COMMANDS = [
 
 
 def quickstart() -> None:
-    """Prepare a small corpus, train on it in two processes, evaluate, sample: about three minutes
-    on a laptop.
+    """Prepare a small corpus, train on it in two processes, evaluate, sample.
+
+    It takes about three minutes on a laptop.
 
     Each command is printed before it runs; all can be typed by hand.
 
@@ -43,9 +42,7 @@ def quickstart() -> None:
 
 
 def _paths() -> dict[str, str]:
-    """Where the commands find nanogpt_dist: from a clone that is not installed, PYTHONPATH has to
-    say.
-    """
+    """PYTHONPATH, where the commands find nanogpt_dist in a clone that is not installed."""
     return {
         name: value for name, value in environment(1, 0, os.environ).items() if name == "PYTHONPATH"
     }

@@ -83,8 +83,9 @@ def sample(
     ] = "auto",
     json: Json = False,
 ) -> None:
-    """Draw text from a checkpoint. A sample ends at the end-of-text token, at --stop, or at
-    --max-new-tokens.
+    """Draw text from a checkpoint, or from weights of Hugging Face's.
+
+    A sample ends at the end-of-text token, at --stop, or at --max-new-tokens.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("sample needs one process only; leave torchrun out")

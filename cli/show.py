@@ -1,6 +1,4 @@
-"""`nanogpt show params|components|full|config|attention|data|checkpoint`: what presets, data and
-runs stand for.
-"""
+"""`nanogpt show …`: what presets, data and runs stand for."""
 
 import json
 from dataclasses import asdict
@@ -167,8 +165,9 @@ command(
 
 
 def commented_toml(config: TrainConfig, name: str) -> str:
-    """`config` as TOML that read_toml gives back, each setting with its help, one that is not the
-    default with a star.
+    """`config` as TOML that read_toml gives back, each setting with its help.
+
+    One that is not the default has a star.
 
     name: what the first line calls it.
     """

@@ -1,6 +1,4 @@
-"""`nanogpt show attention`: the queries, keys, values and the causal mask of one head, on a few
-tokens, as tables.
-"""
+"""`nanogpt show attention`: one head on a few tokens, as tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,8 +34,9 @@ def attention(
     head: Annotated[int, typer.Option(min=0, help="Head of the block; the first is 0.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """One head at work: queries, keys and values, q·k/√D under the causal mask, and how much each
-    token reads of each.
+    """One head at work: queries, keys, values, scores under the causal mask, weights.
+
+    The scores are q·k/√D, the weights how much each token reads of each.
 
     A preset's text is read character by character; a run's by its tokenizer.
     """
@@ -115,8 +114,9 @@ def _of_preset(name: str, text: str) -> tuple["GPT", list[int], list[str]]:
 
 
 def _name(token: str, width: int = 6) -> str:
-    """A token at the right of `width` columns of a terminal, which a wide character takes two of;
-    no control codes.
+    """A token at the right of `width` columns of a terminal, without control codes.
+
+    A wide character takes two columns.
     """
     from rich.cells import cell_len, set_cell_size
 

@@ -24,8 +24,9 @@ def checkpoint(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Where a checkpoint stands: step, losses, data; and each of its files with its sha256,
-    verified.
+    """Where a checkpoint stands: step, losses, data, and its files, verified.
+
+    Each file has its sha256.
     """
     from nanogpt_dist import storage
     from nanogpt_dist.storage import run_checkpoints, run_folder

@@ -1,6 +1,4 @@
-"""`nanogpt show data DIR`: what a data folder holds, one of its documents, or the sequences of one
-update.
-"""
+"""`nanogpt show data DIR`: a data folder, one of its documents, or the sequences of a step."""
 
 import json
 from pathlib import Path
@@ -57,7 +55,7 @@ def data(
             metavar="S",
             min=0,
             max=2**40,
-            help="List the sequences of the update that is made after S updates, over all ranks; 0 "
+            help="List the sequences of the step after S steps, over all ranks; 0 "
             "is the first. In metrics.jsonl it is step S + 1.",
         ),
     ] = None,
@@ -69,9 +67,7 @@ def data(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What a data folder holds and where it came from; a document of it; or what an update was
-    trained on.
-    """
+    """What a data folder holds; one of its documents; or the sequences of a training step."""
     _refuse_mixed(document, split, step, run, settings)
     from nanogpt_dist.data import DataFolder
 
@@ -104,19 +100,18 @@ def _refuse_mixed(
     if document is not None and step is not None:
         raise UsageError("--document and --step are two questions; ask one")
     if split is not None and document is None:
-        raise UsageError("--split is for --document; updates read train only")
+        raise UsageError("--split is for --document; training reads train only")
     if step is None and (run is not None or settings):
-        raise UsageError(
-            "--run and the settings are for --step; type --step 0 for the first update"
-        )
+        raise UsageError("--run and the settings are for --step; type --step 0 for the first step")
     if run is not None and settings:
         names = ", ".join("--" + name.replace("_", "-") for name in settings)
         raise UsageError(f"--run gives the settings; leave {names} out")
 
 
 def _config_of(run: Path, opened: "DataFolder") -> TrainConfig:
-    """The settings of a run that was trained on that data. Raises MissingInputError, BadDataError,
-    ConfigError.
+    """The settings of a run that was trained on that data.
+
+    Raises: MissingInputError, BadDataError, ConfigError.
     """
     from nanogpt_dist import storage
     from nanogpt_dist.storage import run_folder
@@ -158,8 +153,9 @@ def _document(opened: "DataFolder", split: Literal["train", "val"], number: int)
 
 
 def _sequences(opened: "DataFolder", config: TrainConfig, step: int) -> dict[str, Any]:
-    """What batches.py gives out in that update; documents: the first and last of all ids, with the
-    last target.
+    """The sequences of a training step, over all ranks.
+
+    documents: the first and the last of all ids, with the last target.
     """
     from nanogpt_dist.data.batches import Batches, Order
     from nanogpt_dist.data.documents import Documents
@@ -184,7 +180,7 @@ def _sequences(opened: "DataFolder", config: TrainConfig, step: int) -> dict[str
 def _step_lines(found: dict[str, Any]) -> list[str]:
     settings = ", ".join(f"{name} {value}" for name, value in found["order"].items())
     lines = [
-        f"update after {found['step']:,} updates; {settings}",
+        f"step after {found['step']:,} steps; {settings}",
         "index        start  documents          text",
     ]
     for sequence in found["sequences"]:

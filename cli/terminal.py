@@ -1,6 +1,4 @@
-"""What commands print: no control codes of a text or a name reach a terminal, and any stream takes
-any character.
-"""
+"""What commands print: no control codes reach a terminal, any stream takes any character."""
 
 import codecs
 import io
@@ -59,8 +57,9 @@ def visible(text: str) -> str:
 
 
 def echo(text: str, nl: bool = True, err: bool = False) -> None:
-    """Prints a line, its control codes made visible (JSON has escaped them); nl=False: without its
-    end.
+    """Print a line, its control codes made visible; nl=False: without its end.
+
+    JSON has escaped them. typer.echo would write UTF-8 to a stream that is set to ASCII.
 
     typer.echo would write UTF-8 to a stream that is set to ASCII.
     """
@@ -68,9 +67,7 @@ def echo(text: str, nl: bool = True, err: bool = False) -> None:
 
 
 def echo_text(text: str, nl: bool = True) -> None:
-    """Prints text of data or of a model: to a file or a pipe as it is, to a terminal as echo()
-    does.
-    """
+    """Print text of data or of a model: to a file as it is, to a terminal as echo() does."""
     if sys.stdout.isatty():
         echo(text, nl)
     else:
@@ -78,9 +75,7 @@ def echo_text(text: str, nl: bool = True) -> None:
 
 
 def columns() -> int | None:
-    """How wide the terminal is; None where standard output is none: a file takes lines of any
-    length.
-    """
+    """Columns of the terminal; None where standard output is none, and a line has any length."""
     return max(shutil.get_terminal_size().columns, 20) if sys.stdout.isatty() else None
 
 
@@ -100,8 +95,9 @@ def _wrap(line: str, width: int) -> list[str]:
 
 
 def fits(table: "Table", at_most: int | None = None) -> bool:
-    """Whether a table goes on the terminal with no cell broken; at_most: columns that are wanted at
-    most.
+    """Whether a table goes on the terminal with no cell broken.
+
+    at_most: columns that are wanted at most.
     """
     return _measure(table)[1] <= min(columns() or FILE, at_most or FILE)
 
@@ -116,8 +112,7 @@ def _measure(table: "Table") -> tuple[int, int]:
 
 
 def echo_table(table: "Table", at_most: int | None = None, spare: Collection[str] = ()) -> None:
-    """Prints a table; where the terminal is narrower, without the columns of `spare`, the first of
-    them first.
+    """Print a table; on a narrow terminal without columns of `spare`, the first first.
 
     at_most: columns of a wider terminal, or of a file. Where that is not enough cells are folded,
     and nothing is cut.
@@ -137,8 +132,9 @@ def echo_table(table: "Table", at_most: int | None = None, spare: Collection[str
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What a stream prints for characters that its encoding lacks: ASCII that looks alike, else
-    their escapes.
+    """What a stream prints for characters that its encoding lacks.
+
+    ASCII that looks alike, else their escapes.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error

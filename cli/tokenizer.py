@@ -1,6 +1,4 @@
-"""`nanogpt tokenizer train|compare`: a vocabulary learnt from text, and what two of them make of
-the same text.
-"""
+"""`nanogpt tokenizer train|compare`: a vocabulary learnt from text, and two compared."""
 
 import json
 import time

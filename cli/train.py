@@ -67,9 +67,7 @@ def train(
     """
     from nanogpt_dist import api
 
-    stop = StopRequest(
-        "stopped before the first update; the same command starts or resumes the run"
-    )
+    stop = StopRequest("stopped before the first step; the same command starts or resumes the run")
     if "RANK" not in os.environ:  # else api.train() listens, once the ranks have met
         stop.listen()
     try:
@@ -122,14 +120,15 @@ def _check_resume(config: TrainConfig, stop: StopRequest, as_json: bool) -> None
         echo(to_json({"ok": True, **asdict(proof)}))
     else:
         echo(
-            f"resuming is exact here: {proof.updates} updates in one go and in two halves end with "
+            f"resuming is exact here: {proof.updates} steps in one go and in two halves end with "
             f"the same {proof.bytes:,} bytes of weights and moments"
         )
 
 
 def _report(result: Any, as_json: bool) -> None:
-    """Print the end of a run, which is what counts: only a script that wants its JSON has failed
-    without it.
+    """Print the end of a run.
+
+    The run is what counts: only a script that wants its JSON has failed without it.
     """
     try:
         _print(result, as_json)

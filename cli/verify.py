@@ -35,8 +35,9 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every byte of a data folder: its manifest, its tokenizer, every shard and what stands
-    beside it.
+    """Check every byte of a data folder: manifest, tokenizer, every shard.
+
+    The small files beside the shards are checked, too.
 
     Of a damaged shard it names each damaged MiB. Returns 65 where anything is bad.
 
