@@ -56,7 +56,7 @@ def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
         return
     echo_wrapped(
         f"{preset}: {counted.total:,} parameters, {counted.non_embedding:,} without the position "
-        "table\n"
+        "embedding\n"
     )
     echo_table(_component_table(counted), WIDTH, spare=("by hand", "share", "times", "each"))
     echo_wrapped("\n" + "\n".join(_facts(counted)))
@@ -232,7 +232,7 @@ def _facts(counted: "Parameters") -> list[str]:
         f"blocks       {counted.blocks:,}; 12·n_layer·n_embd² = {counted.rule_of_thumb:,}"
         f" ({counted.rule_of_thumb_error:+.3f} %)",
         f"decayed      {counted.decayed:,} in {counted.decayed_tensors} tensors (matrices and "
-        "tables)",
+        "embeddings)",
         f"not decayed  {counted.not_decayed:,} in {counted.not_decayed_tensors} tensors (biases "
         "and LayerNorms)",
         f"weights      {_size(counted.fp32_bytes)} in fp32, {_size(counted.bf16_bytes)} in bf16",

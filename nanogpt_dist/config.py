@@ -128,7 +128,7 @@ class ModelConfig(BaseModel):
     rotary: bool = setting(
         False,
         "Model options",
-        "Rotary positions in every head, in place of the position table.",
+        "Rotary positions in every head, in place of the position embedding.",
         on_resume="refuse",
         scope="run",
     )
@@ -157,7 +157,7 @@ class ModelConfig(BaseModel):
     qk_norm: bool = setting(
         False,
         "Model options",
-        "RMSNorm of each query and key before they meet.",
+        "RMSNorm of each query and key before the dot product.",
         on_resume="refuse",
         scope="run",
     )

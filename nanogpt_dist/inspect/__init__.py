@@ -1,5 +1,6 @@
 """What `nanogpt show` and `nanogpt compare` show.
 
+components.py       what each component takes, gives and does
 formulas.py         parameters counted by hand, without a model and without torch
 architecture.py     components, shapes, parameters, counted from the model itself
 diagram_text.py     the model as a drawing in the terminal; diagram_svg.py: as a picture

@@ -1,5 +1,4 @@
-"""What an architecture is: its parameters counted and its shapes traced, on the meta device, which
-has no memory.
+"""Parameters counted and shapes traced on a real model, on the meta device, without memory.
 
 Shape letters: B sequences in the batch, T = block_size, C = n_embd, H = n_head, D = C / H,
 V = vocab_size. Components are named as in the checkpoint, without `transformer.` and the block's
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.inspect.components import Description, descriptions
 from nanogpt_dist.inspect.formulas import count_by_arithmetic, formulas, letter_sizes
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.training.optim import parameter_groups, training_bytes
@@ -24,114 +24,9 @@ from nanogpt_dist.training.optim import parameter_groups, training_bytes
 Shapes = tuple[torch.Size, torch.Size]  # of the input, of the output
 
 
-def about(config: ModelConfig) -> dict[str, tuple[str, str, str]]:
-    """Component → letters of its input, letters of its output, what it does; trace() checks them
-    against the sizes.
-    """
-    grouped = config.kv_heads != config.n_head
-    qkv, K = ("(H+2K)·D", "K") if grouped else ("3C", "H")
-    F = "4C" if config.mlp_width == 4 * config.n_embd else "F"
-    wide = {"swiglu": "2" + ("F" if F == "F" else "·4C")}.get(config.mlp, F)
-    norm = {
-        "layernorm": "LayerNorm: each position to mean 0 and variance 1, then scaled.",
-        "rmsnorm": "RMSNorm: each position to mean square 1, then scaled.",
-    }[config.norm]
-    name = norm.split(":")[0]
-    third = "part" if grouped else "third"
-    act = {
-        "gelu": "The non-linearity: GELU.",
-        "relu2": "The non-linearity: ReLU, squared.",
-        "swiglu": "SwiGLU: one half, through SiLU, is the gate of the other.",
-    }[config.mlp]
-    return {
-        "GPT": (
-            "B T",
-            "B T V",
-            "Token ids to logits: for each position, a score of every possible next token.",
-        ),
-        "wte": ("B T", "B T C", "Each id's row of the token table."),
-        "wpe": (
-            (
-                "B T",
-                "B T C",
-                "Each position's row of the position table; positions begin anew with a document.",
-            )
-            if config.intra_document
-            else ("T", "T C", "Each position's row of the position table, added to every sequence.")
-        ),
-        "drop": ("B T C", "B T C", "Dropout; identity outside of training."),
-        "h": (
-            "B T C",
-            "B T C",
-            "A block, one of n_layer: attention, then MLP, each added to its own input.",
-        ),
-        "h.ln_1": ("B T C", "B T C", norm),
-        "h.attn": (
-            "B T C",
-            "B T C",
-            "Causal self-attention: a position reads itself and those before it.",
-        ),
-        "h.attn.c_attn": (
-            "B T C",
-            f"B T {qkv}",
-            "Queries, keys and values, in one matrix product.",
-        ),
-        "h.attn.q_norm": ("B H T D", "B H T D", "RMSNorm of each query."),
-        "h.attn.k_norm": (f"B {K} T D", f"B {K} T D", "RMSNorm of each key."),
-        "h.attn.q": (
-            f"B T {qkv}",
-            "B H T D",
-            f"Queries: the first {third}, cut into heads. What a position looks for.",
-        ),
-        "h.attn.k": (
-            f"B T {qkv}",
-            f"B {K} T D",
-            f"Keys: the second {third}. What a position offers to be found by.",
-        ),
-        "h.attn.v": (
-            f"B T {qkv}",
-            f"B {K} T D",
-            f"Values: the last {third}. What a position hands over when found.",
-        ),
-        "h.attn.sdpa": (
-            "B H T D",
-            "B H T D",
-            "softmax(q kᵀ / √D + causal mask) v, in each head by itself.",
-        ),
-        "h.attn.c_proj": (
-            "B T C",
-            "B T C",
-            "The heads, side by side again, mixed into one update.",
-        ),
-        "h.attn.resid_dropout": ("B T C", "B T C", "Dropout of the update."),
-        "h.ln_2": ("B T C", "B T C", f"{name}, ahead of the MLP."),
-        "h.mlp": (
-            "B T C",
-            "B T C",
-            "Two linear layers around a non-linearity, for each position by itself.",
-        ),
-        "h.mlp.c_fc": (
-            "B T C",
-            f"B T {wide}",
-            "Four times wider." if F == wide == "4C" else "Wider.",
-        ),
-        "h.mlp.act": (f"B T {wide}", f"B T {F}", act),
-        "h.mlp.c_proj": (f"B T {F}", "B T C", "Narrow again."),
-        "h.mlp.dropout": ("B T C", "B T C", "Dropout of the update."),
-        "ln_f": ("B T C", "B T C", f"{name} of what the last block gives."),
-        "lm_head": (
-            "B T C",
-            "B T V",
-            "Dot product with every row of "
-            + ("the token table: the tied head." if config.tie_embeddings else "its own."),
-        ),
-        "loss": ("B·T V", "", "Mean cross-entropy in nats/token; untrained ≈ ln V."),
-    }
-
-
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of a model, exactly; the head's matrix is the token table's and counts there.
+    """The parameters of a model, exactly; a tied head counts as the token embedding.
 
     by_component: summed over the blocks; its values add up to total. blocks: all blocks together.
     rule_of_thumb: 12·n_layer·n_embd², which estimates blocks, rule_of_thumb_error percent off.
@@ -157,9 +52,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Component:
-    """One module or function of the forward pass: sizes of input and output, the same in letters,
-    what it does.
-    """
+    """One module or function of the forward pass: its input and output, in sizes and in letters."""
 
     name: str
     input: tuple[int, ...]
@@ -214,29 +107,25 @@ def _by_hand(config: ModelConfig, counted: dict[str, int]) -> dict[str, str]:
 
 
 def trace(config: ModelConfig, batch_size: int) -> list[Component]:
-    """Every component of the model and of one block, in the order in which a forward pass enters
-    them.
+    """Every component of the model and of one block, in the order of execution.
 
     The pass is real, with batch_size sequences of block_size tokens and their loss, but through one
     block only: all are alike. config.vocab_size must be set.
     """
     model = skeleton(config.model_copy(update={"n_layer": 1}))
     ids = torch.empty(batch_size, config.block_size, dtype=torch.int64, device="meta")
-    seen: dict[str, Shapes] = {}
+    shapes: dict[str, Shapes] = {}
     for name, module in model.named_modules():
         if module is not model.transformer:  # GPT without its head
-            _watch(component_of(name) or "GPT", module, seen)
-    with _Functions(seen):
+            _record(component_of(name) or "GPT", module, shapes)
+    with _RecordFunctions(shapes):
         model(ids, ids)
-    sizes = letter_sizes(config, batch_size)
-    texts = about(config)
-    return [_component(name, shapes, sizes, *texts[name]) for name, shapes in seen.items()]
+    sizes, described = letter_sizes(config, batch_size), descriptions(config)
+    return [_component(name, shapes[name], sizes, described[name]) for name in shapes]
 
 
 def component_of(name: str) -> str:
-    """A module's name without `transformer.` and the number of its block: transformer.h.3.ln_1
-    → h.ln_1.
-    """
+    """A module's name without `transformer.` and its block's number: h.ln_1."""
     return re.sub(r"^h\.\d+", "h", name.removeprefix("transformer."))
 
 
@@ -247,8 +136,9 @@ def skeleton(config: ModelConfig) -> GPT:
 
 
 class _WithoutInit(TorchFunctionMode):
-    """No initial values for modules built inside: drawn on meta, they would cost 1.5 s of imports
-    for nothing.
+    """No initial values for modules built inside.
+
+    To draw them on the meta device would cost 1.5 s of imports.
     """
 
     def __torch_function__(
@@ -263,29 +153,27 @@ class _WithoutInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _watch(name: str, module: nn.Module, seen: dict[str, Shapes]) -> None:
-    """Have the module write the shapes of its first input and output into `seen`, on entry and on
-    return.
-    """
+def _record(name: str, module: nn.Module, shapes: dict[str, Shapes]) -> None:
+    """Have `module` write the shapes of its first input and of its output into `shapes`."""
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen[name] = (inputs[0].shape, torch.Size())
+        shapes[name] = (inputs[0].shape, torch.Size())
 
     def leave(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        seen[name] = (inputs[0].shape, (output[0] if isinstance(output, tuple) else output).shape)
+        first = output[0] if isinstance(output, tuple) else output
+        shapes[name] = (inputs[0].shape, first.shape)
 
-    module.register_forward_pre_hook(enter)  # on entry, so that `seen` is in the order of execution
+    # on entry, too, so that `shapes` is in the order of execution
+    module.register_forward_pre_hook(enter)
     module.register_forward_hook(leave)
 
 
-class _Functions(TorchFunctionMode):
-    """Writes the shapes of what is a function and no module into `seen`: attention's inside, and
-    the loss.
-    """
+class _RecordFunctions(TorchFunctionMode):
+    """Writes the shapes of what is no module into `shapes`: attention's inside, and the loss."""
 
-    def __init__(self, seen: dict[str, Shapes]) -> None:
+    def __init__(self, shapes: dict[str, Shapes]) -> None:
         super().__init__()
-        self.seen = seen
+        self.shapes = shapes
 
     def __torch_function__(
         self,
@@ -297,10 +185,10 @@ class _Functions(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
             for name, tensor in zip("qkv", args[:3], strict=True):
-                self.seen[f"h.attn.{name}"] = (self.seen["h.attn.c_attn"][1], tensor.shape)
-            self.seen["h.attn.sdpa"] = (args[0].shape, output.shape)
+                self.shapes[f"h.attn.{name}"] = (self.shapes["h.attn.c_attn"][1], tensor.shape)
+            self.shapes["h.attn.sdpa"] = (args[0].shape, output.shape)
         elif func is F.cross_entropy:
-            self.seen["loss"] = (args[0].shape, output.shape)
+            self.shapes["loss"] = (args[0].shape, output.shape)
         return output
 
 
@@ -308,11 +196,10 @@ def _component(
     name: str,
     shapes: Shapes,
     sizes: dict[str, int],
-    given: str,
-    gives: str,
-    about: str,
+    description: Description,
 ) -> Component:
     """The component, its letters checked against the shapes."""
+    given, gives, about = description
     C, F = sizes["C"], sizes.get("F", 4 * sizes["C"])
     qkv = (sizes["H"] + 2 * sizes.get("K", 0)) * sizes["D"]
     more = {

@@ -1,6 +1,4 @@
-"""The model as an SVG picture: the boxes of the drawing, with the shape that flows at each
-arrow.
-"""
+"""The model as an SVG picture: the boxes of the drawing, with the shape at each arrow."""
 
 from xml.sax.saxutils import escape
 
@@ -15,7 +13,7 @@ TITLE = 76  # characters of the title
 BESIDE = 6.8  # pixels of a character of a label
 RAIL = LEFT - 70  # where the residual stream passes a sublayer by
 COLOURS = {
-    "table": "#dbeafe",
+    "embedding": "#dbeafe",
     "norm": "#fef3c7",
     "attention": "#dcfce7",
     "mlp": "#fce7f3",
@@ -25,9 +23,10 @@ COLOURS = {
 STYLE = """
 text { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; fill: #111827 }
 .shape, .count { font-size: 11px; fill: #4b5563 } .title { font-size: 15px; font-weight: bold }
-rect { stroke: #374151; stroke-width: 1; rx: 6 } .frame { fill: none; stroke: #9ca3af; stroke-dasharray: 6 4 }
+rect { stroke: #374151; stroke-width: 1; rx: 6 }
+.frame { fill: none; stroke: #9ca3af; stroke-dasharray: 6 4 }
 path { stroke: #374151; fill: none; stroke-width: 1.4 } .arrow { marker-end: url(#tip) }
-"""  # noqa: E501
+"""
 
 
 class _Canvas:
@@ -79,10 +78,10 @@ def draw_svg(
     frame = max(BOX_WIDTH + 248, WIDTH / 2 - LEFT + 124 + 20 + BESIDE * max(map(len, labels)))
     canvas.y += 14
     canvas.arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}")
-    canvas.box("wte", "token table, V × C", count(parameters, "wte"), "table")
+    canvas.box("wte", "token embedding, V × C", count(parameters, "wte"), "embedding")
     if not config.rotary:
         canvas.arrow("+ a row of wpe for each position")
-        canvas.box("wpe", "position table, T × C", count(parameters, "wpe"), "table")
+        canvas.box("wpe", "position embedding, T × C", count(parameters, "wpe"), "embedding")
     canvas.arrow(shape(at["h"].input_letters, at["h"].input))
     top = canvas.y
     canvas.text(LEFT - 110, top + 18, f"block × {parameters.n_layer}", "title")
@@ -104,12 +103,13 @@ def draw_svg(
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
     return f"""<svg xmlns="http://www.w3.org/2000/svg" {size}>
 <style>{STYLE}</style>
-<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+<defs>
+<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M 0 0 L 8 4 L 0 8 z" style="fill: #374151; stroke: none"/></marker></defs>
 <rect x="0" y="0" width="{width:g}" height="{height:g}" style="fill: white; stroke: none"/>
 {body}
 </svg>
-"""  # noqa: E501
+"""
 
 
 def _sublayer(

@@ -1,6 +1,4 @@
-"""The model as a drawing in plain Unicode: embeddings → blocks → head, with the shapes at the
-arrows.
-"""
+"""The model drawn in plain Unicode: embeddings → blocks → head, with shapes at the arrows."""
 
 import math
 import textwrap
@@ -18,9 +16,7 @@ BOX = 60  # width of a box
 
 
 def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str], dict[str, str]]:
-    """Of attention and of the MLP: the components that are drawn as boxes, and what stands beside
-    their names.
-    """
+    """Components that are drawn as boxes, with their text: those of attention, those of the MLP."""
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm]
     qkv = at["h.attn.c_attn"].output_letters[-1]
     then = [text for text, on in {"QK norm": config.qk_norm, "rotary": config.rotary}.items() if on]
@@ -52,19 +48,18 @@ def draw(
     components: list[Component],
     width: int | None = None,
 ) -> str:
-    """The whole model from token ids to loss, in `width` columns; None: as many as its numbers
-    take.
+    """The whole model from token ids to loss.
 
-    parameters and components describe `config`.
+    parameters and components describe `config`. width: columns; None: as many as it takes.
     """
     at = {component.name: component for component in components}
     attention, mlp = boxes(config, at)
     head, number = lm_head(config, parameters)
     labels = [flows_into(name, at) for name in (*attention, *mlp)] + [_flows("h", at)]
     page = Page.of(max(WIDTH, CENTRE + 4 + max(map(len, labels))), width)
-    tables = [] if config.rotary or page.narrow else _side_by_side(page, parameters, at)
+    beside = [] if config.rotary or page.narrow else _embeddings_side_by_side(page, parameters, at)
     lines = [
-        *(tables or _tables(page, config, parameters, at)),
+        *(beside or _embeddings(page, config, parameters, at)),
         *_blocks(page, parameters, at, attention, mlp),
         *page.box("ln_f", attention["h.ln_1"], count(parameters, "ln_f")),
         *page.arrow(_flows("lm_head", at)),
@@ -89,9 +84,7 @@ class Page:
 
     @classmethod
     def of(cls, natural: int, width: int | None) -> "Page":
-        """natural: columns that the drawing takes where there is room; width: those that there
-        are.
-        """
+        """A Page of `width` columns at most; natural: those that the drawing takes, given room."""
         width = natural if width is None else max(min(width, natural), NARROWEST)
         if width < NARROW:
             return cls(width, centre=9, rail=2, start=4, box_width=width - 7)
@@ -119,31 +112,31 @@ class Page:
         return [_put(top, self.centre, "▼"), *inside, _put(bottom, self.centre, "┬")]
 
 
-def _tables(
+def _embeddings(
     page: Page,
     config: ModelConfig,
     parameters: Parameters,
     at: dict[str, Component],
 ) -> list[str]:
-    """The token table, and below it that of positions, unless these are in the attention."""
+    """The token embedding, and below it the position embedding where there is one."""
     lines = [
         *page.arrow(f"token ids {shape(at['GPT'].input_letters, at['GPT'].input)}"),
-        *page.box("wte", "token table V × C", count(parameters, "wte")),
+        *page.box("wte", "token embedding V × C", count(parameters, "wte")),
     ]
     if not config.rotary:
         lines += page.arrow("+ a row for each position")
-        lines += page.box("wpe", "positions T × C", count(parameters, "wpe"))
+        lines += page.box("wpe", "position embedding T × C", count(parameters, "wpe"))
     return [*lines, *page.arrow(_flows("h", at))]
 
 
-def _side_by_side(page: Page, parameters: Parameters, at: dict[str, Component]) -> list[str]:
-    """The two tables side by side, their sum below; nothing where their counts take too much
-    room.
-    """
+def _embeddings_side_by_side(
+    page: Page, parameters: Parameters, at: dict[str, Component]
+) -> list[str]:
+    """The two embeddings side by side, their sum below; nothing where their counts are too wide."""
     start, gap, width = 1, 3, 38
     # columns of their arrows
     tokens, positions = start + width // 2, start + width + gap + width // 2
-    left = _frame("wte", "token table V × C", count(parameters, "wte"), width, 4)
+    left = _frame("wte", "tokens V × C", count(parameters, "wte"), width, 4)
     right = _frame("wpe", "positions T × C", count(parameters, "wpe"), width, 4)
     if len(left) + len(right) > 6:
         return []
@@ -190,9 +183,7 @@ def _sublayer(
     parameters: Parameters,
     at: dict[str, Component],
 ) -> list[str]:
-    """Boxes in a row, and to their left the residual rail, which carries the input to the sum at
-    the end.
-    """
+    """Boxes in a row, and to their left the residual stream, which is added at the end."""
     lines = []
     for name, text in boxes.items():
         lines += page.arrow(flows_into(name, at))
@@ -225,9 +216,7 @@ def lm_head(config: ModelConfig, parameters: Parameters) -> tuple[str, str]:
 
 
 def flows_into(name: str, at: dict[str, Component]) -> str:
-    """The shape at the arrow into a box; of attention's three inputs, where they differ, that of
-    the queries.
-    """
+    """The shape at the arrow into a box; of attention's inputs, where they differ, the queries'."""
     each = ""
     if name == "h.attn.sdpa":
         each = "q " if "K" in at["h.attn.k"].output_letters else "q, k, v each "

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from cli.show import commented_toml, show_app
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import MAX_LINE, ConfigError
-from nanogpt_dist.inspect.architecture import about, count_parameters, trace
+from nanogpt_dist.inspect.architecture import count_parameters, trace
+from nanogpt_dist.inspect.components import descriptions
 from nanogpt_dist.inspect.diagram_text import draw
 from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
@@ -78,7 +79,7 @@ def test_every_component_is_traced_in_order_of_execution() -> None:
     config = TrainConfig(**TINY)
     traced = trace(config, batch_size=4)
     assert [component.name for component in traced] == [
-        name for name in about(config) if not name.endswith("_norm")
+        name for name in descriptions(config) if not name.endswith("_norm")
     ]
     at = {component.name: component for component in traced}
     assert at["GPT"].input == (4, 5)
