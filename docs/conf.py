@@ -22,6 +22,7 @@ release = __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 smartquotes = False  # two hyphens are a flag
 nitpicky = True
@@ -55,12 +56,13 @@ def _escape_docstring(*given: object) -> None:
     """Docstrings are plain text with `code`: keep what reStructuredText would take as its own."""
     lines = given[-1]
     assert isinstance(lines, list)
-    for number, line in enumerate(lines):
-        parts = re.split(r"(`[^`]+`)", line)
-        lines[number] = "".join(
-            f"`{part}`" if part.startswith("`") else re.sub(r"([\\*|_])", r"\\\1", part)
-            for part in parts
-        )
+    parts = re.split(r"(?m)(`[^`]+`|^\s*>>>.*$)", "\n".join(lines))
+    for number, part in enumerate(parts):
+        if part.startswith("`"):
+            parts[number] = f"`{part}`"
+        elif not part.lstrip().startswith(">>>"):
+            parts[number] = re.sub(r"([\\*|_])", r"\\\1", part)
+    lines[:] = "".join(parts).split("\n")
 
 
 def _render_inline(writer: HTML5Translator, node: nodes.Element) -> None:

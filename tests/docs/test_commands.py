@@ -96,6 +96,19 @@ def test_the_command_runs(line: str, made: Path, tmp_path: Path) -> None:
         typed(shlex.join(words), folder)
 
 
+def test_the_example_in_python_runs(made: Path, tmp_path: Path) -> None:
+    page = (CLONE / "docs" / "reference" / "python.md").read_text("utf-8")
+    [example] = re.findall(r"(?s)```python\n(.*?)```", page)
+    shutil.copytree(made / "essays", tmp_path / "essays")
+    line = [sys.executable, "-c", example]
+    environment = {**os.environ, "PYTHONPATH": str(CLONE)}
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "torch.Size" in done.stdout
+
+
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_the_long_commands_run(tmp_path: Path) -> None:
