@@ -60,7 +60,7 @@ def train(
     `torchrun --nproc-per-node 8 nanogpt bench train …`.
     """
     config = load(preset, settings)
-    from nanogpt_dist.bench.train import bench_train
+    from nanogpt_dist.bench.train import Duration, bench_train
     from nanogpt_dist.data import DataFolder
     from nanogpt_dist.distributed.strategy import needs_group
     from nanogpt_dist.distributed.world import connect
@@ -70,7 +70,7 @@ def train(
             config = config.model_copy(update={"gradient_accumulation_steps": world.size})
         with world.raise_on_all_ranks():
             data = DataFolder.open(Path(config.dataset)) if "dataset" in settings else None
-        found = bench_train(config, world, data, updates, seconds, profile)
+        found = bench_train(config, world, data, Duration(updates, seconds), profile)
     if world.is_rank0:
         _print(found, _train_lines(found), json)
 
@@ -102,18 +102,11 @@ def sample(
 ) -> None:
     """Samples from random weights: tokens/s, what a prompt takes, what a token takes."""
     config = load(preset, settings)
-    from nanogpt_dist.bench.sample import bench_sample
+    from nanogpt_dist.bench.sample import SampleWorkload, bench_sample
     from nanogpt_dist.devices import pick_device
 
-    found = bench_sample(
-        config.architecture(),
-        pick_device(device),
-        dtype,
-        num_samples,
-        prompt_tokens,
-        max_new_tokens,
-        rounds,
-    )
+    workload = SampleWorkload(num_samples, prompt_tokens, max_new_tokens, rounds)
+    found = bench_sample(config.architecture(), pick_device(device), dtype, workload)
     _print(found, _sample_lines(found), json)
 
 

@@ -1,3 +1,1 @@
-"""How fast this machine trains, samples, reads data and writes checkpoints. `nanogpt bench` prints
-what these find.
-"""
+"""`nanogpt bench`: how fast this machine trains, samples, reads data and writes checkpoints."""

@@ -14,8 +14,9 @@ from nanogpt_dist.storage.durable import storage_errors
 
 
 class Phases:
-    """phases(name) is a block whose time is added to milliseconds[name]; the device has ended its
-    work at both ends.
+    """phases(name) is a block whose time is added to milliseconds[name].
+
+    The device has ended its work at both ends.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,16 +51,15 @@ def profiler(device: torch.device) -> torch.profiler.profile:
 
 
 def communication_ms(profile: torch.profiler.profile) -> float:
-    """Milliseconds that collectives were under way, most of it beside other work, in what a
-    profiler() recorded.
-    """
-    found = [event for event in profile.key_averages() if event.key.startswith(("gloo:", "nccl:"))]
-    return sum(event.device_time_total or event.cpu_time_total for event in found) / 1e3
+    """Milliseconds of the collectives that a profiler() recorded, most of it beside other work."""
+    events = [event for event in profile.key_averages() if event.key.startswith(("gloo:", "nccl:"))]
+    return sum(event.device_time_total or event.cpu_time_total for event in events) / 1e3
 
 
 def write_trace(profile: torch.profiler.profile, folder: Path, name: str) -> Path:
-    """A trace by the name that TensorBoard's profiler looks for; Perfetto opens it, too. Raises
-    StorageError.
+    """Write a trace by the name that TensorBoard's profiler looks for; Perfetto opens it, too.
+
+    Raises StorageError.
     """
     path = folder / f"{name}.pt.trace.json"
     with storage_errors(path):

@@ -1,6 +1,4 @@
-"""The speed at which updates get their tokens: from a data folder, or from shards of random ids
-made for it.
-"""
+"""The speed at which steps get their tokens, from a data folder or from shards of random ids."""
 
 import tempfile
 import time
@@ -20,7 +18,7 @@ from nanogpt_dist.storage.durable import storage_errors
 
 CPU = torch.device("cpu")
 SHARD_BYTES = 2**27
-FAR = 10**6  # updates
+FAR = 10**6  # steps
 
 
 @dataclass(frozen=True)

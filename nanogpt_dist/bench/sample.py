@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,11 +17,21 @@ from nanogpt_dist.model.gpt import GPT
 
 
 @dataclass(frozen=True)
-class SampleSpeed:
-    """tokens_per_second: new ones, of all rows, the reading of the prompts counted in.
-    ms_per_update: a token each row.
+class SampleWorkload:
+    """Rows that are drawn together, their prompt and length in tokens, and how often it is done."""
 
-    weights_gb_per_second: how fast the weights are read, each of them once for a token of each row.
+    num_samples: int
+    prompt_tokens: int
+    max_new_tokens: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class SampleSpeed:
+    """tokens_per_second: new ones, of all rows, with the time to read the prompts.
+
+    ms_per_update: of one token of each row. weights_gb_per_second: how fast the weights are read,
+    each of them once for a token of each row.
     """
 
     tokens_per_second: float
@@ -42,23 +52,29 @@ class SampleSpeed:
     device: str
 
 
+@dataclass
+class _Timings:
+    """Seconds of each round: to read the prompts, of each token after the first, and in all."""
+
+    prefills: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+
+
 def bench_sample(
     architecture: ModelConfig,
     device: torch.device,
     dtype: str,
-    num_samples: int,
-    prompt_tokens: int,
-    max_new_tokens: int,
-    rounds: int,
+    workload: SampleWorkload,
 ) -> SampleSpeed:
-    """Draw `num_samples` rows together, `rounds` times after once for nothing; medians. Raises
-    ConfigError.
+    """Draw the workload once for nothing, then workload.rounds times; medians.
 
-    dtype: auto | float32 | bfloat16 | int8, the format of the weights.
+    dtype: auto | float32 | bfloat16 | int8, the format of the weights. Raises ConfigError.
     """
-    if prompt_tokens + max_new_tokens > architecture.block_size:
+    new, rows = workload.max_new_tokens, workload.num_samples
+    if workload.prompt_tokens + new > architecture.block_size:
         raise ConfigError(
-            f"{prompt_tokens} + {max_new_tokens} tokens are more than the block_size of "
+            f"{workload.prompt_tokens} + {new} tokens are more than the block_size of "
             f"{architecture.block_size}: give a shorter --prompt-tokens or --max-new-tokens"
         )
     architecture = with_vocabulary(architecture)
@@ -67,37 +83,15 @@ def bench_sample(
     with device:
         model = GPT(architecture).init_weights(0).eval()
     decoder = Decoder(model, architecture.vocab_size, weights)
-    generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(
-        architecture.vocab_size, (num_samples, prompt_tokens), generator=generator
-    ).tolist()
-    settings, draw = (
-        Settings(max_new_tokens=max_new_tokens),
-        [generator_of(0, i) for i in range(num_samples)],
-    )
-    prefills: list[float] = []
-    passes: list[float] = []
-    whole: list[float] = []
-    for _ in range(rounds + 1):
-        clock = [time.perf_counter()]
-        logits = decoder.start(prompts, max_new_tokens)
-        for left in range(max_new_tokens - 1, -1, -1):
-            chosen = choose(logits, settings, draw)[:, 0]
-            synchronize(device)
-            clock.append(time.perf_counter())
-            if left:
-                logits = decoder.next(chosen)
-        prefills.append(clock[1] - clock[0])
-        passes += [after - before for before, after in itertools.pairwise(clock[1:])]
-        whole.append(clock[-1] - clock[0])
-    median, least, greatest = spread(passes[max_new_tokens - 1 :] or prefills[1:])
-    speed = num_samples * max_new_tokens / (spread(whole[1:])[0] / 1e3)
+    timings = _time(decoder, architecture.vocab_size, workload)
+    # the first round is for nothing
+    median, least, greatest = spread(timings.tokens[new - 1 :] or timings.prefills[1:])
+    speed = rows * new / (spread(timings.rounds[1:])[0] / 1e3)
     peak = peak_tflops(device, decoder.dtype)
-    parameters = model.num_params()
     read = model.num_params(non_embedding=True) * {"float32": 4, "bfloat16": 2, "int8": 1}[weights]
     return SampleSpeed(
         tokens_per_second=speed,
-        prefill_ms=spread(prefills[1:])[0],
+        prefill_ms=spread(timings.prefills[1:])[0],
         ms_per_update=median,
         ms_least=least,
         ms_greatest=greatest,
@@ -105,11 +99,36 @@ def bench_sample(
         mfu=speed * 2 * model.num_params(non_embedding=True) / (peak * 1e12),
         peak_tflops=peak,
         memory_bytes=memory_bytes(device),
-        parameters=parameters,
-        num_samples=num_samples,
-        prompt_tokens=prompt_tokens,
-        max_new_tokens=max_new_tokens,
+        parameters=model.num_params(),
+        num_samples=rows,
+        prompt_tokens=workload.prompt_tokens,
+        max_new_tokens=new,
         weights=weights,
         threads=torch.get_num_threads(),
         device=device.type,
     )
+
+
+def _time(decoder: Decoder, vocab_size: int, workload: SampleWorkload) -> _Timings:
+    """The _Timings of workload.rounds + 1 rounds, on random prompts."""
+    rows, new = workload.num_samples, workload.max_new_tokens
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(
+        vocab_size, (rows, workload.prompt_tokens), generator=generator
+    ).tolist()
+    settings = Settings(max_new_tokens=new)
+    generators = [generator_of(0, i) for i in range(rows)]
+    timings = _Timings()
+    for _ in range(workload.rounds + 1):
+        clock = [time.perf_counter()]
+        logits = decoder.start(prompts, new)  # (B, V)
+        for left in range(new - 1, -1, -1):
+            chosen = choose(logits, settings, generators)[:, 0]  # (B,)
+            synchronize(decoder.device)
+            clock.append(time.perf_counter())
+            if left:
+                logits = decoder.next(chosen)
+        timings.prefills.append(clock[1] - clock[0])
+        timings.tokens += [after - before for before, after in itertools.pairwise(clock[1:])]
+        timings.rounds.append(clock[-1] - clock[0])
+    return timings

@@ -1,4 +1,4 @@
-"""The speed of updates as `nanogpt train` makes them, on all ranks, and where their time goes."""
+"""The speed of steps as `nanogpt train` makes them, on all ranks, and where their time goes."""
 
 import contextlib
 import platform
@@ -23,19 +23,26 @@ from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.plan import fit_to_data, plan_batches
 from nanogpt_dist.training.step import TrainStep
 
-WARM_UP = 2  # updates that do not count: kernels are chosen, memory is got, the model is compiled
-AT_LEAST = 3  # updates that do
+WARM_UP = 2  # steps that do not count: kernels are chosen, memory is got, the model is compiled
+AT_LEAST = 3  # steps that do
 WINDOWS = 1024  # of random ids
-LOOKED_AT = 2  # further updates, with a clock at each phase
+TIMED_STEPS = 2  # further steps, with a clock at each phase
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Measure `steps` steps, or as many as fit into `seconds`; AT_LEAST in any case."""
+
+    steps: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class TrainSpeed:
-    """tokens_per_second and mfu are over all ranks, by the median update; peak_tflops and
-    memory_bytes are of one.
+    """tokens_per_second and mfu: of all ranks, by the median step.
 
-    phases: milliseconds of each in one update; communication is under way beside forward and
-    backward. None: not asked.
+    peak_tflops, memory_bytes: of one rank. phases: milliseconds of each in one step; communication
+    is under way beside forward and backward. trace: its file; None: not asked for.
     """
 
     tokens_per_second: float
@@ -75,13 +82,12 @@ def bench_train(
     config: TrainConfig,
     world: World,
     data: DataFolder | None,
-    updates: int,
-    seconds: float,
+    duration: Duration,
     trace: Path | None = None,
 ) -> TrainSpeed:
-    """Make `updates` updates, or as many as fit into `seconds`, at least 3; all ranks together.
+    """The speed of as many steps as `duration` allows; all ranks together.
 
-    data: what to train on; None: random ids. trace: a folder for the trace of one more update.
+    data: what to train on; None: random ids. trace: a folder for the trace of one more step.
     Raises ConfigError, BadDataError, CannotCreateError, StorageError.
     """
     if trace is not None:
@@ -97,9 +103,9 @@ def bench_train(
     )
     batches = _batches(config, data, world, dtype)
     with contextlib.closing(Prefetcher(batches)) as prefetcher:
-        took = _time(train_step, prefetcher, updates, seconds)
+        took = _time(train_step, prefetcher, duration)
         memory = memory_bytes(world.device)
-        phases, written = _look(train_step, prefetcher, WARM_UP + len(took), trace)
+        phases, written = _time_phases(train_step, prefetcher, WARM_UP + len(took), trace)
     median, least, greatest = spread(took)
     batch_tokens = config.global_batch_size * config.block_size
     speed, peak = batch_tokens / median * 1e3, peak_tflops(world.device, dtype)
@@ -126,15 +132,13 @@ def bench_train(
     )
 
 
-def _time(
-    train_step: TrainStep, prefetcher: Prefetcher, updates: int, seconds: float
-) -> list[float]:
-    """Seconds of each of the updates from WARM_UP on."""
+def _time(train_step: TrainStep, prefetcher: Prefetcher, duration: Duration) -> list[float]:
+    """Seconds of each of the steps from WARM_UP on."""
     took: list[float] = []
     for step in range(WARM_UP):
         train_step.step(step, prefetcher.get(step))
-    deadline = time.perf_counter() + seconds
-    while len(took) < updates and (
+    deadline = time.perf_counter() + duration.seconds
+    while len(took) < duration.steps and (
         len(took) < AT_LEAST or not train_step.world.any(time.perf_counter() > deadline)
     ):
         step = WARM_UP + len(took)
@@ -145,26 +149,24 @@ def _time(
     return took
 
 
-def _look(
+def _time_phases(
     train_step: TrainStep,
     prefetcher: Prefetcher,
     step: int,
     trace: Path | None,
 ) -> tuple[dict[str, float], Path | None]:
-    """Milliseconds of the phases of updates from `step` on, and the file of the trace that is asked
-    for.
-    """
+    """Milliseconds of each phase of the steps from `step` on, and the file of the trace, if any."""
     world = train_step.world
     phases = train_step.timed = Phases(world.device)
-    for at in range(step, step + LOOKED_AT):
+    for at in range(step, step + TIMED_STEPS):
         with phases("data"):
             tokens = prefetcher.get(at)
         train_step.step(at, tokens)
-    each = phases.each(LOOKED_AT)
+    each = phases.each(TIMED_STEPS)
     if world.size == 1 and trace is None:
         return each, None
     with profiler(world.device) as profile:
-        train_step.step(step + LOOKED_AT, prefetcher.get(step + LOOKED_AT))
+        train_step.step(step + TIMED_STEPS, prefetcher.get(step + TIMED_STEPS))
     if world.size > 1:
         each["communication"] = communication_ms(profile)
     if trace is None:
