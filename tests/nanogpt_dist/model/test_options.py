@@ -15,11 +15,10 @@ from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.inspect.architecture import count_parameters, trace
 from nanogpt_dist.inspect.diagram_text import draw
-from nanogpt_dist.model.attention import attention, cpu_attention, flex_attention, sdpa_attention
+from nanogpt_dist.model.attention import attention, cpu_attention
 from nanogpt_dist.model.cpu_kernels import linear_cross_entropy
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels, has_gpt2_attention
-from nanogpt_dist.model.positions import document_block_mask, document_mask
 
 SMALL: dict[str, Any] = {
     "block_size": 12,
@@ -285,16 +284,6 @@ def test_without_the_option_it_does() -> None:
     edited = ids.clone()
     edited[0, 0] += 1
     assert not torch.equal(model.logits(edited)[:, 4:], model.logits(ids)[:, 4:])
-
-
-def test_flex_attention_sees_the_same() -> None:
-    """What CUDA uses; on a CPU it has no backward pass."""
-    q, k, v = torch.randn(3, 2, 4, 128, 8, generator=torch.Generator().manual_seed(0))
-    document = (torch.arange(128) % 41 == 0).cumsum(0).repeat(2, 1)
-    with torch.no_grad():
-        blocks = flex_attention(q, k[:, :2], v[:, :2], document_block_mask(document))
-        plain = sdpa_attention(q, k[:, :2], v[:, :2], document_mask(document))
-    torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-5)
 
 
 @each
