@@ -14,7 +14,7 @@ from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from nanogpt_dist.data import DataFolder
+    from nanogpt_dist.api import Dataset
     from nanogpt_dist.data.manifest import CorpusRecord, Manifest
 
 TEXT_CHARS = 60  # of a sequence, on its line
@@ -69,9 +69,9 @@ def data(
 ) -> None:
     """What a data folder holds; one of its documents; or the sequences of a training step."""
     _refuse_mixed(document, split, step, run, settings)
-    from nanogpt_dist.data import DataFolder
+    from nanogpt_dist.api import open_dataset
 
-    opened = DataFolder.open(folder)
+    opened = open_dataset(folder)
     found: dict[str, Any] = {}
     if document is not None:
         found["document"] = _document(opened, split or "train", document)
@@ -108,7 +108,7 @@ def _refuse_mixed(
         raise UsageError(f"--run gives the settings; leave {names} out")
 
 
-def _config_of(run: Path, opened: "DataFolder") -> TrainConfig:
+def _config_of(run: Path, opened: "Dataset") -> TrainConfig:
     """The settings of a run that was trained on that data.
 
     Raises: MissingInputError, BadDataError, ConfigError.
@@ -140,41 +140,31 @@ def _config_of(run: Path, opened: "DataFolder") -> TrainConfig:
     return config
 
 
-def _document(opened: "DataFolder", split: Literal["train", "val"], number: int) -> dict[str, Any]:
-    from nanogpt_dist.data.documents import Documents
-
-    ids = Documents(opened, split).ids(number)
-    return {
-        "split": split,
-        "document": number,
-        "tokens": len(ids),
-        "text": opened.tokenizer.decode(ids),
-    }
+def _document(data: "Dataset", split: Literal["train", "val"], number: int) -> dict[str, Any]:
+    ids = data.split(split).documents.ids(number)
+    text = data.tokenizer.decode(ids)
+    return {"split": split, "document": number, "tokens": len(ids), "text": text}
 
 
-def _sequences(opened: "DataFolder", config: TrainConfig, step: int) -> dict[str, Any]:
+def _sequences(data: "Dataset", config: TrainConfig, step: int) -> dict[str, Any]:
     """The sequences of a training step, over all ranks.
 
     documents: the first and the last of all ids, with the last target.
     """
-    from nanogpt_dist.data.batches import Batches, Order
-    from nanogpt_dist.data.documents import Documents
-
-    train, total, length = opened.split("train"), config.global_batch_size, config.block_size + 1
-    order = Order(config.seed, opened.dataset_id, config.block_size, train.tokens)
-    starts = Batches(train, order, total, total, 0, 1).starts(step)
-    documents = Documents(opened, "train")
-    sequences = []
+    starts = data.window_starts(
+        step,
+        batch_size=config.global_batch_size,
+        block_size=config.block_size,
+        seed=config.seed,
+    )
+    train, length, sequences = data.train, config.block_size + 1, []
     for index, start in enumerate(starts.tolist()):
-        text = opened.tokenizer.decode(train.read(start, min(length, TEXT_IDS)))
-        first, last = documents.overlapping(start, length)
+        text = data.tokenizer.decode(train.read(start, min(length, TEXT_IDS)))
+        first, last = train.documents.overlapping(start, length)
         line = one_line(text, len(text) + 1)[:TEXT_CHARS]
         sequences.append({"index": index, "start": start, "documents": [first, last], "text": line})
-    return {
-        "step": step,
-        "order": {name: getattr(config, name) for name in ORDER},
-        "sequences": sequences,
-    }
+    order = {name: getattr(config, name) for name in ORDER}
+    return {"step": step, "order": order, "sequences": sequences}
 
 
 def _step_lines(found: dict[str, Any]) -> list[str]:
