@@ -53,21 +53,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Learn a byte-pair encoding from text, and prove it on text that it was not learnt from."""
-    from nanogpt_dist.storage.durable import shown
     from nanogpt_dist.storage.user_file import write_user_file
     from nanogpt_dist.tokenizer import Tokenizer, bpe, safe_name
     from prepare.texts import read_texts
 
-    if out.suffix not in (".tiktoken", ".json"):
-        raise UsageError(
-            f"{out.name[-40:]} is neither a .tiktoken nor a .json file; choose one by its ending"
-        )
-    if out.is_file() or out.is_dir():  # a device or a pipe takes it
-        raise CannotCreateError(f"{shown(out)} exists; choose another --out")
-    if not out.parent.is_dir():  # told before the learning, which may take hours
-        raise CannotCreateError(
-            f"{shown(out.parent)} is no folder; make it, or choose another --out"
-        )
+    _refuse_output(out)
     held_out: list[str] = []
 
     def learnt_from() -> Iterator[str]:
@@ -113,6 +103,22 @@ def train(
     )
     echo(f"the same {tokens:,} ids there as the trainer's own.")
     echo(f"Next: {to_prepare(source, column, out)}")
+
+
+def _refuse_output(out: Path) -> None:
+    """Raises UsageError, CannotCreateError: told before the learning, which may take hours."""
+    from nanogpt_dist.storage.durable import shown
+
+    if out.suffix not in (".tiktoken", ".json"):
+        raise UsageError(
+            f"{out.name[-40:]} is neither a .tiktoken nor a .json file; choose one by its ending"
+        )
+    if out.is_file() or out.is_dir():  # a device or a pipe takes it
+        raise CannotCreateError(f"{shown(out)} exists; choose another --out")
+    if not out.parent.is_dir():
+        raise CannotCreateError(
+            f"{shown(out.parent)} is no folder; make it, or choose another --out"
+        )
 
 
 @command(
