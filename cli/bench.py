@@ -70,9 +70,9 @@ def train(
             config = config.model_copy(update={"gradient_accumulation_steps": world.size})
         with world.raise_on_all_ranks():
             data = DataFolder.open(Path(config.dataset)) if "dataset" in settings else None
-        found = bench_train(config, world, data, Duration(updates, seconds), profile)
+        speed = bench_train(config, world, data, Duration(updates, seconds), profile)
     if world.is_rank0:
-        _print(found, _train_lines(found), json)
+        _print(speed, _train_lines(speed), json)
 
 
 @command(
@@ -106,8 +106,8 @@ def sample(
     from nanogpt_dist.devices import pick_device
 
     workload = SampleWorkload(num_samples, prompt_tokens, max_new_tokens, rounds)
-    found = bench_sample(config.architecture(), pick_device(device), dtype, workload)
-    _print(found, _sample_lines(found), json)
+    speed = bench_sample(config.architecture(), pick_device(device), dtype, workload)
+    _print(speed, _sample_lines(speed), json)
 
 
 @command(
@@ -136,8 +136,8 @@ def data(
     from nanogpt_dist.bench.data import bench_data
 
     dataset = Path(config.dataset) if "dataset" in settings else None
-    found = bench_data(config, dataset, megabytes, updates, seconds)
-    _print(found, _data_lines(found), json)
+    speed = bench_data(config, dataset, megabytes, updates, seconds)
+    _print(speed, _data_lines(speed), json)
 
 
 @command(
@@ -163,72 +163,72 @@ def io(
     from nanogpt_dist.distributed.world import connect
 
     with connect(config.device, config.timeout_s, needs_group(config)) as world:
-        found = bench_io(config, world, folder, rounds)
+        speed = bench_io(config, world, folder, rounds)
     if world.is_rank0:
-        _print(found, _io_lines(found), json)
+        _print(speed, _io_lines(speed), json)
 
 
 def _print(
-    found: "TrainSpeed | SampleSpeed | DataSpeed | IoSpeed",
+    speed: "TrainSpeed | SampleSpeed | DataSpeed | IoSpeed",
     lines: list[str],
     as_json: bool,
 ) -> None:
     from nanogpt_dist.storage.run_folder import to_json
 
-    echo(to_json(asdict(found)) if as_json else "\n".join(lines))
+    echo(to_json(asdict(speed)) if as_json else "\n".join(lines))
 
 
-def _train_lines(found: "TrainSpeed") -> list[str]:
-    each = "" if found.ranks == 1 else " in each rank"
+def _train_lines(speed: "TrainSpeed") -> list[str]:
+    each = "" if speed.ranks == 1 else " in each rank"
     lines = [
-        f"{found.parameters:,} parameters · {found.ranks} × {found.device} {found.dtype}, "
-        f"{found.layout}, {found.threads} threads each",
-        f"{found.batch_tokens:,} tokens a step = {found.ranks} ranks × {found.micro_batches} "
-        f"micro-batches × {found.batch_size} sequences",
+        f"{speed.parameters:,} parameters · {speed.ranks} × {speed.device} {speed.dtype}, "
+        f"{speed.layout}, {speed.threads} threads each",
+        f"{speed.batch_tokens:,} tokens a step = {speed.ranks} ranks × {speed.micro_batches} "
+        f"micro-batches × {speed.batch_size} sequences",
         "",
-        f"{found.tokens_per_second:,.0f} tokens/s · mfu {found.mfu:.1%} of {found.ranks} × "
-        f"{found.peak_tflops:.3g} TFLOP/s · {found.memory_bytes / GB:.2f} GB{each}",
-        f"{found.ms_per_update:,.1f} ms a step, median of {found.updates} "
-        f"({found.ms_least:,.1f} to {found.ms_greatest:,.1f})",
+        f"{speed.tokens_per_second:,.0f} tokens/s · mfu {speed.mfu:.1%} of {speed.ranks} × "
+        f"{speed.peak_tflops:.3g} TFLOP/s · {speed.memory_bytes / GB:.2f} GB{each}",
+        f"{speed.ms_per_update:,.1f} ms a step, median of {speed.updates} "
+        f"({speed.ms_least:,.1f} to {speed.ms_greatest:,.1f})",
         "",
     ]
     lines += [
-        f"{name:<14}{ms:>10,.1f} ms {ms / found.ms_per_update:>7.1%}"
+        f"{name:<14}{ms:>10,.1f} ms {ms / speed.ms_per_update:>7.1%}"
         + ("  beside forward and backward" if name == "communication" else "")
-        for name, ms in found.phases.items()
+        for name, ms in speed.phases.items()
     ]
-    return lines + ([f"\n{found.trace}: open it at https://ui.perfetto.dev"] if found.trace else [])
+    return lines + ([f"\n{speed.trace}: open it at https://ui.perfetto.dev"] if speed.trace else [])
 
 
-def _sample_lines(found: "SampleSpeed") -> list[str]:
+def _sample_lines(speed: "SampleSpeed") -> list[str]:
     return [
-        f"{found.parameters:,} parameters · {found.device}, weights in {found.weights}, "
-        f"{found.threads} threads",
-        f"{found.num_samples} × {found.prompt_tokens} → {found.max_new_tokens} tokens: "
-        f"{found.tokens_per_second:,.1f} new tokens/s · {found.memory_bytes / GB:.2f} GB",
-        f"{found.prefill_ms:,.1f} ms for the prompts, then {found.ms_per_update:,.2f} ms for a "
-        f"token of each row ({found.ms_least:,.2f} to {found.ms_greatest:,.2f}); weights at "
-        f"{found.weights_gb_per_second:,.1f} GB/s",
-    ]
-
-
-def _data_lines(found: "DataSpeed") -> list[str]:
-    return [
-        f"{found.dataset}: {found.dataset_tokens:,} tokens, opened in {found.open_ms:,.1f} ms",
-        f"{found.tokens_per_second:,.0f} tokens/s · {found.ms_per_update:,.2f} ms for the "
-        f"{found.batch_tokens:,} of a step, median of {found.updates} ({found.ms_least:,.2f} to "
-        f"{found.ms_greatest:,.2f})",
-        f"{found.far_ms:,.2f} ms for those of the millionth · memory "
-        f"{found.memory_growth_bytes / 1e6:+,.1f} MB",
+        f"{speed.parameters:,} parameters · {speed.device}, weights in {speed.weights}, "
+        f"{speed.threads} threads",
+        f"{speed.num_samples} × {speed.prompt_tokens} → {speed.max_new_tokens} tokens: "
+        f"{speed.tokens_per_second:,.1f} new tokens/s · {speed.memory_bytes / GB:.2f} GB",
+        f"{speed.prefill_ms:,.1f} ms for the prompts, then {speed.ms_per_update:,.2f} ms for a "
+        f"token of each row ({speed.ms_least:,.2f} to {speed.ms_greatest:,.2f}); weights at "
+        f"{speed.weights_gb_per_second:,.1f} GB/s",
     ]
 
 
-def _io_lines(found: "IoSpeed") -> list[str]:
+def _data_lines(speed: "DataSpeed") -> list[str]:
     return [
-        f"{found.parameters:,} parameters, {found.layout} · checkpoints of {found.bytes / GB:.2f} "
-        f"GB in {found.folder}",
-        f"a step waits {found.ms_per_update:,.0f} ms for a save beside it, the first "
-        f"{found.first_copy_ms:,.0f} ms",
-        f"save {found.save_ms:,.0f} ms ({found.save_gb_per_second:.2f} GB/s) · verify "
-        f"{found.verify_ms:,.0f} ms · load {found.load_ms:,.0f} ms",
+        f"{speed.dataset}: {speed.dataset_tokens:,} tokens, opened in {speed.open_ms:,.1f} ms",
+        f"{speed.tokens_per_second:,.0f} tokens/s · {speed.ms_per_update:,.2f} ms for the "
+        f"{speed.batch_tokens:,} of a step, median of {speed.updates} ({speed.ms_least:,.2f} to "
+        f"{speed.ms_greatest:,.2f})",
+        f"{speed.far_ms:,.2f} ms for those of the millionth · memory "
+        f"{speed.memory_growth_bytes / 1e6:+,.1f} MB",
+    ]
+
+
+def _io_lines(speed: "IoSpeed") -> list[str]:
+    return [
+        f"{speed.parameters:,} parameters, {speed.layout} · checkpoints of {speed.bytes / GB:.2f} "
+        f"GB in {speed.folder}",
+        f"a step waits {speed.ms_per_update:,.0f} ms for a save beside it, the first "
+        f"{speed.first_copy_ms:,.0f} ms",
+        f"save {speed.save_ms:,.0f} ms ({speed.save_gb_per_second:.2f} GB/s) · verify "
+        f"{speed.verify_ms:,.0f} ms · load {speed.load_ms:,.0f} ms",
     ]

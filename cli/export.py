@@ -47,16 +47,16 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     from nanogpt_dist.interop.import_run import origin_of, read_weights
     from nanogpt_dist.interop.model_card import model_card
 
-    found = _find(target, best)
-    config, weights, state = read_weights(found)
-    tokenizer = load_checkpoint_tokenizer(found)
+    checkpoint = _find(target, best)
+    config, weights, state = read_weights(checkpoint)
+    tokenizer = load_checkpoint_tokenizer(checkpoint)
     card = model_card(
         out.name,
         config,
         state,
         tokenizer,
         sum(each.numel() for each in weights.values()),
-        *origin_of(found),
+        *origin_of(checkpoint),
     )
     huggingface.export(out, config, weights, tokenizer, card, state.step)
     echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
@@ -86,10 +86,10 @@ def export_nanogpt(
     from nanogpt_dist.interop import nanogpt_ckpt
     from nanogpt_dist.interop.import_run import read_moments, read_weights
 
-    found = _find(target, best)
-    config, weights, state = read_weights(found)
-    tokenizer = load_checkpoint_tokenizer(found)
-    nanogpt_ckpt.write(out, config, weights, read_moments(found), state, tokenizer)
+    checkpoint = _find(target, best)
+    config, weights, state = read_weights(checkpoint)
+    tokenizer = load_checkpoint_tokenizer(checkpoint)
+    nanogpt_ckpt.write(out, config, weights, read_moments(checkpoint), state, tokenizer)
     if config.gelu == "tanh":
         warn(
             "nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ "
@@ -126,9 +126,9 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     from nanogpt_dist.interop import llmc
     from nanogpt_dist.interop.import_run import read_weights
 
-    found = _find(target, best)
-    config, weights, state = read_weights(found)
-    llmc.write(out, config, weights, load_checkpoint_tokenizer(found), state.step)
+    checkpoint = _find(target, best)
+    config, weights, state = read_weights(checkpoint)
+    llmc.write(out, config, weights, load_checkpoint_tokenizer(checkpoint), state.step)
     echo(
         f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where "
         "train_gpt2 runs"

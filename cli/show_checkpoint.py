@@ -31,26 +31,26 @@ def checkpoint(
     from nanogpt_dist import storage
     from nanogpt_dist.storage import run_checkpoints, run_folder
 
-    found = run_checkpoints.find_checkpoint(target, best, warn)
-    state, manifest = run_folder.read_json(found / "state.json"), storage.read_manifest(found)
-    named = run_folder.canonical_path(found)
+    folder = run_checkpoints.find_checkpoint(target, best, warn)
+    state, manifest = run_folder.read_json(folder / "state.json"), storage.read_manifest(folder)
+    named = run_folder.canonical_path(folder)
     beside = named.with_name(f"{named.name}.eval.json")
     evaluations = run_folder.read_json(beside).get("results", {})
     if as_json:
         facts: dict[str, Any] = {
-            "checkpoint": str(found),
+            "checkpoint": str(folder),
             "step": storage.step_of(named.name),
             **state,
         }
         echo(json.dumps({**facts, "files": manifest["files"], "evaluations": evaluations}))
         return
-    echo(f"{found}")
+    echo(f"{folder}")
     for key, value in state.items():
         shown = json.dumps(value) if isinstance(value, dict) else value
         echo(
             f"  {key:<24} {f'{value:,}' if type(value) is int else '–' if value is None else shown}"
         )
-    if verdict := run_folder.verdict_of(run_folder.run_of(found)):
+    if verdict := run_folder.verdict_of(run_folder.run_of(folder)):
         echo(f"  {'run':<24} {verdict}")
     echo("")
     for entry in manifest["files"]:
