@@ -1,5 +1,6 @@
-"""Loss of a model on fixed windows of a split, on all ranks at once, without touching the
-training's randomness.
+"""Loss of a model on fixed windows of a split, on all ranks together.
+
+The training's randomness is left alone.
 
 Shape letters: B windows in a batch, T tokens of a window.
 """
@@ -30,8 +31,9 @@ class Windows:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss in nats/token over `tokens` predicted tokens; standard_error of it, over windows; bits
-    per UTF-8 byte.
+    """The loss over `tokens` predicted tokens.
+
+    val_loss: nats/token. standard_error: of it, over windows. bits_per_byte: of UTF-8.
     """
 
     val_loss: float
@@ -42,9 +44,7 @@ class Evaluation:
 
 
 def whole_split(tokens: int, block_size: int) -> Windows:
-    """Windows that predict every token of a split but the first exactly once; the last one may be
-    short.
-    """
+    """Windows that predict each token of a split but the first once; the last may be short."""
     if tokens < 2:
         raise BadDataError(
             f"a split of {tokens} tokens cannot be evaluated; prepare with another --val-fraction"
@@ -63,7 +63,7 @@ def spread(tokens: int, block_size: int, count: int) -> Windows:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Judges models on the same windows each time, with the same figure on any number of ranks.
+    """The loss on the same windows each time, with the same figures on any number of ranks.
 
     byte_lengths: (V,) UTF-8 bytes of each token id, for bits per byte. batch_size: windows in one
     forward pass.
@@ -77,9 +77,7 @@ class Evaluator:
     dtype: torch.dtype = torch.float32
 
     def __call__(self, model: GPT) -> Evaluation:
-        """The Evaluation of `model`; all ranks call it together, and its training mode is left as
-        it was.
-        """
+        """The Evaluation of `model`, in evaluation mode; all ranks call it together."""
         was_training = model.training
         model.eval()
         losses, nbytes = self._window_losses(model)

@@ -93,19 +93,19 @@ def linear_cross_entropy(
     n_vocab: int | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Mean cross-entropy in nats of the logits x weightᵀ: (N, C), (V, C), (N,) int64 → a scalar,
-    float32 at least.
+    """Mean cross-entropy in nats of the logits x weightᵀ.
 
-    Products are in the autocast type, where there is one. Logits from n_vocab on do not count, nor
-    do targets equal to ignore_index.
+    (N, C), (V, C), (N,) int64 → a scalar, float32 at least. Products are in the autocast type,
+    where there is one. Logits from n_vocab on do not count, nor do targets equal to ignore_index.
     """
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return _LinearCrossEntropy.apply(x, weight, targets, n_vocab or len(weight), ignore_index, low)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The logits of all rows are never there in float32, nor twice: their gradient takes their
-    place.
+    """The logits of all rows are never there in float32, nor twice.
+
+    Their gradient takes their place.
     """
 
     @staticmethod
@@ -157,8 +157,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses(logits: Tensor, targets: Tensor, counts: Tensor, wide: torch.dtype) -> Tensor:
-    """Sum of the losses of some rows (n, V); their gradient, softmax − one_hot(targets), takes the
-    logits' place.
+    """Sum of the losses of some rows of logits, (n, V).
+
+    Their gradient, softmax − one_hot(targets), takes the logits' place.
     """
     total = torch.zeros((), dtype=torch.float64)
     at_a_time = max(8 * torch.get_num_threads(), IN_CACHE // logits.size(1))

@@ -1,5 +1,4 @@
-"""lm-eval's tasks on a model of ours: its `LM`, with our scorer and sampler behind it. Needs the
-extra `eval`.
+"""lm-eval's tasks: its `LM`, with our scorer and sampler behind it. Needs the extra `eval`.
 
 All ranks see all requests and share them out below lm-eval, which takes them for one process: so
 the figures are the same on any number of ranks, with whatever lm-eval makes of them.
@@ -214,8 +213,9 @@ def _asked(
 
 
 def _settings(how: dict[str, Any], block_size: int) -> sampling.Settings:
-    """What generation_kwargs ask for: greedy unless they say do_sample, or a temperature. Raises
-    ConfigError.
+    """What generation_kwargs ask for: greedy unless they say do_sample, or a temperature.
+
+    Raises ConfigError.
     """
     until = how.get("until") or []
     stops = tuple(str(stop) for stop in (until if isinstance(until, list) else [until]) if stop)

@@ -1,5 +1,4 @@
-"""HellaSwag and LAMBADA from their own jsonl files, and bits per byte of any text. No library
-beside torch.
+"""HellaSwag and LAMBADA from their own jsonl files, and bits per byte of any text.
 
 Sources: Zellers et al. 2019, "HellaSwag"; Paperno et al. 2016, "The LAMBADA dataset"; Radford et
 al. 2019, §3. GPT-2 124M's published HellaSwag, by tokens and without preprocessing, as acc_norm is
@@ -40,8 +39,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> str:
-    """The text of a file of UTF-8, without a byte order mark. Raises MissingInputError,
-    BadDataError.
+    """The text of a file of UTF-8, without a byte order mark.
+
+    Raises MissingInputError, BadDataError.
     """
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -56,9 +56,7 @@ def _read(path: Path) -> str:
 
 
 def check(name: str, path: Path) -> None:
-    """Raises UsageError where `name` is none of NAMES, MissingInputError where there is no such
-    file.
-    """
+    """Raises UsageError where `name` is none of NAMES, MissingInputError without the file."""
     if name not in NAMES:
         raise UsageError(
             f"{name}={path}: only {' and '.join(NAMES)} are scored from a file; others: PATH.yaml, "
@@ -69,18 +67,16 @@ def check(name: str, path: Path) -> None:
 
 
 def run(name: str, path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
-    """The figures of one of NAMES on a jsonl file, of which the first `limit` lines count; all
-    ranks together.
+    """The figures of one of NAMES on a jsonl file; all ranks together.
 
-    Raises as check() does, and BadDataError.
+    limit: of the lines, the first that count. Raises as check(), and BadDataError.
     """
     check(name, path)
     return {"hellaswag": hellaswag, "lambada": lambada}[name](path, scorer, limit)
 
 
 def hellaswag(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
-    """Which of four endings follows: acc by their likelihoods, acc_norm by their likelihoods per
-    token.
+    """Which ending follows: acc by the likelihoods, acc_norm by the likelihoods per token.
 
     Each line is {ctx, endings, label}.
     """
@@ -120,8 +116,7 @@ def _ctx_endings_label(example: dict[str, Any], where: str) -> tuple[str, list[s
 
 
 def lambada(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str, Any]:
-    """The last word of a passage: acc, where each of its tokens is the likeliest, and its
-    perplexity.
+    """The last word of a passage: its perplexity, and acc: each of its tokens is the likeliest.
 
     Each line is {text}.
     """

@@ -1,5 +1,4 @@
-"""How likely a model finds continuations: on all ranks at once, with the same figures on any number
-of them.
+"""Log-likelihoods of continuations, on all ranks together, the same on any number of them.
 
 Shape letters: B requests in a batch, T tokens of the longest, V ids that the tokenizer has.
 """
@@ -23,8 +22,9 @@ Request = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class Score:
-    """log_likelihood of a continuation in nats; greedy: whether each of its tokens is the
-    likeliest; its tokens.
+    """Of a continuation: its log_likelihood in nats, and how many tokens it has.
+
+    greedy: whether each of them is the likeliest.
     """
 
     log_likelihood: float
@@ -47,11 +47,10 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[Score]:
-        """The Score of each request; all ranks call it together, with the same requests. Raises
-        DivergedError.
+        """The Score of each request; all ranks call it together, with the same requests.
 
-        Raises BadDataError for an id without a row in the token table, on all of them. Batches do
-        not depend on the ranks, and each rank adds its own to zeros: so the sums are exact.
+        Batches do not depend on the ranks, and each rank adds its own to zeros: so the sums are
+        exact. Raises DivergedError; BadDataError for an id without a row in the token embedding.
         """
         rows = [self._row(context, following) for context, following in requests]
         self.model.refuse_unknown(max((max(ids) for ids, _ in rows), default=0))
@@ -71,9 +70,7 @@ class Scorer:
         ]
 
     def _row(self, context: Sequence[int], following: Sequence[int]) -> tuple[list[int], int]:
-        """Ids that go into the model and the one behind them; and how many at the end are to be
-        predicted.
-        """
+        """The ids, cut to block_size and one more; and how many at the end are to be predicted."""
         assert context, "a context has at least one token"
         ids = [*context, *following][-(self.model.config.block_size + 1) :]
         return ids, min(len(following), len(ids) - 1)
@@ -98,8 +95,9 @@ class Scorer:
 
 
 def pair(tokenizer: Tokenizer, context: str, following: str) -> Request:
-    """Ids of a context and of what follows, cut where lm-eval cuts: the spaces between them belong
-    to the second.
+    """Ids of a context and of what follows, cut where lm-eval cuts.
+
+    The spaces between them belong to what follows.
     """
     spaces = len(context) - len(context.rstrip())
     if spaces:
