@@ -1,5 +1,6 @@
-"""Every setting of a run, declared once: name, type, default, bounds and help. Flags and TOML files
-come from here.
+"""Every setting of a run, declared once: name, type, default, bounds and help.
+
+Flags and TOML files come from here.
 
 Names are nanoGPT's where nanoGPT has them. `None` means off, or, where the help says so, derived.
 """
@@ -230,8 +231,9 @@ class ModelConfig(BaseModel):
 
     @property
     def mlp_width(self) -> int:
-        """Width of the MLP where it is widest: three matrices of SwiGLU's have as many weights as
-        two 4 C wide.
+        """Width of the MLP where it is widest.
+
+        Three matrices of SwiGLU's have as many weights as two 4 C wide.
         """
         return math.ceil(8 * self.n_embd / 3 / 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
 
@@ -653,7 +655,8 @@ def to_toml(config: BaseModel) -> str:
 
 
 def to_run_toml(config: TrainConfig) -> str:
-    """to_toml() without out_dir: the folder in which it lies says that, also once it was moved or
-    copied.
+    """to_toml() without out_dir, which is the folder in which the file lies.
+
+    Also once it was moved or copied.
     """
     return to_toml(config.model_copy(update={"out_dir": None}))

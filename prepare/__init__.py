@@ -1,3 +1,1 @@
-"""Raw text to shards: corpora (the catalogue), documents (readers), encode (parallel), build (the
-whole line).
-"""
+"""Raw text to shards: corpora, sources/, readers/, units/; build.py is the whole line."""

@@ -1,6 +1,4 @@
-"""The catalogue: what `nanogpt prepare CORPUS` can prepare. Entries are data; sources.py gets at
-the text.
-"""
+"""The catalogue of `nanogpt prepare CORPUS`. Entries are data; sources/ reads them."""
 
 import difflib
 import re
@@ -172,8 +170,9 @@ def find(name: str) -> Corpus:
 
 
 def repository(repo: str) -> Corpus:
-    """Any other repository of the hub, e.g. `roneneldan/TinyStories`. Raises UsageError for what is
-    no such name.
+    """Any other repository of the hub, e.g. `roneneldan/TinyStories`.
+
+    Raises UsageError for what is no such name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise UsageError(
@@ -198,8 +197,9 @@ def plain_name(name: str) -> str:
 
 
 def from_hub(corpus: Corpus, config: str | None, split: str | None, revision: str | None) -> Corpus:
-    """A corpus of the hub with another configuration, split or revision. Raises UsageError for one
-    from elsewhere.
+    """A corpus of the hub with another configuration, split or revision.
+
+    Raises UsageError for one from elsewhere.
     """
     given = {"config": config, "hub_split": split, "revision": revision}
     changed = {name: value for name, value in given.items() if value is not None}

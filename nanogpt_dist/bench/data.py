@@ -23,7 +23,9 @@ FAR = 10**6  # steps
 
 @dataclass(frozen=True)
 class DataSpeed:
-    """open_ms: to open the folder; far_ms: to get the tokens of the millionth update, without those
+    """Figures of reading batches.
+
+    open_ms: to open the folder; far_ms: to get the tokens of the millionth step, without those
     before it.
 
     ms_per_update: those of an update. memory_growth_bytes: what the process held more at the end of
@@ -65,9 +67,7 @@ def bench_data(
 
 
 def random_shards(folder: Path, megabytes: int) -> Path:
-    """A data folder in `folder` with as many MB of ids as GPT-2's tokenizer has them. Raises
-    StorageError.
-    """
+    """A data folder in `folder` with as many MB of random ids of GPT-2. Raises StorageError."""
     drawn = np.random.default_rng(0)
     with storage_errors(folder):
         left = megabytes * 10**6

@@ -1,6 +1,4 @@
-"""The speed of checkpoints: how long one takes, how long the training stands still for it, how long
-reading takes.
-"""
+"""The speed of checkpoints: writing one, how long training waits for it, reading it."""
 
 import secrets
 import shutil
@@ -50,8 +48,9 @@ class IoSpeed:
 
 
 def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> IoSpeed:
-    """Save `rounds` times into a folder in `folder`, which is removed, and read the last; all ranks
-    together.
+    """Save `rounds` times into a temporary folder in `folder`, and read the last.
+
+    All ranks together.
 
     Raises ConfigError, CannotCreateError, StorageError.
     """

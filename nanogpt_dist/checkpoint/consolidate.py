@@ -1,5 +1,6 @@
-"""A sharded checkpoint as one of whole tensors: a file of weights, a file of moments, for tools
-that read no parts.
+"""A sharded checkpoint as whole tensors, for tools that read no shards.
+
+One file of weights, one of optimizer state.
 """
 
 import shutil
@@ -19,8 +20,7 @@ def is_sharded(checkpoint: Path) -> bool:
 
 
 def consolidate(checkpoint: Path, out: Path) -> Path:
-    """Write `checkpoint`, which has been verified, to the new folder `out` with the same tensors,
-    whole; returns it.
+    """Write a verified `checkpoint` to the new folder `out` with whole tensors; returns it.
 
     Holds the weights, and then the moments, in memory. Raises CannotCreateError where `out` exists,
     UsageError where it has another name, BadDataError, StorageError.

@@ -1,5 +1,4 @@
-"""A training state to a folder step-N and back: tensors as safetensors, everything else as JSON and
-TOML. No pickle.
+"""A training state to a folder step-N and back: safetensors, JSON and TOML. No pickle.
 
 model*.safetensors (fp32, nanoGPT's plain names, the tied head left out) · optimizer*.safetensors
 (NAME.exp_avg …) · state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; see
@@ -33,8 +32,9 @@ TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight
 
 @dataclass
 class TrainState:
-    """All of a run that changes beside weights and optimizer; everything else is a function of
-    (seed, data, step).
+    """All of a run that changes, beside weights and optimizer state.
+
+    Everything else is a function of (seed, data, step).
     """
 
     step: int = 0  # steps made
@@ -54,8 +54,9 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Contents:
-    """What one rank writes of a checkpoint: its parts of weights and moments, as they are or in a
-    copy.
+    """What one rank writes of a checkpoint: its parts of weights and optimizer state.
+
+    As they are or in a copy.
     """
 
     state: TrainState
@@ -63,8 +64,9 @@ class Contents:
     moments: dict[str, Part]
 
     def refuse_not_finite(self) -> None:
-        """Raises ConfigError where a value is NaN or infinite: such a checkpoint would bury the
-        good ones.
+        """Raise ConfigError where a value is NaN or infinite.
+
+        Such a checkpoint would bury the good ones.
         """
         if not all(_finite(part.data) for part in [*self.weights.values(), *self.moments.values()]):
             raise ConfigError(
@@ -92,8 +94,10 @@ def contents(
 
 
 def _finite(values: Tensor) -> bool:
-    """A sum is quicker than a look at each value; only if it is not finite, as a sum of large ones
-    may be, look.
+    """Whether all values are finite.
+
+    A sum is quicker than a look at each value; only if it is not finite, as a sum of large ones may
+    be, look.
     """
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
@@ -134,9 +138,7 @@ def save(
 
 
 def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
-    """Each rank that has something to write does; returns {file name: sha256} of all files, on all
-    ranks.
-    """
+    """Write this rank's parts; returns {file name: sha256} of all ranks' files."""
     writers = sum(world.gather_ints(int(bool(mine.weights))))  # always the first ranks
     suffix = "" if writers == 1 else f"-{world.rank + 1:05d}-of-{writers:05d}"
     hashes = ""
@@ -150,9 +152,7 @@ def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
 
 
 def load_model(checkpoint: Path, device: torch.device) -> tuple[GPT, TrainConfig]:
-    """The model of a verified checkpoint, in evaluation mode on `device`, and the settings that it
-    was trained with.
-    """
+    """The model of a verified checkpoint, in evaluation mode on `device`, and its settings."""
     config, n_vocab = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint).n_vocab
     with torch.device("meta"):
         model = GPT(config.architecture(), n_vocab)

@@ -236,8 +236,9 @@ def _entries(path: Path) -> list[tuple[str, torch.dtype, Shape, Shape, Shape]]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """A safetensors file, open for reading. Raises SafetensorError, MissingInputError,
-    StorageError.
+    """A safetensors file, open for reading.
+
+    Raises SafetensorError, MissingInputError, StorageError.
     """
     if not path.exists():
         raise MissingInputError(f"{path} is missing; restore it, or use another checkpoint")

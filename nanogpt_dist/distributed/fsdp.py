@@ -1,5 +1,4 @@
-"""FSDP2: weights, gradients and moments shared out over the ranks, of which each gathers one group
-at a time.
+"""FSDP2: weights, gradients and optimizer state sharded; one group gathered at a time.
 
 Imported only where a model is laid out in this way: what torch loads for it takes half a second.
 
@@ -36,8 +35,9 @@ def sharder(
     world: World,
     dtype: torch.dtype,
 ) -> Sharder:
-    """What shares out one group of a model after the other, each block and last the model itself;
-    all ranks together.
+    """A function that shards one group of a model after the other; all ranks together.
+
+    Each block, and last the model itself.
 
     As soon as a group has its values: so no rank ever holds more of the model than one group.
     """
@@ -70,8 +70,9 @@ def sharder(
 
 
 def _mesh(replicate: int, shard: int, world: World, timeout_s: int) -> DeviceMesh:
-    """The ranks in `shard` columns and `replicate` rows: the ranks of a row, neighbours, share one
-    copy.
+    """The ranks in `replicate` rows and `shard` columns.
+
+    The ranks of a row, neighbours, hold one copy together.
     """
     kind = world.device.type
     if replicate == 1:

@@ -1,5 +1,4 @@
-"""How the model is laid over the ranks: whole in one process (single), whole on each (ddp), or
-shared out (fsdp).
+"""The model over the ranks: whole in one process (single), on each (ddp), sharded (fsdp).
 
 fsdp is FSDP2: each block is a group of its own, gathered when it is at work; tables, last LayerNorm
 and the tied head are the root's; fsdp.py does it. On a replicate × shard mesh (HSDP) `shard` ranks
@@ -27,8 +26,9 @@ from nanogpt_dist.model.kernels import training_kernels
 
 @dataclass(frozen=True)
 class Layout:
-    """strategy: single | ddp | fsdp. replicate × shard = the ranks; shard is 1 unless the strategy
-    is fsdp.
+    """strategy: single, ddp or fsdp, and how many copies and shards.
+
+    replicate × shard = the ranks; shard is 1 unless the strategy is fsdp.
     """
 
     strategy: str
@@ -145,8 +145,9 @@ def lay_out(
 
 
 def _groups(model: GPT) -> list[tuple[str, nn.Module]]:
-    """What is gathered at a time, with the prefix of its parameters' names: each block, and last
-    the rest, the root.
+    """What is gathered at a time, with the prefix of its parameters' names.
+
+    Each block, and last the rest, the root.
     """
     return [(f"transformer.h.{i}.", block) for i, block in enumerate(model.transformer.h)] + [
         ("", model)
@@ -176,8 +177,7 @@ def _materialize(
 
 
 def reducing(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """For a forward and backward pass: gradients are summed over the ranks in the `last` one of an
-    update, once.
+    """Context of one forward and backward pass: gradients are reduced in the `last` one.
 
     Until then fsdp, too, keeps them whole: 4 bytes a parameter, where there is more than one
     micro-batch.

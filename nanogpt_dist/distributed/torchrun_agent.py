@@ -20,8 +20,9 @@ DEBUG = "NANOGPT_DEBUG"  # as --debug sets it
 
 
 def main() -> int:
-    """Run torchrun with this process's arguments; its exit code. A rank that fails by itself has
-    told why.
+    """Run torchrun with this process's arguments; its exit code.
+
+    A rank that fails by itself has said why.
     """
     if not os.environ.get(DEBUG):
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -44,9 +45,7 @@ def main() -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    """torchrun; of several launchers on one machine only the first can offer the place where they
-    meet.
-    """
+    """Run torchrun; of several launchers on one machine only the first hosts the rendezvous."""
     try:
         torchrun(arguments)
     except RendezvousConnectionError:

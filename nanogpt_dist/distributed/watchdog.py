@@ -1,5 +1,4 @@
-"""Who is to blame when a run stands still or breaks: names, stacks, and a thread that looks at the
-clock.
+"""Find the rank that failed: names, stacks, and a thread that watches the clock.
 
 Each rank registers in the store of its process group. When a collective fails, each survivor leaves
 a note there, and whoever leaves none is the one that was lost: killed, stopped, hanging, or behind
@@ -53,9 +52,10 @@ class Watchdog:
 
     @contextlib.contextmanager
     def over(self, run: Path, timeout_s: float, orphaned: Callable[[], None]) -> Any:
-        """Watchdog a training in the folder `run`: on SIGUSR2, or without a beat for timeout_s, the
-        stacks of all threads go to run/stacks. orphaned: called once if the process that started
-        this one dies.
+        """Watch a training in the folder `run`.
+
+        On SIGUSR2, or without a beat for timeout_s, the stacks of all threads go to run/stacks.
+        orphaned: called once if the process that started this one dies.
         """
         path = run / "stacks" / f"rank-{self.rank:05d}.txt"
         ended = threading.Event()
@@ -116,8 +116,7 @@ class Watchdog:
             traceback.print_exception(error, file=self._stacks)
 
     def leave(self, error: BaseException) -> BaseException:
-        """The error to leave with: for one of the group, one that names who was lost; any other as
-        it is.
+        """The error to leave with: a failed collective's names the lost rank, any other is kept.
 
         All ranks that still can call it. Those that come together print one line: the others' are
         quiet.
@@ -212,9 +211,7 @@ class Watchdog:
         return self._store.check([f"blamed/{self.rank}"])
 
     def _blame(self, missing: dict[int, Any]) -> None:
-        """Those that hang or are stopped on this machine write their stacks, and find themselves
-        alone.
-        """
+        """Name the ranks that hang or are stopped, and have those of this machine write stacks."""
         assert self._store is not None
         for rank in missing:
             self._store.set(f"blamed/{rank}", "")

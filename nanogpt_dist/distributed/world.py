@@ -1,5 +1,6 @@
-"""The ranks of a run and how they agree. A World is passed as an argument; a single process is a
-World of one.
+"""The ranks of a run and how they agree. A single process is a World of one.
+
+A World is passed as an argument.
 
 Every decision (go on, stop, save, fail) is agreed here before it is taken, so that no rank waits
 for one that left.
@@ -45,8 +46,9 @@ def is_dtensor(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others. `device` is where its tensors live, `backend` None in a single
-    process.
+    """This process among the others.
+
+    device: where its tensors live; backend: None in a single process.
 
     local_size: ranks on this machine. group: whose timeout holds in what follows, None for the
     usual one. watchdog: finds the rank that failed when a collective does.
@@ -64,8 +66,9 @@ class World:
 
     @property
     def with_long_timeout(self) -> "World":
-        """The same ranks, that wait for each other however long it takes; may be used in a thread
-        beside this one.
+        """The same ranks, which wait for each other for up to a day.
+
+        May be used in a thread beside this one.
         """
         return replace(self, group=self.long_timeout_group)
 
@@ -106,8 +109,9 @@ class World:
         return bytes(buffer.tolist()).decode()
 
     def all_reduce_speed(self) -> float:
-        """Bytes per second in which each rank's 16 MiB on its device are summed; all ranks
-        together.
+        """Bytes per second in which 16 MiB of each rank's device are summed.
+
+        All ranks together.
         """
         values = torch.zeros(2**22, device=self.device)
         self.sum(values)  # connections are made at the first
@@ -133,9 +137,7 @@ class World:
         return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
 
     def raise_if_ranks_differ(self, **what: str) -> None:
-        """Raises ConfigError on all ranks where `what`, texts by name, is not the same on all of
-        them.
-        """
+        """Raise ConfigError on all ranks where a text of `what` differs between them."""
         for name, text in what.items():
             texts = self.gather_texts(text)
             odd = next((rank for rank, other in enumerate(texts) if other != texts[0]), None)
@@ -147,8 +149,7 @@ class World:
 
     @contextlib.contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """Run a block on all ranks; if it raised a NanogptError on some, all raise the first of
-        these at its end.
+        """Run a block on all ranks; if a rank raised a NanogptError, all raise the first of them.
 
         The block must not wait for other ranks. Any other exception leaves at once, as a bug does.
         """
@@ -167,8 +168,9 @@ class World:
         raise agreed from error
 
     def split_over_ranks(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """This rank's items, every size-th; on all ranks equally many, for fsdp's ranks wait for
-        each other.
+        """This rank's items, every size-th; equally many on all ranks.
+
+        Ranks of fsdp wait for each other.
 
         Where a rank has none left it is given the last of all again, and False.
         """
@@ -177,8 +179,7 @@ class World:
             yield items[min(mine, len(items) - 1)], mine < len(items)
 
     def local_rank0_first(self, load: Callable[[], T]) -> T:
-        """load() on all ranks, but first on one of each machine: what that fetches the others find
-        in the cache.
+        """load() on all ranks, first on one of each machine, whose files the others find cached.
 
         It must not wait for other ranks. Raises as raise_on_all_ranks().
         """
@@ -201,8 +202,7 @@ def _from_torchrun(name: str, otherwise: int) -> int:
 
 @contextlib.contextmanager
 def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[World]:
-    """The World that torchrun's environment describes, or a World of one without it. Leaves the
-    group at the end.
+    """The World of torchrun's environment, or a World of one; leaves the group at the end.
 
     group: a World of one has a process group, too, as fsdp and ddp want it.
     """

@@ -1,6 +1,4 @@
-"""Runs side by side: which settings differ, their losses after equally many tokens, and a plot of
-those. No torch.
-"""
+"""Runs side by side: settings that differ, losses at equal tokens, a plot. No torch."""
 
 import json
 from collections.abc import Sequence
@@ -25,8 +23,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: its settings, and its losses in nats/token over tokens, (n,) each; tokens per
-    second, the median.
+    """One run: its settings, and its losses in nats/token over tokens, (n,) each.
+
+    tokens_per_second: the median.
     """
 
     name: str
@@ -91,8 +90,9 @@ def differences(curves: Sequence[Curve]) -> dict[str, list[Any]]:
 
 
 def at_equal_tokens(curves: Sequence[Curve], points: int = POINTS) -> list[dict[str, Any]]:
-    """{tokens, train_loss: of each run, val_loss: of each run} at evenly spaced counts that all
-    runs have reached.
+    """{tokens, train_loss: of each run, val_loss: of each run}, evenly spaced.
+
+    At counts of tokens that all runs have reached.
 
     A train loss is the mean of what was logged since the point before; a val loss lies on the line
     between the evaluations on both sides; None where there is nothing.
@@ -123,8 +123,7 @@ def _between(curve: Curve, tokens: float) -> float | None:
 
 
 def plot(curves: Sequence[Curve], out: Path) -> None:
-    """Write the losses over tokens as the ending of `out` says, else as a PNG. Needs the extra
-    `plot`.
+    """Plot the losses over tokens into `out`, by its ending, else as PNG (extra `plot`).
 
     Raises: ConfigError without it; StorageError.
     """
@@ -162,8 +161,9 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name as a label of matplotlib's, which takes $…$ for mathematics and hides what begins with
-    a _.
+    """A name as a label of matplotlib's.
+
+    It takes $…$ for mathematics and hides what begins with a _.
     """
     return (f"./{name}" if name.startswith("_") else name).replace("$", r"\$")
 

@@ -23,9 +23,7 @@ UPDATES = 2  # in each half
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared: `files` files of tensors of `bytes` together, and the losses of the second
-    half.
-    """
+    """What was compared: `files` tensor files of `bytes` in all, and the second half's losses."""
 
     updates: int
     files: int
@@ -34,8 +32,9 @@ class Proof:
 
 
 def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
-    """Raises NanogptError naming what differs. All is as in `config`, but for one micro-batch a
-    rank in each update.
+    """Prove that stopping and resuming changes no bit; raise NanogptError naming a difference.
+
+    All is as in `config`, but for one micro-batch a rank in each step.
 
     Works in a folder beside config.out_dir, which it removes.
     """

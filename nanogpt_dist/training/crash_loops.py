@@ -1,5 +1,4 @@
-"""Crash loops: a run that dies again and again before it has saved anything new is not started for
-ever. No torch.
+"""Crash loops: stop after repeated crashes without a new checkpoint. No torch.
 
 RUN/attempts.jsonl has a line for each start, {"newest": step of the newest checkpoint, "from": step
 it starts from, "settings": digest}, and one for each orderly end, {"ended": verdict}. After three
@@ -32,8 +31,9 @@ def digest(config: TrainConfig, ranks: int) -> str:
 
 
 def steps_back(run: Path, newest: int, settings: str) -> int:
-    """How many checkpoints before the newest, of step `newest` (0: there is none), to start from: 0
-    or 1.
+    """How many checkpoints to go back from the newest: 0 or 1.
+
+    newest: its step; 0: there is none.
 
     settings: digest(). Raises ConfigError where the run has died in vain after that, too.
     """

@@ -1,5 +1,6 @@
-"""What a run tells while it runs: metrics.jsonl (the record), TensorBoard and W&B (best effort),
-the terminal.
+"""What a run logs: metrics.jsonl (the record), TensorBoard and W&B, the terminal.
+
+TensorBoard and W&B are best effort.
 """
 
 import json
@@ -37,8 +38,9 @@ def duration(seconds: float) -> str:
 
 
 def cut_record(path: Path, step: int) -> None:
-    """Drop what metrics.jsonl tells of updates after `step`, and a torn last line: they are about
-    to be made again.
+    """Drop what metrics.jsonl tells of steps after `step`, and a torn last line.
+
+    These steps are about to be made again.
     """
     if not path.exists():
         return
@@ -53,8 +55,9 @@ def cut_record(path: Path, step: int) -> None:
 
 
 def put_before_now(board: Path, now: int) -> None:
-    """Rename TensorBoard's files of a clock that was ahead: it reads them in the order of the time
-    in their names.
+    """Rename TensorBoard's files of a clock that was ahead.
+
+    TensorBoard reads them in the order of the time in their names.
 
     events.out.tfevents.TIME.…: TIME in seconds; what was written from now on is to come last.
     """
@@ -110,8 +113,9 @@ class Recorder:
         self._wandb = self._open_wandb(run, config) if config.wandb_log else None
 
     def log_step(self, values: dict[str, Any], progress: str) -> None:
-        """Record one update: `values` holds step and scalars, None unknown; `progress` is its line
-        on the terminal.
+        """Record one step.
+
+        values: step and scalars, None unknown; progress: its line on the terminal.
         """
         self._write("train", values)
         self._console.progress(progress)
@@ -143,8 +147,9 @@ class Recorder:
         self._to_wandb(lambda board: board.write(group, known, step))
 
     def _append(self, line: bytes) -> None:
-        """Write what there is to write; a full disk must not end the run, and the lines wait until
-        there is room.
+        """Write the pending lines.
+
+        A full disk must not end the run: they wait until there is room.
         """
         waiting, self._unwritten = bool(self._unwritten), self._unwritten + line
         try:

@@ -1,6 +1,4 @@
-"""How a run is doing: speed, MFU, memory, time left; to the terminal and to the run folder. Only
-rank 0 tells.
-"""
+"""Speed, MFU, memory and time left, to the terminal and the run folder, by rank 0."""
 
 import math
 import time
@@ -20,8 +18,9 @@ from nanogpt_dist.training.step import StepResult, TrainStep
 
 
 class Progress:
-    """Keeps the clock of the updates (evaluations and saves are left out of it) and writes what is
-    due.
+    """Keeps the clock of the steps and logs what is due.
+
+    Evaluations and saves are left out of the clock.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""When a run saves, and what it does when saving fails. The commit is storage's, the content
-checkpoint.py's.
+"""When a run saves, and what it does when saving fails.
+
+The commit is storage's, the content checkpoint's.
 """
 
 import contextlib
@@ -65,8 +66,9 @@ class Saver:
         self._copies: dict[str, Tensor] = {}  # where this rank's values are meanwhile
 
     def improves(self, state: TrainState) -> bool:
-        """Whether the val loss is below that of every checkpoint, the one that is being written
-        included.
+        """Whether the val loss is below that of every checkpoint.
+
+        The one that is being written included.
         """
         known = [state, self.writing.state] if self.writing is not None else [state]
         lowest = min(math.inf if one.best_val_loss is None else one.best_val_loss for one in known)
@@ -78,8 +80,9 @@ class Saver:
             self._kept.add(storage.step_name(step))
 
     def save(self, state: TrainState, evaluated: bool, required: bool = False) -> None:
-        """Commit `state`, as the best checkpoint so far if it was `evaluated` and improves(); all
-        ranks together.
+        """Commit `state`, as the best checkpoint so far if it improves(); all ranks together.
+
+        evaluated: whether the weights were evaluated at this step.
 
         On a full disk warn and go on, unless `required` or for the third time in a row. Raises
         ConfigError where the weights are not finite, StorageError.
@@ -106,15 +109,11 @@ class Saver:
 
     @property
     def ended(self) -> bool:
-        """Whether this rank's part of a commit in the background has ended; True where there is
-        none.
-        """
+        """Whether this rank's part of a background commit has ended; True without one."""
         return self.writing is None or self.writing.ended
 
     def finish(self, state: TrainState, required: bool = False) -> None:
-        """Wait for a commit in the background and note in `state` what became of it; all ranks
-        together.
-        """
+        """Wait for a background commit and note its result in `state`; all ranks together."""
         if self.writing is None:
             return
         writing, self.writing = self.writing, None
@@ -136,8 +135,9 @@ class Saver:
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
-        """A block that is not left by an error while a commit is under way, unless other ranks may
-        be gone.
+        """A block that is not left by an error while a commit is under way.
+
+        Unless other ranks may be gone.
         """
         try:
             yield
@@ -147,9 +147,7 @@ class Saver:
             raise
 
     def _is_to_go_on_beside(self) -> bool:
-        """What is set; else whether a copy of weights and moments is a small part of the memory of
-        each machine.
-        """
+        """Whether to save in the background: as set, or where memory has room for a copy."""
         if self.config.async_save is not None:
             return self.config.async_save
         size = optim.checkpoint_bytes(self.config) * self.train_step.model.num_params()
@@ -172,9 +170,7 @@ class Saver:
         }
 
     def _commit(self, mine: Contents, about: dict[str, Any]) -> None:
-        """On all ranks, each of which may take as long as it does; perhaps in a thread beside the
-        training.
-        """
+        """Commit on all ranks, with a long timeout; perhaps in a thread beside the training."""
         path = checkpoint.save(
             self.world.with_long_timeout,
             self.run.checkpoints,

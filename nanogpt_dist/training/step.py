@@ -1,5 +1,4 @@
-"""One update of the weights: forward and backward over the global batch, one all-reduce, clip,
-AdamW.
+"""One step: forward and backward over the global batch, one all-reduce, clip, optimizer.
 
 Shape letters: B sequences in a micro-batch, T = block_size.
 """
@@ -29,8 +28,9 @@ from nanogpt_dist.training import optim
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update was: the loss is the mean over the whole global batch, in nats/token, on
-    every rank.
+    """The result of one step.
+
+    loss: the mean over the whole global batch, in nats/token, on every rank.
     """
 
     loss: float
@@ -44,8 +44,9 @@ MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
 
 
 class TrainStep:
-    """A model, its optimizer, and how they are laid over the ranks. init: with initial weights,
-    else to be loaded.
+    """A model and its optimizer, parallelized over the ranks.
+
+    init: with initial weights, else to be loaded.
 
     n_vocab: ids of the data; None: as many as the model has rows.
     """
@@ -72,8 +73,9 @@ class TrainStep:
             self._settle_buckets()
 
     def load(self, saved: Path, facts: dict[str, Any]) -> None:
-        """Go on from a verified checkpoint. Raises BadDataError where it is of another
-        architecture.
+        """Load a verified checkpoint.
+
+        Raises BadDataError where it is of another architecture.
         """
         checkpoint.load_weights(saved, self.model)
         checkpoint.load_moments(
@@ -83,8 +85,7 @@ class TrainStep:
             self.scaler.load_state_dict(facts["scaler"])
 
     def step(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> StepResult:
-        """Make the update that follows `step` updates from this rank's micro-batches ((B, T),
-        (B, T)).
+        """Make step number `step` (from 0) from this rank's micro-batches ((B, T), (B, T)).
 
         A gradient that is not finite changes nothing. It has been reduced by then, so all ranks see
         the same one.
@@ -126,9 +127,10 @@ class TrainStep:
         return found
 
     def _settle_buckets(self) -> None:
-        """DDP orders its buckets anew after the first backward pass, and the order of a sum over
-        more than two ranks follows them. A pass for nothing, or the first update of a resumed run
-        would be rounded otherwise.
+        """Make one backward pass for nothing, so that DDP has ordered its buckets.
+
+        DDP orders them anew after the first backward pass, and the order of a sum over more than
+        two ranks follows them: the first step of a resumed run would be rounded otherwise.
         """
         config = self.config
         sequences = micro_batch_size(config.batch_size, config.global_batch_size, self.world.size)
@@ -156,8 +158,9 @@ class TrainStep:
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of everything random in one update of one rank: a resumed run draws what the
-    uninterrupted one drew.
+    """Seed of everything random in one step of one rank.
+
+    A resumed run draws what the uninterrupted one drew.
     """
     return (
         int.from_bytes(

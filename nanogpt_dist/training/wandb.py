@@ -1,5 +1,4 @@
-"""Weights & Biases beside TensorBoard: the same scalars, by wandb's own client. Needs the extra
-`wandb`.
+"""Weights & Biases beside TensorBoard, by wandb's own client (extra `wandb`).
 
 WANDB_MODE=offline writes them into the run folder, for `wandb sync` where there is a network.
 """
@@ -19,8 +18,9 @@ INIT_TIMEOUT_S = 60
 
 
 class WandbBoard:
-    """A run of W&B's that goes on when ours does. What fails is raised as wandb raises it: telling
-    is best effort.
+    """A W&B run that is resumed when ours is.
+
+    What fails is raised as wandb raises it: logging there is best effort.
     """
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
@@ -63,8 +63,9 @@ def import_wandb() -> Any:
 
 
 def _identity(run: Path) -> tuple[str, bool]:
-    """The run's name at W&B, and whether it is new since this is a copy of another run, which keeps
-    its own.
+    """The run's id at W&B, and whether it is new.
+
+    A copy of another run is new; the other keeps its own.
 
     A run that was renamed is the same folder (inode) still; one that was moved to another disk
     looks like a copy.
