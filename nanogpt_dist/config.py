@@ -277,7 +277,7 @@ class TrainConfig(ModelConfig):
     gradient_accumulation_steps: int = setting(
         40,
         "Data",
-        "Micro-batches in one update, in total over all ranks; global batch = batch_size × this.",
+        "Micro-batches in one step, in total over all ranks; global batch = batch_size × this.",
         ge=1,
         le=2**20,
         on_resume="refuse_global_batch",
@@ -295,7 +295,7 @@ class TrainConfig(ModelConfig):
 
     # Optimizer
     max_iters: int = setting(
-        600_000, "Optimizer", "Updates to make.", ge=1, le=2**40, on_resume="note", scope="run"
+        600_000, "Optimizer", "Steps to make.", ge=1, le=2**40, on_resume="note", scope="run"
     )
     learning_rate: float = setting(
         6e-4, "Optimizer", "Peak learning rate.", gt=0, on_resume="note", scope="run"
@@ -310,7 +310,7 @@ class TrainConfig(ModelConfig):
     warmup_iters: int = setting(
         2000,
         "Optimizer",
-        "Updates of linear warm-up.",
+        "Steps of linear warm-up.",
         ge=0,
         le=2**40,
         on_resume="note",
@@ -319,7 +319,7 @@ class TrainConfig(ModelConfig):
     lr_decay_iters: int | None = setting(
         None,
         "Optimizer",
-        "Update at which min_lr is reached; unset: max_iters.",
+        "Step at which min_lr is reached; unset: max_iters.",
         ge=1,
         le=2**40,
         on_resume="note",
@@ -366,7 +366,7 @@ class TrainConfig(ModelConfig):
     eval_interval: int = setting(
         2000,
         "Output",
-        "Updates between evaluations.",
+        "Steps between evaluations.",
         ge=1,
         le=2**40,
         on_resume="note",
@@ -384,7 +384,7 @@ class TrainConfig(ModelConfig):
     log_interval: int = setting(
         10,
         "Output",
-        "Updates between log lines.",
+        "Steps between log lines.",
         ge=1,
         le=2**40,
         on_resume="ignore",
@@ -393,7 +393,7 @@ class TrainConfig(ModelConfig):
     save_interval: int | None = setting(
         None,
         "Output",
-        "Updates between checkpoints; unset: at every evaluation.",
+        "Steps between checkpoints; unset: at every evaluation.",
         ge=1,
         le=2**40,
         on_resume="note",
@@ -418,7 +418,7 @@ class TrainConfig(ModelConfig):
     keep_every: int | None = setting(
         None,
         "Output",
-        "Keep for good each checkpoint at a multiple of this many updates, also when resumed "
+        "Keep for good each checkpoint at a multiple of this many steps, also when resumed "
         "without it; unset: none.",
         ge=1,
         le=2**40,
@@ -575,7 +575,7 @@ class TrainConfig(ModelConfig):
 
     @property
     def global_batch_size(self) -> int:
-        """Sequences in one update, over all ranks."""
+        """Sequences in one step, over all ranks."""
         return self.batch_size * self.gradient_accumulation_steps
 
     def architecture(self) -> ModelConfig:

@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_iters": 20,
         "always_save_checkpoint": False,
     },
-    # For two CPU cores and two minutes: many small updates teach more than few large ones.
+    # For two CPU cores and two minutes: many small steps teach more than few large ones.
     "quickstart": {
         "dataset": "data/python-stdlib",
         "vocab_size": 4096,

@@ -125,7 +125,7 @@ def micro_batch_size(batch_size: int, global_batch_size: int, ranks: int) -> int
             str(n) for n in range(1, min(global_batch_size, 64) + 1) if global_batch_size % n == 0
         )
         raise ConfigError(
-            f"{ranks} ranks cannot share {global_batch_size} sequences an update evenly; possible: "
+            f"{ranks} ranks cannot share {global_batch_size} sequences a step evenly; possible: "
             f"{valid}"
         )
     share = global_batch_size // ranks

@@ -47,7 +47,7 @@ class Watchdog:
             store.set(f"member/{rank}", json.dumps([socket.gethostname(), _place(), os.getpid()]))
 
     def beat(self, step: int) -> None:
-        """Tell that this rank is alive, after `step` updates."""
+        """Tell that this rank is alive, after `step` steps."""
         self._step, self._beat = step, time.monotonic()
 
     @contextlib.contextmanager

@@ -69,7 +69,7 @@ def read_curve(run: Path) -> Curve:
             train.append((tokens, values["loss"]))
             speeds += [values["tokens_per_second"]] if values.get("tokens_per_second") else []
     if not train and not val:
-        raise BadDataError(f"{shown(record)} tells of no update yet")
+        raise BadDataError(f"{shown(record)} tells of no step yet")
     (x, y), (u, v) = _columns(train), _columns(val)
     return Curve(str(run), config, x, y, u, v, float(np.median(speeds)) if speeds else None, bits)
 

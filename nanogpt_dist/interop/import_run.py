@@ -95,7 +95,7 @@ def read_weights(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainStat
 
 
 def read_moments(found: Path) -> dict[str, Tensor]:
-    """AdamW's state in a verified checkpoint, as NAME.exp_avg …; empty before the first update."""
+    """AdamW's state in a verified checkpoint, as NAME.exp_avg …; empty before the first step."""
     return _tensors(found, "optimizer")
 
 

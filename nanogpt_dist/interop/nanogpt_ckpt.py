@@ -82,7 +82,7 @@ def read(
 
 def _whole(step: Any, path: Path) -> int:
     if type(step) is not int or not 0 <= step < 2**40:
-        raise BadDataError(f"{shown(path)}: iter_num is {str(step)[:30]}, no number of updates")
+        raise BadDataError(f"{shown(path)}: iter_num is {str(step)[:30]}, no number of steps")
     return step
 
 
@@ -143,7 +143,7 @@ def ordered_names(config: ModelConfig) -> list[str]:
 
 def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tensor]:
     state = optimizer.get("state") if isinstance(optimizer, dict) else None
-    if state is None or (isinstance(state, dict) and not state):  # saved before the first update
+    if state is None or (isinstance(state, dict) and not state):  # saved before the first step
         return {}
     names = ordered_names(config)
     if not isinstance(state, dict) or set(state) != set(range(len(names))):

@@ -1,6 +1,6 @@
 """Proof, on the machine at hand, that a resumed run is the undisturbed one to the last bit.
 
-A few updates in one go, and the same in two halves with a checkpoint between; then every weight and
+A few steps in one go, and the same in two halves with a checkpoint between; then every weight and
 moment is compared.
 """
 
@@ -18,7 +18,7 @@ from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.loop import train
 
-UPDATES = 2  # in each half
+STEPS = 2  # in each half
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
     config = config.model_copy(
         update={
             **{
-                "max_iters": 2 * UPDATES,
-                "save_interval": UPDATES,
-                "eval_interval": 2 * UPDATES,
+                "max_iters": 2 * STEPS,
+                "save_interval": STEPS,
+                "eval_interval": 2 * STEPS,
                 "eval_iters": 1,
             },
             **{
@@ -79,12 +79,12 @@ def _train(config: TrainConfig, run: Path, world: World, stop: StopRequest) -> N
 
 def _copy_half(whole: Path, resumed: Path) -> None:
     storage.make_folder(resumed)
-    shutil.copytree(whole / storage.step_name(UPDATES), resumed / storage.step_name(UPDATES))
+    shutil.copytree(whole / storage.step_name(STEPS), resumed / storage.step_name(STEPS))
 
 
 def _compare(whole: Path, resumed: Path) -> Proof:
     ends = [
-        run_folder.checkpoints_of(run) / storage.step_name(2 * UPDATES) for run in (whole, resumed)
+        run_folder.checkpoints_of(run) / storage.step_name(2 * STEPS) for run in (whole, resumed)
     ]
     files, others = (
         {
@@ -107,10 +107,10 @@ def _compare(whole: Path, resumed: Path) -> Proof:
             f"a resumed run's losses differ: {losses} and {again}; try --deterministic, else "
             "please report it"
         )
-    return Proof(2 * UPDATES, len(files), sum(entry["bytes"] for entry in files.values()), losses)
+    return Proof(2 * STEPS, len(files), sum(entry["bytes"] for entry in files.values()), losses)
 
 
 def _losses(run: Path) -> list[float]:
     """Of the second half."""
     records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [record["loss"] for record in records if "loss" in record and record["step"] > UPDATES]
+    return [record["loss"] for record in records if "loss" in record and record["step"] > STEPS]

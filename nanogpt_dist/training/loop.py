@@ -211,7 +211,7 @@ def _warn_skipped(run: Run, skipped: int, result: StepResult) -> None:
     if skipped < run.train_step.max_skipped:
         return
     error = ConfigError(
-        f"no finite gradient in {skipped} updates up to step {step}; go on from the last "
+        f"no finite gradient in {skipped} steps up to step {step}; go on from the last "
         f"checkpoint with a --learning-rate below {run.config.learning_rate:g}"
     )
     error.agreed = True  # all ranks have seen the same norms

@@ -99,7 +99,7 @@ class Console:
 
 
 class Recorder:
-    """Writes one object per logged update and per evaluation. Made on rank 0 only."""
+    """Writes one object per logged step and per evaluation. Made on rank 0 only."""
 
     def __init__(self, run: Path, step: int, config: TrainConfig, console: Console) -> None:
         with storage_errors(run / RECORD):

@@ -36,9 +36,9 @@ class Progress:
         self.first_step = state.step
         # val loss, in nats/token
         self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss
-        # spent in updates since this process started, less the first: it warms up
+        # spent in steps since this process started, less the first: it warms up
         self.seconds = 0.0
-        self.timed = 0  # updates in `seconds`
+        self.timed = 0  # steps in `seconds`
         self.recent = (0.0, 0)  # the same since the last log line
         self.flops_per_token = train_step.model.flops_per_token()
         self.peak_flops = peak_tflops(world.device, train_step.dtype) * 1e12 * world.size

@@ -32,7 +32,7 @@ MAX_FAILURES = 3  # saves in a row; then the run stops, since what it computes c
 
 
 def due(config: TrainConfig, step: int, evaluated: bool, improved: bool) -> bool:
-    """Whether to save after `step` updates, which are not the last."""
+    """Whether to save after `step` steps, which are not the last."""
     if evaluated and improved and not config.always_save_checkpoint:
         return True
     if config.save_interval is not None:

@@ -39,7 +39,7 @@ class StepResult:
     finite: bool  # otherwise weights and optimizer were left as they were
 
 
-MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
+MAX_SKIPPED = 3  # steps in a row whose gradient was not finite
 MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
 
 

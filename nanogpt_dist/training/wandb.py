@@ -36,7 +36,7 @@ class WandbBoard:
             config=config.model_dump(),
             settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True),
         )
-        # A resumed run makes some updates again: its own step is the axis, not wandb's, which only
+        # A resumed run makes some steps again: its own step is the axis, not wandb's, which only
         # grows.
         self._run.define_metric("*", step_metric="step")
 

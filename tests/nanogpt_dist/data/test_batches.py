@@ -145,6 +145,6 @@ def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
 
 def test_three_ranks_are_told_which_numbers_are_possible() -> None:
     with pytest.raises(
-        ConfigError, match="3 ranks cannot share 8 sequences an update evenly; possible: 1, 2, 4, 8"
+        ConfigError, match="3 ranks cannot share 8 sequences a step evenly; possible: 1, 2, 4, 8"
     ):
         micro_batch_size(4, 8, 3)

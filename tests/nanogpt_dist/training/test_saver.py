@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
     state, _ = load_state(tmp_path / "one" / "checkpoints" / storage.step_name(8))
     assert state.skipped == 1
     poisoned |= {4, 5, 6}
-    with pytest.raises(ConfigError, match="no finite gradient in 3 updates up to step 6"):
+    with pytest.raises(ConfigError, match="no finite gradient in 3 steps up to step 6"):
         go(tiny(corpus, tmp_path / "three", save_interval=1))
     steps = storage.list_steps(tmp_path / "three" / "checkpoints")
     assert [storage.step_of(path.name) for path in steps] == [3, 2], (
