@@ -7,7 +7,7 @@ import pytest
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import CannotCreateError, UsageError
-from nanogpt_dist.evaluation.report import keep
+from nanogpt_dist.evaluation.report import save_results
 from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_checkpoints, run_folder
 from tests.conftest import Run
@@ -76,6 +76,6 @@ def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(
     assert [path.name for path in storage.list_steps(disk)] == ["step-00000008", "step-00000004"]
     assert run_folder.run_of(run_checkpoints.find_checkpoint(str(run))) == run
     assert (
-        keep(run_checkpoints.find_checkpoint(str(run)), {})
+        save_results(run_checkpoints.find_checkpoint(str(run)), {})
         == run / "checkpoints" / "step-00000008.eval.json"
     )
