@@ -116,6 +116,10 @@ class ConfigError(NanogptError):
     agreed = True  # all ranks have the same settings
 
 
+class LostPeerError(RuntimeError):
+    """This rank waits for another one that is gone; Watchdog.leave() finds out which it is."""
+
+
 def error_of(code: int, message: str) -> NanogptError:
     """The error that stands for an exit code: what one rank raised, on another.
 
@@ -165,7 +169,8 @@ def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective of torch's failed: another rank is gone, or does not answer."""
     text = str(error)
     return isinstance(error, RuntimeError) and (
-        type(error).__name__.startswith("Dist")
+        isinstance(error, LostPeerError)
+        or type(error).__name__.startswith("Dist")
         or any(
             sign in text
             for sign in ("gloo", "Connection closed by peer", "Connection reset by peer")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -92,6 +93,25 @@ def in_ranks(script: str, ranks: int, *arguments: object) -> str:
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=CLONE)
     assert done.returncode == 0, done.stderr[:6000]
     return done.stderr
+
+
+def start_ranks(script: str, ranks: int, *arguments: object) -> list["subprocess.Popen[str]"]:
+    """tests/ranks/SCRIPT.py in that many processes, which no torchrun ends when one has died."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    sizes = {name: str(ranks) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", f"tests.ranks.{script}", *map(str, arguments)],
+            cwd=CLONE,
+            env={**os.environ, **meeting, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ may be gone as well.
 
 import contextlib
 import faulthandler
+import functools
 import json
+import math
 import os
 import signal
 import socket
@@ -16,15 +18,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import torch.distributed as dist
 
-from nanogpt_dist.errors import NanogptError, StorageError, clipped, explain, is_lost_peer, one_line
+from nanogpt_dist.errors import (
+    LostPeerError,
+    NanogptError,
+    StorageError,
+    clipped,
+    explain,
+    is_lost_peer,
+    one_line,
+)
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 50e-6, 1e-3  # of wait(); a step takes 1e-2 s at least
+LOOK_S = 0.5  # between two looks for a lost rank
 NOTES_S = 2.0  # within which survivors have noticed that a rank is gone, once one has
 STORE_S = 3.0  # for an answer of the store
 ROLL_CALL_S = 8.0  # for all of it
@@ -34,11 +46,21 @@ STOPPED = ("T", "t")
 
 
 class Watchdog:
-    """What one rank knows of itself and the others. store: None in a process without a group."""
+    """What one rank knows of itself and the others. store: None in a process without a group.
 
-    def __init__(self, rank: int, size: int, store: "dist.Store | None") -> None:
-        self.rank, self.size = rank, size
+    timeout_s: seconds after which wait() takes the others for lost.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        store: "dist.Store | None",
+        timeout_s: float = math.inf,
+    ) -> None:
+        self.rank, self.size, self.timeout_s = rank, size, timeout_s
         self._store = store
+        self._members: dict[int, Any] = {}  # of the other ranks: host, place, process id
         self._step: int | None = None
         self._beat = time.monotonic()
         self._left: BaseException | None = None
@@ -49,6 +71,71 @@ class Watchdog:
     def beat(self, step: int) -> None:
         """Tell that this rank is alive, after `step` steps."""
         self._step, self._beat = step, time.monotonic()
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Return once ready() is true, as event.query() is when the device has come to the event.
+
+        Meanwhile signals are heard, as nowhere in a read of the device, and ranks that left or
+        died are seen within seconds. Raises LostPeerError then, and after timeout_s, where there
+        are other ranks.
+        """
+        begun, pause = time.monotonic(), FIRST_PAUSE_S
+        with contextlib.ExitStack() as stack:
+            lost: list[str] | None = None
+            while not ready():
+                waited = time.monotonic() - begun
+                if self.size > 1 and waited > LOOK_S:
+                    if lost is None:  # most waits end before the first look
+                        lost = stack.enter_context(self._looking())
+                    if lost:
+                        raise LostPeerError(lost[0])
+                    if waited > self.timeout_s:
+                        raise LostPeerError(f"no answer of the device for {self.timeout_s:g} s")
+                time.sleep(pause)
+                pause = min(1.1 * pause, LONGEST_PAUSE_S)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[list[str]]:
+        """A list, to which a thread adds what it sees of a lost rank: the store may hang."""
+        seen: list[str] = []
+        ended = threading.Event()
+
+        def look() -> None:
+            assert self._store is not None
+            try:
+                store = self._store.clone()  # type: ignore[attr-defined] # a connection of its own
+                store.set_timeout(timedelta(seconds=STORE_S))
+                while not seen:
+                    seen.extend(self._lost(store))
+                    if ended.wait(LOOK_S):
+                        return
+            except RuntimeError as error:
+                seen.append(f"the store of the process group is gone: {error}")
+
+        threading.Thread(target=look, name="look", daemon=True).start()
+        try:
+            yield seen
+        finally:
+            ended.set()
+
+    def _lost(self, store: "dist.Store") -> list[str]:
+        """What the store and this machine tell of ranks that left in trouble, or died."""
+        if store.check(["leaving"]):
+            return ["another rank has left"]
+        if not self._members:
+            self._members = _members(store, self.size)
+        return [
+            f"rank {rank} is gone"
+            for rank, (_, place, pid) in self._members.items()
+            if place == _place() and _state(pid) in DEAD and not store.check([f"done/{rank}"])
+        ]
+
+    def done(self) -> None:
+        """Tell the others that this rank leaves in order, and is not to be missed."""
+        if self.size > 1:
+            assert self._store is not None
+            with contextlib.suppress(RuntimeError):  # whoever keeps the store may have left
+                self._store.set(f"done/{self.rank}", "")
 
     @contextlib.contextmanager
     def over(self, run: Path, timeout_s: float, orphaned: Callable[[], None]) -> Any:
@@ -151,13 +238,12 @@ class Watchdog:
             self._store.set(
                 f"left/{self.rank}", json.dumps(None if lost else one_line(explain(error)[1]))
             )
+            self._store.set("leaving", "")
             if not lost:
                 return error
             self._show(error)
             notes = self._notes()
-            members = {
-                rank: json.loads(self._store.get(f"member/{rank}")) for rank in range(self.size)
-            }
+            members = _members(self._store, self.size)
         except (RuntimeError, ValueError):  # the store is gone
             return self._nobody_answers(error)
         named = StorageError(self._name(notes, members))
@@ -228,6 +314,13 @@ class Watchdog:
             time.sleep(0.5)
 
 
+def _members(store: "dist.Store", size: int) -> dict[int, Any]:
+    """Host, place and process id of each rank."""
+    told = store.multi_get([f"member/{rank}" for rank in range(size)])
+    return dict(enumerate(map(json.loads, told)))
+
+
+@functools.cache
 def _place() -> str:
     """Where process ids mean the same: one boot of one machine, one container."""
     try:

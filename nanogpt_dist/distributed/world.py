@@ -228,7 +228,7 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = _store(size, timeout)
-    watchdog = Watchdog(rank, size, dist.PrefixStore("watch", store))
+    watchdog = Watchdog(rank, size, dist.PrefixStore("watch", store), timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         long_timeout_group = dist.new_group(
@@ -244,6 +244,7 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
             long_timeout_group=long_timeout_group,
             watchdog=watchdog,
         )
+        watchdog.done()
     except Exception as error:
         raise watchdog.leave(error) from error.__cause__
     finally:

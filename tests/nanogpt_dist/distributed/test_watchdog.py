@@ -8,10 +8,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import processes
+from nanogpt_dist.distributed.watchdog import Watchdog
+from tests.conftest import start_ranks
 from tests.faults.trainings import Training, prepare
 
 
@@ -95,3 +98,63 @@ def test_ranks_whose_torchrun_is_killed_save_and_leave(training: Callable[..., T
     status = json.loads((run.run / "status.json").read_text())
     assert (status["verdict"], status["code"]) == ("stopped", 75)
     assert run.newest_step() == status["step"] > 0
+
+
+def waits(way: str, ranks: int = 3) -> tuple[list[int], list[dict[str, Any]]]:
+    """Process ids of tests/ranks/waiting.py's ranks, and what those that lived have printed."""
+    started = start_ranks("waiting", ranks, way)
+    try:
+        printed = [rank.communicate(timeout=60) for rank in started]
+    finally:
+        for rank in started:
+            rank.kill()
+    assert all(out or rank == 1 for rank, (out, _) in enumerate(printed)), printed
+    return [rank.pid for rank in started], [json.loads(out) for out, _ in printed if out]
+
+
+def test_who_waits_for_the_device_names_the_rank_that_was_killed() -> None:
+    pids, told = waits("killed")
+    assert len(told) == 2
+    for one in told:
+        assert f"lost rank 1 (pid {pids[1]}), which has died" in one["error"], one
+        assert one["seconds"] < 10, one
+
+
+def test_who_waits_for_the_device_hears_why_another_rank_failed() -> None:
+    _, (first, second, third) = waits("fails")
+    assert second["error"] == "the disk is on fire"
+    for one in (first, third):
+        assert "rank 1 failed: bug: ValueError: the disk is on fire" in one["error"], one
+        assert one["seconds"] < 10, one
+
+
+def test_a_device_that_never_gets_ready_ends_the_wait() -> None:
+    _, told = waits("hangs", ranks=2)
+    assert all(3 < one["seconds"] < 10 for one in told), told
+    assert all(one["error"] for one in told)
+
+
+def test_a_rank_that_left_in_order_is_not_missed() -> None:
+    _, told = waits("done")
+    assert [one["error"] for one in told] == ["None"] * 3
+    assert told[0]["seconds"] >= 2
+
+
+def test_alone_it_waits_as_long_as_it_takes_and_hears_signals() -> None:
+    alone = Watchdog(0, 1, None, timeout_s=0.1)
+    end = time.monotonic() + 0.7
+    alone.wait(lambda: time.monotonic() > end)
+
+    def interrupt() -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        alone.wait(interrupt)
+
+
+def test_a_wait_takes_little_of_a_core() -> None:
+    alone, end = Watchdog(0, 1, None), time.monotonic() + 1
+    before = time.process_time()
+    alone.wait(lambda: time.monotonic() > end)
+    assert time.process_time() - before < 0.2  # 0.03 s where nobody else is at work
