@@ -80,8 +80,9 @@ def bench_sample(
     architecture = with_vocabulary(architecture)
     assert architecture.vocab_size is not None
     weights = pick_weights(dtype, device, greedy=False)
-    with device:
-        model = GPT(architecture).init_weights(0).eval()
+    with torch.device("meta"):
+        model = GPT(architecture)
+    model = model.to_empty(device=device).tie().init_weights(0).eval()
     decoder = Decoder(model, architecture.vocab_size, weights)
     timings = _time(decoder, architecture.vocab_size, workload)
     # the first round is for nothing

@@ -37,7 +37,7 @@ class Sample:
 def generator_of(seed: int, index: int) -> torch.Generator:
     """The generator of the index-th sample; on the CPU, so that all devices draw the same."""
     digest = hashlib.sha256(f"sample/{seed}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:

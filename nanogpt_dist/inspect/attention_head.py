@@ -44,7 +44,7 @@ def inspect_head(model: GPT, ids: Sequence[int], layer: int, head: int) -> Atten
     for what, number, n in (("layer", layer, config.n_layer), ("head", head, config.n_head)):
         if not 0 <= number < n:
             raise UsageError(f"--{what} {number}: this model has {n}, 0 to {n - 1}")
-    idx = torch.tensor([list(ids)])  # (1, T)
+    idx = torch.tensor([list(ids)], device=model.lm_head.weight.device)  # (1, T)
     x, positions = transformer.begin(idx)  # (1, T, C)
     for block in transformer.h[:layer]:
         x = block(x, positions)

@@ -347,10 +347,9 @@ def init_weight(name: str, parameter: nn.Parameter, seed: int, n_layer: int) -> 
         parameter.fill_(1.0)
     else:
         scale = 1 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 1.0
-        generator = torch.Generator().manual_seed(_seed_of(seed, name))
-        parameter.copy_(
-            torch.empty(parameter.shape).normal_(0.0, 0.02 * scale, generator=generator)
-        )
+        generator = torch.Generator("cpu").manual_seed(_seed_of(seed, name))
+        values = torch.empty(parameter.shape, device="cpu")  # also under `with device:`
+        parameter.copy_(values.normal_(0.0, 0.02 * scale, generator=generator))
 
 
 def _seed_of(seed: int, name: str) -> int:

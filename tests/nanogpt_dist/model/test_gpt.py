@@ -234,3 +234,12 @@ def test_rows_without_an_id_change_neither_loss_nor_gradients(
         torch.testing.assert_close(full[: len(weight)], weight.grad, rtol=1e-4, atol=1e-6)
         assert not full[len(weight) :].any()
     assert padded.logits(x)[..., 61:].eq(-torch.inf).all()
+
+
+def test_initial_values_are_drawn_on_the_cpu_also_under_another_default_device() -> None:
+    model = GPT(SMALL)
+    with torch.device("meta"):
+        model.init_weights(1)
+    expected = make(SMALL).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
