@@ -497,6 +497,14 @@ class TrainConfig(ModelConfig):
         on_resume="note",
         scope="run",
     )
+    chunked_loss: bool | None = setting(
+        None,
+        "Machine",
+        "Compute the head's loss some tokens at a time, without all of their logits: smaller; "
+        "unset: on cuda where they are large.",
+        on_resume="ignore",
+        scope="run",
+    )
     deterministic: bool = setting(
         False,
         "Machine",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.model.head_loss import logits_of
 from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels
 from nanogpt_dist.model.positions import SequencePositions, rotate, sequence_positions
 
@@ -282,16 +283,11 @@ class GPT(nn.Module):
         return self.transformer(idx)
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits: (B, T, C) → (B, T, V).
-
-        The −∞ of rows without an id is the product's bias, which costs no time.
-        """
+        """Logits: (B, T, C) → (B, T, V)."""
         weight = self.lm_head.weight
         if self.n_vocab >= weight.size(0):
             return self.lm_head(x)
-        bias = weight.new_zeros(weight.size(0))
-        bias[self.n_vocab :] = float("-inf")
-        return F.linear(x, weight, bias)
+        return logits_of(x, weight, self.n_vocab)
 
     def init_weights(self, seed: int) -> "GPT":
         """init_weight() for each weight."""

@@ -4,19 +4,15 @@ The same weights and names either way. On a CPU in bfloat16 training takes CPU_K
 micro-batches; in float32 it takes torch's, and is exact.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.devices import total_memory_bytes
-from nanogpt_dist.model import cpu_kernels
+from nanogpt_dist.model import cpu_kernels, head_loss
 from nanogpt_dist.model.attention import Attention, attention, cpu_attention
-
-# x (N, C), weight (V, C), targets (N,), n_vocab → the mean cross-entropy, a scalar.
-HeadLoss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+from nanogpt_dist.model.head_loss import HeadLoss
 
 ENOUGH_TOKENS = 4096  # in one pass: more of them make it no faster
 MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its backward pass
@@ -24,7 +20,7 @@ MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its 
 
 @dataclass(frozen=True)
 class Kernels:
-    """attention: of every block. head_loss: the loss without its logits; None: by way of them."""
+    """attention: of every block. head_loss: the loss alone, for training; None: with its logits."""
 
     attention: Attention = attention
     head_loss: HeadLoss | None = None
@@ -34,11 +30,20 @@ TORCH_KERNELS = Kernels()
 
 
 def training_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> Kernels:
-    """The Kernels of a training pass in `dtype` on `device`."""
-    if not uses_cpu_kernels(config, device, dtype):
-        return TORCH_KERNELS
-    gpt2 = has_gpt2_attention(config)
-    return Kernels(cpu_attention if gpt2 else attention, cpu_kernels.linear_cross_entropy)
+    """The Kernels of a training pass in `dtype` on `device`; it always has a head_loss."""
+    on_cpu = uses_cpu_kernels(config, device, dtype)
+    return Kernels(
+        cpu_attention if on_cpu and has_gpt2_attention(config) else attention,
+        _head_loss(config, device, on_cpu),
+    )
+
+
+def _head_loss(config: TrainConfig, device: torch.device, on_cpu: bool) -> HeadLoss:
+    if config.chunked_loss is not None:
+        return head_loss.chunked if config.chunked_loss else head_loss.whole
+    if on_cpu:
+        return cpu_kernels.linear_cross_entropy
+    return head_loss.by_size if device.type == "cuda" else head_loss.whole
 
 
 def uses_cpu_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> bool:

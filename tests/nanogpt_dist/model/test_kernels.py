@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanogpt_dist.config import ModelConfig, resolve
-from nanogpt_dist.model import cpu_kernels, kernels
+from nanogpt_dist.model import cpu_kernels, head_loss, kernels
 from nanogpt_dist.model.attention import attention, cpu_attention
 from nanogpt_dist.model.gpt import GPT
 
@@ -58,7 +58,29 @@ def test_only_gpt2s_own_attention_has_a_kernel_for_cpus() -> None:
         chosen = kernels.training_kernels(config, torch.device("cpu"), BF16)
         assert chosen.attention is expected
         assert chosen.head_loss is cpu_kernels.linear_cross_entropy
-    assert kernels.training_kernels(config, torch.device("cpu"), F32) is kernels.TORCH_KERNELS
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "changes", "expected"),
+    [
+        ("cpu", F32, {}, head_loss.whole),
+        ("cpu", BF16, {"compile": True}, head_loss.whole),
+        ("cpu", BF16, {"chunked_loss": True}, head_loss.chunked),
+        ("mps", F32, {}, head_loss.whole),
+        ("cuda", BF16, {}, head_loss.by_size),
+        ("cuda", BF16, {"chunked_loss": True}, head_loss.chunked),
+        ("cuda", BF16, {"chunked_loss": False}, head_loss.whole),
+    ],
+)
+def test_training_always_has_a_loss_that_keeps_its_logits(
+    device: str,
+    dtype: torch.dtype,
+    changes: dict[str, bool],
+    expected: object,
+) -> None:
+    config = resolve({**SMALL, **changes})
+    chosen = kernels.training_kernels(config, torch.device(device), dtype)
+    assert chosen.head_loss is expected
 
 
 def test_a_model_computes_with_the_kernels_it_is_given() -> None:
@@ -68,12 +90,12 @@ def test_a_model_computes_with_the_kernels_it_is_given() -> None:
         calls.append("attention")
         return attention(*inputs)
 
-    def head_loss(*inputs: torch.Tensor) -> torch.Tensor:
+    def loss_of(*inputs: torch.Tensor) -> torch.Tensor:
         calls.append("loss")
         return cpu_kernels.linear_cross_entropy(*inputs)
 
     config = ModelConfig(vocab_size=61, n_layer=2, n_head=2, n_embd=32, block_size=48)
-    model = GPT(config, kernels=kernels.Kernels(attend, head_loss)).init_weights(0)
+    model = GPT(config, kernels=kernels.Kernels(attend, loss_of)).init_weights(0)
     ids = torch.arange(48)[None]
     logits, loss = model(ids, ids)
     assert logits is None
