@@ -70,8 +70,10 @@ def eval_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Windows in one forward pass.")] = 16,
     device: Device = "auto",
     dtype: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="bfloat16: faster, at the cost of the last digits."),
+        Literal["float32", "tf32", "bfloat16"],
+        typer.Option(
+            help="bfloat16, and tf32 on a GPU that has it: faster, at the cost of the last digits."
+        ),
     ] = "float32",
     json: Json = False,
 ) -> None:

@@ -474,10 +474,11 @@ class TrainConfig(ModelConfig):
         on_resume="ignore",
         scope="machine",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+    dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = setting(
         "auto",
         "Machine",
-        "Autocast type; auto: bfloat16 where the device is fast in it.",
+        "Autocast type; auto: bfloat16 where the device is fast in it; tf32: float32 with TF32 "
+        "products, on GPUs that have them.",
         on_resume="note",
         scope="run",
     )

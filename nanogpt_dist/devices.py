@@ -7,44 +7,15 @@ import os
 import resource
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nanogpt_dist.errors import ConfigError
-
-# Dense bf16 matmul peaks in TFLOP/s (fp16 where a GPU has no bf16), from NVIDIA's data sheets. The
-# first key that is found in the device's name counts, so a longer name stands before one that it
-# contains. None: not known, is measured.
-PEAK_TFLOPS: dict[str, float | None] = {
-    "Laptop": None,  # the same names, other clocks
-    "GB200": 2500.0,
-    "B200": 2250.0,
-    "GH200": 989.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "H800": 989.0,
-    "H20": 148.0,
-    "A100-": 312.0,
-    "A100 ": 312.0,
-    "A800": 312.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L20": 119.0,
-    "L4": 121.0,
-    "A10G": 70.0,
-    "NVIDIA A10": 125.0,
-    "RTX A6000": 155.0,
-    "RTX 6000 Ada": 364.0,
-    "RTX 4090": 165.0,
-    "RTX 3090": 71.0,
-    "V100": 125.0,
-    "T4G": 65.0,
-    "Tesla T4": 65.0,
-}
 
 
 def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
@@ -76,7 +47,11 @@ def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.de
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device is faster in it, float16 on older GPUs, else float32."""
+    """The type of weights' products that `name` stands for on `device`; tf32: float32.
+
+    auto: bfloat16 where the device is faster in it, float16 on older GPUs, else float32. Raises
+    ConfigError for a type that the device does not have.
+    """
     if name == "auto":
         if device.type == "cuda":
             return (
@@ -89,25 +64,95 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         raise ConfigError(
             "float16 needs a CUDA device and its gradient scaler; type --dtype bfloat16 or float32"
         )
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if name == "tf32" and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
+        raise ConfigError(
+            f"tf32 needs a GPU that has it, of NVIDIA's Ampere or newer, this is {device.type}; "
+            "type --dtype float32"
+        )
+    # autocast would warn, and compute in float32
+    if name == "bfloat16" and device.type == "mps" and not _mps_has_bf16():
+        raise ConfigError("bfloat16 on mps needs macOS 14 or newer; type --dtype float32")
+    return {
+        "float32": torch.float32,
+        "tf32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }[name]
+
+
+def dtype_name(dtype: torch.dtype, setting: str) -> str:
+    """What to call a run's type: float32, tf32, bfloat16 or float16; setting: what was asked for.
+
+    tf32 is float32 by its type.
+    """
+    return "tf32" if setting == "tf32" else str(dtype).removeprefix("torch.")
 
 
 def _cpu_has_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def set_up(device: torch.device, deterministic: bool) -> None:
-    """Set what holds for the process: TF32 beside autocast, deterministic sums on demand."""
+def _mps_has_bf16() -> bool:
+    return torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def set_up(device: torch.device, dtype: str, deterministic: bool) -> None:
+    """Set what holds for the process: precision of float32 products, deterministic sums on demand.
+
+    dtype: the setting's value.
+    """
     if device.type == "cpu":
         keep_memory()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        if deterministic:
-            # cuBLAS reads it at its first use
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_matmul_precision(device, dtype)
+    if device.type == "cuda" and deterministic:
+        # cuBLAS reads it at its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # asking takes nothing, setting imports dynamo
     if torch.are_deterministic_algorithms_enabled() != deterministic:
         torch.use_deterministic_algorithms(deterministic)
+    if device.type != "cpu" and deterministic:
+        _choose_no_kernel_by_timing()
+
+
+def set_matmul_precision(device: torch.device, dtype: str) -> None:
+    """Let float32 products on a GPU be exact for float32, TF32 for all else.
+
+    Beside bfloat16 or float16 no product is in float32; were there one, TF32 would be more exact
+    than they are. torch's newer fp32_precision is not set: where it alone is "tf32", torch.compile
+    raises, which asks by the older name (torch 2.9 to 2.13).
+    """
+    if device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
+    if dtype == "float32":  # torch.compile would tell to set it
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+
+
+# What lets torch.compile choose by timing between kernels that round otherwise, with the
+# environment's name for it, which is read when the compiler is imported.
+BY_TIMING = {
+    "shape_padding": "TORCHINDUCTOR_SHAPE_PADDING",
+    "max_autotune": "TORCHINDUCTOR_MAX_AUTOTUNE",
+    "max_autotune_gemm": "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM",
+    "max_autotune_pointwise": "TORCHINDUCTOR_MAX_AUTOTUNE_POINTWISE",
+    "coordinate_descent_tuning": "TORCHINDUCTOR_COORDINATE_DESCENT_TUNING",
+}
+
+
+def _choose_no_kernel_by_timing() -> None:
+    """Set Inductor's deterministic mode: what is compiled again after a restart is the same.
+
+    Newer versions of torch do it with use_deterministic_algorithms(). The others have no such mode;
+    what it does is done here, for good, without importing the compiler.
+    """
+    config: Any = sys.modules.get("torch._inductor.config")
+    if config is None:
+        os.environ.update(dict.fromkeys(BY_TIMING.values(), "0"))
+    elif hasattr(config, "deterministic"):
+        config.deterministic = True
+    else:
+        for name in BY_TIMING:
+            setattr(config, name, False)
 
 
 @functools.cache
@@ -131,36 +176,23 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
-@functools.cache
-def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3) -> float:
-    """Peak of one device in TFLOP/s.
+def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds that `device` takes for `work`: on a GPU without the host's part, by its own clock.
 
-    From the table for a known GPU, else of a matmul of 1024² in `measure_s`, once.
+    The device was idle before.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        peak = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
-        if peak is not None:
-            # TF32 runs at half the rate of bf16
-            return peak if dtype != torch.float32 else peak / 2
-    n = 1024
-    a, b = (
-        torch.randn(n, n, device=device, dtype=dtype, generator=_generator(device))
-        for _ in range(2)
-    )
-    a @ b
-    best, deadline = float("inf"), time.perf_counter() + measure_s
-    while time.perf_counter() < deadline:
-        start = time.perf_counter()
-        a @ b
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best / 1e12
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    # of its own: measuring must not move the training's randomness
-    return torch.Generator(device).manual_seed(0)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.device(device):
+            begin.record()
+            work()
+            end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -172,9 +204,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Memory of the device; on a CPU the machine's, or what a container or a job may use of it."""
+    """Memory that a process may have of the device, in bytes.
+
+    On a CPU the machine's, or what a container or a job may use of it.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":  # a part of the machine's, which CPU and GPU share
+        return torch.mps.recommended_max_memory()
     return min(
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit_bytes() or 2**63
     )
@@ -218,6 +255,8 @@ def free_memory_bytes(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * sum(
@@ -231,8 +270,13 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Most memory that this process held so far: on the GPU, or of the process itself on a CPU."""
+    """Most memory that this process held so far: on the GPU, or of the process itself on a CPU.
+
+    On mps what it holds now, with what is kept for reuse: torch does not count the most there.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -8,12 +8,13 @@ import torch
 
 from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.devices import memory_bytes, peak_tflops, synchronize
+from nanogpt_dist.devices import memory_bytes, synchronize
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder, pick_weights
 from nanogpt_dist.generation.sampling import Settings, choose, generator_of
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.peaks import peak_tflops
 
 
 @dataclass(frozen=True)

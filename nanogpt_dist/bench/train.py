@@ -14,11 +14,12 @@ from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread,
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Prefetcher
-from nanogpt_dist.devices import memory_bytes, peak_tflops, pick_dtype, synchronize
+from nanogpt_dist.devices import dtype_name, memory_bytes, pick_dtype, synchronize
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model import kernels
+from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.plan import fit_to_data, plan_batches
 from nanogpt_dist.training.step import TrainStep
@@ -123,7 +124,7 @@ def bench_train(
         batch_tokens=batch_tokens,
         micro_batches=batches.per_update,
         batch_size=batches.batch_size,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype, config.dtype),
         layout=str(layout),
         ranks=world.size,
         threads=torch.get_num_threads(),

@@ -14,7 +14,7 @@ import torch
 from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.devices import pick_dtype
+from nanogpt_dist.devices import pick_dtype, set_matmul_precision
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, DivergedError, MissingInputError, UsageError
 from nanogpt_dist.evaluation.loss import Evaluator, whole_split
@@ -42,11 +42,16 @@ class LoadedModel:
     checkpoint: Path | None
 
     def scorer(self, world: World, batch_size: int, dtype: str) -> Scorer:
-        """A Scorer of this model. Raises MissingInputError where the tokenizer is unknown."""
+        """A Scorer of this model.
+
+        Raises MissingInputError where the tokenizer is unknown, ConfigError for a dtype that the
+        device does not have.
+        """
         if self.tokenizer is None:
             raise MissingInputError(
                 f"{self.name} has no tokenizer files: tasks and texts need them"
             )
+        set_matmul_precision(world.device, dtype)
         return Scorer(
             self.model, self.tokenizer, world, batch_size, pick_dtype(dtype, world.device)
         )
@@ -94,7 +99,8 @@ def split_loss(
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte over a whole split; all ranks together.
 
-    Raises BadDataError for other ids than the model's, DivergedError.
+    Raises BadDataError for other ids than the model's, DivergedError, and ConfigError for a dtype
+    that the device does not have.
     """
     world = settings.world
     with world.raise_on_all_ranks():
@@ -102,6 +108,7 @@ def split_loss(
         tokens = data.split(split)
         windows = whole_split(tokens.tokens, loaded.config.block_size)
         dtype = pick_dtype(settings.dtype, world.device)
+        set_matmul_precision(world.device, settings.dtype)
     byte_lengths = data.tokenizer.byte_lengths()
     evaluator = Evaluator(tokens, windows, byte_lengths, world, settings.batch_size, dtype)
     figures = asdict(evaluator(loaded.model))

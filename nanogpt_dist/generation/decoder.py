@@ -36,8 +36,10 @@ def pick_weights(name: str, device: torch.device, greedy: bool) -> str:
     """The format of the weights that `name`, one of WEIGHTS, stands for.
 
     auto: bfloat16 where the device is fast in it, but float32 for greedy choices, which are exact.
+    Raises ConfigError for a format that the device does not have.
     """
     if name != "auto":
+        pick_dtype("float32" if name == "float32" else "bfloat16", device)  # refuses
         return name
     fast = not greedy and pick_dtype("auto", device) == torch.bfloat16
     return "bfloat16" if fast else "float32"

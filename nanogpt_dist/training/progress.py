@@ -10,8 +10,9 @@ import torch
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import to_run_toml
-from nanogpt_dist.devices import memory_bytes, peak_tflops
+from nanogpt_dist.devices import memory_bytes
 from nanogpt_dist.evaluation.loss import Evaluation
+from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.metrics import Console, Recorder, duration
 from nanogpt_dist.training.step import StepResult, TrainStep

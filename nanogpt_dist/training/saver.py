@@ -19,7 +19,7 @@ from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.devices import total_memory_bytes
+from nanogpt_dist.devices import dtype_name, total_memory_bytes
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.training import optim
@@ -163,7 +163,7 @@ class Saver:
             "world_size": self.world.size,
             "layout": str(train_step.layout),
             "threads_per_rank": torch.get_num_threads(),
-            "dtype": str(train_step.dtype).removeprefix("torch."),
+            "dtype": dtype_name(train_step.dtype, train_step.config.dtype),
             "torch": torch.__version__,
             "scaler": train_step.scaler.state_dict(),
             **({"began_from": train_step.origin} if train_step.origin else {}),

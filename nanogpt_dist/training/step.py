@@ -60,7 +60,7 @@ class TrainStep:
         init: bool = True,
         n_vocab: int | None = None,
     ) -> None:
-        set_up(world.device, config.deterministic)
+        set_up(world.device, config.dtype, config.deterministic)
         self.config, self.world, self.layout, self.dtype = config, world, layout, dtype
         self.model, self.wrapped = lay_out(config, layout, world, dtype, init, n_vocab)
         self.optimizer = optim.make_optimizer(self.model, config)

@@ -10,6 +10,7 @@ import torch
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Batches
+from nanogpt_dist.devices import dtype_name
 from nanogpt_dist.training import optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.step import TrainStep
@@ -62,7 +63,7 @@ class Summary:
 
     def _model(self) -> str:
         step, world = self.train_step, self.train_step.world
-        dtype = str(step.dtype).removeprefix("torch.")
+        dtype = dtype_name(step.dtype, step.config.dtype)
         return (
             f"{step.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
             f"{step.layout}, {torch.get_num_threads()} threads each · {step.config.dataset}: "

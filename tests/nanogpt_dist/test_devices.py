@@ -1,10 +1,18 @@
-"""What the machine offers: its memory, and the peak of its GPU."""
+"""What the machine offers: its memory, and its number formats."""
 
+import importlib
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from nanogpt_dist import devices
+from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.generation.decoder import pick_weights
 
 
 def test_the_least_limit_of_a_cgroup_counts(tmp_path: Path) -> None:
@@ -21,20 +29,103 @@ def test_the_least_limit_of_a_cgroup_counts(tmp_path: Path) -> None:
     assert devices.memory_limit_bytes(tmp_path / "fs", own) == 2000
 
 
+CUDA, MPS = torch.device("cuda", 0), torch.device("mps")
+
+
+@pytest.fixture
+def precision() -> Iterator[None]:
+    """What a test sets for the process is set back."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA A100 80GB PCIe", 312),
-        ("NVIDIA H100 NVL", 835),
-        ("NVIDIA H200", 989),
-        ("NVIDIA H20", 148),
-        ("NVIDIA L40", 181),
-        ("NVIDIA L4", 121),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA RTX A1000 Laptop GPU", None),
-        ("NVIDIA T400 4GB", None),
-    ],
+    ("dtype", "has_tf32"),
+    [("float32", False), ("tf32", True), ("bfloat16", True), ("float16", True), ("auto", True)],
 )
-def test_the_peak_of_a_gpu_is_that_of_its_data_sheet(name: str, peak: float | None) -> None:
-    assert next((known for key, known in devices.PEAK_TFLOPS.items() if key in name), None) == peak
+def test_products_of_float32_are_exact_on_a_gpu_and_tf32_is_asked_for_by_name(
+    dtype: str,
+    has_tf32: bool,
+) -> None:
+    devices.set_up(CUDA, dtype, deterministic=False)
+    # torch.compile asks by the older names, which raise where only the newer one was set
+    assert torch.backends.cuda.matmul.allow_tf32 == has_tf32
+    assert torch.get_float32_matmul_precision() == ("high" if has_tf32 else "highest")
+    assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if has_tf32 else "ieee")
+
+
+@pytest.mark.usefixtures("precision")
+def test_a_cpus_products_are_left_as_they_are() -> None:
+    devices.set_up(torch.device("cpu"), "bfloat16", deterministic=False)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), MPS, CUDA])
+def test_tf32_is_refused_where_there_is_none(
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: False)
+    with pytest.raises(ConfigError, match="type --dtype float32"):
+        devices.pick_dtype("tf32", device)
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    assert devices.pick_dtype("tf32", CUDA) == torch.float32
+    assert devices.dtype_name(torch.float32, "tf32") == "tf32"
+    assert devices.dtype_name(torch.bfloat16, "auto") == "bfloat16"
+
+
+@pytest.mark.usefixtures("precision")
+def test_deterministic_lets_the_compiler_choose_nothing_by_timing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = SimpleNamespace(deterministic=False)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", config)
+    devices.set_up(CUDA, "bfloat16", deterministic=False)
+    assert config.deterministic is False
+    devices.set_up(CUDA, "bfloat16", deterministic=True)
+    assert config.deterministic is True
+    # a version without that mode
+    older = SimpleNamespace(**dict.fromkeys(devices.BY_TIMING, True))
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", older)
+    devices.set_up(CUDA, "bfloat16", deterministic=True)
+    assert not any(vars(older).values())
+    # not imported yet
+    monkeypatch.delitem(sys.modules, "torch._inductor.config")
+    for name in devices.BY_TIMING.values():
+        monkeypatch.setenv(name, "1")
+    devices.set_up(CUDA, "bfloat16", deterministic=True)
+    assert {os.environ[name] for name in devices.BY_TIMING.values()} == {"0"}
+    assert "torch._inductor.config" not in sys.modules
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_the_compiler_has_what_deterministic_switches_off() -> None:
+    config = importlib.import_module("torch._inductor.config")
+    for name, variable in devices.BY_TIMING.items():
+        assert hasattr(config, name), name
+        assert f'"{variable}"' in Path(str(config.__file__)).read_text(encoding="utf-8"), variable
+
+
+def test_mps_shares_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 24 * 2**30)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2**30)
+    assert devices.total_memory_bytes(MPS) == 24 * 2**30
+    assert devices.free_memory_bytes(MPS) == 23 * 2**30
+    assert devices.memory_bytes(MPS) == 2**30
+
+
+def test_types_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: major <= 13)
+    assert devices.pick_dtype("auto", MPS) == torch.float32
+    with pytest.raises(ConfigError, match="needs macOS 14"):
+        devices.pick_dtype("bfloat16", MPS)
+    with pytest.raises(ConfigError, match="needs macOS 14"):
+        pick_weights("int8", MPS, greedy=False)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: major <= 14)
+    assert devices.pick_dtype("bfloat16", MPS) == torch.bfloat16
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        devices.pick_dtype("float16", MPS)
