@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,29 @@ def start_ranks(script: str, ranks: int, *arguments: object) -> list["subprocess
     ]
 
 
+def completed(
+    *arguments: object,
+    ranks: int,
+    code: int | None,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """`nanogpt ARGUMENTS` run in `folder` to its end; code: what it must return, None: anything."""
+    done = subprocess.run(
+        command(*arguments, ranks=ranks),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+    )
+    assert code is None or done.returncode == code, (
+        f"{arguments} returned {done.returncode}:\n{done.stderr[-3000:]}"
+    )
+    return done
+
+
 @pytest.fixture
 def nanogpt(tmp_path: Path) -> Run:
     """Run `nanogpt ARGUMENTS` in an empty folder of its own; ranks=N: under torchrun; code=C: what
@@ -125,18 +148,39 @@ def nanogpt(tmp_path: Path) -> Run:
         ranks: int = 0,
         code: int | None = 0,
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(*arguments, ranks=ranks),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            stdin=subprocess.DEVNULL,
+        return completed(*arguments, ranks=ranks, code=code, folder=tmp_path)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fake_gpu() -> Callable[..., dict[str, str]]:
+    """fake_gpu(count=2, record=path, …): the variables by which a child process has the fake GPU.
+
+    What they may be says tests/fakecuda/__init__.py. Skips where the fake GPU cannot be built.
+    """
+    from tests.fakecuda import build, hooks
+
+    try:
+        build.library()
+    except build.CannotBuildError as error:
+        pytest.skip(str(error))
+    return hooks.environment
+
+
+@pytest.fixture
+def nanogpt_on_gpu(tmp_path: Path, fake_gpu: Callable[..., dict[str, str]]) -> Run:
+    """As `nanogpt`, on the fake GPU; further arguments say what that is: memory=16e9."""
+
+    def run(
+        *arguments: object,
+        ranks: int = 0,
+        code: int | None = 0,
+        **device: object,
+    ) -> subprocess.CompletedProcess[str]:
+        return completed(
+            *arguments, ranks=ranks, code=code, folder=tmp_path, environment=fake_gpu(**device)
         )
-        assert code is None or done.returncode == code, (
-            f"{arguments} returned {done.returncode}:\n{done.stderr[-3000:]}"
-        )
-        return done
 
     return run
 
