@@ -336,11 +336,16 @@ def _table() -> dict[str, object]:
     }
 
 
+def configure() -> None:
+    """Read anew what the environment says of the devices."""
+    lib.fake_configure(count(), memory_bytes())
+    lib.fake_collectives(600_000, int(1e3 * float(setting("PATIENCE_S", "0"))))
+    torch.cuda.default_generators = default_generators()  # type: ignore[assignment]
+
+
 def install() -> None:
     """Put all of it in torch's place."""
-    lib.fake_configure(count(), memory_bytes())
-    patience_ms = int(1e3 * float(setting("PATIENCE_S", "0")))
-    lib.fake_collectives(600_000, patience_ms)
+    configure()
     lib.fake_listen(LISTENER)
     for name, value in _table().items():
         setattr(torch.cuda, name, value)
@@ -360,7 +365,6 @@ def install() -> None:
     }
     for name, value in low.items():
         setattr(torch._C, name, value)
-    torch.cuda.default_generators = default_generators()  # type: ignore[assignment]
     torch.backends.cuda.is_built = lambda: True
     torch.UntypedStorage.resize_ = resize_storage  # type: ignore[assignment, method-assign]
     torch.compile = compile  # type: ignore[assignment]

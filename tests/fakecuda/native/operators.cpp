@@ -32,9 +32,18 @@ void drop(void* it) {
   delete static_cast<T*>(it);
 }
 
-Tensor over(const Tensor& like, Storage storage, c10::DispatchKey key) {
-  auto tensor = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(key), like.dtype());
+// A tensor over `storage`, with the sizes of `like`. view_of: the keys of the tensor that it is a view
+// of; in inference mode they say whether that was made in it.
+Tensor over(
+    const Tensor& like,
+    Storage storage,
+    c10::DispatchKey key,
+    std::optional<c10::DispatchKeySet> view_of = std::nullopt) {
+  auto tensor = view_of
+      ? at::detail::make_tensor<c10::TensorImpl>(
+            c10::TensorImpl::VIEW, std::move(storage), *view_of, like.dtype())
+      : at::detail::make_tensor<c10::TensorImpl>(
+            std::move(storage), c10::DispatchKeySet(key), like.dtype());
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(
       like.sizes(), like.strides(), like.storage_offset());
   if (like.is_conj()) {
@@ -54,8 +63,8 @@ class Twins {
  public:
   Tensor to_cpu(const Tensor& tensor) {
     auto* impl = tensor.storage().unsafeGetStorageImpl();
-    for (auto& [device, host] : pairs_) {
-      if (device.unsafeGetStorageImpl() == impl) {
+    for (auto& [ours, host, keys] : pairs_) {
+      if (ours.unsafeGetStorageImpl() == impl) {
         return over(tensor, host, c10::DispatchKey::CPU);
       }
     }
@@ -67,15 +76,15 @@ class Twins {
         std::move(memory),
         c10::GetAllocator(c10::kCPU),
         /*resizable=*/true);
-    pairs_.emplace_back(tensor.storage(), twin);
+    pairs_.push_back({tensor.storage(), twin, tensor.key_set()});
     return over(tensor, twin, c10::DispatchKey::CPU);
   }
 
   Tensor to_cuda(const Tensor& tensor, Device device) {
     auto* impl = tensor.storage().unsafeGetStorageImpl();
-    for (auto& [ours, host] : pairs_) {
+    for (auto& [ours, host, keys] : pairs_) {
       if (host.unsafeGetStorageImpl() == impl) {  // a view of an argument, or of another result
-        return over(tensor, ours, c10::DispatchKey::CUDA);
+        return over(tensor, ours, c10::DispatchKey::CUDA, keys);
       }
     }
     Storage ours(
@@ -84,8 +93,9 @@ class Twins {
         taken(tensor.storage(), device),
         allocator(),
         /*resizable=*/true);
-    pairs_.emplace_back(ours, tensor.storage());
-    return over(tensor, ours, c10::DispatchKey::CUDA);
+    auto result = over(tensor, ours, c10::DispatchKey::CUDA);
+    pairs_.push_back({ours, tensor.storage(), result.key_set()});
+    return result;
   }
 
   // An argument whose memory the operator replaced, as out= does.
@@ -109,7 +119,12 @@ class Twins {
     return {memory, kept, &drop<Kept>, device};
   }
 
-  std::vector<std::pair<Storage, Storage>> pairs_;
+  struct Pair {
+    Storage ours;
+    Storage host;
+    c10::DispatchKeySet keys;  // of a tensor over it
+  };
+  std::vector<Pair> pairs_;
 };
 
 Tensor twin_of(const Tensor& tensor) {
@@ -492,9 +507,10 @@ int64_t sdp_choice(
     std::optional<double>,
     bool) {
   constexpr int64_t MATH = 0, FLASH = 1, EFFICIENT = 2;
-  // by shapes alone: torch.compile asks with tensors that have no values
-  const bool fits = q.dim() == 4 && dropout_p == 0 && q.size(3) == v.size(3) && q.numel() &&
-      k.numel() && q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1;
+  // by shapes alone, which may be symbols: torch.compile asks, too
+  const auto dense = [](const Tensor& t) { return t.sym_stride(3) == 1; };
+  const bool fits = q.dim() == 4 && dropout_p == 0 && q.sym_size(3) == v.sym_size(3) && dense(q) &&
+      dense(k) && dense(v);
   if (!fits) {
     return MATH;
   }
@@ -504,7 +520,7 @@ int64_t sdp_choice(
   if (half && !masked && context.userEnabledFlashSDP()) {
     return FLASH;
   }
-  const bool grouped = q.size(1) != k.size(1);
+  const bool grouped = q.sym_size(1) != k.sym_size(1);
   return !grouped && context.userEnabledMemEfficientSDP() ? EFFICIENT : MATH;
 }
 

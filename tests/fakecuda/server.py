@@ -1,0 +1,217 @@
+"""Many commands on the fake GPU in little time: a process that has loaded all of it, and forks.
+
+To load torch and the program takes three seconds, a small training less than one. The child of a
+fork is told its arguments, environment and folder, and runs the program's own main(); several
+ranks are several children, which find what torchrun tells them in their environment.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.fakecuda.record import Happening, read, steps
+
+LIMIT_S = 200
+CLONE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: exit code (of the first rank that has another than 0), and its words."""
+
+    code: int
+    stdout: str
+    stderr: str
+    record: list[Happening] = field(repr=False)  # of rank 0
+    seconds: float = 0.0
+
+    def json(self) -> Any:
+        """What --json printed."""
+        return json.loads(self.stdout)
+
+    def steps(self) -> dict[int, list[Happening]]:
+        """What happened in each training step."""
+        return steps(self.record)
+
+
+class Server:
+    """The process that forks; close() it at the end."""
+
+    def __init__(self, environment: Callable[..., dict[str, str]], folder: Path) -> None:
+        self.environment, self.folder = environment, folder
+        self.commands = 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fakecuda.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=CLONE,
+            env={**os.environ, **environment()},
+        )
+
+    def run(
+        self,
+        *arguments: object,
+        folder: Path,
+        ranks: int = 0,
+        code: int | None = 0,
+        variables: dict[str, str] | None = None,
+        **device: object,
+    ) -> Done:
+        """`nanogpt ARGUMENTS` in `folder`; code: what it must return, None: anything.
+
+        device: as tests/fakecuda/__init__.py lists it; variables: more of the environment.
+        """
+        self.commands += 1
+        place = self.folder / str(self.commands)
+        place.mkdir()
+        record = place / "record.jsonl"
+        environment = {**self.environment(record=record, **device), **(variables or {})}
+        request = {
+            "arguments": [str(each) for each in arguments],
+            "folder": str(folder),
+            "output": str(place),
+            "ranks": ranks,
+            "environment": environment,
+        }
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        began = time.perf_counter()
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        codes = json.loads(self.process.stdout.readline())
+        done = Done(
+            next((each for each in codes if each), 0),
+            (place / "stdout").read_text(),
+            (place / "stderr").read_text(),
+            read(record),
+            time.perf_counter() - began,
+        )
+        assert code is None or done.code == code, (
+            f"{arguments} returned {codes}:\n{done.stderr[-3000:]}"
+        )
+        return done
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+# --- in the process -------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Answer each request on standard input, a line of JSON, with the exit codes of its ranks."""
+    _load()
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        answers.write(json.dumps(_run(request)) + "\n")
+        answers.flush()
+
+
+def _load() -> None:
+    """What a command would load itself. Nothing may start a thread: the children would lack it."""
+    import datasets  # noqa: F401
+    import torch._dynamo.backends.common
+    import torch._inductor.compiler_bisector
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
+    import torch.nn.attention.flex_attention  # noqa: F401
+
+    import nanogpt_dist.api.models
+    import nanogpt_dist.api.training
+    import nanogpt_dist.evaluation.report
+    import nanogpt_dist.training.loop  # noqa: F401
+
+
+def _run(request: dict[str, Any]) -> list[int]:
+    ranks = request["ranks"]
+    children = []
+    port = _free_port()
+    for rank in range(max(1, ranks)):
+        variables = dict(request["environment"])
+        if ranks:
+            variables |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        child = os.fork()
+        if child == 0:
+            _be_the_command(request, variables)
+        children.append(child)
+    return _codes(children)
+
+
+def _codes(children: list[int]) -> list[int]:
+    """Wait for them; -N: killed by signal N. Where one fails the others have 30 s more."""
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + LIMIT_S
+    while len(codes) < len(children):
+        for child in children:
+            if child not in codes:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+                    if codes[child]:
+                        deadline = min(deadline, time.monotonic() + 30)
+        if time.monotonic() > deadline:
+            for child in set(children) - codes.keys():
+                os.kill(child, 9)
+        time.sleep(0.005)
+    return [codes[child] for child in children]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
+    """Run the command in this child of a fork, and end it."""
+    code: Any = 70
+    try:
+        os.environ.update(variables)
+        os.chdir(request["folder"])
+        for descriptor, name in ((0, os.devnull), (1, "stdout"), (2, "stderr")):
+            path = os.path.join(request["output"], name)
+            opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(opened, descriptor)
+        sys.argv = ["nanogpt", *request["arguments"]]
+        if "FAKECUDA" in variables:
+            from tests.fakecuda import device, record
+
+            record.happenings.clear()
+            device.configure()
+        from nanogpt_dist.__main__ import main
+
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    serve()
