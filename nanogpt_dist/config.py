@@ -533,6 +533,16 @@ class TrainConfig(ModelConfig):
         on_resume="ignore",
         scope="run",
     )
+    bucket_cap_mb: int | None = setting(
+        None,
+        "Distributed",
+        "ddp: MiB of gradients that are reduced at a time, while the backward pass goes on; unset: "
+        "torch's 25.",
+        ge=1,
+        le=2**20,
+        on_resume="ignore",
+        scope="run",
+    )
     reshard_after_forward: bool = setting(
         True,
         "Distributed",

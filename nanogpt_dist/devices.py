@@ -169,6 +169,18 @@ def keep_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, most)
 
 
+def use_expandable_segments() -> None:
+    """Have torch's allocator grow its segments of GPU memory, where the environment is silent.
+
+    Less memory is left over between them. By a call, as torch 2.9 has read the environment by now.
+    """
+    variables = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if sys.platform != "linux" or any(name in os.environ for name in variables):
+        return
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # from torch 2.10 on
+    (change or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Matrix products in `dtype`; nothing changes for float32."""
     if dtype == torch.float32:

@@ -140,7 +140,13 @@ def lay_out(
     wrapped: nn.Module = torch.compile(model) if compile_it else model  # type: ignore[assignment]
     if layout.strategy == "ddp":
         ids = [world.device.index] if world.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(wrapped, device_ids=ids, gradient_as_bucket_view=True)
+        # not static_graph: all parameters are used, so it saves nothing, and it fails with no_sync
+        wrapped = DistributedDataParallel(
+            wrapped,
+            device_ids=ids,
+            bucket_cap_mb=config.bucket_cap_mb,
+            gradient_as_bucket_view=True,
+        )
     return model, wrapped
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 import torch
 import torch.distributed as dist
 
-from nanogpt_dist.devices import pick_device
+from nanogpt_dist.devices import pick_device, use_expandable_segments
 from nanogpt_dist.distributed.watchdog import Watchdog
 from nanogpt_dist.errors import (
     CannotCreateError,
@@ -219,6 +219,7 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
         )
     device = pick_device(device_name, local_rank, local_size)
     if device.type == "cuda":
+        use_expandable_segments()
         torch.cuda.set_device(device)
     if size == 1 and not group:
         yield World(rank, local_rank, size, device, None)

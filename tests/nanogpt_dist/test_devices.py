@@ -129,3 +129,19 @@ def test_types_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.pick_dtype("bfloat16", MPS) == torch.bfloat16
     with pytest.raises(ConfigError, match="needs a CUDA device"):
         devices.pick_dtype("float16", MPS)
+
+
+@pytest.mark.parametrize("variable", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_segments_of_gpu_memory_grow_unless_the_environment_says_how_they_are_made(
+    variable: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append, raising=False)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "max_split_size_mb:128")
+    devices.use_expandable_segments()
+    assert told == ([] if variable else ["expandable_segments:True"])
