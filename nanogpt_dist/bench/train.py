@@ -23,6 +23,7 @@ from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.plan import fit_to_data, plan_batches
 from nanogpt_dist.training.step import TrainStep
+from nanogpt_dist.transfers import Staged, stager
 
 WARM_UP = 2  # steps that do not count: kernels are chosen, memory is got, the model is compiled
 AT_LEAST = 3  # steps that do
@@ -103,7 +104,7 @@ def bench_train(
         config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab
     )
     batches = _batches(config, data, world, dtype)
-    with contextlib.closing(Prefetcher(batches)) as prefetcher:
+    with contextlib.closing(Prefetcher(batches, stager(world.device))) as prefetcher:
         took = _time(train_step, prefetcher, duration)
         memory = memory_bytes(world.device)
         phases, written = _time_phases(train_step, prefetcher, WARM_UP + len(took), trace)
@@ -133,7 +134,7 @@ def bench_train(
     )
 
 
-def _time(train_step: TrainStep, prefetcher: Prefetcher, duration: Duration) -> list[float]:
+def _time(train_step: TrainStep, prefetcher: Prefetcher[Staged], duration: Duration) -> list[float]:
     """Seconds of each of the steps from WARM_UP on."""
     took: list[float] = []
     for step in range(WARM_UP):
@@ -152,7 +153,7 @@ def _time(train_step: TrainStep, prefetcher: Prefetcher, duration: Duration) -> 
 
 def _time_phases(
     train_step: TrainStep,
-    prefetcher: Prefetcher,
+    prefetcher: Prefetcher[Staged],
     step: int,
     trace: Path | None,
 ) -> tuple[dict[str, float], Path | None]:

@@ -44,11 +44,10 @@ class TrainState:
     best_val_loss: float | None = None  # the lowest of all checkpoints
     best_step: int | None = None  # the checkpoint that has it
 
-    def count(self, tokens: int, finite: bool) -> None:
-        """Count a step that read `tokens`; not finite: it was skipped. It is not evaluated yet."""
+    def count(self, tokens: int) -> None:
+        """Count a step that read `tokens`. It is not evaluated yet."""
         self.step += 1
         self.tokens += tokens
-        self.skipped += not finite
         self.val_loss = None
 
 

@@ -13,10 +13,10 @@ network that walks).
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ ROUNDS = 6
 
 Positions = NDArray[np.int64]
 Tokens = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Ids(Protocol):
@@ -170,24 +171,27 @@ class Batches:
             yield read_windows(self.split, mine[i : i + self.batch_size], self.order.block_size)
 
 
-class Prefetcher:
-    """Batches, read one step ahead while the device is at work; close() it at the end."""
+class Prefetcher(Generic[T]):
+    """Batches, read one step ahead while the device is at work; close() it at the end.
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    stage: what the thread that reads them makes of a step's micro-batches; list: nothing else.
+    """
+
+    def __init__(self, batches: Batches, stage: Callable[[Iterator[tuple[Tokens, Tokens]]], T]):
+        self.batches, self._stage = batches, stage
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[list[tuple[Tokens, Tokens]]]] | None = None
+        self._next: tuple[int, Future[T]] | None = None
 
-    def get(self, step: int) -> list[tuple[Tokens, Tokens]]:
-        """As Batches.of. Raises here what reading them raised in the thread."""
+    def get(self, step: int) -> T:
+        """Batches.of(step), staged. Raises here what reading them raised in the thread."""
         at_hand = self._next[1] if self._next and self._next[0] == step else self._submit(step)
-        tokens = at_hand.result()
+        staged = at_hand.result()
         self._next = step + 1, self._submit(step + 1)
-        return tokens
+        return staged
 
     def close(self) -> None:
         """Leave what is being read."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, step: int) -> "Future[list[tuple[Tokens, Tokens]]]":
-        return self._thread.submit(lambda: list(self.batches.of(step)))
+    def _submit(self, step: int) -> Future[T]:
+        return self._thread.submit(lambda: self._stage(self.batches.of(step)))

@@ -19,6 +19,7 @@ from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.transfers import Readout, to_device
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ class Evaluator:
         """Summed loss of each window (n,), in nats, and the UTF-8 bytes of all targets together.
 
         Batches are the same for every number of ranks, and each rank adds its windows to zeros: the
-        sums are exact.
+        sums are exact. The device is waited for once, at the end.
         """
-        sums = torch.zeros(len(self.windows.starts), dtype=torch.float64)
+        losses = torch.zeros(len(self.windows.starts), device=self.world.device)
         nbytes = torch.zeros(1, dtype=torch.int64)
         batches = _batches(self.windows, self.batch_size)
         for batch, counts in self.world.split_over_ranks(batches):
@@ -108,16 +109,18 @@ class Evaluator:
                 x, y = read_windows(
                     self.split, self.windows.starts[batch], int(self.windows.lengths[batch][0])
                 )  # (B, T)
-            targets = torch.from_numpy(y).to(self.world.device)
+            [(inputs, targets)] = to_device([(x, y)], self.world.device)
             with autocast(self.world.device, self.dtype):
-                logits = model.logits(torch.from_numpy(x).to(self.world.device))  # (B, T, V)
+                logits = model.logits(inputs)  # (B, T, V)
             pairs = zip(logits, targets, strict=True)  # in float32 only one window at a time
             each = [
                 F.cross_entropy(window.float(), target, reduction="sum") for window, target in pairs
             ]
             if counts:
-                sums[batch] = torch.stack(each).cpu().double()  # mps has no float64
+                losses[batch] = torch.stack(each)
                 nbytes += int(self.byte_lengths[y].sum())
+        # in float64 only here: mps has none
+        sums = Readout(losses, self.world.watchdog.wait).get().double()
         return self.world.sum(sums).numpy(), int(self.world.sum(nbytes).item())
 
 

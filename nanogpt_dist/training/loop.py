@@ -15,6 +15,7 @@ from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.build import build
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun, open_run
+from nanogpt_dist.training.pending import PendingResults
 from nanogpt_dist.training.plan import Plan, make_plan
 from nanogpt_dist.training.progress import Progress
 from nanogpt_dist.training.resume import (
@@ -24,8 +25,9 @@ from nanogpt_dist.training.resume import (
     forget_other_best,
 )
 from nanogpt_dist.training.saver import Saver, due
-from nanogpt_dist.training.step import StepResult, TrainStep
+from nanogpt_dist.training.step import TrainStep
 from nanogpt_dist.training.summary import Summary
+from nanogpt_dist.transfers import Staged, stager
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Run:
     config: TrainConfig
     folder: OpenRun
     state: TrainState
-    prefetcher: Prefetcher
+    prefetcher: Prefetcher[Staged]
     train_step: TrainStep
     evaluator: Evaluator
     saver: Saver
@@ -118,7 +120,8 @@ def _run(
         summary.show(console)
         if world.any(bool(stop)):
             raise StoppedError(stop.message)
-        prefetcher = stack.enter_context(contextlib.closing(Prefetcher(plan.batches)))
+        reading = contextlib.closing(Prefetcher(plan.batches, stager(world.device)))
+        prefetcher = stack.enter_context(reading)
         stack.enter_context(saver.ending())
         last = loop(
             Run(
@@ -139,10 +142,11 @@ def _run(
 def loop(run: Run) -> Path:
     """Step from state.step to max_iters, or to where a rank is asked to stop; the last checkpoint.
 
-    Each step: read, train, log, evaluate, save, vote. The last one is evaluated and saved.
+    Each step: read, train, log, evaluate, save, vote. The last one is evaluated and saved. What
+    depends on the result of a step waits for it; the next step does not.
     """
     config, state, saver = run.config, run.state, run.saver
-    skipped = 0  # steps in a row whose gradient was not finite
+    results = PendingResults(state, run.progress, run.train_step.max_skipped)
     save_pending = False  # a save is due, and waits for a good step
     evaluated = stopping = False
     run.stop.defer()
@@ -152,23 +156,26 @@ def loop(run: Run) -> Path:
             run.folder.refuse_moved()
         run.world.watchdog.beat(state.step)
         result = run.train_step.step(state.step, micro_batches)
-        state.count(config.global_batch_size * config.block_size, result.finite)
-        run.progress.log_step(state, result)
-        skipped = 0 if result.finite else skipped + 1
-        if skipped:
-            _warn_skipped(run, skipped, result)
+        state.count(config.global_batch_size * config.block_size)
+        results.add(result)
 
         is_last = state.step == config.max_iters
         evaluated = is_last or state.step % config.eval_interval == 0
+        if evaluated:
+            results.read_all()
         improved = _evaluate(run) if evaluated else False
         save_pending = save_pending or due(config, state.step, evaluated, improved)
-        if save_pending and not skipped and not is_last:
+        if save_pending:
+            results.read_all()
+        if save_pending and not results.skipped and not is_last:
             saver.save(state, evaluated)
             save_pending = False
         stopping, writing = run.world.any_of_each(bool(run.stop), not saver.ended)
         if not writing:
             saver.finish(state)
-        run.progress.restart_clock()
+        if results.all_read:
+            run.progress.restart_clock()
+    results.read_all()
     saver.save(state, evaluated, required=True)
     assert saver.newest is not None
     return saver.newest
@@ -198,23 +205,6 @@ def _evaluate(run: Run) -> bool:
         f"with a --learning-rate below {run.config.learning_rate:g}"
     )
     error.agreed = True
-    raise error
-
-
-def _warn_skipped(run: Run, skipped: int, result: StepResult) -> None:
-    """Warn of a skipped step. Raises ConfigError, on all ranks, after too many in a row."""
-    step = run.state.step
-    run.progress.console.line(
-        f"warning: step {step} skipped, its gradient's norm is {result.grad_norm} (loss "
-        f"{result.loss:.4f})"
-    )
-    if skipped < run.train_step.max_skipped:
-        return
-    error = ConfigError(
-        f"no finite gradient in {skipped} steps up to step {step}; go on from the last "
-        f"checkpoint with a --learning-rate below {run.config.learning_rate:g}"
-    )
-    error.agreed = True  # all ranks have seen the same norms
     raise error
 
 

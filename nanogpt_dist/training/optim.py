@@ -108,6 +108,19 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: Trai
     return rate
 
 
+def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer's step where found_inf, a scalar on the device, is 0; where it is 1, none.
+
+    Weights, moments and the step counter stay as they are then. A fused optimizer looks at it on
+    the device, as for torch's GradScaler; any other has this process wait for it.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not found_inf.item():
+        optimizer.step()
+
+
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as a checkpoint names it: NAME.KEY → tensor; {} before a step."""
     return {

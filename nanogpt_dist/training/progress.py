@@ -1,7 +1,6 @@
 """Speed, MFU, memory and time left, to the terminal and the run folder, by rank 0."""
 
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,12 +15,14 @@ from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.metrics import Console, Recorder, duration
 from nanogpt_dist.training.step import StepResult, TrainStep
+from nanogpt_dist.transfers import Moment
 
 
 class Progress:
     """Keeps the clock of the steps and logs what is due.
 
-    Evaluations and saves are left out of the clock.
+    A step takes the time from the end of the one before it to its own. Evaluations and saves are
+    left out of the clock.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Progress:
         self.flops_per_token = train_step.model.flops_per_token()
         self.peak_flops = peak_tflops(world.device, train_step.dtype) * 1e12 * world.size
         self.recorder = self._open(run, state) if world.is_rank0 else None
-        self.clock = time.perf_counter()
+        self.clock = Moment(world.device)
 
     def _open(self, run: Path, state: TrainState) -> Recorder:
         run_folder.write_run_json(
@@ -61,13 +62,16 @@ class Progress:
         return self.timed * self.batch_tokens / self.seconds if self.timed else None
 
     def log_step(self, state: TrainState, result: StepResult) -> None:
-        """Stop the clock of a step that was made; log it where it is due."""
-        now = time.perf_counter()
+        """Stop the clock of a step whose result was read; log it where it is due.
+
+        state: as it was after the step.
+        """
         if state.step > self.first_step + 1:
-            self.seconds += now - self.clock
+            took = result.made - self.clock
+            self.seconds += took
             self.timed += 1
-            self.recent = (self.recent[0] + now - self.clock, self.recent[1] + 1)
-        self.clock = now
+            self.recent = (self.recent[0] + took, self.recent[1] + 1)
+        self.clock = result.made
         due = state.step % self.config.log_interval == 0 or state.step in (1, self.config.max_iters)
         if due and self.recorder is not None:
             self._log(self.recorder, state, result)
@@ -115,7 +119,7 @@ class Progress:
 
     def restart_clock(self) -> None:
         """After an evaluation or a save: they do not count as training time."""
-        self.clock = time.perf_counter()
+        self.clock = Moment(self.world.device)
 
     def close(self) -> None:
         """Flush what is open."""

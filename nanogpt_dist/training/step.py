@@ -1,14 +1,16 @@
 """One step: forward and backward over the global batch, one all-reduce, clip, optimizer.
 
+On CUDA nothing in it waits for the device: what a step comes to is read from its StepResult.
+
 Shape letters: B sequences in a micro-batch, T = block_size.
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +20,53 @@ from torch import Tensor, nn
 from nanogpt_dist import checkpoint
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.data.batches import Tokens, micro_batch_size
+from nanogpt_dist.data.batches import micro_batch_size
 from nanogpt_dist.devices import autocast, set_up
 from nanogpt_dist.distributed.strategy import Layout, lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
 from nanogpt_dist.training import optim
+from nanogpt_dist.transfers import Moment, Readout, Staged, to_device
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """The result of one step.
+    """The result of one step, the same on all ranks.
 
-    loss: the mean over the whole global batch, in nats/token, on every rank.
+    On CUDA it is on its way until the first of its figures is asked for, which waits for it.
     """
 
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    finite: bool  # otherwise weights and optimizer were left as they were
+    def __init__(self, learning_rate: float, figures: Readout, ranks: int) -> None:
+        self.learning_rate = learning_rate
+        self._figures, self._ranks = figures, ranks
+
+    @property
+    def late(self) -> bool:
+        """Whether it comes while this process goes on."""
+        return self._figures.late
+
+    @property
+    def made(self) -> Moment:
+        """When the device has made the step."""
+        return self._figures.copied
+
+    @functools.cached_property
+    def _values(self) -> list[float]:
+        return self._figures.get().tolist()
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of the whole gradient, before it was clipped."""
+        return self._values[0]
+
+    @property
+    def loss(self) -> float:
+        """The mean over the whole global batch, in nats/token."""
+        return self._values[1] / self._ranks
+
+    @property
+    def finite(self) -> bool:
+        """Whether the gradient was; otherwise weights and optimizer were left as they were."""
+        return math.isfinite(self.grad_norm)
 
 
 MAX_SKIPPED = 3  # steps in a row whose gradient was not finite
@@ -84,7 +114,7 @@ class TrainStep:
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
-    def step(self, step: int, batches: list[tuple[Tokens, Tokens]]) -> StepResult:
+    def step(self, step: int, batches: Staged) -> StepResult:
         """Make step number `step` (from 0) from this rank's micro-batches ((B, T), (B, T)).
 
         A gradient that is not finite changes nothing. It has been reduced by then, so all ranks see
@@ -93,23 +123,15 @@ class TrainStep:
         torch.manual_seed(dropout_seed(self.config.seed, step, self.world.rank))
         rate = optim.set_learning_rates(self.optimizer, step, self.config)
         loss = torch.zeros((), device=self.world.device)
-        for i, (x, y) in enumerate(batches, 1):
-            with reducing(self.wrapped, last=i == len(batches)):
-                loss += self._forward_backward(x, y, len(batches))
+        micro_batches = to_device(batches, self.world.device)
+        for i, (inputs, targets) in enumerate(micro_batches, 1):
+            with reducing(self.wrapped, last=i == len(micro_batches)):
+                loss += self._forward_backward(inputs, targets, len(micro_batches))
         total = self.world.sum(loss)
         with self.timed("optimizer"):
-            self.scaler.unscale_(self.optimizer)
-            norms = whole(
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-            )
-            # the only wait for the device
-            norm, summed = torch.stack([norms.to(total.device), total]).tolist()
-            finite = math.isfinite(norm)
-            if finite:
-                self.optimizer.step()
-            self.scaler.update()  # lowers its scale where a gradient was not finite
-            self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(summed / self.world.size, norm, rate, finite)
+            norm = self._apply_gradient()
+        figures = torch.stack([norm.to(total.device), total])
+        return StepResult(rate, Readout(figures, self.world.watchdog.wait), self.world.size)
 
     def contents(
         self,
@@ -134,13 +156,13 @@ class TrainStep:
         """
         config = self.config
         sequences = micro_batch_size(config.batch_size, config.global_batch_size, self.world.size)
-        zeros = torch.zeros(sequences, config.block_size, dtype=torch.int64).numpy()
+        shape = (sequences, config.block_size)
+        zeros = torch.zeros(shape, dtype=torch.int64, device=self.world.device)
         self._forward_backward(zeros, zeros, 1)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _forward_backward(self, x: Tokens, y: Tokens, count: int) -> Tensor:
+    def _forward_backward(self, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
         """Add the gradient of this micro-batch's share of the loss; returns the share, a scalar."""
-        inputs, targets = self._to_device(x), self._to_device(y)
         with (
             self.timed("forward"),
             autocast(self.world.device, self.layout.autocast_dtype(self.dtype)),
@@ -150,11 +172,24 @@ class TrainStep:
             self.scaler.scale(loss / count).backward()
         return loss.detach() / count
 
-    def _to_device(self, ids: Tokens) -> Tensor:
-        tensor = torch.from_numpy(ids)
-        if self.world.device.type == "cuda":
-            return tensor.pin_memory().to(self.world.device, non_blocking=True)
-        return tensor.to(self.world.device)
+    def _apply_gradient(self) -> Tensor:
+        """Clip the gradient and make the optimizer's step; returns the gradient's norm, a scalar.
+
+        Whether it is finite is decided on the device, by the norm over all ranks: all of them leave
+        the step out, or none.
+        """
+        self.scaler.unscale_(self.optimizer)
+        grad_clip = self.config.grad_clip or math.inf
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), grad_clip))
+        found_inf = (~norm.isfinite()).float()
+        optim.step_unless(found_inf, self.optimizer)
+        if self.scaler.is_enabled():
+            # what it found itself may be of this rank's shards alone
+            for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                found.copy_(found_inf)
+            self.scaler.update()  # lowers its scale where the gradient was not finite
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

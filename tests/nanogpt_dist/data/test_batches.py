@@ -127,7 +127,7 @@ def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
 ) -> None:
     split = DataFolder.open(corpus).split("train")
     batches = Batches(split, Order(1, "id", 32, split.tokens), 8, 4, 0, 1)
-    with contextlib.closing(Prefetcher(batches)) as prefetcher:
+    with contextlib.closing(Prefetcher(batches, list)) as prefetcher:
         for step in (0, 1, 2, 7, 8, 3):
             for found, expected in zip(prefetcher.get(step), batches.of(step), strict=True):
                 assert np.array_equal(found, expected)

@@ -1,0 +1,77 @@
+"""One step: what a gradient that is not finite leaves alone, and what DDP is told."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from nanogpt_dist.distributed.strategy import plan_layout
+from nanogpt_dist.distributed.world import World, connect
+from nanogpt_dist.training.optim import training_bytes
+from nanogpt_dist.training.step import TrainStep
+from tests.conftest import in_ranks
+from tests.nanogpt_dist.small import ONE, tiny
+
+
+def a_train_step(folder: Path, world: World, **changes: object) -> TrainStep:
+    config = tiny(folder, folder / "run", vocab_size=64, **changes)
+    return TrainStep(
+        config, world, plan_layout(config, world, training_bytes(config)), torch.float32
+    )
+
+
+@pytest.fixture
+def alone() -> Iterator[World]:
+    with connect("cpu", timeout_s=30, group=True) as world:
+        yield world
+
+
+def test_a_skipped_step_does_not_count_for_the_optimizer(tmp_path: Path) -> None:
+    train_step = a_train_step(tmp_path, ONE)
+    rows = torch.zeros(2, 32, dtype=torch.int64).numpy()
+    assert train_step.step(0, [(rows, rows)]).finite
+    weight = train_step.model.transformer.ln_f.weight
+    handle = weight.register_hook(lambda gradient: gradient * math.nan)
+    before = {key: value.clone() for key, value in train_step.optimizer.state[weight].items()}
+    skipped = train_step.step(1, [(rows, rows)])
+    assert not skipped.finite
+    assert math.isnan(skipped.grad_norm)
+    assert math.isfinite(skipped.loss)
+    handle.remove()
+    after = train_step.optimizer.state[weight]
+    assert before.keys() == after.keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert train_step.step(2, [(rows, rows)]).finite
+    assert train_step.optimizer.state[weight]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "dtype"),
+    [
+        ("ddp", "float32"),
+        ("fsdp", "float32"),
+        ("fsdp", "float16"),
+        pytest.param("ddp", "float16", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_no_bit_on_any(
+    strategy: str,
+    dtype: str,
+    tmp_path: Path,
+) -> None:
+    in_ranks("skipping", 2, tmp_path, strategy, dtype)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 25), ({"bucket_cap_mb": 3}, 3)])
+def test_ddp_reduces_buckets_as_large_as_is_asked_for(
+    given: dict[str, object],
+    expected: int,
+    tmp_path: Path,
+    alone: World,
+) -> None:
+    wrapped = a_train_step(tmp_path, alone, strategy="ddp", **given).wrapped
+    assert isinstance(wrapped, DistributedDataParallel)
+    assert wrapped.bucket_bytes_cap == expected * 2**20
