@@ -19,6 +19,14 @@ def server(
     server.close()
 
 
+@pytest.fixture(scope="session")
+def cpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, where there is no GPU: what the fake one is compared with."""
+    server = Server(lambda **_: {}, tmp_path_factory.mktemp("commands_on_cpu"))
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def gpu(server: Server, tmp_path: Path) -> Callable[..., Done]:
     """gpu(*arguments, ranks=0, code=0, **device): a command on the fake GPU, in an empty folder."""
@@ -35,5 +43,5 @@ def short_documents(documents: list[str], tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("short")
     texts = [document[:20] for document in documents]
     source = write_jsonl(folder / "texts.jsonl", texts)
-    build("jsonl", folder / "data", sources=[source], tokenizer="byte", workers=1)
+    build("text", folder / "data", sources=[source], tokenizer="byte", workers=1)
     return folder / "data"

@@ -31,8 +31,16 @@ class Done:
     code: int
     stdout: str
     stderr: str
-    record: list[Happening] = field(repr=False)  # of rank 0
-    seconds: float = 0.0
+    path: Path = field(repr=False)  # of the record
+
+    @property
+    def record(self) -> list[Happening]:
+        """What happened in rank 0."""
+        return self.of_rank(0)
+
+    def of_rank(self, rank: int) -> list[Happening]:
+        """What happened there."""
+        return read(self.path, rank)
 
     def json(self) -> Any:
         """What --json printed."""
@@ -85,7 +93,6 @@ class Server:
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        began = time.perf_counter()
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         codes = json.loads(self.process.stdout.readline())
@@ -93,8 +100,7 @@ class Server:
             next((each for each in codes if each), 0),
             (place / "stdout").read_text(),
             (place / "stderr").read_text(),
-            read(record),
-            time.perf_counter() - began,
+            record,
         )
         assert code is None or done.code == code, (
             f"{arguments} returned {codes}:\n{done.stderr[-3000:]}"
