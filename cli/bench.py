@@ -98,6 +98,9 @@ def sample(
         Literal["auto", "float32", "bfloat16", "int8"],
         typer.Option(help="Format of the weights; auto: bfloat16 where the device is fast in it."),
     ] = "auto",
+    cuda_graphs: Annotated[
+        bool, typer.Option(help="On cuda: record a decode step, and replay it.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Samples from random weights: tokens/s, what a prompt takes, what a token takes."""
@@ -106,7 +109,7 @@ def sample(
     from nanogpt_dist.devices import pick_device
 
     workload = SampleWorkload(num_samples, prompt_tokens, max_new_tokens, rounds)
-    speed = bench_sample(config.architecture(), pick_device(device), dtype, workload)
+    speed = bench_sample(config.architecture(), pick_device(device), dtype, workload, cuda_graphs)
     _print(speed, _sample_lines(speed), json)
 
 

@@ -170,7 +170,7 @@ class Model:
         if not (prompts and num_samples >= 1):
             return []
         texts = [self.prompt_text(prompt) for prompt in prompts]
-        decoder = self._decoders[self.prepare_weights(settings.temperature)]
+        decoder = self._decoder(settings.temperature)
         return sampling.sample(decoder, self.tokenizer, texts, num_samples, settings)
 
     def stream_samples(
@@ -184,7 +184,7 @@ class Model:
 
         settings = _settings(choices)
         texts = [self.prompt_text(prompt) for prompt in prompts]
-        decoder = self._decoders[self.prepare_weights(settings.temperature)]
+        decoder = self._decoder(settings.temperature)
         yield from sampling.stream(decoder, self.tokenizer, texts, num_samples, settings)
 
     def logits(self, ids: "Sequence[int] | Sequence[Sequence[int]] | Tensor") -> "Tensor":
@@ -231,13 +231,16 @@ class Model:
 
     def prepare_weights(self, temperature: float) -> str:
         """Make the weights ready that draw at that temperature; returns their number format."""
+        return self._decoder(temperature).format
+
+    def _decoder(self, temperature: float) -> "Decoder":
         from nanogpt_dist.generation.decoder import Decoder, pick_weights
 
         device = self.gpt.lm_head.weight.device
         weights = pick_weights(self.dtype, device, greedy=temperature == 0)
         if weights not in self._decoders:
             self._decoders[weights] = Decoder(self.gpt, self.tokenizer.n_vocab, weights)
-        return weights
+        return self._decoders[weights]
 
     def prompt_text(self, prompt: str | None) -> str:
         """The prompt itself; for None what a text begins with, a line break where there is one."""

@@ -8,10 +8,10 @@ import torch
 
 from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.devices import memory_bytes, synchronize
+from nanogpt_dist.devices import memory_bytes
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder, pick_weights
-from nanogpt_dist.generation.sampling import Settings, choose, generator_of
+from nanogpt_dist.generation.sampling import Settings, generate
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.peaks import peak_tflops
@@ -67,10 +67,12 @@ def bench_sample(
     device: torch.device,
     dtype: str,
     workload: SampleWorkload,
+    cuda_graphs: bool = True,
 ) -> SampleSpeed:
     """Draw the workload once for nothing, then workload.rounds times; medians.
 
-    dtype: auto | float32 | bfloat16 | int8, the format of the weights. Raises ConfigError.
+    dtype: auto | float32 | bfloat16 | int8, the format of the weights. cuda_graphs: on CUDA, replay
+    a recorded step. Raises ConfigError.
     """
     new, rows = workload.max_new_tokens, workload.num_samples
     if workload.prompt_tokens + new > architecture.block_size:
@@ -84,13 +86,13 @@ def bench_sample(
     with torch.device("meta"):
         model = GPT(architecture)
     model = model.to_empty(device=device).tie().init_weights(0).eval()
-    decoder = Decoder(model, architecture.vocab_size, weights)
+    decoder = Decoder(model, architecture.vocab_size, weights, cuda_graphs)
     timings = _time(decoder, architecture.vocab_size, workload)
     # the first round is for nothing
     median, least, greatest = spread(timings.tokens[new - 1 :] or timings.prefills[1:])
     speed = rows * new / (spread(timings.rounds[1:])[0] / 1e3)
     peak = peak_tflops(device, decoder.dtype)
-    read = model.num_params(non_embedding=True) * {"float32": 4, "bfloat16": 2, "int8": 1}[weights]
+    read = model.num_params(non_embedding=True) * decoder.weight_bytes
     return SampleSpeed(
         tokens_per_second=speed,
         prefill_ms=spread(timings.prefills[1:])[0],
@@ -105,7 +107,7 @@ def bench_sample(
         num_samples=rows,
         prompt_tokens=workload.prompt_tokens,
         max_new_tokens=new,
-        weights=weights,
+        weights=decoder.format,
         threads=torch.get_num_threads(),
         device=device.type,
     )
@@ -118,18 +120,12 @@ def _time(decoder: Decoder, vocab_size: int, workload: SampleWorkload) -> _Timin
     prompts = torch.randint(
         vocab_size, (rows, workload.prompt_tokens), generator=generator
     ).tolist()
-    settings = Settings(max_new_tokens=new)
-    generators = [generator_of(0, i) for i in range(rows)]
-    timings = _Timings()
+    settings, timings = Settings(max_new_tokens=new, seed=0), _Timings()
     for _ in range(workload.rounds + 1):
         clock = [time.perf_counter()]
-        logits = decoder.start(prompts, new)  # (B, V)
-        for left in range(new - 1, -1, -1):
-            chosen = choose(logits, settings, generators)[:, 0]  # (B,)
-            synchronize(decoder.device)
+        # ids are there when they are on the host
+        for _ in generate(decoder, prompts, settings, range(rows)):
             clock.append(time.perf_counter())
-            if left:
-                logits = decoder.next(chosen)
         timings.prefills.append(clock[1] - clock[0])
         timings.tokens += [after - before for before, after in itertools.pairwise(clock[1:])]
         timings.rounds.append(clock[-1] - clock[0])

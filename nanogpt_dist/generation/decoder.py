@@ -4,6 +4,9 @@ A prompt goes through the model at once (prefill), then each token alone (decode
 prompts of unequal length: they stand at the left, and what stands right of a row's last token is
 overwritten, or masked.
 
+On a GPU nothing here waits for it: lengths are counted on the host, ids are read when a row needs
+them there, and what is not finite is told by whoever reads (sampling.generate()).
+
 Shape letters: B rows, T tokens of the longest prompt, S tokens in the cache, C = n_embd,
 H = n_head, K = heads of keys and values, D = C / H, F = width of the MLP, V = ids that the
 tokenizer has.
@@ -20,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt_dist.devices import keep_memory, pick_dtype
+from nanogpt_dist.devices import keep_memory, pick_dtype, set_matmul_precision
 from nanogpt_dist.errors import DivergedError
+from nanogpt_dist.generation.static_step import StaticStep, cache_length
 from nanogpt_dist.model.attention import attention, cached_attention, cpu_attention
 from nanogpt_dist.model.gpt import GPT, Block
 from nanogpt_dist.model.kernels import has_gpt2_attention
@@ -50,11 +54,18 @@ class Decoder:
 
     weights: float32, bfloat16, or int8 (matrices only, with a scale for each row; activations are
     bfloat16). LayerNorms, the residual stream and the logits are float32. n_vocab: logits of ids
-    from there on are not computed.
+    from there on are not computed. cuda_graphs: on CUDA, record a decode step and replay it.
     """
 
-    def __init__(self, model: GPT, n_vocab: int, weights: str = "float32") -> None:
-        self.model, self.config = model, model.config
+    def __init__(
+        self,
+        model: GPT,
+        n_vocab: int,
+        weights: str = "float32",
+        cuda_graphs: bool = True,
+    ) -> None:
+        self.model, self.config, self.weights = model, model.config, weights
+        self.cuda_graphs = cuda_graphs
         self.device = model.lm_head.weight.device
         if self.device.type == "cpu":
             keep_memory()
@@ -65,9 +76,26 @@ class Decoder:
         self.prefill_attention = cpu_attention if on_cpu else attention
         self.layers = [_Layer(block, weights, self.dtype) for block in model.transformer.h]
         self.head = _linear(model.lm_head.weight[:n_vocab], None, weights, self.dtype)
-        self.rows: list[list[int]] = []  # all ids of each row
+        self.lengths: list[int] = []  # of each row, in tokens
+        self.rows: list[list[int]] = []  # ids of each row, but for those of `unread`
+        self.unread: list[Tensor] = []  # (B,) each, the newest ids
+        self.left = 0  # steps that are to come
+        self.static_step: StaticStep | None = None  # on CUDA
         self.keys: list[Tensor] = []  # of each layer (B, K, S, D)
         self.values: list[Tensor] = []
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a number of a matrix, as it is in memory."""
+        if self.weights == "int8" and self.device.type == "cpu":
+            return 1
+        return self.dtype.itemsize
+
+    @property
+    def format(self) -> str:
+        """The format of the weights, for a message."""
+        in_bf16 = self.weights == "int8" and self.weight_bytes > 1
+        return "int8, held in bfloat16" if in_bf16 else self.weights
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
@@ -78,25 +106,43 @@ class Decoder:
         """
         block_size = self.config.block_size
         self.model.refuse_unknown(max(map(max, prompts)))
-        self.rows = [list(prompt) for prompt in prompts]
-        S = min(max(map(len, self.rows)) + max_new_tokens, block_size)
-        shape = (len(prompts), self.config.kv_heads, S, self.config.head_size)
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in self.layers]
-            for _ in range(2)
-        )
+        set_matmul_precision(self.device, str(self.dtype).removeprefix("torch."))
+        self.rows, self.unread = [list(prompt) for prompt in prompts], []
+        self.lengths, self.left = list(map(len, self.rows)), max_new_tokens - 1
         contexts = [tuple(row[-block_size:]) for row in self.rows]
+        self._make_caches(min(max(self.lengths) + max_new_tokens, block_size))
+        if self.static_step is not None:
+            self.static_step.begin(list(map(len, contexts)))
         # several samples after one prompt: it is read once
         distinct = list(dict.fromkeys(contexts))
         which = torch.tensor([distinct.index(context) for context in contexts], device=self.device)
         return self._prefill(distinct, which)[which]
 
+    def _make_caches(self, tokens: int) -> None:
+        """Empty caches with room for `tokens`; on CUDA those at hand if they are of that size."""
+        on_cuda, rows = self.device.type == "cuda", len(self.rows)
+        S = cache_length(tokens, self.config.block_size) if on_cuda else tokens
+        shape = (rows, self.config.kv_heads, S, self.config.head_size)
+        if on_cuda and self.keys and self.keys[0].shape == shape:
+            torch._foreach_zero_([*self.keys, *self.values])
+            return
+        self.static_step = None  # its graphs hold the caches
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in self.layers]
+            for _ in range(2)
+        )
+        if on_cuda:
+            self.static_step = StaticStep(
+                self._decode_static, rows, S, self.device, self.cuda_graphs
+            )
+
     @torch.inference_mode()
     def next(self, ids: Tensor) -> Tensor:
         """Append an id to each row, (B,) int64; returns the logits that follow (B, V)."""
-        for row, chosen in zip(self.rows, ids.tolist(), strict=True):
-            row.append(chosen)
-        full = [i for i, row in enumerate(self.rows) if len(row) > self.config.block_size]
+        self.unread.append(ids)
+        self.left -= 1
+        self.lengths = [length + 1 for length in self.lengths]
+        full = [i for i, length in enumerate(self.lengths) if length > self.config.block_size]
         if len(full) == len(self.rows):
             return self._without_cache(full)
         logits = self._decode(ids)
@@ -104,12 +150,21 @@ class Decoder:
             logits[full] = self._without_cache(full)
         return logits
 
+    def all_ids(self) -> list[list[int]]:
+        """The ids of each row so far; waits for the device where some have not been read."""
+        if self.unread:
+            new = torch.stack(self.unread, 1).tolist()  # (B, number of them)
+            self.rows = [row + more for row, more in zip(self.rows, new, strict=True)]
+            self.unread = []
+        return self.rows
+
     def _without_cache(self, which: list[int]) -> Tensor:
         """Logits of rows longer than block_size: (number of rows, V).
 
         All positions have moved on, so that no cache is of use.
         """
-        return self._prefill([tuple(self.rows[i][-self.config.block_size :]) for i in which], None)
+        rows = self.all_ids()
+        return self._prefill([tuple(rows[i][-self.config.block_size :]) for i in which], None)
 
     def _prefill(self, contexts: Sequence[Sequence[int]], rows: Tensor | None) -> Tensor:
         """Logits after each context: (B, V).
@@ -117,7 +172,7 @@ class Decoder:
         rows: the context of each row of the caches; None: fill no cache.
         """
         lengths = torch.tensor([len(context) for context in contexts], device=self.device)
-        T = int(lengths.max())
+        T = max(map(len, contexts))
         ids = torch.tensor(
             [[*context, *[0] * (T - len(context))] for context in contexts], device=self.device
         )
@@ -132,8 +187,11 @@ class Decoder:
         return self._logits(x[torch.arange(len(contexts), device=self.device), lengths - 1])
 
     def _decode(self, ids: Tensor) -> Tensor:
-        """Logits after one more token of each row, which is the last in self.rows: (B, V)."""
-        ends = [min(len(row), self.config.block_size) for row in self.rows]
+        """Logits after one more token of each row, which self.lengths counts already: (B, V)."""
+        ends = [min(length, self.config.block_size) for length in self.lengths]
+        if self.static_step is not None:
+            left = min(self.left, self.config.block_size - min(ends))
+            return self.static_step(ids, max(ends), left)
         S, mask = max(ends), None
         last = torch.tensor(ends, device=self.device) - 1  # (B,)
         each = torch.arange(len(ends), device=self.device)
@@ -153,9 +211,30 @@ class Decoder:
             x = layer.after_attention(x, layer.join_heads(y).to(self.dtype))
         return self._logits(x[:, 0])
 
+    def _decode_static(self, ids: Tensor, last: Tensor, S: int) -> Tensor:
+        """_decode() over the first S of the caches, whatever the rows' lengths: (B, V).
+
+        last: position of each row's new id, (B,). Of all operations shapes and addresses are the
+        same each time, and none waits for the device.
+        """
+        each = torch.arange(len(ids), device=self.device)
+        behind = torch.arange(S, device=self.device) > last[:, None]  # (B, S)
+        mask = torch.zeros(behind.shape, dtype=self.cache_dtype, device=self.device)
+        mask = mask.masked_fill(behind, float("-inf"))[:, None, None]  # (B, 1, 1, S), added
+        positions = with_rotary_angles(last[:, None], self.config)
+        x = self.model.transformer.embed(ids[:, None], positions.position_ids)  # (B, 1, C)
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            # (B, H, 1, D), 2 × (B, K, 1, D)
+            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions)
+            keys[each, :, last], values[each, :, last] = k[:, :, 0], v[:, :, 0]
+            y = cached_attention(q, keys[:, :, :S], values[:, :, :S], mask)  # (B, H, 1, D)
+            x = layer.after_attention(x, layer.join_heads(y).to(self.dtype))
+        return self._logits(x[:, 0])
+
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.head(self.model.transformer.ln_f(x).to(self.dtype)).float()  # (B, V)
-        if not torch.isfinite(logits).all():
+        # elsewhere to look would be to wait
+        if self.device.type == "cpu" and not torch.isfinite(logits).all():
             raise DivergedError
         return logits
 
@@ -225,10 +304,16 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def _int8_product(weight: Tensor, scale: Tensor) -> Linear:
-    """The product with int8 weights, by torch's private kernel where it has one."""
+    """The product with int8 weights, by torch's private kernel for CPUs where there is one.
+
+    Elsewhere the whole numbers stand in bfloat16, which has them exactly: the same product, with
+    the memory and the speed of bfloat16. CUDA's kernel is no faster (one thread for each number of
+    the result), and to make them bfloat16 at each product would take longer than the product.
+    """
     kernel = getattr(torch, "_weight_int8pack_mm", None)
     if kernel is None or weight.device.type != "cpu":
-        return lambda x: F.linear(x, weight.to(x.dtype)) * scale
+        whole = weight.to(scale.dtype)
+        return lambda x: F.linear(x, whole) * scale
 
     def multiply(x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.size(-1))

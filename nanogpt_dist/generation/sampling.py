@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.tokenizer import Tokenizer
@@ -47,9 +48,27 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """
     ordered, index = logits.sort(descending=True)
     probability = ordered.softmax(-1)
-    before = probability.cumsum(-1) - probability  # probability of all that is more likely
+    before = _running_sum(probability) - probability  # probability of all that is more likely
     out = (before >= p) & (before > 0)
     return logits.masked_fill(out.scatter(-1, index, out), float("-inf"))
+
+
+def upload(values: Tensor, like: Tensor) -> Tensor:
+    """`values` of the host's where `like` is; a GPU gets them while it goes on working."""
+    if like.device.type == "cuda":
+        return values.pin_memory().to(like.device, non_blocking=True)
+    return values.to(like.device)
+
+
+def _running_sum(probability: Tensor) -> Tensor:
+    """cumsum of each row: (B, K) → (B, K), of equal bits each time.
+
+    CUDA adds up a single row in parts, in the order in which they happen to be ready; several rows
+    each by one block of threads.
+    """
+    if probability.is_cuda and len(probability) == 1:
+        return probability.expand(2, -1).cumsum(-1)[:1]
+    return probability.cumsum(-1)
 
 
 def choose(logits: Tensor, settings: Settings, generators: Sequence[torch.Generator]) -> Tensor:
@@ -63,9 +82,9 @@ def choose(logits: Tensor, settings: Settings, generators: Sequence[torch.Genera
     logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
     if settings.top_p is not None:
         logits = keep_top_p(logits, settings.top_p)
-    reached = logits.softmax(-1).cumsum(-1)  # (B, K)
+    reached = _running_sum(logits.softmax(-1))  # (B, K)
     # (B, 1), in [0, 1)
-    drawn = torch.cat([torch.rand(1, 1, generator=each) for each in generators]).to(logits.device)
+    drawn = upload(torch.cat([torch.rand(1, 1, generator=each) for each in generators]), reached)
     # the first that goes beyond
     chosen = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)
     last = (reached < reached[:, -1:]).sum(-1, keepdim=True)  # the last that has a probability
@@ -82,16 +101,51 @@ def generate(
     """The next token of every row, again and again: B prompts → max_new_tokens × (B,).
 
     prompts: none is empty. indices: which sample after its prompt a row is; None: each the first.
-    The context is cropped to the last block_size tokens. Raises DivergedError for logits that are
-    not finite, BadDataError for an id that the model has no row for.
+    The context is cropped to the last block_size tokens. The ids are the host's, (B,) int64; on a
+    GPU they are all that is read from it, once a token, while it is at work on the next.
+
+    Raises DivergedError for logits that are not finite, BadDataError for an id that the model has
+    no row for.
     """
+    on_cpu = decoder.device.type == "cpu"
     logits = decoder.start(prompts, settings.max_new_tokens)  # (B, V)
     generators = [generator_of(settings.seed, index) for index in indices or [0] * len(prompts)]
     for left in range(settings.max_new_tokens - 1, -1, -1):
         chosen = choose(logits, settings, generators)[:, 0]  # (B,)
-        yield chosen
+        if on_cpu:
+            yield chosen
+        else:
+            arriving = _Arriving(chosen, logits)
         if left:
             logits = decoder.next(chosen)
+        if not on_cpu:
+            yield arriving.ids()
+
+
+class _Arriving:
+    """Ids on their way from the device, (B,), and whether the logits they are of were finite."""
+
+    def __init__(self, ids: Tensor, logits: Tensor) -> None:
+        finite = torch.isfinite(logits).all()
+        found = torch.cat([ids, finite[None].to(ids.dtype)])  # (B + 1,)
+        self.event: torch.cuda.Event | None = None
+        if ids.device.type != "cuda":
+            self.found = found  # .tolist() waits
+            return
+        self.found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        self.found.copy_(found, non_blocking=True)
+        with torch.cuda.device(ids.device):
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def ids(self) -> Tensor:
+        """The ids, on the host. Raises DivergedError."""
+        if self.event is not None:
+            self.event.synchronize()
+        *ids, finite = self.found.tolist()
+        if not finite:
+            raise DivergedError
+        return torch.tensor(ids)
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:

@@ -89,9 +89,8 @@ def test_sample(nanogpt: Run, dtype: str) -> None:
         found["weights"],
     ) == (3, 5, 7, dtype)
     whole_ms = found["prefill_ms"] + 6 * found["ms_per_update"]
-    assert found["tokens_per_second"] == pytest.approx(3 * 7 / whole_ms * 1e3, rel=0.5), (
-        "both are medians"
-    )
+    by_parts = 3 * 7 / whole_ms * 1e3
+    assert by_parts / 3 < found["tokens_per_second"] < by_parts * 3, "both are medians"
 
 
 def test_sample_says_what_is_too_long(nanogpt: Run) -> None:

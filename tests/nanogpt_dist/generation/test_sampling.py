@@ -156,7 +156,7 @@ def test_a_sample_ends_before_end_of_text(model: GPT) -> None:
 
         def next(self, ids: torch.Tensor) -> torch.Tensor:
             super().next(ids)
-            return F.one_hot(torch.tensor([256 if len(self.rows[0]) > 4 else 65]), 257) * 99.0
+            return F.one_hot(torch.tensor([256 if self.lengths[0] > 4 else 65]), 257) * 99.0
 
         def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> torch.Tensor:
             return (
