@@ -209,7 +209,7 @@ def peaks_of_the_machine() -> dict[str, float]:
     """TFLOP/s of a matmul of 1024² in each format."""
     import torch
 
-    from nanogpt_dist.devices import peak_tflops
+    from nanogpt_dist.peaks import peak_tflops
 
     cpu = torch.device("cpu")
     return {

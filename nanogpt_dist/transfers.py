@@ -53,6 +53,13 @@ def to_device(staged: Staged, device: torch.device) -> list[tuple[Tensor, Tensor
     ]
 
 
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """`values`, which are in CPU memory, on `device`; on CUDA nobody waits for the copy."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 class Moment:
     """When the device has done all that it was given until now; `b - a` is in seconds.
 

@@ -12,7 +12,7 @@ from nanogpt_dist import checkpoint, storage, tokenizer
 from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.devices import memory_bytes, pick_dtype
+from nanogpt_dist.devices import memory_bytes, pick_dtype, synchronize
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
@@ -60,6 +60,7 @@ def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> Io
     for parameter in train_step.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     train_step.optimizer.step()  # which makes the moments
+    synchronize(world.device)
     place = folder / world.broadcast_text(f".bench-io-{secrets.token_hex(4)}")
     try:
         return _measure(train_step, place, rounds)
@@ -93,6 +94,7 @@ def _measure(train_step: TrainStep, place: Path, rounds: int) -> IoSpeed:
     verified = time.perf_counter()
     with world.raise_on_all_ranks():
         train_step.load(saved, {})
+        synchronize(world.device)
     loaded = time.perf_counter()
     save_ms = spread(saving)[0]
     return IoSpeed(

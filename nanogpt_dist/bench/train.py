@@ -22,8 +22,8 @@ from nanogpt_dist.model import kernels
 from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.plan import fit_to_data, plan_batches
-from nanogpt_dist.training.step import TrainStep
-from nanogpt_dist.transfers import Staged, stager
+from nanogpt_dist.training.step import StepResult, TrainStep
+from nanogpt_dist.transfers import Moment, Staged, stager
 
 WARM_UP = 2  # steps that do not count: kernels are chosen, memory is got, the model is compiled
 AT_LEAST = 3  # steps that do
@@ -135,20 +135,29 @@ def bench_train(
 
 
 def _time(train_step: TrainStep, prefetcher: Prefetcher[Staged], duration: Duration) -> list[float]:
-    """Seconds of each of the steps from WARM_UP on."""
-    took: list[float] = []
-    for step in range(WARM_UP):
-        train_step.step(step, prefetcher.get(step))
+    """Seconds of each of the steps from WARM_UP on, on CUDA by its clock.
+
+    As in training a step is begun before the result of the one before it is read.
+    """
+    results = [train_step.step(step, prefetcher.get(step)) for step in range(WARM_UP)]
+    wait_for(results[-1])
+    spans: list[tuple[Moment, Moment]] = []
     deadline = time.perf_counter() + duration.seconds
-    while len(took) < duration.steps and (
-        len(took) < AT_LEAST or not train_step.world.any(time.perf_counter() > deadline)
+    while len(spans) < duration.steps and (
+        len(spans) < AT_LEAST or not train_step.world.any(time.perf_counter() > deadline)
     ):
-        step = WARM_UP + len(took)
-        start = time.perf_counter()
-        train_step.step(step, prefetcher.get(step))
-        synchronize(train_step.world.device)
-        took.append(time.perf_counter() - start)
-    return took
+        step = WARM_UP + len(spans)
+        start = Moment(train_step.world.device)
+        results.append(train_step.step(step, prefetcher.get(step)))
+        spans.append((start, results[-1].made))
+        wait_for(results[-2])
+    wait_for(results[-1])
+    return [end - start for start, end in spans]
+
+
+def wait_for(result: StepResult) -> None:
+    """Return once the device has made the step."""
+    assert result.loss is not None
 
 
 def _time_phases(
@@ -168,7 +177,8 @@ def _time_phases(
     if world.size == 1 and trace is None:
         return each, None
     with profiler(world.device) as profile:
-        train_step.step(step + TIMED_STEPS, prefetcher.get(step + TIMED_STEPS))
+        wait_for(train_step.step(step + TIMED_STEPS, prefetcher.get(step + TIMED_STEPS)))
+        synchronize(world.device)  # all kernels of the step are in the trace
     if world.size > 1:
         each["communication"] = communication_ms(profile)
     if trace is None:

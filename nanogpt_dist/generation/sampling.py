@@ -21,6 +21,7 @@ from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.transfers import upload
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,6 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(out.scatter(-1, index, out), float("-inf"))
 
 
-def upload(values: Tensor, like: Tensor) -> Tensor:
-    """`values` of the host's where `like` is; a GPU gets them while it goes on working."""
-    if like.device.type == "cuda":
-        return values.pin_memory().to(like.device, non_blocking=True)
-    return values.to(like.device)
-
-
 def _running_sum(probability: Tensor) -> Tensor:
     """cumsum of each row: (B, K) → (B, K), of equal bits each time.
 
@@ -84,7 +78,8 @@ def choose(logits: Tensor, settings: Settings, generators: Sequence[torch.Genera
         logits = keep_top_p(logits, settings.top_p)
     reached = _running_sum(logits.softmax(-1))  # (B, K)
     # (B, 1), in [0, 1)
-    drawn = upload(torch.cat([torch.rand(1, 1, generator=each) for each in generators]), reached)
+    drawn = torch.cat([torch.rand(1, 1, generator=each) for each in generators])
+    drawn = upload(drawn, reached.device)
     # the first that goes beyond
     chosen = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)
     last = (reached < reached[:, -1:]).sum(-1, keepdim=True)  # the last that has a probability

@@ -15,6 +15,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.transfers import upload
 
 # ids of a context, which is not empty, and of what follows
 Request = tuple[Sequence[int], Sequence[int]]
@@ -50,17 +51,23 @@ class Scorer:
         """The Score of each request; all ranks call it together, with the same requests.
 
         Batches do not depend on the ranks, and each rank adds its own to zeros: so the sums are
-        exact. Raises DivergedError; BadDataError for an id without a row in the token embedding.
+        exact. The device is waited for once, at the end. Raises DivergedError; BadDataError for an
+        id without a row in the token embedding.
         """
         rows = [self._row(context, following) for context, following in requests]
         self.model.refuse_unknown(max((max(ids) for ids, _ in rows), default=0))
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))  # the longest first
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         found = torch.zeros(2, len(rows), dtype=torch.float64)
+        mine: list[int] = []  # of which request
+        scores: list[Tensor] = []  # (2, B) each
         for batch, counts in self.world.split_over_ranks(batches):
-            scores = self._batch([rows[i] for i in batch])
+            scored = self._batch([rows[i] for i in batch])
             if counts:
-                found[:, batch] = scores
+                mine += batch
+                scores.append(scored)
+        if scores:
+            found[:, mine] = torch.cat(scores, 1).cpu().double()  # mps has no float64
         found = self.world.sum(found)
         if not torch.isfinite(found).all():
             raise DivergedError
@@ -76,11 +83,10 @@ class Scorer:
         return ids, min(len(following), len(ids) - 1)
 
     def _batch(self, rows: list[tuple[list[int], int]]) -> Tensor:
-        """Log-likelihoods and whether greedy: (2, B) float64."""
+        """Log-likelihoods and whether greedy: (2, B) float32, on the device."""
         T = max(len(ids) for ids, _ in rows) - 1
-        padded = torch.tensor(
-            [[*ids, *[0] * (T + 1 - len(ids))] for ids, _ in rows], device=self.world.device
-        )
+        padded = torch.tensor([[*ids, *[0] * (T + 1 - len(ids))] for ids, _ in rows])
+        padded = upload(padded, self.world.device)
         with autocast(self.world.device, self.dtype):
             # (B, T, V); what stands behind a row changes nothing in it
             logits = self.model.logits(padded[:, :-1])
@@ -91,7 +97,7 @@ class Scorer:
             log_p = F.log_softmax(row[last, : self.tokenizer.n_vocab].float(), dim=-1)  # (n, V)
             likely = log_p.gather(1, wanted[:, None]).sum()
             found.append(torch.stack([likely, (log_p.argmax(1) == wanted).all().to(likely.dtype)]))
-        return torch.stack(found, 1).cpu().double()
+        return torch.stack(found, 1)
 
 
 def pair(tokenizer: Tokenizer, context: str, following: str) -> Request:
