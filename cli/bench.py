@@ -204,8 +204,9 @@ def _train_lines(speed: "TrainSpeed") -> list[str]:
 
 
 def _sample_lines(speed: "SampleSpeed") -> list[str]:
+    held = ", held in bfloat16" if speed.weights == "int8" and speed.device != "cpu" else ""
     return [
-        f"{speed.parameters:,} parameters · {speed.device}, weights in {speed.weights}, "
+        f"{speed.parameters:,} parameters · {speed.device}, weights in {speed.weights}{held}, "
         f"{speed.threads} threads",
         f"{speed.num_samples} × {speed.prompt_tokens} → {speed.max_new_tokens} tokens: "
         f"{speed.tokens_per_second:,.1f} new tokens/s · {speed.memory_bytes / GB:.2f} GB",

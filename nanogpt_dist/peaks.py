@@ -87,7 +87,8 @@ def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3
     return _measured_peak(device, dtype, exact, measure_s)
 
 
-MATMUL_WIDTH = {"cpu": 1024, "cuda": 8192, "mps": 4096}  # enough to have all units at work
+WIDTH, WIDEST = 1024, {"cuda": 8192, "mps": 4096}  # of the matrices; wide enough: all units work
+LONG_S = 0.005  # a product that takes so long need not be of wider ones
 
 
 @functools.cache
@@ -97,17 +98,22 @@ def _measured_peak(
     exact: bool,  # one figure for each precision
     measure_s: float,
 ) -> float:
-    n = MATMUL_WIDTH.get(device.type, 1024)
-    while True:
+    n, widest = WIDTH, WIDEST.get(device.type, WIDTH)
+    while n < widest and _matmul_seconds(n, device, dtype) < LONG_S:
         try:
-            return 2 * n**3 / _matmul_seconds(n, device, dtype, measure_s) / 1e12
+            _matmul_seconds(2 * n, device, dtype)
         except torch.OutOfMemoryError:  # beside a model that fills the device
-            if n <= 1024:
-                raise
-            n //= 2
+            break
+        n *= 2
+    return 2 * n**3 / _matmul_seconds(n, device, dtype, measure_s) / 1e12
 
 
-def _matmul_seconds(n: int, device: torch.device, dtype: torch.dtype, measure_s: float) -> float:
+def _matmul_seconds(
+    n: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    measure_s: float = 0.0,
+) -> float:
     """Seconds of the fastest product of two n × n matrices, of as many as `measure_s` has."""
     a, b = (
         torch.randn(n, n, device=device, dtype=dtype, generator=_generator(device))
@@ -115,7 +121,8 @@ def _matmul_seconds(n: int, device: torch.device, dtype: torch.dtype, measure_s:
     )
     a @ b
     synchronize(device)
-    best, deadline = float("inf"), time.perf_counter() + measure_s
+    deadline = time.perf_counter() + measure_s
+    best = seconds_of(device, lambda: a @ b)
     while time.perf_counter() < deadline:
         best = min(best, seconds_of(device, lambda: a @ b))
     return best

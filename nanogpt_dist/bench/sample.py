@@ -107,7 +107,7 @@ def bench_sample(
         num_samples=rows,
         prompt_tokens=workload.prompt_tokens,
         max_new_tokens=new,
-        weights=decoder.format,
+        weights=weights,
         threads=torch.get_num_threads(),
         device=device.type,
     )

@@ -61,16 +61,10 @@ def _mark_steps(module: ModuleType) -> None:
     module.TrainStep.step = marked
 
 
-def _shrink_matmul(module: ModuleType) -> None:
-    """The product by which a peak is measured would take a CPU ten seconds."""
-    module.MATMUL_WIDTH["cuda"] = 128
-
-
 BEFORE: dict[str, Callable[[], None]] = {"torch": load_library}
 AFTER: dict[str, Callable[[ModuleType], None]] = {
     "torch": _install_device,
     "torch.distributed.distributed_c10d": _install_nccl,
-    "nanogpt_dist.peaks": _shrink_matmul,
     "nanogpt_dist.training.step": _mark_steps,
 }
 

@@ -110,16 +110,34 @@ def test_tf32_is_half_of_bfloat16_and_exact_float32_is_measured(
         torch.set_float32_matmul_precision("highest")
 
 
-def test_a_measured_peak_is_of_a_matmul_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpus_peak_is_measured() -> None:
     assert peaks.peak_tflops(torch.device("cpu"), torch.float32, 0.05) > 0.001
-    sizes = []
 
+
+@pytest.mark.parametrize(
+    ("room", "seconds_at_1024", "widest"),
+    [(8192, 1e-5, 8192), (2048, 1e-5, 2048), (8192, 1.0, 1024), (8192, 1e-3, 2048)],
+)
+def test_a_measured_peak_is_of_matrices_that_keep_the_gpu_at_work_and_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    seconds_at_1024: float,
+    widest: int,
+) -> None:
     def seconds(n: int, *about: object) -> float:
-        sizes.append(n)
-        if n > 2048:
+        if n > room:
             raise torch.OutOfMemoryError
-        return 1.0
+        return seconds_at_1024 * (n / 1024) ** 3
 
     monkeypatch.setattr(peaks, "_matmul_seconds", seconds)
-    assert peaks.peak_tflops(CUDA, torch.float32, 0.07) == 2 * 2048**3 / 1e12
-    assert sizes == [8192, 4096, 2048]
+    peaks._measured_peak.cache_clear()
+    found = peaks.peak_tflops(CUDA, torch.float32)
+    assert found == pytest.approx(2 * 1024**3 / seconds_at_1024 / 1e12)
+    measured: list[int] = []
+    monkeypatch.setattr(
+        peaks, "_matmul_seconds", lambda n, *about: measured.append(n) or seconds(n)
+    )
+    peaks._measured_peak.cache_clear()
+    peaks.peak_tflops(CUDA, torch.float32)
+    peaks._measured_peak.cache_clear()
+    assert measured[-1] == widest
