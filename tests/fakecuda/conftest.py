@@ -1,4 +1,4 @@
-"""The server of all commands on the fake GPU, and a small corpus of many documents."""
+"""Commands on the fake GPU and beside it, and a small corpus of many documents."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,16 +7,6 @@ import pytest
 
 from tests.conftest import build, write_jsonl
 from tests.fakecuda.server import Done, Server
-
-
-@pytest.fixture(scope="session")
-def server(
-    fake_gpu: Callable[..., dict[str, str]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
-    server = Server(fake_gpu, tmp_path_factory.mktemp("commands"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -82,8 +82,8 @@ class Server:
         self.commands += 1
         place = self.folder / str(self.commands)
         place.mkdir()
-        record = place / "record.jsonl"
-        environment = {**self.environment(record=record, **device), **(variables or {})}
+        record = Path(str(device.setdefault("record", place / "record.jsonl")))
+        environment = {**self.environment(**device), **(variables or {})}
         request = {
             "arguments": [str(each) for each in arguments],
             "folder": str(folder),

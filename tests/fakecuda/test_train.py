@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import completed
 from tests.fakecuda.record import read
 from tests.fakecuda.runs import (
     STEPS,
@@ -259,16 +260,21 @@ def test_a_gpu_that_is_full(gpu: Gpu, corpus: Path) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", ["torchrun", "launch"])
 def test_started_as_a_user_starts_it(
-    nanogpt_on_gpu: Callable[..., object],
+    fake_gpu: Callable[..., dict[str, str]],
     trainings: Trainings,
     tmp_path: Path,
     how: str,
 ) -> None:
     line = [*TRAIN, *FP32, "--dataset", trainings.corpus, "--device", "cuda", "--out-dir", "run"]
     record = tmp_path / "record.jsonl"
-    if how == "torchrun":
-        nanogpt_on_gpu(*line, ranks=2, record=record)
-    else:
-        nanogpt_on_gpu("launch", "--nproc-per-node", 2, *line, record=record)
+    launch = ["launch", "--nproc-per-node", 2] if how == "launch" else []
+    completed(
+        *launch,
+        *line,
+        ranks=0 if launch else 2,
+        code=0,
+        folder=tmp_path,
+        environment=fake_gpu(record=record),
+    )
     assert losses(tmp_path / "run") == losses(trainings.run("cuda", "ddp")[0])
     assert read(record, 1), "the second rank has the fake GPU, too"
