@@ -18,17 +18,23 @@ import torch
 from nanogpt_dist.errors import ConfigError
 
 
-def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
+def pick_device(
+    name: str,
+    local_rank: int = 0,
+    local_size: int = 1,
+    group: bool = False,
+) -> torch.device:
     """`auto` is cuda, else mps, else cpu; each rank of a machine gets a GPU of its own.
 
-    Raises ConfigError where the device is not there.
+    group: whether there is a process group, also of one; no library of collectives has tensors of
+    mps, so that `auto` is cpu then. Raises ConfigError where the device is not there.
     """
     if name == "auto":
         name = (
             "cuda"
             if torch.cuda.is_available()
             else "mps"
-            if torch.backends.mps.is_available()
+            if torch.backends.mps.is_available() and not group
             else "cpu"
         )
     if name == "cuda":
@@ -43,6 +49,11 @@ def pick_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.de
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("no mps device found; type --device cpu")
+    if name == "mps" and group:
+        raise ConfigError(
+            "mps has no collectives, so one process without ddp or fsdp: leave torchrun and "
+            "--strategy out, or type --device cpu"
+        )
     return torch.device(name)
 
 
@@ -78,6 +89,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
     }[name]
+
+
+def check_recomputing(device: torch.device, dropout: float) -> None:
+    """Raises ConfigError where a pass that is computed again drops other elements than before.
+
+    torch's activation checkpointing does not keep the state of mps's generator.
+    """
+    if device.type == "mps" and dropout > 0:
+        raise ConfigError(
+            "--activation-checkpointing on mps would draw another dropout the second time: type "
+            "--activation-checkpointing none or --dropout 0"
+        )
 
 
 def dtype_name(dtype: torch.dtype, setting: str) -> str:

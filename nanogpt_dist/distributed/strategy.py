@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import check_recomputing
 from nanogpt_dist.distributed.memory import ddp_fits
 from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
@@ -119,6 +120,7 @@ def lay_out(
 
     def wrap(forward: BlockForward) -> BlockForward:
         if config.activation_checkpointing != "none":
+            check_recomputing(world.device, config.dropout)
             forward = checkpointed(forward, config.activation_checkpointing)
         return torch.compile(forward) if compile_blocks else forward
 

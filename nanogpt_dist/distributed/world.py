@@ -217,7 +217,7 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
         raise ConfigError(
             f"RANK={rank}, but WORLD_SIZE is {size}: unset RANK, or start with torchrun"
         )
-    device = pick_device(device_name, local_rank, local_size)
+    device = pick_device(device_name, local_rank, local_size, group=size > 1 or group)
     if device.type == "cuda":
         use_expandable_segments()
         torch.cuda.set_device(device)

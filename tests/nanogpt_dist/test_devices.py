@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from nanogpt_dist import devices
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed.strategy import Layout, lay_out
+from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import pick_weights
 
@@ -116,6 +119,31 @@ def test_mps_shares_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert devices.total_memory_bytes(MPS) == 24 * 2**30
     assert devices.free_memory_bytes(MPS) == 23 * 2**30
     assert devices.memory_bytes(MPS) == 2**30
+
+
+def test_mps_is_for_one_process_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device("auto").type == "mps"
+    assert devices.pick_device("mps").type == "mps"
+    # gloo has no tensors of mps
+    assert devices.pick_device("auto", 0, 2, group=True).type == "cpu"
+    with pytest.raises(ConfigError, match="no collectives"):
+        devices.pick_device("mps", 0, 1, group=True)
+    with pytest.raises(ConfigError, match="no collectives"), connect("mps", 10, group=True):
+        pass
+
+
+def test_mps_would_draw_another_dropout_in_a_pass_that_is_computed_again() -> None:
+    config = TrainConfig(
+        **{"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "vocab_size": 8},
+        dropout=0.1,
+        activation_checkpointing="full",
+    )
+    world = World(rank=0, local_rank=0, size=1, device=MPS, backend=None)
+    with pytest.raises(ConfigError, match="another dropout"):
+        lay_out(config, Layout("single", 1, 1), world, torch.float32)
+    # torch.utils.checkpoint keeps the state of a device's generator where there is this mark
+    assert not hasattr(torch.mps, "_initialized")
 
 
 def test_types_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
