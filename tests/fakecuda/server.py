@@ -205,6 +205,10 @@ def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
 
             record.happenings.clear()
             device.configure()
+        if "FAKECUDA_BRANCHES" in variables:
+            from tests.fakecuda import branches
+
+            branches.watch(Path(variables["FAKECUDA_BRANCHES"]))
         from nanogpt_dist.__main__ import main
 
         main()

@@ -492,6 +492,15 @@ Tensor& set_whole_storage(Tensor& self, Storage source) {
 
 void record_stream(Tensor&, c10::Stream) {}
 
+// Products of half precision whose result is not rounded to it, which a CPU does not have.
+Tensor mm_in_float(const Tensor& a, const Tensor& b, at::ScalarType out) {
+  TORCH_CHECK(
+      a.scalar_type() == out ||
+          (out == at::kFloat && (a.scalar_type() == at::kHalf || a.scalar_type() == at::kBFloat16)),
+      "out_dtype must be the same as input dtype or fp32 for fp16/bf16 inputs");
+  return at::matmul(a.to(out), b.to(out));
+}
+
 // --- attention --------------------------------------------------------------------------------
 
 // Flash attention takes half precision without a mask, memory-efficient attention the rest; both
@@ -692,6 +701,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("set_.source_Tensor", &set_tensor);
   m.impl("set_.source_Storage", &set_whole_storage);
   m.impl("record_stream", &record_stream);
+  m.impl("mm.dtype", &mm_in_float);
+  m.impl("bmm.dtype", &mm_in_float);
   m.impl("_fused_sdp_choice", &sdp_choice);
   m.impl("_scaled_dot_product_flash_attention", &flash_attention);
   m.impl("_scaled_dot_product_flash_attention_backward", &flash_attention_backward);

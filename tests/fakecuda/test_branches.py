@@ -1,0 +1,65 @@
+"""Every branch of the program for CUDA is run through, by a command on the fake GPU."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakecuda import branches
+from tests.fakecuda.runs import BATCH, SIZE, TRAIN
+from tests.fakecuda.server import Server
+
+# Compiled code is Dynamo's, not the line that a trace sees.
+STEPS = [*TRAIN, "--dataset", "DATA", "--max-iters", 3, "--eval-interval", 2, "--no-compile"]
+COMMANDS: dict[str, tuple[int, list[object]]] = {
+    "train": (0, [*STEPS, "--out-dir", "run", "--async-save", "--chunked-loss"]),
+    "train, compiled": (0, [*STEPS[:-1], "--out-dir", "compiled"]),
+    "train float16": (0, [*STEPS, "--out-dir", "float16", "--dtype", "float16"]),
+    "train float32, deterministic": (
+        0,
+        [*STEPS, "--out-dir", "exact", "--dtype", "float32", "--deterministic"],
+    ),
+    "train ddp": (2, [*STEPS, "--out-dir", "ddp", "--strategy", "ddp"]),
+    "train by itself": (2, [*STEPS, "--out-dir", "auto", "--device", "cuda"]),
+    "train fsdp, offload": (2, [*STEPS, "--out-dir", "fsdp", "--cpu-offload"]),
+    "train, intra-document": (0, [*STEPS, "--out-dir", "documents", "--intra-document"]),
+    "bench train": (
+        0,
+        ["bench", "train", *SIZE, *BATCH, "--updates", 3, "--profile", "trace", "--device", "cuda"],
+    ),
+    "bench sample": (0, ["bench", "sample", *SIZE, "--rounds", 2, "--max-new-tokens", 6]),
+    "bench io": (0, ["bench", "io", *SIZE, "--rounds", 2]),
+    "sample": (0, ["sample", "run", "--prompt", "a", "--prompt", "b", "--max-new-tokens", 6]),
+    "sample one": (0, ["sample", "run", "--num-samples", 1, "--top-p", 0.9]),
+    "eval": (0, ["eval", "run", "--device", "cuda"]),
+}
+OLD_CARD = [*STEPS, "--out-dir", "tf32", "--dtype", "tf32"]
+
+
+@pytest.mark.thorough
+def test_every_branch_for_cuda_is_run_through(
+    server: Server,
+    short_documents: Path,
+    tmp_path: Path,
+) -> None:
+    by: dict[branches.Line, str] = {}
+    for name, (ranks, line) in COMMANDS.items():
+        path = tmp_path / f"{name}.branches"
+        arguments = [short_documents if each == "DATA" else each for each in line]
+        variables = {"FAKECUDA_BRANCHES": str(path)}
+        server.run(*arguments, folder=tmp_path, ranks=ranks, variables=variables)
+        for each in branches.read(path):
+            by.setdefault(each, name)
+    path = tmp_path / "refused.branches"
+    arguments = [short_documents if each == "DATA" else each for each in OLD_CARD]
+    variables = {"FAKECUDA_BRANCHES": str(path)}
+    server.run(*arguments, folder=tmp_path, variables=variables, capability="7.5", code=78)
+    for each in branches.read(path):
+        by.setdefault(each, "train tf32 on a card without it")
+    wanted = branches.branches()
+    for (file, number), text in wanted.items():
+        print(f"{file}:{number} | {text} | {by.get((file, number), '-')}")
+    assert len(wanted) > 50
+    left = {f"{file}:{number} {text}" for (file, number), text in wanted.items()} - {
+        f"{file}:{number} {wanted[file, number]}" for file, number in by
+    }
+    assert left == set()
