@@ -41,8 +41,8 @@ def test_train_on_two_ranks_with_a_trace(gpu: Gpu, tmp_path: Path, strategy: str
 def test_sample(gpu: Gpu, dtype: str) -> None:
     asked = ["--num-samples", 3, "--prompt-tokens", 5, "--max-new-tokens", 7, "--dtype", dtype]
     found = gpu(*SAMPLE, *asked).json()
-    held = "int8, held in bfloat16" if dtype == "int8" else dtype
-    assert (found["device"], found["weights"]) == ("cuda", held)
+    assert found["device"] == "cuda"
+    assert found["weights"].startswith(dtype)
     assert min(found["prefill_ms"], found["ms_per_update"], found["peak_tflops"]) > 0
     assert found["memory_bytes"] > found["parameters"]
 
