@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +34,17 @@ def cache() -> Path:
 
 
 def library() -> Path:
-    """The library for the installed torch; built if it is not there. Raises CannotBuildError."""
+    """The library for the installed torch; built if it is not there.
+
+    Raises CannotBuildError where it cannot be, or where torch has a CUDA of its own.
+    """
+    if sys.platform != "linux":
+        raise CannotBuildError(f"the fake GPU is for Linux, this is {sys.platform}")
+    real = [
+        name for name in ("cuda", "hip") if (torch_folder() / f"lib/libtorch_{name}.so").exists()
+    ]
+    if real:
+        raise CannotBuildError(f"this torch has {real[0]} itself; the fake GPU is for a CPU build")
     digest = hashlib.sha256(f"{importlib.metadata.version('torch')} {FLAGS}".encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())

@@ -222,3 +222,17 @@ def test_a_library_that_cannot_be_built_is_a_reason_to_skip(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(build.CannotBuildError, match=r"no g\+\+"):
         build.library()
+
+
+def test_a_torch_with_cuda_is_a_reason_to_skip(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It registers its own device: there can be no two."""
+    from tests.fakecuda import build
+
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/libtorch_cuda.so").touch()
+    monkeypatch.setattr(build, "torch_folder", lambda: tmp_path)
+    with pytest.raises(build.CannotBuildError, match="has cuda itself"):
+        build.library()
