@@ -13,7 +13,7 @@ by variables of the environment, read when torch is loaded:
     FAKECUDA_COUNT         devices, 8
     FAKECUDA_NAME          NVIDIA H100 80GB HBM3
     FAKECUDA_CAPABILITY    9.0
-    FAKECUDA_MEMORY        bytes of each, 80e9; beyond them OutOfMemoryError is raised
+    FAKECUDA_MEMORY        bytes of each, 80e9, or 80e9,40e9; beyond: OutOfMemoryError
     FAKECUDA_COMPILE       torch.compile's backend in place of Inductor, which needs Triton: eager
     FAKECUDA_QUERIES       how often an event is asked in vain before it is reached, 1
     FAKECUDA_PATIENCE_S    a collective that takes longer has lost a rank: the device is stuck

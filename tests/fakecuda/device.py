@@ -27,9 +27,10 @@ def count() -> int:
     return int(setting("COUNT", "8"))
 
 
-def memory_bytes() -> int:
-    """The memory of each device."""
-    return int(float(setting("MEMORY", "80e9")))
+def memory_bytes(index: int) -> int:
+    """The memory of a device; where the setting lists less than there are, its last one's."""
+    sizes = setting("MEMORY", "80e9").split(",")
+    return int(float(sizes[min(index, len(sizes) - 1)]))
 
 
 def index_of(device: Device) -> int:
@@ -211,7 +212,7 @@ def properties(device: Device = None) -> types.SimpleNamespace:
     major, minor = capability()
     return types.SimpleNamespace(
         name=setting("NAME", "NVIDIA H100 80GB HBM3"),
-        total_memory=memory_bytes(),
+        total_memory=memory_bytes(index_of(device)),
         major=major,
         minor=minor,
         multi_processor_count=132,
@@ -323,8 +324,8 @@ def _table() -> dict[str, object]:
         "max_memory_reserved": lambda device=None: lib.fake_peak(index_of(device)),
         "reset_peak_memory_stats": lambda device=None: lib.fake_reset_peak(index_of(device)),
         "mem_get_info": lambda device=None: (
-            memory_bytes() - lib.fake_allocated(index_of(device)),
-            memory_bytes(),
+            memory_bytes(index_of(device)) - lib.fake_allocated(index_of(device)),
+            memory_bytes(index_of(device)),
         ),
         "empty_cache": always(None),
         "manual_seed": manual_seed,
@@ -338,7 +339,9 @@ def _table() -> dict[str, object]:
 
 def configure() -> None:
     """Read anew what the environment says of the devices."""
-    lib.fake_configure(count(), memory_bytes())
+    lib.fake_set_devices(count())
+    for index in range(count()):
+        lib.fake_set_total(index, memory_bytes(index))
     lib.fake_collectives(600_000, int(1e3 * float(setting("PATIENCE_S", "0"))))
     torch.cuda.default_generators = default_generators()  # type: ignore[assignment]
 

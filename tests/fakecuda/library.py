@@ -6,7 +6,7 @@ import os
 from tests.fakecuda import build
 
 lib = ctypes.CDLL(str(build.library()), ctypes.RTLD_GLOBAL)  # loaded by hooks.py: this finds it
-lib.fake_configure.argtypes = [ctypes.c_int, ctypes.c_size_t]
+lib.fake_set_total.argtypes = [ctypes.c_int, ctypes.c_size_t]
 lib.fake_seed.argtypes = [ctypes.c_int, ctypes.c_uint64]
 lib.fake_allocated.restype = lib.fake_peak.restype = ctypes.c_size_t
 lib.fake_last_copy.restype = ctypes.c_int64

@@ -257,6 +257,16 @@ def test_a_gpu_that_is_full(gpu: Gpu, corpus: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_one_of_two_gpus_is_full(gpu: Gpu, corpus: Path) -> None:
+    """Rank 0 is not left waiting for the gradients of rank 1."""
+    line = [*TRAIN, "--dataset", corpus, "--device", "cuda", "--out-dir", "run"]
+    more = ["--strategy", "ddp", "--vocab-size", 50304, "--batch-size", 64, "--timeout-s", 20]
+    done = gpu(*line, *more, ranks=2, memory="80e9,60e6", code=None)
+    assert done.code != 0
+    assert "out of memory" in done.stderr, done.stderr
+    assert "rank 1" in done.stderr
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", ["torchrun", "launch"])
 def test_started_as_a_user_starts_it(

@@ -25,7 +25,6 @@ namespace fake {
 namespace {
 
 int devices = 8;
-size_t total_bytes = 80'000'000'000;
 thread_local int current = 0;  // CUDA, too, begins each thread at device 0
 thread_local bool next_generator_is_default = false;
 
@@ -90,6 +89,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 // What the caching allocator would count: blocks of 512 bytes.
 struct Counter {
   std::mutex mutex;
+  size_t total = 80'000'000'000;
   size_t now = 0;
   size_t peak = 0;
 };
@@ -326,15 +326,15 @@ Held::Held(int device, size_t bytes) : device_(device), bytes_((bytes + 511) / 5
   std::lock_guard lock(counter.mutex);
   TORCH_CHECK_WITH(
       OutOfMemoryError,
-      counter.now + bytes_ <= total_bytes,
+      counter.now + bytes_ <= counter.total,
       "CUDA out of memory. Tried to allocate ",
       bytes_ / (1 << 20),
       " MiB. GPU ",
       device,
       " has a total capacity of ",
-      total_bytes / (1 << 20),
+      counter.total / (1 << 20),
       " MiB of which ",
-      (total_bytes - counter.now) / (1 << 20),
+      (counter.total - counter.now) / (1 << 20),
       " MiB is free.");
   counter.now += bytes_;
   counter.peak = std::max(counter.peak, counter.now);
@@ -397,9 +397,11 @@ C10_REGISTER_TYPED_CLASS(TimerRegistry, c10::kCUDA, NoTimer);
 
 // What ../device.py calls.
 extern "C" {
-void fake_configure(int devices, size_t total_bytes) {
+void fake_set_devices(int devices) {
   fake::devices = devices;
-  fake::total_bytes = total_bytes;
+}
+void fake_set_total(int index, size_t bytes) {
+  fake::counters[index].total = bytes;
 }
 void fake_listen(decltype(fake::listener) listener) {
   fake::listener = listener;
