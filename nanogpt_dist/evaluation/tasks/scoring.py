@@ -15,7 +15,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.tokenizer import Tokenizer
-from nanogpt_dist.transfers import upload
+from nanogpt_dist.transfers import Readout, upload
 
 # ids of a context, which is not empty, and of what follows
 Request = tuple[Sequence[int], Sequence[int]]
@@ -67,7 +67,8 @@ class Scorer:
                 mine += batch
                 scores.append(scored)
         if scores:
-            found[:, mine] = torch.cat(scores, 1).cpu().double()  # mps has no float64
+            whole = Readout(torch.cat(scores, 1), self.world.watchdog.wait).get()
+            found[:, mine] = whole.double()  # mps has no float64
         found = self.world.sum(found)
         if not torch.isfinite(found).all():
             raise DivergedError
