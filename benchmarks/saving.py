@@ -30,7 +30,7 @@ def main() -> None:
 
     from nanogpt_dist import checkpoint, storage, tokenizer
     from nanogpt_dist.checkpoint import TrainState
-    from nanogpt_dist.distributed.strategy import Layout
+    from nanogpt_dist.distributed.layout import Layout
     from nanogpt_dist.distributed.world import World
     from nanogpt_dist.load_config import load
     from nanogpt_dist.training.saver import Writing

@@ -268,7 +268,7 @@ class TrainConfig(ModelConfig):
     batch_size: int = setting(
         12,
         "Data",
-        "Micro-batch: sequences in one forward pass of one rank, at most.",
+        "Micro-batch: sequences in one forward pass of one rank; see join_micro_batches.",
         ge=1,
         le=2**20,
         on_resume="refuse_global_batch",
@@ -281,6 +281,14 @@ class TrainConfig(ModelConfig):
         ge=1,
         le=2**20,
         on_resume="refuse_global_batch",
+        scope="run",
+    )
+    join_micro_batches: bool = setting(
+        True,
+        "Data",
+        "Make micro-batches as large as memory allows, on cuda and with cpu_fast; off: of "
+        "batch_size.",
+        on_resume="ignore",
         scope="run",
     )
     seed: int = setting(
@@ -520,7 +528,7 @@ class TrainConfig(ModelConfig):
         "auto",
         "Distributed",
         "ddp: a whole model on each rank; fsdp: weights, gradients and moments shared out; auto: "
-        "ddp where they fit.",
+        "what is fastest of those that fit.",
         on_resume="ignore",
         scope="run",
     )
@@ -557,11 +565,11 @@ class TrainConfig(ModelConfig):
         on_resume="ignore",
         scope="run",
     )
-    activation_checkpointing: Literal["none", "selective", "full"] = setting(
-        "none",
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = setting(
+        "auto",
         "Distributed",
         "Compute activations again in the backward pass; selective: all but matrix products and "
-        "attention.",
+        "attention; auto: on cuda as memory wants it.",
         on_resume="ignore",
         scope="run",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from docs.generate.catalogues import corpora_page, exit_codes_page, tokenizers_page
 from docs.generate.commands import command_pages
 from docs.generate.drawing import drawing
+from docs.generate.memory import memory_page
 from docs.generate.settings import presets_page, settings_page
 
 
@@ -17,6 +18,7 @@ def pages() -> dict[str, str]:
         **command_pages(),
         "settings.md": settings_page(),
         "presets.md": presets_page(),
+        "memory.md": memory_page(),
         "corpora.md": corpora_page(),
         "tokenizers.md": tokenizers_page(),
         "exit-codes.md": exit_codes_page(),

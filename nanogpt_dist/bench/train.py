@@ -15,10 +15,10 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Prefetcher
 from nanogpt_dist.devices import dtype_name, memory_bytes, pick_dtype, synchronize
+from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
-from nanogpt_dist.model import kernels
 from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.plan import fit_to_data, plan_batches
@@ -103,7 +103,7 @@ def bench_train(
     train_step = TrainStep(
         config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab
     )
-    batches = _batches(config, data, world, dtype)
+    batches = _batches(config, data, world, layout)
     with contextlib.closing(Prefetcher(batches, stager(world.device))) as prefetcher:
         took = _time(train_step, prefetcher, duration)
         memory = memory_bytes(world.device)
@@ -192,16 +192,10 @@ def _batches(
     config: TrainConfig,
     data: DataFolder | None,
     world: World,
-    dtype: torch.dtype,
+    layout: Layout,
 ) -> Batches:
-    joined = kernels.uses_cpu_kernels(config, world.device, dtype)
     if data is not None:
-        return plan_batches(config, data.split("train"), data.dataset_id, world, joined)
+        return plan_batches(config, data.split("train"), data.dataset_id, world, layout)
     assert config.vocab_size is not None
-    return plan_batches(
-        config,
-        RandomIds(WINDOWS * config.block_size + 1, config.vocab_size),
-        "random",
-        world,
-        joined,
-    )
+    ids = RandomIds(WINDOWS * config.block_size + 1, config.vocab_size)
+    return plan_batches(config, ids, "random", world, layout)

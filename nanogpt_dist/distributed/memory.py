@@ -1,85 +1,283 @@
-"""Whether weights, gradients and optimizer state fit into the memory that the ranks have."""
+"""The memory of one rank in a training step, by what takes it: bytes by arithmetic, no model built.
 
-from dataclasses import dataclass
+Letters: N = tokens of a micro-batch, C = n_embd, D = width of a head, K = heads of keys and values,
+F = width of the MLP, V = vocab_size, P = parameters, S = ranks that share one copy.
+
+What a pass keeps until its backward pass was found by tracing the compiled pass and by running the
+eager one on shapes alone; tests hold these formulas against both. That a GPU's own libraries and
+its allocator take as much as ALLOWANCE_BYTES and SLACK say is an assumption.
+
+Sources: Rajbhandari et al. 2020, "ZeRO", §3 (what takes memory); Korthikanti et al. 2022, "Reducing
+Activation Recomputation in Large Transformer Models", §4 (activations of a block).
+"""
+
+from dataclasses import dataclass, fields, replace
 
 import torch
 
-from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
-from nanogpt_dist.distributed.world import World
-from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.config import ModelConfig, TrainConfig
+from nanogpt_dist.model import cpu_kernels, head_loss
 
-TIGHT = 0.8  # of what is free: with more the activations may be too much
-DDP_SHARE = 0.6  # of a device's memory that these may take under ddp; the rest is for activations
+FP32 = 4  # bytes of a weight, and of its gradient
+
+# CUDA's context and cuBLAS' workspaces; with several ranks NCCL's buffers, too
+ALLOWANCE_BYTES, NCCL_BYTES = 1_500_000_000, 500_000_000
+SLACK = 0.06  # of all that is allocated: what the allocator cannot give out again, in pieces
 
 
 @dataclass(frozen=True)
-class Memory:
-    """The memory of one device: bytes in all, bytes that nobody uses (None: unknown), its ranks."""
+class Pass:
+    """How a rank makes one forward and backward pass, with products in `dtype`.
+
+    whole: all weights on each rank (single, ddp); otherwise each holds 1/shard. buckets: gradients
+    have memory of their own all the time (ddp). micro_batches: of this rank in a step. state_bytes:
+    of the optimizer's state, for each parameter. cpu_kernels: with those made for CPUs.
+    """
+
+    whole: bool
+    buckets: bool
+    shard: int
+    activation_checkpointing: str
+    batch_size: int
+    micro_batches: int
+    dtype: torch.dtype
+    compiled: bool
+    state_bytes: int
+    cuda: bool = True
+    cpu_kernels: bool = False
+
+    @property
+    def low(self) -> int:
+        """Bytes of a number in a matrix product."""
+        return self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes of one rank at the moment at which they are most.
+
+    gathered: weights that fsdp has gathered, and its buffers. activations: what blocks keep.
+    temporary: what the backward pass makes on its way. allowance: of CUDA, NCCL and the allocator.
+    """
+
+    weights: int
+    moments: int
+    gradients: int
+    gathered: int = 0
+    activations: int = 0
+    head: int = 0
+    temporary: int = 0
+    allowance: int = 0
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def states(self) -> int:
+        """Weights, gradients and moments."""
+        return self.weights + self.moments + self.gradients
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many parameters a model has: all, those of a block, those of a block's matrices.
+
+    root: those in no block: embeddings, head, last norm.
+    """
 
     total: int
-    free: int | None
-    ranks: int  # that share it: all of a machine share the CPU's, a GPU has one
-    on_cpu: bool
+    root: int
+    block: int
+    matrices: int
 
 
-def memory_of(device: torch.device, world: World) -> Memory:
-    """What `device` has now."""
-    on_cpu = device.type != "cuda"
-    ranks = world.local_size if on_cpu else 1
-    return Memory(total_memory_bytes(device), free_memory_bytes(device), ranks, on_cpu)
+def count_parameters(config: ModelConfig) -> Parameters:
+    """The parameters of config's model; vocab_size must be set."""
+    assert config.vocab_size is not None
+    C, V = config.n_embd, config.vocab_size
+    qkv, wide = _qkv(config), _wide(config)
+    matrices = C * qkv + C * C + C * wide + config.mlp_width * C
+    norm = 2 * C if config.bias and config.norm == "layernorm" else C
+    biases = qkv + C + wide + C if config.bias else 0
+    block = matrices + biases + 2 * norm + (2 * config.head_size if config.qk_norm else 0)
+    positions = 0 if config.rotary else config.block_size * C
+    root = (1 if config.tie_embeddings else 2) * V * C + positions + norm
+    return Parameters(root + config.n_layer * block, root, block, matrices)
 
 
-def count_parameters(config: TrainConfig) -> int:
-    """The parameters of config's model, counted without memory for them."""
-    with torch.device("meta"):
-        return GPT(config.architecture()).num_params()
+def _qkv(config: ModelConfig) -> int:
+    """Width of queries, keys and values together, (H + 2K)·D."""
+    return config.n_embd + 2 * config.kv_heads * config.head_size
 
 
-def ddp_fits(config: TrainConfig, world: World, training_bytes: int) -> bool:
-    """Whether each rank has room for a whole model and its activations.
+def _wide(config: ModelConfig) -> int:
+    """Width of what the MLP's first product gives: SwiGLU's has a gate beside it."""
+    return 2 * config.mlp_width if config.mlp == "swiglu" else config.mlp_width
 
-    training_bytes: of a parameter's weight, gradient and optimizer state.
+
+def block_bytes(config: ModelConfig, how: Pass) -> int:
+    """Bytes that one block keeps of each token until its backward pass.
+
+    Of GPT-2 in bf16: 36 C + 4 H under autocast, whose residual stream is float32, and 32 C + 4 H
+    where fsdp has cast the weights. selective: 22 C, and 20 C. full: the block's input alone.
     """
-    ranks = 1 if world.device.type == "cuda" else world.local_size
-    share = DDP_SHARE * total_memory_bytes(world.device) / ranks
-    return training_bytes * count_parameters(config) <= share
+    C, qkv, wide, low = config.n_embd, _qkv(config), _wide(config), how.low
+    stream, lse = _stream(how), 4 * config.n_head  # log Σ exp of each head's scores, float32
+    if how.activation_checkpointing == "full":
+        return stream * C
+    if how.activation_checkpointing == "selective":
+        # its input; qkv, attention, its projection, and the wide product; eager: the narrow, too
+        return stream * C + low * (qkv + 2 * C + wide + (0 if how.compiled else C)) + lse
+    kept = 2 * stream * C + 2 * low * C  # both norms: what they read, and what they give
+    kept += low * (qkv + C) + lse  # attention
+    kept += low * (wide + config.mlp_width)  # before and behind the activation
+    if how.cpu_kernels:  # each head's probabilities, half of them masked, and q, k, v side by side
+        kept += config.n_head * min(config.block_size, cpu_kernels.LONGEST) + 3 * low * C
+    return kept + _options_bytes(config, how)
 
 
-def check_memory(
-    config: TrainConfig,
-    shards: int,
-    world: World,
-    training_bytes: int,
-) -> str | None:
-    """A warning where a training will hardly fit into memory. Raises ConfigError where it cannot.
+def _options_bytes(config: ModelConfig, how: Pass) -> int:
+    """What the options beyond GPT-2, and dropout, add to what a block keeps of a token."""
+    C, low, KD = config.n_embd, how.low, config.kv_heads * config.head_size
+    kept = 0
+    if config.rotary or config.qk_norm:  # queries and keys anew, and attention's heads side by side
+        kept += low * (C + KD) + low * C
+    if config.qk_norm:
+        kept += 4 * (config.n_head + config.kv_heads)
+        kept += 0 if how.compiled else FP32 * (C + KD)  # what is normed, in float32
+    if config.mlp == "swiglu" and not how.compiled:
+        kept += low * config.mlp_width  # of the gate
+    if config.dropout:
+        kept += 2 * C  # two masks of a byte each; attention's own is drawn again
+        if config.intra_document:  # its mask, as numbers that are added to the scores
+            kept += low * config.block_size
+    return kept
 
-    Each rank holds 1/shards of the model. training_bytes: as in ddp_fits().
+
+def _stream(how: Pass) -> int:
+    """Bytes of a number in the residual stream: autocast keeps it in float32."""
+    return FP32 if how.whole else how.low
+
+
+def activation_bytes(config: TrainConfig, how: Pass) -> int:
+    """Bytes of all that is kept between forward and backward pass, but for the head's logits."""
+    C, low, tokens = config.n_embd, how.low, how.batch_size * config.block_size
+    P = count_parameters(config)
+    # token ids and targets; the embeddings' sum, and what the last norm gives
+    kept = tokens * (16 + _stream(how) * C + low * C + (C if config.dropout else 0))
+    kept += config.n_layer * tokens * block_bytes(config, how)
+    if how.whole and low < FP32:  # weights as the products read them
+        assert config.vocab_size is not None
+        kept += low * config.vocab_size * C
+        if how.activation_checkpointing == "none":
+            kept += low * config.n_layer * P.matrices
+    return kept
+
+
+def temporary_bytes(config: TrainConfig, how: Pass) -> int:
+    """Bytes that the backward pass of one block makes on its way.
+
+    With activation checkpointing all that a block otherwise keeps is there once more.
     """
-    device = torch.device("cpu") if config.cpu_offload else world.device
-    return check_fit(training_bytes * count_parameters(config) // shards, memory_of(device, world))
+    low, tokens = how.low, how.batch_size * config.block_size
+    plain = replace(how, activation_checkpointing="none")
+    again = block_bytes(config, plain) - block_bytes(config, how)
+    if how.activation_checkpointing == "selective" and not how.compiled:
+        again += low * config.n_embd  # what is kept of the narrow product is of no use
+    made = tokens * (low * _wide(config) + again) + low * config.n_embd * _wide(config)
+    if again and how.whole and low < FP32:
+        made += low * count_parameters(config).matrices
+    return made
 
 
-def check_fit(rank_bytes: int, memory: Memory) -> str | None:
-    """A warning where `rank_bytes` of each rank hardly fit, None where they do. Raises ConfigError.
+def forward_bytes(config: TrainConfig, how: Pass) -> int:
+    """Bytes that an eager forward pass with activation checkpointing drops at its end.
 
-    A GPU says itself that it is full; where a CPU's memory ends the kernel kills without a word, so
-    there what is free counts.
+    Autocast's copies of the weights, and what the last block makes and does not keep.
     """
-    needed, free = rank_bytes * memory.ranks, memory.free
-    has = f"{memory.total / 2**30:,.1f} GiB" + (
-        "" if free is None else f", {free / 2**30:,.1f} free"
+    mode, width = how.activation_checkpointing, config.mlp_width
+    if how.compiled or mode == "none" or not how.whole:
+        return 0
+    made = width + (_wide(config) if mode == "full" else 0)
+    cast = config.n_layer * count_parameters(config).matrices if how.low < FP32 else 0
+    return how.low * (cast + made * how.batch_size * config.block_size)
+
+
+def head_bytes(config: TrainConfig, how: Pass) -> int:
+    """Bytes that the head's loss and its gradients hold at most."""
+    assert config.vocab_size is not None
+    N, V, C = how.batch_size * config.block_size, config.vocab_size, config.n_embd
+    if how.cpu_kernels:  # logits, gradients of x and of the weight
+        return how.low * (min(N * V, cpu_kernels.LOGITS) + N * C) + FP32 * V * C
+    whole, chunked = (
+        head_loss.peak_bytes(N, V, C, how.dtype, chunked, how.compiled) for chunked in (False, True)
     )
-    text = (
-        f"weights, gradients and optimizer state take {needed / 2**30:,.1f} GiB, "
-        f"{'this machine' if memory.on_cpu else 'the GPU'} has {has}"
+    if config.chunked_loss is not None:
+        return chunked if config.chunked_loss else whole
+    return chunked if how.cuda and whole > head_loss.WHOLE_AT_MOST else whole
+
+
+def gathered_bytes(config: TrainConfig, how: Pass) -> int:
+    """Bytes of fsdp's gathered weights: the root's, a block's, its buffer, and the next one's.
+
+    And, in float32, the gradients of two blocks on their way to where they belong.
+    """
+    if how.whole:
+        return 0
+    P = count_parameters(config)
+    if not config.reshard_after_forward:
+        return how.low * (P.total + 2 * P.block) + 2 * FP32 * P.block
+    return how.low * (P.root + 3 * P.block) + 2 * FP32 * P.block
+
+
+def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
+    """The Usage of one rank, of `ranks` in all, where it is most; vocab_size must be set."""
+    P = count_parameters(config).total
+    mine = 0 if config.cpu_offload and how.cuda else -(-P // how.shard)  # parameters
+    accumulates = how.micro_batches > 1
+    # While micro-batches are summed up fsdp, too, has whole gradients; with one alone there are
+    # none yet where activations are most.
+    gradients = FP32 * P if how.buckets or accumulates else 0
+    states = Usage(FP32 * mine, how.state_bytes * mine, gradients, gathered_bytes(config, how))
+    top = replace(states, activations=activation_bytes(config, how))
+    top = replace(top, temporary=temporary_bytes(config, how))
+    head, block = head_bytes(config, how), top.temporary
+    top = replace(top, head=head, temporary=max(0, block - head))
+    last = replace(states, temporary=_end_bytes(config, how, gradients > 0, mine) + block)
+    before = replace(top, head=0, temporary=forward_bytes(config, how))
+    moments = (before, top, last, _evaluation(config, how, states))
+    most = max(moments, key=lambda each: each.peak)
+    if not how.cuda:
+        return most
+    allowance = ALLOWANCE_BYTES + (NCCL_BYTES if ranks > 1 else 0) + int(SLACK * most.peak)
+    return replace(most, allowance=allowance)
+
+
+def _end_bytes(config: TrainConfig, how: Pass, added: bool, mine: int) -> int:
+    """Bytes of the gradients that are there, beside those of earlier passes, at the first block.
+
+    added: each is added to an earlier one. mine: parameters that the rank holds. A compiled
+    backward pass gives all gradients together, at its end.
+    """
+    P = count_parameters(config)
+    if not how.whole:
+        return FP32 * mine
+    return 0 if added and not how.compiled else FP32 * (P.total - P.matrices)
+
+
+def _evaluation(config: TrainConfig, how: Pass, states: Usage) -> Usage:
+    """What an evaluation takes, which is not compiled and keeps nothing: one block is at work."""
+    assert config.vocab_size is not None
+    T, C, V, low = config.block_size, config.n_embd, config.vocab_size, how.low
+    tokens = min(config.batch_size, how.batch_size) * T
+    block = 2 * _stream(how) * C + low * (_wide(config) + config.mlp_width + C)
+    cast = low * count_parameters(config).total if how.whole and low < FP32 else 0
+    gradients = states.gradients if how.buckets else 0
+    return replace(
+        states,
+        gradients=gradients,
+        activations=cast + tokens * block,
+        head=tokens * V * low + 12 * T * V,  # the loss: of one window at a time
     )
-    if needed > memory.total or (memory.on_cpu and free is not None and needed > free):
-        raise ConfigError(
-            f"{text}; take a smaller model, or more {'machines' if memory.on_cpu else 'GPUs'} with "
-            "--strategy fsdp"
-        )
-    if free is None or needed <= TIGHT * free:
-        return None
-    return f"{text}; activations come on top"

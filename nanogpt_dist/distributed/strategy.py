@@ -9,15 +9,15 @@ Source: Li et al. 2020, "PyTorch Distributed".
 
 import contextlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.devices import check_recomputing
-from nanogpt_dist.distributed.memory import ddp_fits
+from nanogpt_dist.devices import check_recomputing, pick_dtype
+from nanogpt_dist.distributed.check_memory import memory_of
+from nanogpt_dist.distributed.layout import Layout, Site, asks_for_fsdp, choose_layout
 from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model.activation_checkpointing import checkpointed
@@ -25,79 +25,49 @@ from nanogpt_dist.model.gpt import GPT, BlockForward, init_weight
 from nanogpt_dist.model.kernels import training_kernels
 
 
-@dataclass(frozen=True)
-class Layout:
-    """strategy: single, ddp or fsdp, and how many copies and shards.
-
-    replicate × shard = the ranks; shard is 1 unless the strategy is fsdp.
-    """
-
-    strategy: str
-    replicate: int
-    shard: int
-
-    def __str__(self) -> str:
-        copies = (
-            f", {self.replicate} copies of {self.shard} shards" if self.strategy == "fsdp" else ""
-        )
-        return f"{self.strategy}{copies}"
-
-    def autocast_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """fsdp casts the weights themselves to `dtype`; the others leave it to autocast."""
-        return torch.float32 if self.strategy == "fsdp" else dtype
-
-
 def plan_layout(config: TrainConfig, world: World, training_bytes: int) -> Layout:
-    """The Layout that config asks for. Raises ConfigError where it does not fit the ranks.
+    """The Layout that config asks for, or the fastest that fits where it leaves that open.
 
-    training_bytes: of a parameter's weight, gradient and optimizer state.
+    training_bytes: of a parameter's weight, gradient and optimizer state. Raises ConfigError where
+    the settings do not fit the ranks.
     """
-    strategy = str(config.strategy)
-    if strategy == "auto":
-        strategy = _choose_strategy(config, world, training_bytes)
-    if strategy == "single" and world.size > 1:
+    if config.strategy == "single" and world.size > 1:
         raise ConfigError(
             f"--strategy single on {world.size} ranks would train {world.size} models: leave it out"
         )
-    if strategy != "fsdp":
+    if config.strategy in ("single", "ddp"):
         for name in ("mesh", "cpu_offload"):
             if getattr(config, name):
                 flag = name.replace("_", "-")
                 raise ConfigError(
-                    f"--{flag} needs --strategy fsdp, this is {strategy}: add it, or leave "
+                    f"--{flag} needs --strategy fsdp, this is {config.strategy}: add it, or leave "
                     f"--{flag} out"
                 )
-        return Layout(strategy, world.size, 1)
-    if config.mesh is None:
-        return Layout(strategy, 1, world.size)
-    replicate, shard = map(int, config.mesh.split("x"))
-    if replicate * shard != world.size:
-        fits = ", ".join(
-            f"{world.size // n}x{n}" for n in range(world.size, 0, -1) if world.size % n == 0
-        )
+    if config.mesh is not None:
+        _check_mesh(config.mesh, world.size)
+    return choose_layout(site_of(config, world, training_bytes))
+
+
+def site_of(config: TrainConfig, world: World, training_bytes: int) -> Site:
+    """What a Layout of `config` on these ranks is chosen by."""
+    memory = memory_of(world.device, world)
+    dtype = pick_dtype(config.dtype, world.device)
+    return Site(config, memory, world.size, dtype, training_bytes)
+
+
+def _check_mesh(mesh: str, ranks: int) -> None:
+    """Raises ConfigError where `mesh` is not of so many ranks."""
+    replicate, shard = map(int, mesh.split("x"))
+    if replicate * shard != ranks:
+        fits = ", ".join(f"{ranks // n}x{n}" for n in range(ranks, 0, -1) if ranks % n == 0)
         raise ConfigError(
-            f"--mesh {config.mesh} is for {replicate * shard} ranks, there are {world.size}; give "
-            f"{fits}"
+            f"--mesh {mesh} is for {replicate * shard} ranks, there are {ranks}; give {fits}"
         )
-    return Layout(strategy, replicate, shard)
 
 
 def needs_group(config: TrainConfig) -> bool:
     """Whether one process alone needs a process group, too."""
-    return config.strategy in ("ddp", "fsdp") or _asks_for_fsdp(config)
-
-
-def _asks_for_fsdp(config: TrainConfig) -> bool:
-    return config.strategy == "auto" and (config.mesh is not None or config.cpu_offload)
-
-
-def _choose_strategy(config: TrainConfig, world: World, training_bytes: int) -> str:
-    """single in one process; several shard the model where they are told how, or if it is large."""
-    if _asks_for_fsdp(config):
-        return "fsdp"
-    if world.size == 1:
-        return "single"
-    return "ddp" if ddp_fits(config, world, training_bytes) else "fsdp"
+    return config.strategy in ("ddp", "fsdp") or asks_for_fsdp(config)
 
 
 def lay_out(
@@ -119,9 +89,9 @@ def lay_out(
     compile_blocks = compile_it and layout.strategy == "fsdp"
 
     def wrap(forward: BlockForward) -> BlockForward:
-        if config.activation_checkpointing != "none":
+        if layout.activation_checkpointing != "none":
             check_recomputing(world.device, config.dropout)
-            forward = checkpointed(forward, config.activation_checkpointing)
+            forward = checkpointed(forward, layout.activation_checkpointing)
         return torch.compile(forward) if compile_blocks else forward
 
     kernels = training_kernels(config, world.device, dtype)

@@ -1,7 +1,10 @@
 """The model and its optimizer, with their first values: seeded, pretrained, or a checkpoint's."""
 
+import torch
+
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.distributed.memory import check_memory
+from nanogpt_dist.distributed.check_memory import check_memory, memory_of
+from nanogpt_dist.distributed.strategy import site_of
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError
 from nanogpt_dist.training.metrics import Console
@@ -20,7 +23,8 @@ def build(plan: Plan, start: ResumePoint | None, world: World, console: Console)
     config = plan.config
     with world.raise_on_all_ranks():
         # the kernel would kill it in the midst of building, without a word
-        warning = check_memory(config, plan.layout.shard, world, training_bytes(config))
+        site = site_of(config, world, training_bytes(config))
+        warning = check_memory(site, plan.layout, memory_of(torch.device("cpu"), world))
     if warning:
         console.line(f"warning: {warning}")
     init = start is None and config.init_from is None

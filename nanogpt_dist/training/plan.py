@@ -10,12 +10,12 @@ from nanogpt_dist.config import TrainConfig, settings_where
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Ids, Order, micro_batch_size
 from nanogpt_dist.devices import pick_dtype
-from nanogpt_dist.distributed.strategy import Layout, plan_layout
+from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.load_config import rows_for
-from nanogpt_dist.model import kernels
 from nanogpt_dist.training.optim import training_bytes
 
 
@@ -38,8 +38,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         config = fit_to_data(config, data)
         dtype = pick_dtype(config.dtype, world.device)
         layout = plan_layout(config, world, training_bytes(config))
-        joined = kernels.uses_cpu_kernels(config, world.device, dtype)
-        batches, evaluator = read_plan(config, data, world, layout.autocast_dtype(dtype), joined)
+        batches, evaluator = read_plan(config, data, world, layout, layout.autocast_dtype(dtype))
     differing = set(settings_where(scope="machine"))
     shared = {name: str(value) for name, value in config.model_dump(exclude=differing).items()}
     world.raise_if_ranks_differ(
@@ -72,19 +71,19 @@ def read_plan(
     config: TrainConfig,
     data: DataFolder,
     world: World,
+    layout: Layout,
     dtype: torch.dtype,
-    joined: bool = False,
 ) -> tuple[Batches, Evaluator]:
-    """What this rank reads: the batches of every step, the windows of every evaluation in `dtype`.
+    """What this rank reads: the batches of every step, the windows of every evaluation.
 
-    joined: micro-batches may be larger than config.batch_size.
+    dtype: of an evaluation's matrix products, under autocast.
     """
     val = data.split("val")
-    batches = plan_batches(config, data.split("train"), data.dataset_id, world, joined)
+    batches = plan_batches(config, data.split("train"), data.dataset_id, world, layout)
     windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
-    return batches, Evaluator(
-        val, windows, data.tokenizer.byte_lengths(), world, config.batch_size, dtype
-    )
+    on_gpu = world.device.type == "cuda"  # where a smaller micro-batch says that memory is short
+    at_once = min(config.batch_size, layout.batch_size) if on_gpu else config.batch_size
+    return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, at_once, dtype)
 
 
 def plan_batches(
@@ -92,10 +91,9 @@ def plan_batches(
     split: Ids,
     dataset_id: str,
     world: World,
-    joined: bool = False,
+    layout: Layout,
 ) -> Batches:
     """What this rank reads of `split` in each step. Raises ConfigError, BadDataError."""
     order = Order(config.seed, dataset_id, config.block_size, split.tokens)
-    at_most = kernels.joined_batch_size(config, world.local_size) if joined else config.batch_size
-    batch_size = micro_batch_size(at_most, config.global_batch_size, world.size)
+    batch_size = micro_batch_size(layout.batch_size, config.global_batch_size, world.size)
     return Batches(split, order, config.global_batch_size, batch_size, world.rank, world.size)

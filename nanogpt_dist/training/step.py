@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from nanogpt_dist import checkpoint
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.data.batches import micro_batch_size
 from nanogpt_dist.devices import autocast, set_up
-from nanogpt_dist.distributed.strategy import Layout, lay_out, reducing, reshard, whole
+from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.strategy import lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
 from nanogpt_dist.training import optim
@@ -154,9 +154,7 @@ class TrainStep:
         DDP orders them anew after the first backward pass, and the order of a sum over more than
         two ranks follows them: the first step of a resumed run would be rounded otherwise.
         """
-        config = self.config
-        sequences = micro_batch_size(config.batch_size, config.global_batch_size, self.world.size)
-        shape = (sequences, config.block_size)
+        shape = self.layout.batch_size, self.config.block_size
         zeros = torch.zeros(shape, dtype=torch.int64, device=self.world.device)
         self._forward_backward(zeros, zeros, 1)
         self.optimizer.zero_grad(set_to_none=True)

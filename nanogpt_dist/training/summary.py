@@ -10,7 +10,7 @@ import torch
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Batches
-from nanogpt_dist.devices import dtype_name
+from nanogpt_dist.devices import dtype_name, total_memory_bytes
 from nanogpt_dist.training import optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.step import TrainStep
@@ -45,6 +45,8 @@ class Summary:
         """Lines for people, warnings last; all_reduce_speed: in bytes/s, where there are nodes."""
         yield self._model()
         yield self._batch()
+        if line := self._memory():
+            yield line
         if all_reduce_speed is not None:
             yield f"all-reduce between the ranks: {all_reduce_speed / 1e9:.2f} GB/s"
         yield f"{self.run}: " + (
@@ -76,6 +78,18 @@ class Summary:
             f"{config.global_batch_size * config.block_size:,} tokens a step = "
             f"{self.train_step.world.size} ranks × {batches.per_update} micro-batches × "
             f"{batches.batch_size} sequences × {config.block_size}"
+        )
+
+    def _memory(self) -> str | None:
+        """What a GPU is expected to hold, by which layout and micro-batch were chosen."""
+        layout, device = self.train_step.layout, self.train_step.world.device
+        if device.type != "cuda" or layout.usage is None:
+            return None
+        usage, total = layout.usage, total_memory_bytes(device)
+        return (
+            f"memory: about {usage.peak / 1e9:.1f} of {total / 1e9:.1f} GB on each GPU, "
+            f"{usage.states / 1e9:.1f} of them weights, gradients and optimizer state; "
+            f"activation checkpointing: {layout.activation_checkpointing}"
         )
 
 

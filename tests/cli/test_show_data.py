@@ -11,6 +11,7 @@ import torch
 
 from nanogpt_dist.checkpoint import load_config
 from nanogpt_dist.data import DataFolder, Manifest
+from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.training.plan import read_plan
 from tests.conftest import TINY, Run, build, write_jsonl
@@ -89,7 +90,11 @@ def test_a_step_is_what_the_ranks_of_that_run_read(
     delivered: list[np.ndarray] = []
     for rank in range(2):  # as two ranks would share it out
         batches, _ = read_plan(
-            config, data, World(rank, rank, 2, torch.device("cpu"), None), torch.float32
+            config,
+            data,
+            World(rank, rank, 2, torch.device("cpu"), None),
+            Layout("ddp", 2, 1, batch_size=4),
+            torch.float32,
         )
         delivered += [np.concatenate([x, y[:, -1:]], axis=1) for x, y in batches.of(1)]
     train = data.split("train")

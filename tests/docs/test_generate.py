@@ -7,6 +7,7 @@ import pytest
 
 from docs.generate import pages, write
 from docs.generate.commands import walk
+from docs.generate.memory import CARDS_GB, SHOWN
 from docs.generate.text import escape, prose
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import Exit
@@ -43,6 +44,16 @@ def test_every_preset_corpus_and_exit_code_has_its_entry() -> None:
     assert all(f"(preset-{name})=" in PAGES["presets.md"] for name in PRESETS)
     assert all(f"## {name}\n" in PAGES["corpora.md"] for name in CORPORA)
     assert all(f"| `{int(code)}` | {code.meaning}" in PAGES["exit-codes.md"] for code in Exit)
+
+
+def test_no_gpu_is_said_to_hold_more_than_it_has() -> None:
+    rows = re.findall(r"^\| (\d+) GB \| (.*) \| (.*) \|$", PAGES["memory.md"], re.MULTILINE)
+    assert len(rows) == len(SHOWN) * len(CARDS_GB)
+    cells = [(int(card), cell) for card, *cells in rows for cell in cells]
+    assert sum(cell == "does not fit" for _, cell in cells) == 3
+    for card, cell in cells:
+        if cell != "does not fit":
+            assert float(cell.rsplit(": ")[1]) <= card, (card, cell)
 
 
 def test_what_markdown_would_take_as_its_own_is_shown_as_it_is() -> None:

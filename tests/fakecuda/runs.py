@@ -16,7 +16,7 @@ STEPS = 6
 TRAIN = [
     *("train", *SIZE, *BATCH, "--max-iters", STEPS, "--eval-interval", STEPS, "--eval-iters", 2),
     *("--log-interval", 1, "--learning-rate", "1e-2", "--min-lr", "1e-3", "--warmup-iters", 2),
-    *("--no-tensorboard", "--timeout-s", 60),
+    *("--no-tensorboard", "--timeout-s", 60, "--no-join-micro-batches"),
 ]
 
 # Steps in which all is as ever: DDP orders its buckets in the first two, the last is evaluated.

@@ -252,6 +252,7 @@ def test_more_ranks_than_gpus(gpu: Gpu, corpus: Path) -> None:
 def test_a_gpu_that_is_full(gpu: Gpu, corpus: Path) -> None:
     """It takes the weights, and not what a step makes."""
     line = [*TRAIN, "--dataset", corpus, "--device", "cuda", "--out-dir", "run"]
+    line += ["--strategy", "single"]  # what is chosen for the user would be refused
     done = gpu(*line, "--batch-size", 64, "--vocab-size", 50304, memory=30e6, code=70)
     assert "error: out of memory; lower --batch-size" in done.stderr
     assert "Traceback" not in done.stderr

@@ -75,7 +75,7 @@ def load_all(world: World, folder: Path, corpus: Path) -> None:
         config = fit_to_data(config_of(corpus, folder / "none", given, 0.0), data)
         layout = plan_layout(config, world, training_bytes(config))
         train_step = TrainStep(config, world, layout, torch.float32)
-        batches, evaluator = read_plan(config, data, world, torch.float32)
+        batches, evaluator = read_plan(config, data, world, layout, torch.float32)
         for run in sorted(folder.glob("*-?")):
             saved = run / "plain" / "checkpoints" / storage.step_name(HALF)
             _, facts = checkpoint.load_state(saved)

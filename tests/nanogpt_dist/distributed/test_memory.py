@@ -1,24 +1,186 @@
-"""A model that does not fit into memory is refused before it is built."""
+"""The bytes of a training step by arithmetic, against what is measured on shapes alone."""
+
+from typing import Any
 
 import pytest
+import torch
 
-from nanogpt_dist.distributed.memory import Memory, check_fit
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.config import TrainConfig, resolve
+from nanogpt_dist.distributed.memory import (
+    Pass,
+    activation_bytes,
+    block_bytes,
+    count_parameters,
+    usage,
+)
+from nanogpt_dist.inspect import architecture
+from nanogpt_dist.load_config import load, with_vocabulary
+from nanogpt_dist.presets import PRESETS
+from tests.nanogpt_dist.distributed import traced
 
-GIB = 2**30
-BILLION = 16 * 10**9  # 14.9 GiB of weights, gradients and moments of a billion parameters
+BF16, F32 = torch.bfloat16, torch.float32
+MODES = ("none", "selective", "full")
+SMALL = {"vocab_size": 50304, "n_layer": 4, "n_head": 12, "n_embd": 768, "block_size": 1024}
+CHARACTERS = {"vocab_size": 64, "n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}
+WIDE = {"vocab_size": 1024, "n_layer": 4, "n_head": 25, "n_embd": 1600, "block_size": 512}
+OPTIONS: list[dict[str, Any]] = [
+    {"bias": True, "gelu": "tanh"},
+    {"mlp": "swiglu"},
+    {"mlp": "relu2"},
+    {"n_kv_head": 3},
+    {"rotary": True},
+    {"tied_head": False},
+]
+COMPILED_OPTIONS: list[dict[str, Any]] = [
+    *OPTIONS[:-1],
+    {"norm": "rmsnorm"},
+    {"qk_norm": True},
+    {"dropout": 0.1},
+    {"rotary": True, "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 3},
+]
 
 
-def test_a_model_that_does_not_fit_is_refused_before_it_is_built() -> None:
-    assert check_fit(BILLION, Memory(32 * GIB, 20 * GIB, 1, on_cpu=True)) is None
-    assert "activations come on top" in str(
-        check_fit(BILLION, Memory(32 * GIB, 16 * GIB, 1, on_cpu=True))
+def one_pass(mode: str, dtype: torch.dtype, batch_size: int, **changes: Any) -> Pass:
+    given = {
+        "whole": True,
+        "buckets": False,
+        "shard": 1,
+        "micro_batches": 1,
+        "compiled": False,
+        "state_bytes": 8,
+        "cuda": False,
+    }
+    return Pass(
+        **{**given, **changes},
+        activation_checkpointing=mode,
+        dtype=dtype,
+        batch_size=batch_size,
     )
-    with pytest.raises(ConfigError, match=r"take 14.9 GiB, this machine has 8.0 GiB"):
-        check_fit(BILLION, Memory(8 * GIB, None, 1, on_cpu=True))
-    with pytest.raises(ConfigError, match=r"take 29.8 GiB, this machine has 32.0 GiB, 20.0 free"):
-        check_fit(BILLION, Memory(32 * GIB, 20 * GIB, 2, on_cpu=True))  # two ranks of ddp
-    assert check_fit(BILLION // 2, Memory(32 * GIB, 20 * GIB, 2, on_cpu=True)) is None  # of fsdp
-    assert "the GPU has 24.0 GiB, 10.0 free" in str(
-        check_fit(BILLION, Memory(24 * GIB, 10 * GIB, 1, on_cpu=False))
+
+
+def config_of(*settings: dict[str, Any]) -> TrainConfig:
+    return resolve({name: value for each in settings for name, value in each.items()})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_are_the_models(name: str) -> None:
+    config = with_vocabulary(load(name))
+    assert count_parameters(config).total == architecture.count_parameters(config).total
+
+
+@pytest.mark.parametrize("options", COMPILED_OPTIONS, ids=str)
+def test_parameters_of_the_options_are_the_models(options: dict[str, Any]) -> None:
+    config = config_of(SMALL, options)
+    counted = architecture.count_parameters(config)
+    found = count_parameters(config)
+    assert found.total == counted.total
+    assert found.block * config.n_layer == counted.blocks
+
+
+@pytest.mark.parametrize("shape", [SMALL, CHARACTERS, WIDE], ids=["small", "characters", "wide"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_peak_of_an_eager_step_is_the_measured_one(
+    shape: dict[str, Any],
+    dtype: torch.dtype,
+    mode: str,
+) -> None:
+    config = config_of(shape)
+    for passes in (1, 2):
+        measured = traced.eager_peak(config.architecture(), mode, dtype, 4, passes)
+        expected = usage(config, one_pass(mode, dtype, 4, micro_batches=passes), ranks=1)
+        assert expected.peak == pytest.approx(measured, rel=0.03), (passes, expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_peak_of_an_eager_step_with_options_is_the_measured_one(
+    options: dict[str, Any],
+) -> None:
+    config = config_of(SMALL, options)
+    for mode in MODES:
+        measured = traced.eager_peak(config.architecture(), mode, BF16, 4, 1)
+        expected = usage(config, one_pass(mode, BF16, 4), ranks=1)
+        assert expected.peak == pytest.approx(measured, rel=0.02), mode
+
+
+def check_compiled_blocks(config: TrainConfig, mode: str) -> None:
+    """A block's formula beside what a compiled pass keeps: block by block, and the whole model's.
+
+    Of the model, what a third block adds to two.
+    """
+    tokens, model = 4 * config.block_size, config.architecture()
+    cast = one_pass(mode, BF16, 4, compiled=True, whole=False)
+    measured = traced.compiled_block(model, mode, BF16, 4)
+    assert measured == pytest.approx(tokens * block_bytes(config, cast), rel=0.02)
+
+    two, three = (
+        traced.compiled_model(model.model_copy(update={"n_layer": layers}), mode, BF16, 4)
+        for layers in (2, 3)
     )
+    weights = 2 * count_parameters(config).matrices if mode == "none" else 0
+    whole = one_pass(mode, BF16, 4, compiled=True)
+    assert three - two == pytest.approx(tokens * block_bytes(config, whole) + weights, rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_compiled_blocks_keep_is_the_measured_one(mode: str) -> None:
+    check_compiled_blocks(config_of(SMALL), mode)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", COMPILED_OPTIONS, ids=str)
+def test_what_compiled_blocks_with_options_keep_is_the_measured_one(
+    options: dict[str, Any],
+) -> None:
+    for mode in MODES:
+        check_compiled_blocks(config_of(SMALL, options), mode)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "dtype"),
+    [
+        (SMALL, "none", BF16),
+        pytest.param(SMALL, "selective", BF16, marks=pytest.mark.thorough),
+        pytest.param(SMALL, "full", BF16, marks=pytest.mark.thorough),
+        pytest.param(SMALL, "none", F32, marks=pytest.mark.thorough),
+        pytest.param(WIDE, "none", BF16, marks=pytest.mark.thorough),
+    ],
+)
+def test_what_a_compiled_model_keeps_is_the_measured_one(
+    shape: dict[str, Any],
+    mode: str,
+    dtype: torch.dtype,
+) -> None:
+    config = config_of(shape)
+    assert config.vocab_size is not None
+    how = one_pass(mode, dtype, 4, compiled=True)
+    logits = 4 * config.block_size * config.vocab_size * dtype.itemsize
+    measured = traced.compiled_model(config.architecture(), mode, dtype, 4)
+    assert measured == pytest.approx(activation_bytes(config, how) + logits, rel=0.02)
+
+
+def test_gpt2s_figures_are_those_that_the_docstring_says() -> None:
+    config = load("gpt2-124m")
+    C, lse = config.n_embd, 4 * config.n_head
+    for mode, autocast, cast in (("none", 36, 32), ("selective", 22, 20)):
+        for whole, factor in ((True, autocast), (False, cast)):
+            how = one_pass(mode, BF16, 1, compiled=True, whole=whole)
+            assert block_bytes(config, how) == factor * C + lse
+
+
+def test_what_each_strategy_holds() -> None:
+    config = load("gpt2-350m")
+    P = count_parameters(config).total
+    for micro_batches, gradients in ((1, 0), (2, 4 * P)):
+        single = usage(config, one_pass("none", BF16, 12, micro_batches=micro_batches), 1)
+        assert (single.weights, single.moments, single.gradients) == (4 * P, 8 * P, gradients)
+    ddp = usage(config, one_pass("none", BF16, 12, buckets=True), 8)
+    assert ddp.states == 16 * P
+    sharded = one_pass("none", BF16, 12, whole=False, shard=8, micro_batches=2)
+    fsdp = usage(config, sharded, 8)
+    assert fsdp.weights == pytest.approx(4 * P / 8, abs=4)
+    assert fsdp.gradients == 4 * P  # whole, until the last micro-batch
+    assert 0 < fsdp.gathered < 2 * P
+    offloaded = config.model_copy(update={"cpu_offload": True})
+    on_gpu = one_pass("none", BF16, 12, whole=False, shard=8, cuda=True)
+    assert usage(offloaded, on_gpu, 8).weights == usage(offloaded, on_gpu, 8).moments == 0

@@ -1,0 +1,202 @@
+"""How a training is laid out: strategy, activation checkpointing, micro-batch, as memory allows.
+
+choose_layout() is a function of settings, the memory of one device, and the number of ranks: what
+is on `auto` it takes as fast as it fits, and what is given it takes as given.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed.memory import FP32, Pass, Usage, count_parameters, usage
+from nanogpt_dist.model import kernels
+
+CPU_SHARE = 0.6  # of a CPU's memory that weights, gradients and state may take under ddp
+
+# Tokens in one pass of a GPU, at most. By then what a pass costs beside its products is less than
+# a hundredth: casting and reading the weights, launching kernels, gathering.
+MOST_TOKENS = 65_536
+# Tokens in one pass that are worth more than not to recompute: with fewer, matrix products of a
+# small model leave multiprocessors idle (4,096 × 768 outputs are 192 tiles of 128², for 108 to
+# 132 of them), and fsdp's gathering of 4 bytes a parameter no longer hides behind 6 operations a
+# token and parameter. Where not even that many fit, half as many are tried, and so on.
+ENOUGH_TOKENS = (4096, 2048, 1024, 0)
+# The fastest first. Selective checkpointing computes no product again; fsdp moves what ddp does
+# not, mostly while the GPU is at work; full checkpointing is another forward pass, a third more.
+BY_SPEED = (
+    ("whole", "none"),
+    ("whole", "selective"),
+    ("fsdp", "none"),
+    ("fsdp", "selective"),
+    ("whole", "full"),
+    ("fsdp", "full"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """strategy: single, ddp or fsdp, and how many copies and shards.
+
+    replicate × shard = the ranks; shard is 1 unless the strategy is fsdp. batch_size: sequences of
+    a micro-batch. usage: bytes that a rank is expected to take; None: nobody asked.
+    """
+
+    strategy: str
+    replicate: int
+    shard: int
+    activation_checkpointing: str = "none"
+    batch_size: int = 1
+    usage: Usage | None = None
+
+    def __str__(self) -> str:
+        copies = (
+            f", {self.replicate} copies of {self.shard} shards" if self.strategy == "fsdp" else ""
+        )
+        return f"{self.strategy}{copies}"
+
+    def autocast_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """fsdp casts the weights themselves to `dtype`; the others leave it to autocast."""
+        return torch.float32 if self.strategy == "fsdp" else dtype
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of one device: bytes in all, bytes that nobody uses (None: unknown).
+
+    ranks: that share it: all of a machine share the CPU's, a GPU has one.
+    """
+
+    total: int
+    free: int | None
+    ranks: int
+    device: str  # cpu, cuda, mps
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is the machine's own, of which the kernel kills who takes too much."""
+        return self.device != "cuda"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A training before it is laid out: config with vocab_size, one device, and how many ranks.
+
+    dtype: of the matrix products. training_bytes: of a parameter's weight, gradient and optimizer
+    state.
+    """
+
+    config: TrainConfig
+    memory: Memory
+    ranks: int
+    dtype: torch.dtype
+    training_bytes: int
+
+    @property
+    def share(self) -> int:
+        """Sequences of one rank in a step."""
+        return max(1, self.config.global_batch_size // self.ranks)
+
+    def with_usage(self, layout: Layout) -> Layout:
+        """`layout` with what it is expected to take."""
+        config, memory, on_gpu = self.config, self.memory, not self.memory.on_cpu
+        how = Pass(
+            whole=layout.strategy != "fsdp",
+            buckets=layout.strategy == "ddp",
+            shard=layout.shard,
+            activation_checkpointing=layout.activation_checkpointing,
+            batch_size=layout.batch_size,
+            micro_batches=self.share // layout.batch_size,
+            dtype=self.dtype,
+            compiled=on_gpu if config.compile is None else config.compile,
+            state_bytes=self.training_bytes - 2 * FP32,
+            cuda=on_gpu,
+            cpu_kernels=kernels.uses_cpu_kernels(config, torch.device(memory.device), self.dtype),
+        )
+        return replace(layout, usage=usage(config, how, self.ranks))
+
+    def fits(self, layout: Layout) -> bool:
+        """Whether each rank has room for all that `layout` is expected to take.
+
+        On a CPU, whose micro-batches are as large as they are given, for weights, gradients and
+        optimizer state in a share of it.
+        """
+        if not self.memory.on_cpu:
+            return peak(layout) <= self.memory.total
+        states = self.training_bytes * count_parameters(self.config).total // layout.shard
+        return states <= CPU_SHARE * self.memory.total / self.memory.ranks
+
+
+def choose_layout(site: Site) -> Layout:
+    """The fastest Layout that fits, of those that the settings allow.
+
+    By the memory in all, not by what is free, so that a resume on the same device chooses the same.
+    Where nothing fits, the Layout that takes least: its usage says how much.
+    """
+    layouts = [site.with_usage(layout) for layout in _allowed(site)]
+    most = max(layout.batch_size for layout in layouts)
+    for tokens in ENOUGH_TOKENS:
+        enough = min(most, -(-tokens // site.config.block_size))
+        for layout in layouts:
+            if layout.batch_size >= enough and site.fits(layout):
+                return layout
+    return min(layouts, key=peak)
+
+
+def peak(layout: Layout) -> int:
+    """Bytes that a rank is expected to take at most."""
+    assert layout.usage is not None
+    return layout.usage.peak
+
+
+def _allowed(site: Site) -> Iterator[Layout]:
+    """What the settings leave open, the fastest first; of these the larger micro-batch first."""
+    config = site.config
+    modes = {config.activation_checkpointing}
+    if modes == {"auto"}:
+        modes = {"none"} if site.memory.on_cpu else {"none", "selective", "full"}
+    for kind, mode in BY_SPEED:
+        strategy = _strategy(config, site.ranks, kind)
+        if strategy is not None and mode in modes:
+            copies = _copies(config, site.ranks) if strategy == "fsdp" else (site.ranks, 1)
+            for batch_size in _batch_sizes(site):
+                yield Layout(strategy, *copies, mode, batch_size)
+
+
+def _strategy(config: TrainConfig, ranks: int, kind: str) -> str | None:
+    """The strategy of this kind, whole or fsdp, that the settings allow; None: there is none."""
+    asked = "fsdp" if asks_for_fsdp(config) else config.strategy
+    if asked == "auto":
+        whole = "single" if ranks == 1 else "ddp"
+        return whole if kind == "whole" else "fsdp" if ranks > 1 else None
+    return asked if (asked == "fsdp") == (kind == "fsdp") else None
+
+
+def _copies(config: TrainConfig, ranks: int) -> tuple[int, int]:
+    """fsdp's copies of the model, and the shards of each."""
+    if config.mesh is None:
+        return 1, ranks
+    replicate, shard = map(int, config.mesh.split("x"))
+    return replicate, shard
+
+
+def asks_for_fsdp(config: TrainConfig) -> bool:
+    """Whether settings that fsdp alone has are given, and no strategy."""
+    return config.strategy == "auto" and (config.mesh is not None or config.cpu_offload)
+
+
+def _batch_sizes(site: Site) -> list[int]:
+    """Sequences of a micro-batch, the largest first: divisors of what a rank has in a step.
+
+    Where micro-batches are joined, a GPU may have any of them up to MOST_TOKENS; otherwise there is
+    one, the largest that is allowed.
+    """
+    config, memory = site.config, site.memory
+    at_most, join = config.batch_size, config.join_micro_batches
+    if join and not memory.on_cpu:
+        at_most = max(at_most, MOST_TOKENS // config.block_size)
+    elif join and kernels.uses_cpu_kernels(config, torch.device(memory.device), site.dtype):
+        at_most = kernels.joined_batch_size(config, memory.ranks)
+    sizes = [n for n in range(min(at_most, site.share), 0, -1) if site.share % n == 0]
+    return sizes if join and not memory.on_cpu else sizes[:1]

@@ -1,0 +1,152 @@
+"""What `auto` chooses: the fastest that fits, by a device's memory in all."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from nanogpt_dist.config import resolve
+from nanogpt_dist.distributed.layout import (
+    BY_SPEED,
+    ENOUGH_TOKENS,
+    MOST_TOKENS,
+    Layout,
+    Memory,
+    Site,
+    choose_layout,
+    peak,
+)
+from nanogpt_dist.load_config import load
+from nanogpt_dist.model.kernels import joined_batch_size
+from tests.nanogpt_dist.distributed import traced
+
+GB = 10**9
+A100_40GB, A40_48GB, RTX4090_24GB = 42_298_834_944, 47_576_711_168, 25_386_352_640
+CARDS = (16, 24, 40, 48, 80, 141)
+SIZES = ("gpt2-124m", "gpt2-350m", "gpt2-774m", "gpt2-1558m", "shakespeare-char")
+TOO_SMALL = {("gpt2-774m", 16, 1), ("gpt2-1558m", 16, 1), ("gpt2-1558m", 24, 1)}
+
+
+def site_of(preset: str, total: int, ranks: int = 1, **settings: Any) -> Site:
+    return Site(load(preset, settings), Memory(total, None, 1, "cuda"), ranks, torch.bfloat16, 16)
+
+
+def said(layout: Layout) -> tuple[str, str, int]:
+    return layout.strategy, layout.activation_checkpointing, layout.batch_size
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("preset", SIZES)
+def test_no_choice_takes_more_than_the_card_has(preset: str, card: int, ranks: int) -> None:
+    site = site_of(preset, card * GB, ranks)
+    layout = choose_layout(site)
+    assert site.fits(layout) == (peak(layout) <= card * GB)
+    assert site.fits(layout) == ((preset, card, ranks) not in TOO_SMALL)
+    assert site.share % layout.batch_size == 0  # the global batch is what it was
+    assert layout.batch_size * site.config.block_size <= MOST_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("preset", "total"),
+    [("gpt2-1558m", A100_40GB), ("gpt2-1558m", A40_48GB), ("gpt2-774m", RTX4090_24GB)],
+)
+def test_activations_are_counted(preset: str, total: int) -> None:
+    """ddp without checkpointing, at batch_size 12, has been chosen here, and is too much."""
+    site = site_of(preset, total, ranks=8)
+    config, ddp = site.config, {"strategy": "ddp", "activation_checkpointing": "none"}
+    asked = site_of(preset, total, ranks=8, **ddp, join_micro_batches=False)
+    by_settings = choose_layout(asked)
+    assert said(by_settings) == ("ddp", "none", 12)
+    assert not site.fits(by_settings)
+
+    short = config.architecture().model_copy(update={"n_layer": 2})
+    one, two = (
+        traced.compiled_model(short.model_copy(update={"n_layer": n}), "none", torch.bfloat16, 2)
+        for n in (1, 2)
+    )
+    measured = 6 * (one + (config.n_layer - 1) * (two - one))  # of 12 sequences, weights included
+    assert by_settings.usage is not None
+    assert by_settings.usage.states + measured > total  # whatever the formulas say
+
+    chosen = choose_layout(site)
+    assert site.fits(chosen)
+    assert chosen.batch_size * config.block_size >= ENOUGH_TOKENS[0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "card", "ranks", "expected"),
+    [
+        ("gpt2-124m", 80, 1, ("single", "none", 60)),  # 12 × 40 sequences are 60 × 8
+        ("gpt2-124m", 80, 8, ("ddp", "none", 60)),
+        ("gpt2-774m", 24, 1, ("single", "selective", 6)),
+        ("gpt2-1558m", 24, 8, ("fsdp", "none", 4)),
+        ("gpt2-1558m", 16, 8, ("fsdp", "full", 10)),
+        ("gpt2-1558m", 40, 8, ("ddp", "selective", 5)),
+        ("shakespeare-char", 16, 8, ("ddp", "none", 8)),
+    ],
+)
+def test_the_fastest_that_fits_is_chosen(
+    preset: str,
+    card: int,
+    ranks: int,
+    expected: tuple[str, str, int],
+) -> None:
+    assert said(choose_layout(site_of(preset, card * GB, ranks))) == expected
+
+
+def test_more_memory_is_never_used_worse() -> None:
+    """A larger card recomputes no more; with as much of that, its micro-batch is no smaller."""
+    for preset in SIZES:
+        for ranks in (1, 8):
+            before: tuple[int, int] | None = None
+            for card in CARDS:
+                site = site_of(preset, card * GB, ranks)
+                layout = choose_layout(site)
+                if not site.fits(layout):
+                    continue
+                kind = "fsdp" if layout.strategy == "fsdp" else "whole"
+                rank = BY_SPEED.index((kind, layout.activation_checkpointing))
+                now = -rank, layout.batch_size
+                assert before is None or now >= before, (preset, ranks, card)
+                before = now
+
+
+def test_what_is_given_is_obeyed() -> None:
+    given: list[dict[str, Any]] = [
+        {"strategy": "fsdp"},
+        {"activation_checkpointing": "full"},
+        {"strategy": "ddp", "activation_checkpointing": "none"},
+        {"mesh": "2x4"},
+    ]
+    for settings in given:
+        layout = choose_layout(site_of("gpt2-350m", 24 * GB, 8, **settings))
+        for name in ("strategy", "activation_checkpointing"):
+            assert getattr(layout, name) == settings.get(name, getattr(layout, name))
+        copies = (2, 4) if "mesh" in settings else (1, 8) if layout.strategy == "fsdp" else (8, 1)
+        assert (layout.replicate, layout.shard) == copies
+    unjoined = choose_layout(site_of("gpt2-124m", 80 * GB, join_micro_batches=False))
+    assert unjoined.batch_size == 12
+    both = {"join_micro_batches": False, "batch_size": 96, "gradient_accumulation_steps": 5}
+    assert choose_layout(site_of("gpt2-124m", 80 * GB, **both)).batch_size == 96  # as given
+
+
+def test_a_cpu_is_chosen_for_as_before() -> None:
+    config = resolve({"vocab_size": 256, "n_layer": 2, "block_size": 256, "batch_size": 4})
+    for dtype in (torch.bfloat16, torch.float32):
+        for ranks, strategy in ((1, "single"), (2, "ddp")):
+            site = Site(config, Memory(32 * GB, None, ranks, "cpu"), ranks, dtype, 16)
+            joined = joined_batch_size(config, ranks) if dtype == torch.bfloat16 else 4
+            batch_size = next(n for n in range(joined, 0, -1) if site.share % n == 0)
+            assert said(choose_layout(site)) == (strategy, "none", batch_size)
+    alone = config.model_copy(update={"join_micro_batches": False})
+    site = Site(alone, Memory(32 * GB, None, 1, "cpu"), 1, torch.bfloat16, 16)
+    assert choose_layout(site).batch_size == 4
+
+
+def test_what_is_free_does_not_enter() -> None:
+    """So a resume on the same card chooses the same."""
+    for free in (None, 0, GB, 80 * GB):
+        memory = Memory(80 * GB, free, 1, "cuda")
+        site = Site(load("gpt2-774m"), memory, 8, torch.bfloat16, 16)
+        assert choose_layout(site) == choose_layout(site_of("gpt2-774m", 80 * GB, 8))
