@@ -18,17 +18,31 @@ def capturing() -> "CUDAGraph | None":
 class Capture(TorchDispatchMode):
     """Notes each operator with its arguments and results."""
 
-    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+    def __init__(
+        self,
+        calls: list[tuple[Any, ...]],
+        generators: list[torch.Generator],
+    ) -> None:
         super().__init__()
-        self.calls = calls
+        self.calls, self.generators = calls, generators
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if op in WAITING or (op is torch.ops.aten.copy_.default and args[0].is_cpu):
+        if op in WAITING or (op is torch.ops.aten.copy_.default and _is_pageable(args)):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        drawn_from = [each for each in kwargs.values() if isinstance(each, torch.Generator)]
+        if any(each not in self.generators for each in drawn_from):
+            raise RuntimeError(
+                "Attempt to increase offset for a CUDA generator not in capture mode."
+            )
         results = op(*args, **kwargs)
         self.calls.append((op, args, kwargs, results))
         return results
+
+
+def _is_pageable(copied: Any) -> bool:
+    """Whether the host's side of a copy, if there is one, is not pinned."""
+    return any(tensor.is_cpu and not tensor.is_pinned() for tensor in copied[:2])
 
 
 WAITING = {
@@ -43,11 +57,16 @@ class CUDAGraph:
 
     def __init__(self, keep_graph: bool = False) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.generators: list[torch.Generator] = []
         self.replays = 0
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        """Let the capture draw from a generator that is not the device's own."""
+        self.generators.append(generator)
 
     def capture_begin(self, *_: object, **__: object) -> None:
         self.calls.clear()
-        self.mode = Capture(self.calls)
+        self.mode = Capture(self.calls, self.generators)
         self.mode.__enter__()
         _capturing.append(self)
 

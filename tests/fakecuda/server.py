@@ -129,7 +129,6 @@ def serve() -> None:
 
 def _load() -> None:
     """What a command would load itself. Nothing may start a thread: the children would lack it."""
-    import datasets  # noqa: F401
     import torch._dynamo.backends.common
     import torch._inductor.compiler_bisector
     import torch.distributed.fsdp

@@ -147,6 +147,9 @@ PARTS = {
         assert x.tolist() == [6.0, 6.0, 6.0]
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             refused("capturing", lambda: x.sum().item())
+            refused("capturing", lambda: x.copy_(torch.ones(3)))
+            generator = torch.Generator("cuda")
+            refused("not in capture mode", lambda: x.normal_(generator=generator))
     """,
     "torch.compile": """
         compiled = torch.compile(lambda x: (x * 2).sum(), mode="reduce-overhead")

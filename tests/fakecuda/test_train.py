@@ -172,6 +172,8 @@ def test_intra_document_is_flex_attention(
     done = server.run(*line, *gpu, folder=tmp_path)
     cpu_server.run(*line, "--device", "cpu", "--out-dir", "cpu", folder=tmp_path)
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), abs=1e-5)
+    # beside the step's own copy: -inf, which FlexAttention as plain operators makes on the host
+    assert {up.bytes for up in uploads(plain_steps(done)[0]) if not up.pinned} == {4}
     server.run(*line, *gpu[:-1], "plain", "--no-intra-document", folder=tmp_path)
     assert losses(tmp_path / "gpu") != pytest.approx(losses(tmp_path / "plain"), abs=1e-3)
     for happenings in plain_steps(done):
