@@ -497,6 +497,14 @@ class TrainConfig(ModelConfig):
         on_resume="ignore",
         scope="run",
     )
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] = setting(
+        "default",
+        "Machine",
+        "torch.compile's mode; reduce-overhead: CUDA graphs, for small models; max-autotune-…: "
+        "kernels chosen by timing.",
+        on_resume="ignore",
+        scope="run",
+    )
 
     cpu_fast: bool = setting(
         True,

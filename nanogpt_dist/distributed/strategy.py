@@ -9,6 +9,7 @@ Source: Li et al. 2020, "PyTorch Distributed".
 
 import contextlib
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import check_recomputing, pick_dtype
 from nanogpt_dist.distributed.check_memory import memory_of
+from nanogpt_dist.distributed.compilation import plan_compilation
 from nanogpt_dist.distributed.layout import Layout, Site, asks_for_fsdp, choose_layout
 from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
@@ -84,17 +86,17 @@ def lay_out(
     the others depend on the seed alone. Under fsdp the parameters are DTensors, of which each rank
     only ever holds its shards and one group.
     """
-    compile_it = config.compile if config.compile is not None else world.device.type == "cuda"
-    # the gathering between blocks cannot be compiled
-    compile_blocks = compile_it and layout.strategy == "fsdp"
+    compilation = plan_compilation(config, layout, world.device)
 
     def wrap(forward: BlockForward) -> BlockForward:
         if layout.activation_checkpointing != "none":
             check_recomputing(world.device, config.dropout)
             forward = checkpointed(forward, layout.activation_checkpointing)
-        return torch.compile(forward) if compile_blocks else forward
+        return compilation.part(forward)
 
     kernels = training_kernels(config, world.device, dtype)
+    if kernels.head_loss is not None:
+        kernels = replace(kernels, head_loss=compilation.part(kernels.head_loss))
     with torch.device("meta"):
         model = GPT(config.architecture(), n_vocab, kernels, wrap)
     seed = config.seed if init else None
@@ -109,7 +111,7 @@ def lay_out(
             share_out(group)
     if share_out is not None:
         return model, model
-    wrapped: nn.Module = torch.compile(model) if compile_it else model  # type: ignore[assignment]
+    wrapped = compilation.model(model)
     if layout.strategy == "ddp":
         ids = [world.device.index] if world.device.type == "cuda" else None
         # not static_graph: all parameters are used, so it saves nothing, and it fails with no_sync

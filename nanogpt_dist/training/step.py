@@ -21,6 +21,7 @@ from nanogpt_dist import checkpoint
 from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import autocast, set_up
+from nanogpt_dist.distributed.compilation import keeps_gradients
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
@@ -157,7 +158,7 @@ class TrainStep:
         shape = self.layout.batch_size, self.config.block_size
         zeros = torch.zeros(shape, dtype=torch.int64, device=self.world.device)
         self._forward_backward(zeros, zeros, 1)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
 
     def _forward_backward(self, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
         """Add the gradient of this micro-batch's share of the loss; returns the share, a scalar."""
@@ -169,6 +170,9 @@ class TrainStep:
         with self.timed("backward"):
             self.scaler.scale(loss / count).backward()
         return loss.detach() / count
+
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=not keeps_gradients(self.wrapped))
 
     def _apply_gradient(self) -> Tensor:
         """Clip the gradient and make the optimizer's step; returns the gradient's norm, a scalar.
@@ -186,7 +190,7 @@ class TrainStep:
             for found in self.scaler._found_inf_per_device(self.optimizer).values():
                 found.copy_(found_inf)
             self.scaler.update()  # lowers its scale where the gradient was not finite
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return norm
 
 
