@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli.ending import exit_with
 from cli.help import command, group
 from cli.options import Device, Json, Preset, Settings, takes_settings
 from cli.terminal import echo
@@ -65,7 +66,7 @@ def train(
     from nanogpt_dist.distributed.strategy import needs_group
     from nanogpt_dist.distributed.world import connect
 
-    with connect(config.device, config.timeout_s, needs_group(config)) as world:
+    with connect(config.device, config.timeout_s, needs_group(config), exit_with) as world:
         if "gradient_accumulation_steps" not in settings and world.device.type == "cpu":
             config = config.model_copy(update={"gradient_accumulation_steps": world.size})
         with world.raise_on_all_ranks():
@@ -165,7 +166,7 @@ def io(
     from nanogpt_dist.distributed.strategy import needs_group
     from nanogpt_dist.distributed.world import connect
 
-    with connect(config.device, config.timeout_s, needs_group(config)) as world:
+    with connect(config.device, config.timeout_s, needs_group(config), exit_with) as world:
         speed = bench_io(config, world, folder, rounds)
     if world.is_rank0:
         _print(speed, _io_lines(speed), json)

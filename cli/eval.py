@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli import completing
+from cli.ending import exit_with
 from cli.options import Device, InitFrom, Json, refuse_both, warn
 from cli.terminal import echo, echo_table, fits
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from nanogpt_dist.evaluation.report import LoadedModel
 
 NAMED = 16  # columns of a checkpoint's name, at least, beside its figures
-FETCH_TIMEOUT_S = 3600  # of the ranks, while one of them fetches the data of tasks
 
 Results = dict[str, dict[str, Any]]  # what was evaluated → figures
 
@@ -89,7 +89,7 @@ def eval_command(
     from nanogpt_dist.evaluation.tasks import jsonl_tasks
 
     rows = []
-    with connect(device, timeout_s=FETCH_TIMEOUT_S if tasks else 600) as world:
+    with connect(device, timeout_s=600, exit_with=exit_with) as world:
         refuse_both(targets, init_from)
         names = _task_names(tasks, world)
         _refuse_unread(dataset, split, tasks, text, limit)
@@ -177,9 +177,11 @@ def _load_model(
             )
         if foreign is not None and best:
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
-        if foreign is not None:
-            return report.load_pretrained(foreign, world.device)
-        chosen = str(run_checkpoints.find_checkpoint(target, best, warn)) if world.is_rank0 else ""
+        chosen = ""
+        if foreign is None and world.is_rank0:
+            chosen = str(run_checkpoints.find_checkpoint(target, best, warn))
+    if foreign is not None:
+        return world.local_rank0_first(lambda: report.load_pretrained(foreign, world.device))
     found = Path(world.broadcast_text(chosen))
     with world.raise_on_all_ranks():
         return report.load_checkpoint(found, world.device)

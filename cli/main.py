@@ -2,8 +2,6 @@
 
 import os
 import sys
-import traceback
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -11,6 +9,7 @@ import typer
 from cli.bench import bench_app
 from cli.checkpoint import checkpoint_app
 from cli.compare import compare
+from cli.ending import DEBUG, code_of
 from cli.eval import eval_command
 from cli.export import export_app
 from cli.help import DATA, MACHINES, MODELS, RUNS, Group, command, epilog
@@ -20,9 +19,7 @@ from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
 from cli.options import (
     CONTEXT,
-    flush_or_drop,
     nanogpt_style,
-    rank,
     refuse_empty,
     refuse_nanogpts,
     with_paths,
@@ -35,11 +32,8 @@ from cli.terminal import echo, open_streams
 from cli.tokenizer import tokenizer_app
 from cli.train import preset_table, train
 from cli.verify import verify
-from launch import verdict
-from nanogpt_dist import __version__, errors
-from nanogpt_dist.errors import INTERRUPTED, MAX_LINE, Exit, NanogptError, one_line
-
-DEBUG = "NANOGPT_DEBUG"  # set by --debug, inherited by the ranks that a command starts
+from nanogpt_dist import __version__
+from nanogpt_dist.errors import INTERRUPTED, Exit
 
 app = typer.Typer(
     name="nanogpt",
@@ -196,42 +190,4 @@ def main() -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else Exit.DONE
     except BaseException as error:
-        flush_or_drop()
-        if _is_broken_pipe(error):  # `nanogpt … | head`
-            return Exit.DONE
-        if os.environ.get(DEBUG):
-            traceback.print_exc()
-        return _leave(*explain(error), quiet=isinstance(error, NanogptError) and error.quiet)
-
-
-def _is_broken_pipe(error: BaseException) -> bool:
-    """Whether standard output is gone; typer has made a SystemExit of it."""
-    return isinstance(
-        error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError
-    )
-
-
-def explain(error: BaseException) -> tuple[int, str, bool]:
-    """Exit code, line, and whether all ranks are known to end in the same way."""
-    if isinstance(error, typer.TyperException):
-        # none where a command alone has shown its help
-        message = error.format_message().rstrip(".")
-        return Exit.USAGE, f"{message}; --help shows what there is" if message else "", True
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None), "", False
-    return *errors.explain(error), isinstance(error, NanogptError) and error.agreed
-
-
-def _leave(code: int, line: str, agreed: bool, quiet: bool = False) -> int:
-    """Print the line once, leave the verdict for a launcher; returns this process's exit code."""
-    mine = rank()
-    where = f" (rank {mine})" if mine and not agreed else ""
-    prefix = f"nanogpt{where}: " if code == Exit.STOPPED else f"nanogpt: error{where}: "
-    line = one_line(line, MAX_LINE - len(prefix))
-    left = not quiet and verdict.write(verdict.Verdict(code, line, mine, agreed))
-    if line and not quiet and (mine == 0 or not agreed):
-        with suppress(OSError):  # the terminal may be gone
-            print(prefix + line, file=sys.stderr, flush=True)
-    # Under a launcher an end that all ranks agree on is told by the verdict; torchrun is to see
-    # that all went well.
-    return Exit.DONE if left and agreed else code
+        return code_of(error)

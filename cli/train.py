@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import completing
+from cli.ending import exit_with
 from cli.options import Json, flush_or_drop, note, rank, takes_settings, warn
 from cli.terminal import echo
 from launch import verdict
@@ -84,7 +85,10 @@ def train(
     if check_resume:
         _check_resume(config, stop, json)
         return
-    result = api.train(config, fresh=fresh, branch_from=branch_from, stop=stop)
+    from nanogpt_dist.training.loop import train as run
+
+    with api.connected(config, stop, exit_with) as world:
+        result = run(config, world, stop, fresh, branch_from)
     stopped = result.verdict == "stopped"
     if not stopped:  # also where the ranks of an elastic run were stopped before
         verdict.write(verdict.Verdict(0, "", rank(), agreed=True))
@@ -112,7 +116,7 @@ def _check_resume(config: TrainConfig, stop: StopRequest, as_json: bool) -> None
     from nanogpt_dist.storage.run_folder import to_json
     from nanogpt_dist.training.check_resume import check_resume
 
-    with api.connected(config, stop) as world:
+    with api.connected(config, stop, exit_with) as world:
         proof = check_resume(config, world, stop)
     if not world.is_rank0:
         return

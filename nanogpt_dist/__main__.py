@@ -25,9 +25,15 @@ def main() -> None:
         code = run()
     except KeyboardInterrupt:  # while it was still loading
         code = 130
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or _in_a_group():
         _leave_at_once(code)
     sys.exit(code)
+
+
+def _in_a_group() -> bool:
+    """Whether an error has left this process in a process group, as world.connect() does."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized()
 
 
 def _stopped_while_loading(number: int, frame: FrameType | None) -> None:
@@ -48,9 +54,10 @@ def _open_descriptors() -> None:
 
 
 def _leave_at_once(code: int) -> None:
-    """End a rank without the interpreter's teardown, in which gloo's threads may abort.
+    """End a rank without the interpreter's teardown.
 
-    All is saved and closed by now; that abort would make torchrun call a finished run failed.
+    All is saved and closed by now. In the teardown gloo's threads may abort, upon which torchrun
+    would call a finished run failed, and NCCL's may wait for ranks that are gone.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

@@ -120,6 +120,10 @@ class LostPeerError(RuntimeError):
     """This rank waits for another one that is gone; Watchdog.leave() finds out which it is."""
 
 
+class StuckError(LostPeerError):
+    """This rank has waited for too long; the others may do so as well."""
+
+
 def error_of(code: int, message: str) -> NanogptError:
     """The error that stands for an exit code: what one rank raised, on another.
 

@@ -17,6 +17,7 @@ from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 
 if TYPE_CHECKING:
+    from nanogpt_dist.distributed.watchdog import ExitWith
     from nanogpt_dist.distributed.world import World
     from nanogpt_dist.training.loop import Result
 
@@ -66,12 +67,19 @@ def train(
 
 
 @contextmanager
-def connected(config: TrainConfig, stop: StopRequest | None) -> "Iterator[World]":
-    """This process's place among the ranks of torchrun, or alone; in ranks, `stop` listens then."""
+def connected(
+    config: TrainConfig,
+    stop: StopRequest | None,
+    exit_with: "ExitWith | None" = None,
+) -> "Iterator[World]":
+    """This process's place among the ranks of torchrun, or alone; in ranks, `stop` listens then.
+
+    exit_with: as world.connect() takes it.
+    """
     from nanogpt_dist.distributed.strategy import needs_group
     from nanogpt_dist.distributed.world import connect
 
-    with connect(config.device, config.timeout_s, needs_group(config)) as world:
+    with connect(config.device, config.timeout_s, needs_group(config), exit_with) as world:
         # until here the signals end a rank that waits for others, deep in C++
         if stop is not None and "RANK" in os.environ:
             stop.listen()

@@ -8,7 +8,6 @@ Sources: Rajbhandari et al. 2020, "ZeRO", §5 (sharing out all three states); Zh
 
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ def sharder(
     """
     low = None if dtype == torch.float32 else dtype
     options: dict[str, Any] = {
-        "mesh": _mesh(replicate, shard, world, config.timeout_s),
+        "mesh": _mesh(replicate, shard, world),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=low, reduce_dtype=torch.float32 if low else None
         ),
@@ -69,7 +68,7 @@ def sharder(
     return share_out
 
 
-def _mesh(replicate: int, shard: int, world: World, timeout_s: int) -> DeviceMesh:
+def _mesh(replicate: int, shard: int, world: World) -> DeviceMesh:
     """The ranks in `replicate` rows and `shard` columns.
 
     The ranks of a row, neighbours, hold one copy together.
@@ -78,9 +77,9 @@ def _mesh(replicate: int, shard: int, world: World, timeout_s: int) -> DeviceMes
     if replicate == 1:
         return DeviceMesh.from_group(dist.group.WORLD, kind, mesh_dim_names=("shard",))  # type: ignore[arg-type]
     grid = torch.arange(world.size).view(replicate, shard)
-    timeout = timedelta(seconds=timeout_s)  # new groups would take half an hour
-    columns, _ = dist.new_subgroups_by_enumeration(grid.t().tolist(), timeout=timeout)
-    rows, _ = dist.new_subgroups_by_enumeration(grid.tolist(), timeout=timeout)
+    columns, _ = dist.new_subgroups_by_enumeration(grid.t().tolist())
+    rows, _ = dist.new_subgroups_by_enumeration(grid.tolist())
+    world.add_groups(columns, rows)
     return DeviceMesh.from_group(
         [columns, rows], kind, mesh=grid, mesh_dim_names=("replicate", "shard")
     )

@@ -7,8 +7,10 @@ for one that left.
 """
 
 import contextlib
+import math
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device, use_expandable_segments
-from nanogpt_dist.distributed.watchdog import Watchdog
+from nanogpt_dist.distributed.watchdog import ExitWith, Watchdog
 from nanogpt_dist.errors import (
     CannotCreateError,
     ConfigError,
@@ -36,6 +38,11 @@ T = TypeVar("T")
 
 # of World.with_long_timeout: the slowest save of the largest model over the slowest disk
 LONG_TIMEOUT_S = 24 * 3600
+# at least, until the ranks have settled: one may compile its kernels for minutes, the others not
+START_TIMEOUT_S = 1800
+# by which NCCL's own patience, after which it aborts the process, is longer than the watchdog's
+NCCL_MARGIN_S = 60
+ABANDON_S = 10.0  # for NCCL to abort what goes on on the device
 
 
 def is_dtensor(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
@@ -51,7 +58,8 @@ class World:
     device: where its tensors live; backend: None in a single process.
 
     local_size: ranks on this machine. group: whose timeout holds in what follows, None for the
-    usual one. watchdog: finds the rank that failed when a collective does.
+    usual one. timed_groups: those whose timeout settle() sets, beside the usual one. watchdog:
+    finds the rank that failed when a collective does.
     """
 
     rank: int
@@ -62,6 +70,8 @@ class World:
     local_size: int = 1
     group: dist.ProcessGroup | None = None
     long_timeout_group: dist.ProcessGroup | None = None
+    timeout_s: float = field(default=math.inf, compare=False)
+    timed_groups: list[dist.ProcessGroup] = field(default_factory=list, compare=False)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None), compare=False)
 
     @property
@@ -71,6 +81,26 @@ class World:
         May be used in a thread beside this one.
         """
         return replace(self, group=self.long_timeout_group)
+
+    def settle(self, settled: bool = True) -> None:
+        """Set how long the ranks wait for each other: once `settled`, timeout_s.
+
+        Until then START_TIMEOUT_S at least: the first pass of a kind compiles, tunes and connects,
+        which takes one rank a second and another minutes. Each rank for itself.
+        """
+        seconds = self.timeout_s if settled else max(self.timeout_s, START_TIMEOUT_S)
+        if self.watchdog.timeout_s == seconds:
+            return
+        self.watchdog.timeout_s = seconds
+        if self.backend is not None:
+            for group in (dist.group.WORLD, *self.timed_groups):
+                _set_timeout(group, self.device, seconds)
+
+    def add_groups(self, *groups: dist.ProcessGroup) -> None:
+        """Have these wait as long as the usual one does."""
+        self.timed_groups.extend(groups)
+        for group in groups:
+            _set_timeout(group, self.device, self.watchdog.timeout_s)
 
     @property
     def is_rank0(self) -> bool:
@@ -181,11 +211,12 @@ class World:
     def local_rank0_first(self, load: Callable[[], T]) -> T:
         """load() on all ranks, first on one of each machine, whose files the others find cached.
 
-        It must not wait for other ranks. Raises as raise_on_all_ranks().
+        They wait for up to a day: it may fetch gigabytes. It must not wait for other ranks. Raises
+        as raise_on_all_ranks().
         """
         found: list[T] = []
         for first in (True, False):
-            with self.raise_on_all_ranks():
+            with self.with_long_timeout.raise_on_all_ranks():
                 if first == (self.local_rank == 0):
                     found.append(load())
         return found[0]
@@ -201,10 +232,19 @@ def _from_torchrun(name: str, otherwise: int) -> int:
 
 
 @contextlib.contextmanager
-def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[World]:
+def connect(
+    device_name: str,
+    timeout_s: int,
+    group: bool = False,
+    exit_with: ExitWith | None = None,
+) -> Iterator[World]:
     """The World of torchrun's environment, or a World of one; leaves the group at the end.
 
-    group: a World of one has a process group, too, as fsdp and ddp want it.
+    group: a World of one has a process group, too, as fsdp and ddp want it. exit_with: ends this
+    process with an error; it is called where the main thread sits in the device while another rank
+    is gone. Whoever gives it ends the process after an error in any case, and that without delay:
+    the group is left as it is, for to destroy it would be to wait for what the device has still to
+    do with the others. None: the interpreter is the caller's, and the group is abandon()ed.
     """
     rank, local_rank = _from_torchrun("RANK", 0), _from_torchrun("LOCAL_RANK", 0)
     size, local_size = _from_torchrun("WORLD_SIZE", 1), _from_torchrun("LOCAL_WORLD_SIZE", 1)
@@ -222,34 +262,71 @@ def connect(device_name: str, timeout_s: int, group: bool = False) -> Iterator[W
         use_expandable_segments()
         torch.cuda.set_device(device)
     if size == 1 and not group:
-        yield World(rank, local_rank, size, device, None)
+        yield World(
+            *(rank, local_rank, size, device, None),
+            timeout_s=timeout_s,
+            watchdog=Watchdog(0, 1, None, timeout_s),
+        )
         return
+    if dist.is_initialized():
+        raise ConfigError(
+            "this process is in a process group already: leave it with "
+            "torch.distributed.destroy_process_group(), or start a new one"
+        )
     # gloo carries what lives on the CPU (votes, evaluation sums) also where nccl carries the
     # gradients.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        # its flag that asks for dumps outlives a restart of the ranks, and would end the new ones
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = _store(size, timeout)
-    watchdog = Watchdog(rank, size, dist.PrefixStore("watch", store), timeout_s)
+    watchdog = Watchdog(rank, size, dist.PrefixStore("watch", store))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    # from it NCCL learns where rank 0 is, which may come to that later by far
+    store.set_timeout(timedelta(seconds=max(timeout_s, START_TIMEOUT_S)))
     try:
-        long_timeout_group = dist.new_group(
-            backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)
-        )
-        yield World(
-            rank,
-            local_rank,
-            size,
-            device,
-            backend,
-            local_size,
-            long_timeout_group=long_timeout_group,
-            watchdog=watchdog,
-        )
-        watchdog.done()
-    except Exception as error:
-        raise watchdog.leave(error) from error.__cause__
-    finally:
-        dist.destroy_process_group()
+        with watchdog.watching(exit_with):
+            world = World(
+                *(rank, local_rank, size, device, backend, local_size),
+                long_timeout_group=dist.new_group(
+                    backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)
+                ),
+                timeout_s=timeout_s,
+                watchdog=watchdog,
+            )
+            world.settle(False)
+            yield world
+            watchdog.done()
+    except BaseException as error:
+        named = watchdog.leave(error)
+        if exit_with is None:
+            abandon(device)
+        raise named from error.__cause__
+    dist.destroy_process_group()
+
+
+def abandon(device: torch.device) -> None:
+    """Leave a process group whose ranks may be gone, in ABANDON_S at most.
+
+    NCCL's is aborted: to destroy it would be to wait for what `device` has still to do.
+    """
+    leave = dist.destroy_process_group
+    if device.type == "cuda":
+        leave = dist.distributed_c10d._abort_process_group
+    leaving = threading.Thread(target=leave, name="abandon", daemon=True)
+    leaving.start()
+    leaving.join(ABANDON_S)
+
+
+def _set_timeout(group: dist.ProcessGroup | None, device: torch.device, seconds: float) -> None:
+    """Of what begins from now on in `group`: on the CPU by gloo, on a GPU by NCCL."""
+    assert group is not None
+    margins = {"cpu": 0, "cuda": NCCL_MARGIN_S} if device.type == "cuda" else {"cpu": 0}
+    for kind, margin in margins.items():
+        backend = group._get_backend(torch.device(kind))
+        if hasattr(backend, "_set_default_timeout"):  # as torch's own two
+            backend._set_default_timeout(timedelta(seconds=seconds + margin))
 
 
 def _store(size: int, timeout: timedelta) -> tuple[dist.Store, int, int]:

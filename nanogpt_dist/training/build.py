@@ -21,6 +21,7 @@ def build(plan: Plan, start: ResumePoint | None, world: World, console: Console)
     another architecture, and what init_from.find_pretrained() raises.
     """
     config = plan.config
+    waiting = world.with_long_timeout  # a rank may read from a slow disk
     with world.raise_on_all_ranks():
         # the kernel would kill it in the midst of building, without a word
         site = site_of(config, world, training_bytes(config))
@@ -31,7 +32,7 @@ def build(plan: Plan, start: ResumePoint | None, world: World, console: Console)
     n_vocab = plan.data.tokenizer.n_vocab
     train_step = TrainStep(config, world, plan.layout, plan.dtype, init, n_vocab)
     if start is not None:
-        with world.raise_on_all_ranks():
+        with waiting.raise_on_all_ranks():
             train_step.load(start.path, start.facts)
         train_step.origin = start.origin or config.init_from
     elif config.init_from is not None:
@@ -50,7 +51,7 @@ def _load_pretrained(
 
     world = train_step.world
     pretrained = world.local_rank0_first(lambda: init_from.find_pretrained(name))
-    with world.raise_on_all_ranks():
+    with world.with_long_timeout.raise_on_all_ranks():
         huggingface.load_weights(pretrained, train_step.model)
         try:
             fingerprint = hf_tokenizer.load_tokenizer(pretrained).fingerprint

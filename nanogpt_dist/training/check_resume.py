@@ -61,7 +61,7 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
     try:
         runs_of = [folder / name for name in ("whole", "resumed")]
         _train(config, runs_of[0], world, stop)
-        with world.raise_on_all_ranks():
+        with world.with_long_timeout.raise_on_all_ranks():
             if world.is_rank0:
                 _copy_half(*map(run_folder.checkpoints_of, runs_of))
         _train(config, runs_of[1], world, stop)

@@ -112,7 +112,7 @@ def _run(
     config, folder, console = plan.config, saver.run, saver.console
     world, train_step = folder.world, summary.train_step
     with contextlib.ExitStack() as stack:
-        stack.enter_context(world.watchdog.over(folder.path, config.timeout_s, stop.ask))
+        stack.enter_context(world.watchdog.over(folder.path, stop.ask))
         stack.enter_context(folder.noting_failure())
         with world.raise_on_all_ranks():
             progress = Progress(folder.path, train_step, state, console)
@@ -123,6 +123,8 @@ def _run(
         reading = contextlib.closing(Prefetcher(plan.batches, stager(world.device)))
         prefetcher = stack.enter_context(reading)
         stack.enter_context(saver.ending())
+        # once more: what is closed on the way out may wait for the device
+        stack.enter_context(folder.noting_failure())
         last = loop(
             Run(
                 config=config,
@@ -148,9 +150,11 @@ def loop(run: Run) -> Path:
     config, state, saver = run.config, run.state, run.saver
     results = PendingResults(state, run.progress, run.train_step.max_skipped)
     save_pending = False  # a save is due, and waits for a good step
-    evaluated = stopping = False
+    evaluated = has_evaluated = stopping = False
+    start = state.step
     run.stop.defer()
     while state.step < config.max_iters and not stopping:
+        run.world.settle(state.step > start + 1)  # kernels are compiled in the first two
         with run.world.raise_on_all_ranks():  # a damaged shard is found here
             micro_batches = run.prefetcher.get(state.step)
             run.folder.refuse_moved()
@@ -162,6 +166,8 @@ def loop(run: Run) -> Path:
         is_last = state.step == config.max_iters
         evaluated = is_last or state.step % config.eval_interval == 0
         if evaluated:
+            run.world.settle(has_evaluated)  # and in the first evaluation
+            has_evaluated = True
             results.read_all()
         improved = _evaluate(run) if evaluated else False
         save_pending = save_pending or due(config, state.step, evaluated, improved)

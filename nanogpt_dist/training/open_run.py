@@ -34,16 +34,23 @@ class OpenRun:
     @contextlib.contextmanager
     def noting_failure(self) -> Iterator[None]:
         """A block whose error is noted in status.json, too, as long as the folder is there."""
+        watchdog = self.world.watchdog
+        watchdog.noting.append(self._note_failure)
         try:
             yield
         except BaseException as error:
-            named = self.world.watchdog.leave(error)
-            with contextlib.suppress(StorageError):  # another run may have begun under this name
-                self.refuse_moved()
-                self._note_failure(named)
+            named = watchdog.leave(error)
+            self._note_failure(named)
             raise named from error.__cause__
+        finally:
+            watchdog.noting.remove(self._note_failure)
 
     def _note_failure(self, error: BaseException) -> None:
+        with contextlib.suppress(StorageError):  # another run may have begun under this name
+            self.refuse_moved()
+            self._write_failure(error)
+
+    def _write_failure(self, error: BaseException) -> None:
         if isinstance(error, NanogptError):
             noted_by_rank0 = error.agreed and not self.world.is_rank0
             if error.quiet or noted_by_rank0:

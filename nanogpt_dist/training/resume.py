@@ -92,7 +92,7 @@ class ResumePoint:
 
 def branch(run: OpenRun, branch_from: Path | None) -> None:
     """Clear what dead attempts left; where the run has no checkpoint, copy `branch_from` to it."""
-    with run.world.raise_on_all_ranks():
+    with run.world.with_long_timeout.raise_on_all_ranks():
         if run.world.is_rank0:
             for folder in (run.path, run.checkpoints):
                 storage.sweep(folder)
@@ -108,7 +108,7 @@ def find_start(run: OpenRun, plan: Plan, fresh: bool, console: Console) -> Resum
     """
     world, config = run.world, plan.config
     start: ResumePoint | None = None
-    with world.raise_on_all_ranks():
+    with world.with_long_timeout.raise_on_all_ranks():  # it reads whole checkpoints
         if world.is_rank0:
             newest = run_checkpoints.checkpoint_to_resume(
                 run.path, fresh, lambda text: console.line(f"warning: {text}")

@@ -179,14 +179,15 @@ class Saver:
             self.data.tokenizer,
             about,
         )
-        if not self.world.is_rank0:
-            return
         try:
-            self._follow_up(mine.state, path.name)
+            if self.world.is_rank0:
+                self._follow_up(mine.state, path.name)
         except (
             StorageError
         ) as error:  # the checkpoint is durable already: no reason to call it not saved
             self.console.line(f"warning: {path.name} is saved, but {error}")
+        # the others wait here: a slow disk may take longer to delete than the next vote waits
+        self.world.with_long_timeout.any(False)
 
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""

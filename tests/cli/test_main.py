@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import explain
+from cli.ending import explain
 from cli.options import nanogpt_style, refuse_empty
 from cli.terminal import PLAIN
 from nanogpt_dist import __version__

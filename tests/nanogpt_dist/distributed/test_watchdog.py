@@ -5,6 +5,7 @@ real signals.
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,16 +101,21 @@ def test_ranks_whose_torchrun_is_killed_save_and_leave(training: Callable[..., T
     assert run.newest_step() == status["step"] > 0
 
 
-def waits(way: str, ranks: int = 3) -> tuple[list[int], list[dict[str, Any]]]:
-    """Process ids of tests/ranks/waiting.py's ranks, and what those that lived have printed."""
+def end_of(way: str, ranks: int = 3) -> list[tuple["subprocess.Popen[str]", str, str]]:
+    """The ranks of tests/ranks/waiting.py, and what they have printed."""
     started = start_ranks("waiting", ranks, way)
     try:
-        printed = [rank.communicate(timeout=60) for rank in started]
+        return [(rank, *rank.communicate(timeout=60)) for rank in started]
     finally:
         for rank in started:
             rank.kill()
-    assert all(out or rank == 1 for rank, (out, _) in enumerate(printed)), printed
-    return [rank.pid for rank in started], [json.loads(out) for out, _ in printed if out]
+
+
+def waits(way: str, ranks: int = 3) -> tuple[list[int], list[dict[str, Any]]]:
+    """Process ids of the ranks, and what those that lived have told."""
+    ended = end_of(way, ranks)
+    assert all(out or rank == 1 for rank, (_, out, _) in enumerate(ended)), ended
+    return [process.pid for process, _, _ in ended], [json.loads(out) for _, out, _ in ended if out]
 
 
 def test_who_waits_for_the_device_names_the_rank_that_was_killed() -> None:
@@ -130,8 +136,26 @@ def test_who_waits_for_the_device_hears_why_another_rank_failed() -> None:
 
 def test_a_device_that_never_gets_ready_ends_the_wait() -> None:
     _, told = waits("hangs", ranks=2)
-    assert all(3 < one["seconds"] < 10 for one in told), told
-    assert all(one["error"] for one in told)
+    for one in told:
+        assert 3 < one["seconds"] < 10, one
+        assert one["error"] == (
+            "no answer of the device for 3 s, on all ranks; the same command resumes"
+        )
+
+
+def test_a_rank_that_no_poll_reaches_is_ended_all_the_same() -> None:
+    (first, out, told), (second, _, _), (third, _, also_told) = end_of("stuck")
+    assert not out
+    assert [first.returncode, third.returncode] == [74, 74]
+    assert f"nanogpt: error: lost rank 1 (pid {second.pid}), which has died" in told
+    assert not also_told, "one tells"
+
+
+def test_a_rank_that_hangs_on_its_way_out_says_why_and_is_ended() -> None:
+    (_, out, _), (second, _, told), _ = end_of("unwinds")
+    assert second.returncode == 70
+    assert told.startswith("nanogpt: error (rank 1): bug: ValueError: the disk is on fire")
+    assert "rank 1 failed: bug: ValueError" in json.loads(out)["error"]
 
 
 def test_a_rank_that_left_in_order_is_not_missed() -> None:
