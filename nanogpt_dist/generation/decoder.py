@@ -132,9 +132,7 @@ class Decoder:
             for _ in range(2)
         )
         if on_cuda:
-            self.static_step = StaticStep(
-                self._decode_static, rows, S, self.device, self.cuda_graphs
-            )
+            self.static_step = StaticStep(rows, S, self.device, self.cuda_graphs)
 
     @torch.inference_mode()
     def next(self, ids: Tensor) -> Tensor:
@@ -191,7 +189,7 @@ class Decoder:
         ends = [min(length, self.config.block_size) for length in self.lengths]
         if self.static_step is not None:
             left = min(self.left, self.config.block_size - min(ends))
-            return self.static_step(ids, max(ends), left)
+            return self.static_step(self._decode_static, ids, max(ends), left)
         S, mask = max(ends), None
         last = torch.tensor(ends, device=self.device) - 1  # (B,)
         each = torch.arange(len(ends), device=self.device)

@@ -47,15 +47,8 @@ class StaticStep:
     begun kernel by kernel, with the same result.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        rows: int,
-        size: int,
-        device: torch.device,
-        record: bool,
-    ) -> None:
-        self.forward, self.size, self.device, self.record = forward, size, device, record
+    def __init__(self, rows: int, size: int, device: torch.device, record: bool) -> None:
+        self.size, self.device, self.record = size, device, record
         self.ids, self.last = torch.zeros(2, rows, dtype=torch.int64, device=device)
         self.recorded: dict[int, _Recorded] = {}
 
@@ -63,10 +56,11 @@ class StaticStep:
         """Rows hold so many tokens; the next step adds one to each."""
         self.last.copy_(torch.tensor(lengths) - 1)
 
-    def __call__(self, ids: Tensor, longest: int, left: int) -> Tensor:
+    def __call__(self, forward: Forward, ids: Tensor, longest: int, left: int) -> Tensor:
         """Logits (B, V) after ids (B,), with which the longest row has `longest` tokens.
 
-        left: steps that are to follow, until all rows are full at the most.
+        forward: the step, of the same caches each time. left: steps that are to follow, until all
+        rows are full at the most.
         """
         self.ids.copy_(ids)
         # a row that is full stays at the last place: what is computed for it is not used
@@ -75,22 +69,22 @@ class StaticStep:
         if S not in self.recorded:
             ahead = left if self.size == S else min(S - longest, left)
             if not self.record or ahead < ENOUGH_STEPS:
-                return self.forward(self.ids, self.last, S)
-            self.recorded[S] = self._recording(S)
+                return forward(self.ids, self.last, S)
+            self.recorded[S] = self._recording(forward, S)
         recorded = self.recorded[S]
         recorded.graph.replay()
         return recorded.logits.clone()  # the next replay overwrites them
 
-    def _recording(self, S: int) -> _Recorded:
+    def _recording(self, forward: Forward, S: int) -> _Recorded:
         """The graph of a step; run once before, it leaves in the caches what its replay writes."""
         with torch.cuda.device(self.device):
             now, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(now)
             with torch.cuda.stream(aside):
-                self.forward(self.ids, self.last, S)  # libraries get their handles and workspaces
+                forward(self.ids, self.last, S)  # libraries get their handles and workspaces
             now.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             # another thread may go on using the GPU
             with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                logits = self.forward(self.ids, self.last, S)
+                logits = forward(self.ids, self.last, S)
         return _Recorded(graph, logits)

@@ -1,5 +1,6 @@
 """Run on the fake GPU by test_on_gpu.py: what sampling does there, as one JSON object."""
 
+import gc
 import json
 
 import torch
@@ -107,6 +108,17 @@ def int8_products() -> dict[str, object]:
     return {"casts": count, "format": decoder.format, "bytes": decoder.weight_bytes}
 
 
+def freed() -> bool:
+    """Whether the memory of a decoder that nobody has any more is free at once."""
+    model = made(PLAIN, "cuda")
+    gc.collect()
+    gc.disable()
+    before = torch.cuda.memory_allocated()
+    ids(Decoder(model, N_VOCAB, "bfloat16"), [[1, 2]], GREEDY)
+    gc.enable()
+    return torch.cuda.memory_allocated() == before
+
+
 def diverged() -> bool:
     """Whether weights that are not finite are told."""
     broken = made(PLAIN, "cuda")
@@ -129,6 +141,7 @@ if __name__ == "__main__":
                 "reads without graphs": reads(False),
                 "int8": int8_products(),
                 "diverged": diverged(),
+                "freed": freed(),
             }
         )
     )

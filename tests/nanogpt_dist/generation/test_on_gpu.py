@@ -48,5 +48,9 @@ def test_int8_weights_are_numbers_to_multiply_with_once_and_for_all(found: dict[
     assert found["int8"] == {"casts": 0, "format": "int8, held in bfloat16", "bytes": 2}
 
 
+def test_a_decoders_memory_is_free_when_nobody_has_it(found: dict[str, Any]) -> None:
+    assert found["freed"] is True
+
+
 def test_weights_that_diverged_are_told_with_the_first_token(found: dict[str, Any]) -> None:
     assert found["diverged"] is True
