@@ -17,8 +17,8 @@ PLAIN = ModelConfig(block_size=600, vocab_size=64, n_layer=2, n_head=4, n_embd=3
 MODERN = PLAIN.model_copy(
     update={"rotary": True, "qk_norm": True, "n_kv_head": 2, "norm": "rmsnorm", "block_size": 40}
 )
-GREEDY = Settings(max_new_tokens=60, temperature=0)
-DRAWN = Settings(max_new_tokens=60, temperature=1.2, top_k=20, top_p=0.9)
+GREEDY = Settings(max_new_tokens=45, temperature=0)
+DRAWN = Settings(max_new_tokens=45, temperature=1.2, top_k=20, top_p=0.9)
 
 
 def made(config: ModelConfig, device: str) -> GPT:
@@ -53,16 +53,15 @@ def equal_ids() -> dict[str, bool]:
         gpu, cpu = made(config, "cuda"), made(config, "cpu")
         # with the rows' lengths apart; of the modern one all go beyond block_size
         prompts = [[1, 2, 3], [i % N_VOCAB for i in range(30)], [7]]
-        for weights in ("float32", "bfloat16", "int8"):
+        for weights in ("float32", "bfloat16", "int8") if name == "plain" else ("float32",):
             for how in (GREEDY, DRAWN):
                 case = f"{name} {weights} {how.temperature}"
                 replayed = Decoder(gpu, N_VOCAB, weights)
                 first = ids(replayed, prompts, how)
-                again = ids(replayed, prompts, how)
                 begun = ids(Decoder(gpu, N_VOCAB, weights, cuda_graphs=False), prompts, how)
                 same[f"{case}: graphs"] = first == begun and sum(graphs(replayed).values()) > 10
-                same[f"{case}: graphs at hand"] = again == begun
                 if weights == "float32":
+                    same[f"{case}: graphs at hand"] = ids(replayed, prompts, how) == begun
                     same[f"{case}: CPU"] = ids(Decoder(cpu, N_VOCAB), prompts, how) == begun
     return same
 

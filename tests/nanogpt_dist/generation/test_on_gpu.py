@@ -30,7 +30,7 @@ def found(fake_gpu: Callable[..., dict[str, str]]) -> dict[str, Any]:
 
 
 def test_graphs_give_the_ids_of_single_kernels_and_of_the_cpu(found: dict[str, Any]) -> None:
-    assert len(found["same"]) == 28
+    assert len(found["same"]) == 16
     assert [case for case, same in found["same"].items() if not same] == []
 
 
