@@ -7,6 +7,8 @@ import errno
 import re
 from enum import IntEnum
 
+from nanogpt_dist.gpu_errors import explain_gpu, is_lost_rank, is_out_of_memory
+
 MAX_LINE = 200  # characters of an error line
 WORD = 20  # characters of a word that goes whole where a line is cut
 SHORT = 24  # characters that stay of a path or a quotation, at least
@@ -151,11 +153,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         )
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
-    if (
-        name == "OutOfMemoryError"
-        or isinstance(error, MemoryError)
-        or "can't allocate memory" in text
-    ):
+    if is_out_of_memory(error):
         return (
             Exit.BUG,
             "out of memory; lower --batch-size (and raise --gradient-accumulation-steps) or "
@@ -166,15 +164,22 @@ def explain(error: BaseException) -> tuple[int, str]:
             "lost another rank: see its message, or its exit code above (-9: killed, mostly for "
             "lack of memory); the same command resumes"
         )
+    if isinstance(error, RuntimeError) and (line := explain_gpu(text)) is not None:
+        return Exit.IO_ERROR, line
     return Exit.BUG, f"bug: {name}: {text}; please report it with what --debug prints"
 
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective of torch's failed: another rank is gone, or does not answer."""
+    if isinstance(error, LostPeerError):
+        return True
     text = str(error)
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, LostPeerError)
-        or type(error).__name__.startswith("Dist")
+    # what torch raises for NCCL's failures, be they of this rank or of another, is a DistError, too
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error) or explain_gpu(text):
+        return False
+    return (
+        type(error).__name__.startswith("Dist")
+        or is_lost_rank(text)
         or any(
             sign in text
             for sign in ("gloo", "Connection closed by peer", "Connection reset by peer")

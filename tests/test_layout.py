@@ -44,7 +44,7 @@ TORCH_FREE += [
 # The rooms of nanogpt_dist, from the ground up: a room imports from its own floor and from below.
 FLOORS = [
     {"errors", "config", "devices", "peaks", "transfers", "signals"}
-    | {"hub", "hub_retries", "presets"},
+    | {"gpu_errors", "hub", "hub_retries", "presets"},
     {"storage", "tokenizer", "model"},
     {"data", "distributed", "checkpoint"},
     {"generation", "interop", "evaluation"},

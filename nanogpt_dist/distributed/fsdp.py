@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
 )
 
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed.process_group import stdout_to_stderr
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.model.gpt import GPT
 
@@ -77,8 +78,9 @@ def _mesh(replicate: int, shard: int, world: World) -> DeviceMesh:
     if replicate == 1:
         return DeviceMesh.from_group(dist.group.WORLD, kind, mesh_dim_names=("shard",))  # type: ignore[arg-type]
     grid = torch.arange(world.size).view(replicate, shard)
-    columns, _ = dist.new_subgroups_by_enumeration(grid.t().tolist())
-    rows, _ = dist.new_subgroups_by_enumeration(grid.tolist())
+    with stdout_to_stderr():
+        columns, _ = dist.new_subgroups_by_enumeration(grid.t().tolist())
+        rows, _ = dist.new_subgroups_by_enumeration(grid.tolist())
     world.add_groups(columns, rows)
     return DeviceMesh.from_group(
         [columns, rows], kind, mesh=grid, mesh_dim_names=("replicate", "shard")

@@ -28,6 +28,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 50e-6, 1e-3  # of wait(); a step takes 1e-2 s a
 LOOK_S = 1.0  # between two looks for a lost rank
 GRACE_S = 10.0  # within which the main thread notices that another rank is gone
 UNWIND_S = 30.0  # within which it has closed all, after an error
+# Without an answer of the store, which goes with torchrun: the ranks save and leave meanwhile.
+STORE_GONE_S = 1800.0
 
 ExitWith = Callable[[BaseException], NoReturn]
 
@@ -93,6 +95,7 @@ class Watchdog(RollCall):
         assert self._store is not None
         store: dist.Store | None = None
         members: dict[int, Member] = {}
+        answered = time.monotonic()
         while not (self.lost or self._leaving.is_set() or ended.wait(LOOK_S)):
             try:
                 if store is None:
@@ -100,8 +103,10 @@ class Watchdog(RollCall):
                     store.set_timeout(timedelta(seconds=STORE_S))
                     members = members_of(store, self.size)
                 self.lost = _lost(store, members)
-            except RuntimeError:  # torchrun may be gone, which alone is no reason to leave
-                continue
+                answered = time.monotonic()
+            except RuntimeError:
+                if time.monotonic() > answered + max(self.timeout_s, STORE_GONE_S):
+                    self.lost = "the store of the process group does not answer"
         if exit_with is None or ended.is_set():
             return
         if (self._leaving.wait(GRACE_S) and ended.wait(UNWIND_S)) or ended.is_set():

@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,12 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_dist.devices import pick_device, use_expandable_segments
+from nanogpt_dist.distributed.process_group import (
+    abandon,
+    set_nccl_defaults,
+    set_timeout,
+    stdout_to_stderr,
+)
 from nanogpt_dist.distributed.watchdog import ExitWith, Watchdog
 from nanogpt_dist.errors import (
     CannotCreateError,
@@ -40,9 +45,6 @@ T = TypeVar("T")
 LONG_TIMEOUT_S = 24 * 3600
 # at least, until the ranks have settled: one may compile its kernels for minutes, the others not
 START_TIMEOUT_S = 1800
-# by which NCCL's own patience, after which it aborts the process, is longer than the watchdog's
-NCCL_MARGIN_S = 60
-ABANDON_S = 10.0  # for NCCL to abort what goes on on the device
 
 
 def is_dtensor(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
@@ -94,13 +96,13 @@ class World:
         self.watchdog.timeout_s = seconds
         if self.backend is not None:
             for group in (dist.group.WORLD, *self.timed_groups):
-                _set_timeout(group, self.device, seconds)
+                set_timeout(group, self.device, seconds)
 
     def add_groups(self, *groups: dist.ProcessGroup) -> None:
         """Have these wait as long as the usual one does."""
         self.timed_groups.extend(groups)
         for group in groups:
-            _set_timeout(group, self.device, self.watchdog.timeout_s)
+            set_timeout(group, self.device, self.watchdog.timeout_s)
 
     @property
     def is_rank0(self) -> bool:
@@ -277,21 +279,23 @@ def connect(
     # gradients.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
-        # its flag that asks for dumps outlives a restart of the ranks, and would end the new ones
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
+        set_nccl_defaults(ends_itself=exit_with is not None)
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = _store(size, timeout)
     watchdog = Watchdog(rank, size, dist.PrefixStore("watch", store))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    with stdout_to_stderr():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     # from it NCCL learns where rank 0 is, which may come to that later by far
     store.set_timeout(timedelta(seconds=max(timeout_s, START_TIMEOUT_S)))
     try:
         with watchdog.watching(exit_with):
+            with stdout_to_stderr():
+                long_timeout_group = dist.new_group(
+                    backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)
+                )
             world = World(
                 *(rank, local_rank, size, device, backend, local_size),
-                long_timeout_group=dist.new_group(
-                    backend="gloo", timeout=timedelta(seconds=LONG_TIMEOUT_S)
-                ),
+                long_timeout_group=long_timeout_group,
                 timeout_s=timeout_s,
                 watchdog=watchdog,
             )
@@ -304,29 +308,6 @@ def connect(
             abandon(device)
         raise named from error.__cause__
     dist.destroy_process_group()
-
-
-def abandon(device: torch.device) -> None:
-    """Leave a process group whose ranks may be gone, in ABANDON_S at most.
-
-    NCCL's is aborted: to destroy it would be to wait for what `device` has still to do.
-    """
-    leave = dist.destroy_process_group
-    if device.type == "cuda":
-        leave = dist.distributed_c10d._abort_process_group
-    leaving = threading.Thread(target=leave, name="abandon", daemon=True)
-    leaving.start()
-    leaving.join(ABANDON_S)
-
-
-def _set_timeout(group: dist.ProcessGroup | None, device: torch.device, seconds: float) -> None:
-    """Of what begins from now on in `group`: on the CPU by gloo, on a GPU by NCCL."""
-    assert group is not None
-    margins = {"cpu": 0, "cuda": NCCL_MARGIN_S} if device.type == "cuda" else {"cpu": 0}
-    for kind, margin in margins.items():
-        backend = group._get_backend(torch.device(kind))
-        if hasattr(backend, "_set_default_timeout"):  # as torch's own two
-            backend._set_default_timeout(timedelta(seconds=seconds + margin))
 
 
 def _store(size: int, timeout: timedelta) -> tuple[dist.Store, int, int]:

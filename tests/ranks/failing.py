@@ -1,7 +1,8 @@
 """Plays `nanogpt` with a process group that cannot be destroyed, as one of NCCL's whose peers are
-gone, and with a fault in the first update on rank 1, one of FAULT:
+gone, and with a fault in the third step on rank 1, one of FAULT:
 
 bug      a ValueError
+killed   it dies of SIGKILL
 memory   the GPU has no memory left
 stop     a request to stop, which all ranks agree on
 """
@@ -29,12 +30,15 @@ update = TrainStep.step
 
 
 def faulty(self: TrainStep, step: int, *rest: Any) -> Any:
-    if self.world.rank == 1:
+    if self.world.rank == 1 and step == 2:
         if os.environ["FAULT"] == "bug":
             raise ValueError("the disk is on fire")
         if os.environ["FAULT"] == "memory":
+            if self.world.device.type == "cuda":
+                torch.empty(2**40, device=self.world.device)
             raise torch.OutOfMemoryError(MEMORY)
-        os.kill(os.getpid(), signal.SIGTERM)
+        killed = os.environ["FAULT"] == "killed"
+        os.kill(os.getpid(), signal.SIGKILL if killed else signal.SIGTERM)
     return update(self, step, *rest)
 
 
