@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-# Selective checkpointing keeps what these give: most of the arithmetic, and a good half of the
-# memory, is theirs.
+# Selective checkpointing keeps what these give, and FlexAttention: most of the arithmetic, and a
+# good half of the memory, is theirs.
 KEPT = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -30,7 +30,11 @@ def checkpointed(forward: Callable[..., Tensor], mode: str) -> Callable[..., Ten
     """
     options: dict[str, Any] = {}
     if mode == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, KEPT)
+        # loaded by who needs it
+        from torch._higher_order_ops.flex_attention import flex_attention
+
+        kept = [*KEPT, flex_attention]
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, kept)
 
     def run(*inputs: Any) -> Tensor:
         if not torch.is_grad_enabled():

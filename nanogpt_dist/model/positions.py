@@ -10,6 +10,8 @@ as GPT-NeoX and Llama have it); Dong et al. 2024, "FlexAttention"; Grattafiori e
 Llama 3 Herd of Models", §3.2 (no attention across documents).
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Union
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # Who attends to whom: (B, 1, T, T) bool, its blocks for FlexAttention, or None: causal.
 Mask = Union[Tensor, "BlockMask", None]
+
+FLEX_AT_LEAST = 16  # width of a head, of FlexAttention's kernels
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,8 @@ def sequence_positions(
         begins = idx == config.eot_id
         document_ids = begins.cumsum(1)  # (B, T)
         position_ids = position_ids - torch.where(begins, position_ids, 0).cummax(1).values
-        mask = (
-            torch.compiler.disable(document_block_mask)(document_ids)
-            if idx.is_cuda and not dropout
-            else document_mask(document_ids)
-        )
+        flex = idx.is_cuda and not dropout and config.head_size >= FLEX_AT_LEAST
+        mask = _block_mask(document_ids) if flex else document_mask(document_ids)
     return with_rotary_angles(position_ids, config, mask)
 
 
@@ -96,6 +97,18 @@ def document_mask(document_ids: Tensor) -> Tensor:
     T = document_ids.size(1)
     causal = torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
     return ((document_ids[:, :, None] == document_ids[:, None, :]) & causal)[:, None]
+
+
+def _block_mask(document_ids: Tensor) -> "BlockMask":
+    """document_block_mask(), compiled: as it stands, it would write (B, T, T) out some times."""
+    if torch.compiler.is_compiling():
+        return document_block_mask(document_ids)
+    return _compiled_block_mask()(document_ids)
+
+
+@functools.cache
+def _compiled_block_mask() -> "Callable[[Tensor], BlockMask]":
+    return torch.compile(document_block_mask)
 
 
 def document_block_mask(document_ids: Tensor) -> "BlockMask":

@@ -1,5 +1,8 @@
 """A block that keeps its input alone gives the same gradient, and is computed a second time."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -50,3 +53,44 @@ def test_without_gradients_nothing_is_kept_or_computed_again() -> None:
     model = GPT(SMALL, wrap_block=lambda forward: checkpointed(forward, "full")).init_weights(1)
     with torch.no_grad():
         assert torch.equal(model.eval().logits(IDS), GPT(SMALL).init_weights(1).eval().logits(IDS))
+
+
+COUNT = """
+import sys, torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
+from nanogpt_dist.model.activation_checkpointing import checkpointed
+from nanogpt_dist.model.attention import flex_attention
+from nanogpt_dist.model.positions import document_block_mask
+from tests.fakecuda.device import real_compile
+
+graphs = []
+
+def keep(graph, inputs):
+    graphs.append(graph)
+    return make_boxed_func(graph.forward)
+
+parts = {"fw_compiler": keep, "bw_compiler": keep}
+backend = aot_autograd(**parts, partition_fn=min_cut_rematerialization_partition)
+block = checkpointed(lambda x, mask: flex_attention(x, x, x, mask).sin(), sys.argv[1])
+x = torch.randn(1, 2, 32, 16, device="cuda", requires_grad=True)
+mask = document_block_mask(torch.zeros(1, 32, dtype=torch.int64, device="cuda"))
+real_compile(block, backend=backend, dynamic=False)(x, mask).sum().backward()
+wanted = torch.ops.higher_order.flex_attention
+print(sum(node.target is wanted for graph in graphs for node in graph.graph.nodes))
+"""
+
+
+@pytest.mark.parametrize(("mode", "times"), [("full", 2), ("selective", 1)])
+def test_selective_does_not_compute_flex_attention_again(
+    mode: str,
+    times: int,
+    fake_gpu: Callable[..., dict[str, str]],
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, mode],
+        env={**os.environ, **fake_gpu()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{times}\n", done.stderr
