@@ -32,9 +32,7 @@ class Capture(TorchDispatchMode):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         drawn_from = [each for each in kwargs.values() if isinstance(each, torch.Generator)]
         if any(each not in self.generators for each in drawn_from):
-            raise RuntimeError(
-                "Attempt to increase offset for a CUDA generator not in capture mode."
-            )
+            raise RuntimeError("a CUDA generator is not in capture mode: it was not registered")
         results = op(*args, **kwargs)
         self.calls.append((op, args, kwargs, results))
         return results
