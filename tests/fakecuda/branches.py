@@ -10,6 +10,7 @@ import atexit
 import io
 import itertools
 import os
+import re
 import sys
 import threading
 import tokenize
@@ -21,6 +22,7 @@ from typing import Any
 CLONE = Path(__file__).resolve().parents[2]
 FOLDERS = ("cli", "launch", "nanogpt_dist", "prepare")
 WORD = "cuda"
+NEGATED = re.compile(r"!= 'cuda'|\bnot \S*cuda")  # the `if` guards what is not for CUDA
 
 Line = tuple[str, int]  # a file of the clone, and the line's number
 
@@ -63,7 +65,7 @@ def _guarded(node: ast.AST) -> Iterator[int]:
         for each, following in itertools.pairwise([*block, None]):
             if not isinstance(each, ast.If) or WORD not in (test := ast.unparse(each.test)):
                 continue
-            if "!= 'cuda'" not in test and "not torch.cuda" not in test:
+            if not NEGATED.search(test):
                 yield each.body[0].lineno
             elif following is not None and isinstance(each.body[-1], ast.Return | ast.Raise):
                 yield following.lineno

@@ -371,6 +371,8 @@ def install() -> None:
     torch.backends.cuda.is_built = lambda: True
     torch.UntypedStorage.resize_ = resize_storage  # type: ignore[assignment, method-assign]
     torch.compile = compile  # type: ignore[assignment]
+    # Inductor's graphs, of which there are none
+    torch.compiler.cudagraph_mark_step_begin = lambda: None
 
 
 def _hear(

@@ -34,6 +34,15 @@ class ProcessGroupNCCL(ProcessGroupGloo):
         patience_ms = int(1e3 * float(setting("PATIENCE_S", "0")))
         lib.fake_collectives(int(1e3 * self.limit_s), patience_ms)
 
+    def abort(self) -> None:
+        """Leave at once, whatever the others do."""
+
+    def _group_start(self) -> None:
+        """Several aborts are one to NCCL."""
+
+    def _group_end(self) -> None:
+        """Several aborts are one to NCCL."""
+
     def shutdown(self) -> None:
         """Wait until all ranks have come here; for ever where one is gone."""
         lib.fake_wait_if_stuck()

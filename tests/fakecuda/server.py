@@ -77,6 +77,8 @@ class Server:
     ) -> Done:
         """`nanogpt ARGUMENTS` in `folder`; code: what it must return, None: anything.
 
+        `-c PROGRAM` runs that in Python, as a notebook might.
+
         device: as tests/fakecuda/__init__.py lists it; variables: more of the environment.
         """
         self.commands += 1
@@ -208,9 +210,13 @@ def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
             from tests.fakecuda import branches
 
             branches.watch(Path(variables["FAKECUDA_BRANCHES"]))
-        from nanogpt_dist.__main__ import main
+        if request["arguments"][0] == "-c":
+            exec(request["arguments"][1], {})
+            code = 0
+        else:
+            from nanogpt_dist.__main__ import main
 
-        main()
+            main()
     except SystemExit as ended:
         code = ended.code
     except BaseException:

@@ -10,6 +10,15 @@ from tests.fakecuda.server import Server
 
 # Compiled code is Dynamo's, not the line that a trace sees.
 STEPS = [*TRAIN, "--dataset", "DATA", "--max-iters", 3, "--eval-interval", 2, "--no-compile"]
+# ng.train() in a notebook, whose process goes on after an error
+FAILING = """
+import os, nanogpt_dist as ng, nanogpt_dist.errors
+try:
+    ng.train("shakespeare-char", dataset="none", device="cuda", out_dir="failing", strategy="ddp")
+except ng.errors.NanogptError:
+    os._exit(0)
+os._exit(1)
+"""
 COMMANDS: dict[str, tuple[int, list[object]]] = {
     "train": (0, [*STEPS, "--out-dir", "run", "--async-save", "--chunked-loss"]),
     "train, compiled": (0, [*STEPS[:-1], "--out-dir", "compiled"]),
@@ -18,6 +27,11 @@ COMMANDS: dict[str, tuple[int, list[object]]] = {
         0,
         [*STEPS, "--out-dir", "exact", "--dtype", "float32", "--deterministic"],
     ),
+    "train, graphs": (
+        0,
+        [*STEPS[:-1], "--out-dir", "graphs", "--compile-mode", "reduce-overhead"],
+    ),
+    "ng.train, a rank fails": (2, ["-c", FAILING]),
     "train ddp": (2, [*STEPS, "--out-dir", "ddp", "--strategy", "ddp"]),
     "train by itself": (2, [*STEPS, "--out-dir", "auto", "--device", "cuda"]),
     "train fsdp, offload": (2, [*STEPS, "--out-dir", "fsdp", "--cpu-offload"]),
