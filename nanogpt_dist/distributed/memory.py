@@ -29,9 +29,10 @@ SLACK = 0.06  # of all that is allocated: what the allocator cannot give out aga
 class Pass:
     """How a rank makes one forward and backward pass, with products in `dtype`.
 
-    whole: all weights on each rank (single, ddp); otherwise each holds 1/shard. buckets: gradients
-    have memory of their own all the time (ddp). micro_batches: of this rank in a step. state_bytes:
-    of the optimizer's state, for each parameter. cpu_kernels: with those made for CPUs.
+    whole: all weights on each rank (single, ddp); otherwise each holds 1/shard. buckets: there is
+    memory for reduced gradients all the time (ddp). micro_batches: of this rank in a step.
+    state_bytes: of the optimizer's state, for each parameter. cpu_kernels: with those made for
+    CPUs.
     """
 
     whole: bool
@@ -187,8 +188,11 @@ def temporary_bytes(config: TrainConfig, how: Pass) -> int:
     if how.activation_checkpointing == "selective" and not how.compiled:
         again += low * config.n_embd  # what is kept of the narrow product is of no use
     made = tokens * (low * _wide(config) + again) + low * config.n_embd * _wide(config)
+    P = count_parameters(config)
     if again and how.whole and low < FP32:
-        made += low * count_parameters(config).matrices
+        made += low * P.matrices
+    if not how.whole:  # the next block, gathered, and in float32 what two blocks' gradients sum up
+        made += (low + 2 * FP32) * P.block
     return made
 
 
@@ -220,16 +224,12 @@ def head_bytes(config: TrainConfig, how: Pass) -> int:
 
 
 def gathered_bytes(config: TrainConfig, how: Pass) -> int:
-    """Bytes of fsdp's gathered weights: the root's, a block's, its buffer, and the next one's.
-
-    And, in float32, the gradients of two blocks on their way to where they belong.
-    """
+    """Bytes of fsdp's gathered weights: the root's, and a block's with its buffer, or all."""
     if how.whole:
         return 0
     P = count_parameters(config)
-    if not config.reshard_after_forward:
-        return how.low * (P.total + 2 * P.block) + 2 * FP32 * P.block
-    return how.low * (P.root + 3 * P.block) + 2 * FP32 * P.block
+    weights = P.root + P.block if config.reshard_after_forward else P.total
+    return how.low * (weights + P.block)
 
 
 def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
@@ -239,7 +239,8 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     accumulates = how.micro_batches > 1
     # While micro-batches are summed up fsdp, too, has whole gradients; with one alone there are
     # none yet where activations are most.
-    gradients = FP32 * P if how.buckets or accumulates else 0
+    # ddp's first micro-batches give gradients beside its buckets, which the last puts them into
+    gradients = FP32 * P * (how.buckets + accumulates)
     states = Usage(FP32 * mine, how.state_bytes * mine, gradients, gathered_bytes(config, how))
     top = replace(states, activations=activation_bytes(config, how))
     top = replace(top, temporary=temporary_bytes(config, how))
@@ -274,7 +275,7 @@ def _evaluation(config: TrainConfig, how: Pass, states: Usage) -> Usage:
     tokens = min(config.batch_size, how.batch_size) * T
     block = 2 * _stream(how) * C + low * (_wide(config) + config.mlp_width + C)
     cast = low * count_parameters(config).total if how.whole and low < FP32 else 0
-    gradients = states.gradients if how.buckets else 0
+    gradients = FP32 * count_parameters(config).total if how.buckets else 0
     return replace(
         states,
         gradients=gradients,

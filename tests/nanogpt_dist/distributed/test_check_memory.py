@@ -60,7 +60,7 @@ def on_gpu(preset: str, card: int, ranks: int = 1, free: int | None = None, **gi
             40,
             8,
             {"strategy": "ddp", "activation_checkpointing": "none", "join_micro_batches": False},
-            "type --activation-checkpointing selective --batch-size 5",
+            "type --strategy fsdp --batch-size 6 --gradient-accumulation-steps 80",
         ),
         (
             "gpt2-774m",

@@ -82,7 +82,7 @@ def test_activations_are_counted(preset: str, total: int) -> None:
         ("gpt2-774m", 24, 1, ("single", "selective", 6)),
         ("gpt2-1558m", 24, 8, ("fsdp", "none", 4)),
         ("gpt2-1558m", 16, 8, ("fsdp", "full", 10)),
-        ("gpt2-1558m", 40, 8, ("ddp", "selective", 5)),
+        ("gpt2-1558m", 48, 8, ("ddp", "selective", 6)),
         ("shakespeare-char", 16, 8, ("ddp", "none", 8)),
     ],
 )

@@ -1,0 +1,57 @@
+"""What a training is expected to take, beside what the fake GPU has given out at most."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from nanogpt_dist.config import resolve
+from nanogpt_dist.distributed.layout import Memory, Site, choose_layout
+from tests.fakecuda.server import Done
+
+SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 2048}
+CASES = [
+    ("single", "none", 1, 2),
+    ("ddp", "none", 2, 4),
+    ("fsdp", "full", 2, 4),
+    pytest.param("single", "selective", 1, 1, marks=pytest.mark.thorough),
+    pytest.param("single", "full", 1, 2, marks=pytest.mark.thorough),
+    pytest.param("ddp", "full", 2, 2, marks=pytest.mark.thorough),
+    pytest.param("fsdp", "none", 2, 2, marks=pytest.mark.thorough),
+    pytest.param("fsdp", "selective", 2, 4, marks=pytest.mark.thorough),
+]
+
+
+@pytest.mark.parametrize(("strategy", "mode", "ranks", "accumulation"), CASES)
+def test_the_peak_of_a_training_is_the_expected_one(
+    gpu: Callable[..., Done],
+    strategy: str,
+    mode: str,
+    ranks: int,
+    accumulation: int,
+) -> None:
+    """Eager, whose buffers are those of the operations; less what a real GPU takes for itself."""
+    settings = {
+        **SHAPE,
+        "batch_size": 8,
+        "gradient_accumulation_steps": accumulation,
+        "strategy": strategy,
+        "activation_checkpointing": mode,
+        "join_micro_batches": False,
+        "compile": False,
+    }
+    flags = [f"--{name.replace('_', '-')}" for name in settings]
+    values = [[flag, value] for flag, value in zip(flags, settings.values(), strict=True)]
+    line = [
+        word
+        for flag, value in values
+        for word in ([f"--no-{flag[2:]}"] if value is False else [flag, value])
+    ]
+    line += ["--device", "cuda", "--dtype", "bfloat16", "--updates", 3, "--json"]
+    done = gpu("bench", "train", *line, ranks=ranks)
+    measured = json.loads(done.stdout)["memory_bytes"]
+    site = Site(resolve(settings), Memory(80 * 10**9, None, 1, "cuda"), ranks, torch.bfloat16, 16)
+    usage = choose_layout(site).usage
+    assert usage is not None
+    assert usage.peak - usage.allowance == pytest.approx(measured, rel=0.03)
