@@ -490,6 +490,14 @@ class TrainConfig(ModelConfig):
         on_resume="note",
         scope="run",
     )
+    fp8: bool = setting(
+        False,
+        "Machine",
+        "Multiply the blocks' matrices in float8, on GPUs that have it (needs torchao): for models "
+        "of 774M and more.",
+        on_resume="note",
+        scope="run",
+    )
     compile: bool | None = setting(
         None,
         "Machine",

@@ -23,6 +23,7 @@ from nanogpt_dist.distributed.layout import Layout, Site, asks_for_fsdp, choose_
 from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model.activation_checkpointing import checkpointed
+from nanogpt_dist.model.fp8 import check_fp8, convert_to_fp8
 from nanogpt_dist.model.gpt import GPT, BlockForward, init_weight
 from nanogpt_dist.model.kernels import training_kernels
 
@@ -99,6 +100,9 @@ def lay_out(
         kernels = replace(kernels, head_loss=compilation.part(kernels.head_loss))
     with torch.device("meta"):
         model = GPT(config.architecture(), n_vocab, kernels, wrap)
+        if config.fp8:
+            check_fp8(config, world.device)
+            convert_to_fp8(model.transformer.h)
     seed = config.seed if init else None
     share_out = None
     if layout.strategy == "fsdp":

@@ -217,6 +217,7 @@ OTHERWISE = {
     "dtype",
     "cpu_fast",
     "deterministic",
+    "fp8",
     "eval_interval",
     "eval_iters",
     "save_interval",
