@@ -156,8 +156,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if is_out_of_memory(error):
         return (
             Exit.BUG,
-            "out of memory; lower --batch-size (and raise --gradient-accumulation-steps) or "
-            "--num-samples",
+            "out of memory; lower --batch-size (and raise --gradient-accumulation-steps), with "
+            "--no-join-micro-batches, or --num-samples",
         )
     if is_lost_peer(error):
         return Exit.IO_ERROR, (

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from nanogpt_dist.config import resolve
 from nanogpt_dist.distributed.layout import Memory, Site, choose_layout
+from tests.fakecuda.runs import TRAIN
 from tests.fakecuda.server import Done
 
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 2048}
@@ -55,3 +57,16 @@ def test_the_peak_of_a_training_is_the_expected_one(
     usage = choose_layout(site).usage
     assert usage is not None
     assert usage.peak - usage.allowance == pytest.approx(measured, rel=0.03)
+
+
+def test_a_run_says_what_was_chosen(gpu: Callable[..., Done], corpus: Path) -> None:
+    """Eight sequences a step are one micro-batch, where memory is no matter, or as they are cut."""
+    line = [*TRAIN, "--dataset", corpus, "--device", "cuda", "--max-iters", 1, "--no-compile"]
+    joined = gpu(*line, "--join-micro-batches", "--out-dir", "joined")
+    assert "= 1 ranks × 1 micro-batches × 8 sequences × 32" in joined.stdout + joined.stderr
+    (said,) = [line for line in (joined.stdout + joined.stderr).splitlines() if "memory:" in line]
+    assert "of 80.0 GB on each GPU" in said
+    assert said.endswith("activation checkpointing: none")
+    cut = gpu(*line, "--activation-checkpointing", "full", "--out-dir", "cut")
+    assert "× 4 micro-batches × 2 sequences" in cut.stdout + cut.stderr
+    assert "activation checkpointing: full" in cut.stdout + cut.stderr
