@@ -50,10 +50,14 @@ def is_lost_rank(text: str) -> bool:
     return explain_gpu(text) is None and any(sign in text for sign in NCCL_LOST)
 
 
+def nccl_said(text: str) -> str:
+    """The reason in NCCL's own words; "" where there is none."""
+    last = LAST.search(text)
+    return last[1].strip() if last else ""
+
+
 def explain_gpu(text: str) -> str | None:
     """The line for a failure of this rank's GPU or of its NCCL; None for any other error."""
-    last = LAST.search(text)
-    said = last[1].strip() if last else ""
     if "/dev/shm" in text and "ncclSystemError" in text:
         return (
             "NCCL found no room in /dev/shm; start the container with --ipc=host or --shm-size=1g, "
@@ -66,7 +70,7 @@ def explain_gpu(text: str) -> str | None:
         )
     if any(sign in text for sign in NCCL_OWN):
         own = next(sign for sign in NCCL_OWN if sign in text)
-        return f"NCCL failed: {own}: {said or text}; set NCCL_DEBUG=WARN to see more"
+        return f"NCCL failed: {own}: {nccl_said(text) or text}; set NCCL_DEBUG=WARN to see more"
     failed = CUDA.search(text) or LIBRARY.search(text)
     if failed is None:
         return None

@@ -25,11 +25,13 @@ from nanogpt_dist.errors import (
     NanogptError,
     StorageError,
     StuckError,
+    clipped,
     error_of,
     explain,
     is_lost_peer,
     one_line,
 )
+from nanogpt_dist.gpu_errors import nccl_said
 
 NOTES_S = 2.0  # within which survivors have noticed that a rank is gone, once one has
 STORE_S = 3.0  # for an answer of the store
@@ -164,7 +166,8 @@ class RollCall:
         elif isinstance(error, StuckError):
             who = f"{error}, on all ranks"
         else:
-            who = "the ranks lost each other: see whether the network works"
+            said = clipped(nccl_said(str(error)), 60)
+            who = f"the ranks lost each other{said and f' ({said})'}: see whether the network works"
         stacks = f"; stacks in {Path(self._stacks.name).parent}" if self._stacks and missing else ""
         return StorageError(f"{who}{self._at()}{stacks}; the same command resumes")
 

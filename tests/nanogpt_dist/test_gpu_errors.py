@@ -2,10 +2,13 @@
 them.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.distributed as dist
 
+from nanogpt_dist.distributed.roll_call import RollCall
 from nanogpt_dist.errors import MAX_LINE, Exit, explain, is_lost_peer, one_line
 
 
@@ -118,3 +121,16 @@ def test_a_rank_that_is_gone_is_known_as_such(error: BaseException) -> None:
     assert is_lost_peer(error)
     code, line = explain(error)
     assert (code, "lost another rank" in line) == (Exit.IO_ERROR, True)
+
+
+def test_ranks_that_are_all_there_repeat_what_nccl_said() -> None:
+    store = dist.HashStore()
+    ranks = [RollCall(rank, 2, store) for rank in range(2)]
+    error = dist.DistBackendError(of_nccl("ncclSystemError", "connect to 10.0.0.2<43821> failed"))
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda rank: rank.leave(error), ranks)
+    assert str(first) == (
+        "the ranks lost each other (connect to 10.0.0.2<43821> failed): see whether the network "
+        "works; the same command resumes"
+    )
+    assert [first.quiet, second.quiet] == [False, True]  # type: ignore[attr-defined]
