@@ -46,7 +46,11 @@ COMMANDS: dict[str, tuple[int, list[object]]] = {
     "sample one": (0, ["sample", "run", "--num-samples", 1, "--top-p", 0.9]),
     "eval": (0, ["eval", "run", "--device", "cuda"]),
 }
-OLD_CARD = [*STEPS, "--out-dir", "tf32", "--dtype", "tf32"]
+# what a card without it is asked for, and its capability
+REFUSED: dict[str, tuple[str, list[object]]] = {
+    "train tf32": ("7.5", [*STEPS, "--out-dir", "tf32", "--dtype", "tf32"]),
+    "train fp8": ("8.0", [*STEPS, "--out-dir", "fp8", "--fp8"]),
+}
 
 
 @pytest.mark.thorough
@@ -63,12 +67,13 @@ def test_every_branch_for_cuda_is_run_through(
         server.run(*arguments, folder=tmp_path, ranks=ranks, variables=variables)
         for each in branches.read(path):
             by.setdefault(each, name)
-    path = tmp_path / "refused.branches"
-    arguments = [short_documents if each == "DATA" else each for each in OLD_CARD]
-    variables = {"FAKECUDA_BRANCHES": str(path)}
-    server.run(*arguments, folder=tmp_path, variables=variables, capability="7.5", code=78)
-    for each in branches.read(path):
-        by.setdefault(each, "train tf32 on a card without it")
+    for name, (capability, line) in REFUSED.items():
+        path = tmp_path / f"{name}.branches"
+        arguments = [short_documents if each == "DATA" else each for each in line]
+        variables = {"FAKECUDA_BRANCHES": str(path)}
+        server.run(*arguments, folder=tmp_path, variables=variables, capability=capability, code=78)
+        for each in branches.read(path):
+            by.setdefault(each, f"{name}, refused")
     wanted = branches.branches()
     for (file, number), text in wanted.items():
         print(f"{file}:{number} | {text} | {by.get((file, number), '-')}")
