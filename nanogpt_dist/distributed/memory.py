@@ -265,7 +265,9 @@ def _end_bytes(config: TrainConfig, how: Pass, added: bool, mine: int) -> int:
     P = count_parameters(config)
     if not how.whole:
         return FP32 * mine
-    return 0 if added and not how.compiled else FP32 * (P.total - P.matrices)
+    if how.compiled:
+        return FP32 * P.total
+    return 0 if added else FP32 * (P.total - P.matrices)
 
 
 def _evaluation(config: TrainConfig, how: Pass, states: Usage) -> Usage:
