@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: quickstart test thorough setup check lint type fmt docs dist clean help
+.PHONY: quickstart test thorough gpu setup check lint type fmt docs dist clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -19,6 +19,10 @@ thorough: $(STAMP)  ## the longest tests
 	$(BIN)/python -m pytest -m thorough
 
 setup: $(STAMP)  ## .venv with the toolkit (editable) and its development tools
+
+gpu: $(STAMP)    ## what only a GPU can settle: its tests, then its benchmark, half an hour
+	$(BIN)/python -m pytest -m gpu tests/gpu; tests=$$?; \
+	$(BIN)/python benchmarks/gpu.py && exit $$tests
 
 check: lint type test thorough  ## what must be green before a commit
 

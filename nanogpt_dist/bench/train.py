@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ class TrainSpeed:
     """tokens_per_second and mfu: of all ranks, by the median step.
 
     peak_tflops, memory_bytes: of one rank. phases: milliseconds of each in one step; communication
-    is under way beside forward and backward. trace: its file; None: not asked for.
+    is under way beside forward and backward. first_step_seconds: in which the model is compiled.
+    recompiled: graphs that torch.compile has made after the first steps. trace: its file; None: not
+    asked for.
     """
 
     tokens_per_second: float
@@ -56,6 +59,8 @@ class TrainSpeed:
     peak_tflops: float
     memory_bytes: int
     phases: dict[str, float]
+    first_step_seconds: float
+    recompiled: int
     parameters: int
     batch_tokens: int
     micro_batches: int
@@ -105,7 +110,10 @@ def bench_train(
     )
     batches = _batches(config, data, world, layout)
     with contextlib.closing(Prefetcher(batches, stager(world.device))) as prefetcher:
-        took = _time(train_step, prefetcher, duration)
+        begun = time.perf_counter()
+        wait_for(train_step.step(0, prefetcher.get(0)))
+        first_step_seconds = time.perf_counter() - begun
+        took, recompiled = _time(train_step, prefetcher, duration)
         memory = memory_bytes(world.device)
         phases, written = _time_phases(train_step, prefetcher, WARM_UP + len(took), trace)
     median, least, greatest = spread(took)
@@ -121,6 +129,8 @@ def bench_train(
         peak_tflops=peak,
         memory_bytes=memory,
         phases=phases,
+        first_step_seconds=first_step_seconds,
+        recompiled=recompiled,
         parameters=train_step.model.num_params(),
         batch_tokens=batch_tokens,
         micro_batches=batches.per_update,
@@ -134,13 +144,18 @@ def bench_train(
     )
 
 
-def _time(train_step: TrainStep, prefetcher: Prefetcher[Staged], duration: Duration) -> list[float]:
-    """Seconds of each of the steps from WARM_UP on, on CUDA by its clock.
+def _time(
+    train_step: TrainStep,
+    prefetcher: Prefetcher[Staged],
+    duration: Duration,
+) -> tuple[list[float], int]:
+    """Seconds of each of the steps from WARM_UP on, on CUDA by its clock; graphs compiled in them.
 
     As in training a step is begun before the result of the one before it is read.
     """
-    results = [train_step.step(step, prefetcher.get(step)) for step in range(WARM_UP)]
+    results = [train_step.step(step, prefetcher.get(step)) for step in range(1, WARM_UP)]
     wait_for(results[-1])
+    graphs = _graphs()
     spans: list[tuple[Moment, Moment]] = []
     deadline = time.perf_counter() + duration.seconds
     while len(spans) < duration.steps and (
@@ -152,7 +167,13 @@ def _time(train_step: TrainStep, prefetcher: Prefetcher[Staged], duration: Durat
         spans.append((start, results[-1].made))
         wait_for(results[-2])
     wait_for(results[-1])
-    return [end - start for start, end in spans]
+    return [end - start for start, end in spans], _graphs() - graphs
+
+
+def _graphs() -> int:
+    """Graphs that torch.compile has made in this process."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return 0 if utils is None else utils.counters["stats"]["unique_graphs"]
 
 
 def wait_for(result: StepResult) -> None:
