@@ -31,18 +31,8 @@ from tests.gpu.machine import SIMULATED, about, results_file  # noqa: E402
 
 LIMIT_S = 420  # of a case: 1558m is compiled for two minutes
 # In a small size, to try the script itself.
-SMALL = [
-    "--n-layer",
-    "1",
-    "--n-head",
-    "2",
-    "--n-embd",
-    "32",
-    "--block-size",
-    "32",
-    "--vocab-size",
-    "320",
-]
+SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32"]
+SMALL += ["--vocab-size", "320"]
 SMALL_BATCH = ["--batch-size", "2", "--gradient-accumulation-steps", "2"]
 
 Figures = dict[str, Any]

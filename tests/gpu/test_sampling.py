@@ -1,4 +1,4 @@
-"""Text from a model on the GPU: transformers' greedy ids, int8's perplexity, graphs beside eager."""
+"""Text on the GPU: transformers' greedy ids, int8's perplexity, graphs beside eager steps."""
 
 import json
 from pathlib import Path
