@@ -156,8 +156,9 @@ class TrainStep:
         two ranks follows them: the first step of a resumed run would be rounded otherwise.
         """
         shape = self.layout.batch_size, self.config.block_size
-        zeros = torch.zeros(shape, dtype=torch.int64, device=self.world.device)
-        self._forward_backward(zeros, zeros, 1)
+        # two tensors: a model that is compiled for one in both places is compiled again for a step
+        inputs, targets = torch.zeros((2, *shape), dtype=torch.int64, device=self.world.device)
+        self._forward_backward(inputs, targets, 1)
         self._drop_gradients()
 
     def _forward_backward(self, inputs: Tensor, targets: Tensor, count: int) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_dist.distributed.strategy import plan_layout
@@ -75,3 +76,23 @@ def test_ddp_reduces_buckets_as_large_as_is_asked_for(
     wrapped = a_train_step(tmp_path, alone, strategy="ddp", **given).wrapped
     assert isinstance(wrapped, DistributedDataParallel)
     assert wrapped.bucket_bytes_cap == expected * 2**20
+
+
+def test_a_model_is_compiled_once_for_the_buckets_and_the_steps(
+    tmp_path: Path,
+    alone: World,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = CompileCounter()
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: plain(f, backend=compiled))
+    monkeypatch.setattr(
+        DistributedDataParallel, "_get_active_ddp_module", classmethod(lambda cls: None)
+    )  # it splits the graph at its buckets
+    train_step = a_train_step(tmp_path, alone, strategy="ddp", compile=True)
+    train_step._settle_buckets()
+    before = compiled.frame_count
+    rows = torch.arange(4 * 33).view(4, 33).remainder(64).numpy()
+    assert before
+    train_step.step(0, [(rows[:, :-1].copy(), rows[:, 1:].copy())] * 2)
+    assert compiled.frame_count == before
