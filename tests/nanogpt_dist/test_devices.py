@@ -85,6 +85,8 @@ def test_deterministic_lets_the_compiler_choose_nothing_by_timing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = SimpleNamespace(deterministic=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # what it was comes back at the end
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
     monkeypatch.setitem(sys.modules, "torch._inductor.config", config)
     devices.set_up(CUDA, "bfloat16", deterministic=False)
