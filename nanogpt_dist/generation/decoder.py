@@ -32,6 +32,7 @@ from nanogpt_dist.model.kernels import has_gpt2_attention
 from nanogpt_dist.model.positions import SequencePositions, with_rotary_angles
 
 Linear = Callable[[Tensor], Tensor]
+Place = tuple[slice | Tensor, slice, int | Tensor]  # rows, heads, positions of a cache
 FEW_ROWS = 16  # up to which products with int8 weights are faster than with what they stand for
 WEIGHTS = ("auto", "float32", "bfloat16", "int8")
 
@@ -192,22 +193,12 @@ class Decoder:
             return self.static_step(self._decode_static, ids, max(ends), left)
         S, mask = max(ends), None
         last = torch.tensor(ends, device=self.device) - 1  # (B,)
-        each = torch.arange(len(ends), device=self.device)
+        place: Place = (slice(None), slice(None), S - 1)
         if min(ends) < S:
             # (B, 1, 1, S)
             mask = (torch.arange(S, device=self.device) <= last[:, None])[:, None, None]
-        positions = with_rotary_angles(last[:, None], self.config)
-        x = self.model.transformer.embed(ids[:, None], positions.position_ids)  # (B, 1, C)
-        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            # (B, H, 1, D), 2 × (B, K, 1, D)
-            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions)
-            if mask is None:
-                keys[:, :, S - 1 : S], values[:, :, S - 1 : S] = k, v
-            else:
-                keys[each, :, last], values[each, :, last] = k[:, :, 0], v[:, :, 0]
-            y = cached_attention(q, keys[:, :, :S], values[:, :, :S], mask)  # (B, H, 1, D)
-            x = layer.after_attention(x, layer.join_heads(y).to(self.dtype))
-        return self._logits(x[:, 0])
+            place = (torch.arange(len(ends), device=self.device), slice(None), last)
+        return self._one_token(ids, last, place, S, mask)
 
     def _decode_static(self, ids: Tensor, last: Tensor, S: int) -> Tensor:
         """_decode() over the first S of the caches, whatever the rows' lengths: (B, V).
@@ -219,12 +210,27 @@ class Decoder:
         behind = torch.arange(S, device=self.device) > last[:, None]  # (B, S)
         mask = torch.zeros(behind.shape, dtype=self.cache_dtype, device=self.device)
         mask = mask.masked_fill(behind, float("-inf"))[:, None, None]  # (B, 1, 1, S), added
+        return self._one_token(ids, last, (each, slice(None), last), S, mask)
+
+    def _one_token(
+        self,
+        ids: Tensor,
+        last: Tensor,
+        place: Place,
+        S: int,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Logits after one id of each row, at the positions `last`, (B,): (B, V).
+
+        place: where in a cache it goes. Attention is over the first S of the caches, as far as
+        `mask` lets it.
+        """
         positions = with_rotary_angles(last[:, None], self.config)
         x = self.model.transformer.embed(ids[:, None], positions.position_ids)  # (B, 1, C)
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             # (B, H, 1, D), 2 × (B, K, 1, D)
             q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions)
-            keys[each, :, last], values[each, :, last] = k[:, :, 0], v[:, :, 0]
+            keys[place], values[place] = k[:, :, 0], v[:, :, 0]
             y = cached_attention(q, keys[:, :, :S], values[:, :, :S], mask)  # (B, H, 1, D)
             x = layer.after_attention(x, layer.join_heads(y).to(self.dtype))
         return self._logits(x[:, 0])
