@@ -69,7 +69,8 @@ class Moment:
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
         if self._event is not None:
-            self._event.record()
+            with torch.cuda.device(device):
+                self._event.record()
         self._time = time.perf_counter()
 
     def __sub__(self, earlier: "Moment") -> float:
@@ -82,16 +83,25 @@ class Moment:
         """Whether the device is there."""
         return self._event is None or self._event.query()
 
+    def wait(self) -> None:
+        """Return once the device is there."""
+        if self._event is not None:
+            self._event.synchronize()
+
 
 class Readout:
     """Values of a tensor on their way from the device.
 
     late: whether they come while this process goes on, as on CUDA; elsewhere they are there at
     once. copied: when they are there. wait: returns once what it is given returns True, as
-    Watchdog.wait() does.
+    Watchdog.wait() does; None: where no other rank can be lost meanwhile.
     """
 
-    def __init__(self, values: Tensor, wait: Callable[[Callable[[], bool]], None]) -> None:
+    def __init__(
+        self,
+        values: Tensor,
+        wait: Callable[[Callable[[], bool]], None] | None = None,
+    ) -> None:
         self.late = values.is_cuda
         self._wait = wait
         if self.late:
@@ -104,5 +114,8 @@ class Readout:
     def get(self) -> Tensor:
         """The values, in CPU memory; waits for the device where they are not there yet."""
         if self.late:
-            self._wait(self.copied.has_come)
+            if self._wait is None:
+                self.copied.wait()
+            else:
+                self._wait(self.copied.has_come)
         return self._values

@@ -21,7 +21,7 @@ from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.tokenizer import Tokenizer
-from nanogpt_dist.transfers import upload
+from nanogpt_dist.transfers import Readout, upload
 
 
 @dataclass(frozen=True)
@@ -123,21 +123,12 @@ class _Arriving:
     def __init__(self, ids: Tensor, logits: Tensor) -> None:
         finite = torch.isfinite(logits).all()
         found = torch.cat([ids, finite[None].to(ids.dtype)])  # (B + 1,)
-        self.event: torch.cuda.Event | None = None
-        if ids.device.type != "cuda":
-            self.found = found  # .tolist() waits
-            return
-        self.found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        self.found.copy_(found, non_blocking=True)
-        with torch.cuda.device(ids.device):
-            self.event = torch.cuda.Event()
-            self.event.record()
+        # elsewhere than on CUDA the copy itself waits
+        self._read = Readout(found).get if found.is_cuda else found.cpu
 
     def ids(self) -> Tensor:
         """The ids, on the host. Raises DivergedError."""
-        if self.event is not None:
-            self.event.synchronize()
-        *ids, finite = self.found.tolist()
+        *ids, finite = self._read().tolist()
         if not finite:
             raise DivergedError
         return torch.tensor(ids)
