@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.layout import Layout, is_compiled
 from nanogpt_dist.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,8 +59,7 @@ class Compilation:
 
 def plan_compilation(config: TrainConfig, layout: Layout, device: torch.device) -> Compilation:
     """The Compilation of a training on `device`. Raises ConfigError."""
-    wanted = device.type == "cuda" if config.compile is None else config.compile
-    if not wanted:
+    if not is_compiled(config, device.type):
         if config.compile_mode != "default":
             raise ConfigError(
                 f"--compile-mode {config.compile_mode} needs --compile: add it, or leave "

@@ -61,6 +61,11 @@ class Layout:
         return torch.float32 if self.strategy == "fsdp" else dtype
 
 
+def is_compiled(config: TrainConfig, device: str) -> bool:
+    """Whether training on this kind of device is compiled: where nothing else is said, on cuda."""
+    return device == "cuda" if config.compile is None else config.compile
+
+
 @dataclass(frozen=True)
 class Memory:
     """The memory of one device: bytes in all, bytes that nobody uses (None: unknown).
@@ -109,7 +114,7 @@ class Site:
             batch_size=layout.batch_size,
             micro_batches=self.share // layout.batch_size,
             dtype=self.dtype,
-            compiled=on_gpu if config.compile is None else config.compile,
+            compiled=is_compiled(config, memory.device),
             state_bytes=self.training_bytes - 2 * FP32,
             cuda=on_gpu,
             cpu_kernels=kernels.uses_cpu_kernels(config, torch.device(memory.device), self.dtype),
