@@ -151,10 +151,10 @@ def loop(run: Run) -> Path:
     results = PendingResults(state, run.progress, run.train_step.max_skipped)
     save_pending = False  # a save is due, and waits for a good step
     evaluated = has_evaluated = stopping = False
-    start = state.step
+    start, slow = state.step, run.train_step.starts_slowly
     run.stop.defer()
     while state.step < config.max_iters and not stopping:
-        run.world.settle(state.step > start + 1)  # kernels are compiled in the first two
+        run.world.settle(not slow or state.step > start + 1)
         with run.world.raise_on_all_ranks():  # a damaged shard is found here
             micro_batches = run.prefetcher.get(state.step)
             run.folder.refuse_moved()
@@ -166,7 +166,7 @@ def loop(run: Run) -> Path:
         is_last = state.step == config.max_iters
         evaluated = is_last or state.step % config.eval_interval == 0
         if evaluated:
-            run.world.settle(has_evaluated)  # and in the first evaluation
+            run.world.settle(not slow or has_evaluated)
             has_evaluated = True
             results.read_all()
         improved = _evaluate(run) if evaluated else False

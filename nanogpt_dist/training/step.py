@@ -22,7 +22,7 @@ from nanogpt_dist.checkpoint import Contents, TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import autocast, set_up
 from nanogpt_dist.distributed.compilation import keeps_gradients
-from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.layout import Layout, is_compiled
 from nanogpt_dist.distributed.strategy import lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
@@ -102,6 +102,15 @@ class TrainStep:
         self.max_skipped = MAX_SKIPPED_FP16 if self.scaler.is_enabled() else MAX_SKIPPED
         if layout.strategy == "ddp" and world.size > 2:
             self._settle_buckets()
+
+    @property
+    def starts_slowly(self) -> bool:
+        """Whether its first two steps and its first evaluation may take one rank minutes.
+
+        Kernels are compiled and tuned in them, and GPUs connected.
+        """
+        device = self.world.device.type
+        return device != "cpu" or is_compiled(self.config, device)
 
     def load(self, saved: Path, facts: dict[str, Any]) -> None:
         """Load a verified checkpoint.

@@ -71,7 +71,7 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(training: Callable[..., 
     assert f"lost rank 0 (pid {ranks[0]}), which is stopped" in stderr
     assert "stacks in run/stacks" in stderr
     stacks = [(run.run / "stacks" / f"rank-0000{rank}.txt").read_text() for rank in range(2)]
-    assert all("training.py" in text and "in loop" in text for text in stacks), stacks
+    assert all("training/loop.py" in text and "in loop" in text for text in stacks), stacks
     assert "Traceback" in stacks[1], "where the survivor waited"
     assert not run.living()
 
