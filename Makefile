@@ -12,8 +12,8 @@ help:            ## list the targets
 quickstart: $(STAMP)  ## the whole line on an embedded corpus: prepare, train on 2 ranks, eval, sample
 	$(BIN)/nanogpt quickstart
 
-test: $(STAMP)   ## all tests but the longest
-	$(BIN)/python -m pytest
+test: $(STAMP)   ## all tests but the longest, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 thorough: $(STAMP)  ## the longest tests
 	$(BIN)/python -m pytest -m thorough
