@@ -39,7 +39,7 @@ def explain(error: BaseException) -> tuple[int, str, bool]:
     """Exit code, line, and whether all ranks are known to end in the same way."""
     if isinstance(error, typer.TyperException):
         # none where a command alone has shown its help
-        message = error.format_message().rstrip(".")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
         return Exit.USAGE, f"{message}; --help shows what there is" if message else "", True
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None), "", False

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -474,11 +475,10 @@ class TrainConfig(ModelConfig):
     )
 
     # Machine
-    device: str = setting(
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
         "auto",
         "Machine",
-        "auto | cpu | cuda | mps.",
-        pattern=r"^(auto|cpu|cuda|mps)$",
+        "auto: cuda, else mps, else cpu.",
         on_resume="ignore",
         scope="machine",
     )
@@ -639,12 +639,16 @@ def settings_where(
 def resolve(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> TrainConfig:
     """A validated TrainConfig from a preset's or file's `values` with `overrides` on top.
 
-    Raises ConfigError naming every wrong setting at once, an unknown one with the nearest name.
+    Raises ConfigError naming every wrong setting at once, an unknown one with the nearest name, one
+    of `overrides` as its flag, behind the others.
     """
+    flags = by_own_names(overrides or {})
     try:
-        return TrainConfig(**{**by_own_names(values), **by_own_names(overrides or {})})
+        return TrainConfig(**{**by_own_names(values), **flags})
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+        problems = [_explain(problem, flags) for problem in error.errors()]
+        problems.sort(key=lambda line: line.startswith("--"))
+        raise ConfigError("; ".join(problems)) from None
 
 
 def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -663,7 +667,7 @@ def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, flags: Collection[str]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if name and isinstance(problem["input"], dict):
         return f"settings stand at the top of the file, without a section [{name}]"
@@ -674,7 +678,11 @@ def _explain(problem: Any) -> str:
             f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them"
         )
     reason = problem["msg"].removeprefix("Value error, ")
-    return f"{name} = {problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
+    if not name:
+        return reason
+    given = problem["input"]
+    where = f"--{name.replace('_', '-')} {given}" if name in flags else f"{name} = {given!r}"
+    return f"{where}: {reason[0].lower()}{reason[1:]}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         )
     if name == "tf32" and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
         raise ConfigError(
-            f"tf32 needs a GPU that has it, of NVIDIA's Ampere or newer, this is {device.type}; "
-            "type --dtype float32"
+            "tf32 needs a GPU that has it: NVIDIA's from Ampere on, or AMD's MI300; type "
+            "--dtype float32"
         )
     # autocast would warn, and compute in float32
     if name == "bfloat16" and device.type == "mps" and not _mps_has_bf16():

@@ -53,7 +53,9 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
             values = with_architecture_of(str(source), Path(str(out_dir)), values, overrides)
         return resolve(values, {**overrides, "out_dir": out_dir})
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
+        # a flag is wrong wherever the other settings come from
+        where = "" if str(error).startswith("--") else f"{name}: "
+        raise ConfigError(f"{where}{error}") from None
 
 
 def _own_out_dir(run: Path, values: dict[str, Any]) -> str:

@@ -202,13 +202,8 @@ class Manifest(_Record):
         """
         path, name = folder / MANIFEST, shown(folder / MANIFEST)
         if not folder.is_dir():
-            line = (
-                f"prepare {folder.name}"
-                if folder.parent == DATA
-                else f"prepare CORPUS --out {shown(folder)}"
-            )
             raise MissingInputError(
-                f"{shown(folder)} does not exist or is no folder; type: nanogpt {line}"
+                f"{shown(folder)} does not exist or is no folder; {_instead(folder)}"
             )
         ours = any((folder / name).exists() for name in (".prepare", "tokenizer.json"))
         if not path.exists() and any(folder.glob("*.bin")) and not ours:
@@ -261,6 +256,15 @@ class Manifest(_Record):
             raise BadDataError(
                 f"{name}: {where[:60]} {first['msg'][:60]}; prepare the data again"
             ) from None
+
+
+def _instead(folder: Path) -> str:
+    """What to type where `folder` is not there: its name under data/ may be."""
+    if (DATA / folder.name / MANIFEST).is_file():
+        return f"{DATA / folder.name} is there: give that"
+    if folder.parent == DATA:
+        return f"type: nanogpt prepare {folder.name}"
+    return f"type: nanogpt prepare CORPUS --out {shown(folder)}"
 
 
 def _likely_tokenizer(folder: Path) -> str:

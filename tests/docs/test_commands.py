@@ -17,7 +17,7 @@ from cli import quickstart
 from cli.main import app
 from cli.options import nanogpt_style
 from tests.conftest import CLONE, SHARED
-from tests.test_readme import TYPED, commands_in
+from tests.test_readme import NAMED, TYPED, commands_in
 
 NOT_HERE = {
     "a network": r"openwebtext|c4-en|fineweb|tinystories|TinyStories|--init-from|hf gpt2|finetune"
@@ -32,6 +32,7 @@ LONG = (
 )
 RUN = [line for line in TYPED if not any(re.search(why, line) for why in NOT_HERE.values())]
 QUICK = [line for line in RUN if not re.search(LONG, line)]
+JOB = re.compile(r"launch .*--(slurm|kubernetes) .* (train|prepare)")
 
 SETTINGS = """
 gelu = "tanh"
@@ -107,6 +108,14 @@ def test_the_example_in_python_runs(made: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "torch.Size" in done.stdout
+
+
+@pytest.mark.parametrize("line", sorted(line for line in {*TYPED, *NAMED} if JOB.search(line)))
+def test_the_job_is_complete(line: str, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(made, folder)
+    [words] = commands_in(shlex.split(line))
+    typed(shlex.join([words[0], "--dry-run", *words[1:]]), folder)
 
 
 @pytest.mark.thorough

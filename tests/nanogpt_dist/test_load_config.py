@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.config import read_toml, to_toml
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.data.manifest import Manifest
+from nanogpt_dist.errors import ConfigError, MissingInputError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_folder
 
@@ -95,3 +96,27 @@ def test_folders_that_are_no_runs_say_what_to_type(trained: Path, tmp_path: Path
         ConfigError, match=r"has lost its config.toml: cp .*step-00000008/config.toml"
     ):
         load(str(tmp_path / "b"))
+
+
+def test_a_wrong_flag_is_named_as_it_was_typed_and_a_wrong_setting_by_its_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('device = "gpu"\n')
+    with pytest.raises(ConfigError, match=r"^--batch-size 0: input should be greater"):
+        load("quickstart", {"batch_size": 0})
+    with pytest.raises(ConfigError, match=r"c\.toml: device = 'gpu': .*; --batch-size 0: "):
+        load(str(path), {"batch_size": 0})
+
+
+def test_a_data_set_under_data_is_found_by_its_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "mine" / "manifest.json").write_text("{}")
+    with pytest.raises(MissingInputError, match=r"mine does not exist .*; data/mine is there"):
+        Manifest.read(Path("mine"))
+    with pytest.raises(MissingInputError, match=r"type: nanogpt prepare theirs$"):
+        Manifest.read(Path("data/theirs"))
