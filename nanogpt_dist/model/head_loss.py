@@ -130,7 +130,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, count = ctx.saved_tensors
-        factor = dloss / (count * ctx.scale)
+        factor = dloss / (count.clamp(min=1) * ctx.scale)  # no target counts: no gradient
         return (
             None if dx is None else (dx * factor).to(ctx.types[0]),
             None if dw is None else (dw * factor).to(ctx.types[1]),
@@ -167,5 +167,5 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def chunk_tokens(N: int, V: int) -> int:
     """Tokens of a chunk, of N with V logits each: chunks are about equal."""
-    chunks = -(-N * V // LOGITS)
+    chunks = max(1, -(-N * V // LOGITS))
     return min(N, -(-N // (chunks * ALIGNED)) * ALIGNED)

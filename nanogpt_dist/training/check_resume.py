@@ -9,6 +9,7 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
@@ -17,6 +18,7 @@ from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.loop import train
+from nanogpt_dist.training.plan import Plan, make_plan
 
 STEPS = 2  # in each half
 
@@ -34,30 +36,17 @@ class Proof:
 def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
     """Prove that stopping and resuming changes no bit; raise NanogptError naming a difference.
 
-    All is as in `config`, but for one micro-batch a rank in each step.
+    All is as in `config`, layout and size of a micro-batch included, but for at most two
+    micro-batches a rank in each step.
 
     Works in a folder beside config.out_dir, which it removes.
     """
     assert config.out_dir is not None
+    plan = make_plan(config, world)
     folder = Path(config.out_dir).parent / world.broadcast_text(
         f".check-resume-{secrets.token_hex(4)}"
     )
-    config = config.model_copy(
-        update={
-            **{
-                "max_iters": 2 * STEPS,
-                "save_interval": STEPS,
-                "eval_interval": 2 * STEPS,
-                "eval_iters": 1,
-            },
-            **{
-                "gradient_accumulation_steps": world.size,
-                "warmup_iters": 1,
-                "lr_decay_iters": None,
-            },
-            **{"log_interval": 1, "tensorboard": False, "wandb_log": False, "keep_checkpoints": 2},
-        }
-    )
+    config = config.model_copy(update=_few_steps(plan, world.size))
     try:
         runs_of = [folder / name for name in ("whole", "resumed")]
         _train(config, runs_of[0], world, stop)
@@ -70,6 +59,22 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
     finally:
         if world.is_rank0:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _few_steps(plan: Plan, ranks: int) -> dict[str, Any]:
+    """The settings that make few and short steps of a run, with the kernels of its own."""
+    layout = plan.layout
+    return {
+        **{"max_iters": 2 * STEPS, "save_interval": STEPS, "warmup_iters": 1},
+        **{"eval_interval": 2 * STEPS, "eval_iters": 1, "lr_decay_iters": None},
+        **{"log_interval": 1, "tensorboard": False, "wandb_log": False, "keep_checkpoints": 2},
+        # what would follow from the size of the whole step
+        "strategy": layout.strategy,
+        "activation_checkpointing": layout.activation_checkpointing,
+        "batch_size": layout.batch_size,
+        "join_micro_batches": False,
+        "gradient_accumulation_steps": ranks * min(2, plan.batches.per_update),
+    }
 
 
 def _train(config: TrainConfig, run: Path, world: World, stop: StopRequest) -> None:

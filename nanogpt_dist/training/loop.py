@@ -148,7 +148,7 @@ def loop(run: Run) -> Path:
     depends on the result of a step waits for it; the next step does not.
     """
     config, state, saver = run.config, run.state, run.saver
-    results = PendingResults(state, run.progress, run.train_step.max_skipped)
+    results = PendingResults(state, run.progress, saver, run.train_step.max_skipped)
     save_pending = False  # a save is due, and waits for a good step
     evaluated = has_evaluated = stopping = False
     start, slow = state.step, run.train_step.starts_slowly
@@ -166,9 +166,9 @@ def loop(run: Run) -> Path:
         is_last = state.step == config.max_iters
         evaluated = is_last or state.step % config.eval_interval == 0
         if evaluated:
+            results.read_all()
             run.world.settle(not slow or has_evaluated)
             has_evaluated = True
-            results.read_all()
         improved = _evaluate(run) if evaluated else False
         save_pending = save_pending or due(config, state.step, evaluated, improved)
         if save_pending:
@@ -200,15 +200,10 @@ def _evaluate(run: Run) -> bool:
     run.progress.log_evaluation(state, found)
     if math.isfinite(found.val_loss):
         return improved
-    saver.finish(state)  # the commit under way may be the last good one
-    good = (
-        f"the last good checkpoint is {saver.newest.name}"
-        if saver.newest
-        else "there is no checkpoint yet"
-    )
     error = ConfigError(
-        f"the val loss is {state.val_loss} at step {state.step}, nothing is saved; {good}: go on "
-        f"with a --learning-rate below {run.config.learning_rate:g}"
+        f"the val loss is {state.val_loss} at step {state.step}, nothing is saved; "
+        f"{saver.last_good(state)}: go on with a --learning-rate below "
+        f"{run.config.learning_rate:g}"
     )
     error.agreed = True
     raise error

@@ -5,6 +5,7 @@ from dataclasses import replace
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.training.progress import Progress
+from nanogpt_dist.training.saver import Saver
 from nanogpt_dist.training.step import StepResult
 
 
@@ -15,8 +16,15 @@ class PendingResults:
     for this process. One that is there is read at once. All ranks read at the same places.
     """
 
-    def __init__(self, state: TrainState, progress: Progress, max_skipped: int) -> None:
-        self.state, self.progress, self.max_skipped = state, progress, max_skipped
+    def __init__(
+        self,
+        state: TrainState,
+        progress: Progress,
+        saver: Saver,
+        max_skipped: int,
+    ) -> None:
+        self.state, self.progress, self.saver = state, progress, saver
+        self.max_skipped = max_skipped
         # steps in a row, up to the last one read, whose gradient was not finite
         self.skipped = 0
         self._unread: list[tuple[TrainState, StepResult]] = []  # with the state after the step
@@ -60,8 +68,9 @@ class PendingResults:
         if self.skipped < self.max_skipped:
             return
         error = ConfigError(
-            f"no finite gradient in {self.skipped} steps up to step {step}; go on from the last "
-            f"checkpoint with a --learning-rate below {self.progress.config.learning_rate:g}"
+            f"no finite gradient in {self.skipped} steps up to step {step}; "
+            f"{self.saver.last_good(self.state)}: go on with a --learning-rate below "
+            f"{self.progress.config.learning_rate:g}"
         )
         error.agreed = True  # all ranks have seen the same norms
         raise error

@@ -133,6 +133,13 @@ class Saver:
         state.best_val_loss, state.best_step = writing.state.best_val_loss, writing.state.best_step
         self.newest = self.run.checkpoints / storage.step_name(writing.state.step)
 
+    def last_good(self, state: TrainState) -> str:
+        """Which checkpoint there is to go on from, in words; all ranks together."""
+        self.finish(state)  # the commit under way may be that one
+        if self.newest is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.newest.name}"
+
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
         """A block that is not left by an error while a commit is under way.

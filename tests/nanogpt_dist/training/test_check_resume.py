@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from nanogpt_dist.errors import NanogptError, StoppedError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.check_resume import check_resume
+from nanogpt_dist.training.plan import make_plan
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import TINY, Run
 from tests.nanogpt_dist.small import ONE, tiny
@@ -50,6 +52,35 @@ def test_it_notices_a_moment_that_is_lost(
     ):
         check_resume(tiny(corpus, tmp_path / "run"), ONE, StopRequest())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_proves_the_layout_that_the_run_has(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes: set[tuple[int, ...]] = set()
+    forward_backward = TrainStep._forward_backward
+
+    def noted(self: TrainStep, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
+        shapes.add((count, *inputs.shape))
+        return forward_backward(self, inputs, targets, count)
+
+    monkeypatch.setattr(TrainStep, "_forward_backward", noted)
+    for steps, joined in ((6, True), (6, False)):
+        config = tiny(
+            corpus,
+            tmp_path / "run",
+            dtype="bfloat16",
+            gradient_accumulation_steps=steps,
+            join_micro_batches=joined,
+        )
+        plan = make_plan(config, ONE)
+        shapes.clear()
+        check_resume(config, ONE, StopRequest())
+        count = min(2, plan.batches.per_update)
+        assert shapes == {(count, plan.layout.batch_size, config.block_size)}
+        assert count == (1 if joined else 2)
 
 
 def test_a_stop_is_no_proof(corpus: Path, tmp_path: Path) -> None:
