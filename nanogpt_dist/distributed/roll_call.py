@@ -53,6 +53,8 @@ class RollCall:
         self._store = store
         self._step: int | None = None
         self._stacks: IO[str] | None = None
+        # for each question to a store that is gone torch writes a page to standard error
+        self._store_gone = False
         self._left: BaseException | None = None
         self._leaving = threading.Event()
         self._one_at_a_time = threading.Lock()
@@ -84,7 +86,7 @@ class RollCall:
 
     def done(self) -> None:
         """Tell the others that this rank leaves in order, and is not to be missed."""
-        if self.size > 1:
+        if self.size > 1 and not self._store_gone:
             assert self._store is not None
             with contextlib.suppress(RuntimeError):  # whoever keeps the store may have left
                 self._store.set(f"done/{self.rank}", "")

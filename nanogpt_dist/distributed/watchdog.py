@@ -95,18 +95,23 @@ class Watchdog(RollCall):
         assert self._store is not None
         store: dist.Store | None = None
         members: dict[int, Member] = {}
-        answered = time.monotonic()
+        parent, answered = os.getppid(), time.monotonic()
         while not (self.lost or self._leaving.is_set() or ended.wait(LOOK_S)):
+            self._store_gone = self._store_gone or os.getppid() != parent  # torchrun has it mostly
             try:
                 if store is None:
                     store = self._store.clone()  # type: ignore[attr-defined] # its own connection
                     store.set_timeout(timedelta(seconds=STORE_S))
                     members = members_of(store, self.size)
-                self.lost = _lost(store, members)
-                answered = time.monotonic()
+                if not self._store_gone:
+                    self.lost = _lost(store, members)
+                    answered = time.monotonic()
+            except dist.DistNetworkError:
+                self._store_gone = True
             except RuntimeError:
-                if time.monotonic() > answered + max(self.timeout_s, STORE_GONE_S):
-                    self.lost = "the store of the process group does not answer"
+                pass  # it is slow, as it may be
+            if time.monotonic() > answered + max(self.timeout_s, STORE_GONE_S):
+                self.lost = "the store of the process group does not answer"
         if exit_with is None or ended.is_set():
             return
         if (self._leaving.wait(GRACE_S) and ended.wait(UNWIND_S)) or ended.is_set():

@@ -96,6 +96,7 @@ def test_ranks_whose_torchrun_is_killed_save_and_leave(training: Callable[..., T
     while run.living() & set(ranks):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert "c10d" not in process.communicate()[1], "torch's page on a store that is gone"
     status = json.loads((run.run / "status.json").read_text())
     assert (status["verdict"], status["code"]) == ("stopped", 75)
     assert run.newest_step() == status["step"] > 0
