@@ -4,6 +4,7 @@ Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ def checkpointed(forward: Callable[..., Tensor], mode: str) -> Callable[..., Ten
     """
     options: dict[str, Any] = {}
     if mode == "selective":
+        # compiled, torch warns of operators in place, of which a block has none
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
         # loaded by who needs it
         from torch._higher_order_ops.flex_attention import flex_attention
 

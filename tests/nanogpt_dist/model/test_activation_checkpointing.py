@@ -1,5 +1,6 @@
 """A block that keeps its input alone gives the same gradient, and is computed a second time."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -94,3 +95,17 @@ def test_selective_does_not_compute_flex_attention_again(
         text=True,
     )
     assert done.stdout == f"{times}\n", done.stderr
+
+
+def test_compiling_a_selective_block_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch._logging._internal.warning_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("torch._higher_order_ops.wrap"), "level", logging.NOTSET)
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+    weight = torch.ones(4, 4, requires_grad=True)
+    run = torch.compile(checkpointed(lambda x: (x @ weight).relu(), "selective"), backend="eager")
+    run(torch.ones(2, 4)).sum().backward()
+    assert weight.grad is not None
+    assert "in-place" not in caplog.text
