@@ -186,7 +186,7 @@ def bench(words: list[object], limit: float, variables: dict[str, str]) -> Figur
     line = [sys.executable, str(CLONE / "nanogpt"), *map(str, words), "--device", "cuda", "--json"]
     found = json.loads(said(line, limit, CLONE, variables))
     if "phases" in found:
-        at_work = sum(ms for name, ms in found["phases"].items() if name != "data")
+        at_work = sum(ms for name, ms in found["phases"].items() if name not in ("data", "rest"))
         found["idle"] = max(0.0, 1 - at_work / found["ms_per_update"])
     return found
 

@@ -183,6 +183,8 @@ def _print(
 
 
 def _train_lines(speed: "TrainSpeed") -> list[str]:
+    from nanogpt_dist.bench.train import COMMUNICATION
+
     each = "" if speed.ranks == 1 else " in each rank"
     lines = [
         f"{speed.parameters:,} parameters · {speed.ranks} × {speed.device} {speed.dtype}, "
@@ -196,9 +198,11 @@ def _train_lines(speed: "TrainSpeed") -> list[str]:
         f"({speed.ms_least:,.1f} to {speed.ms_greatest:,.1f})",
         "",
     ]
+    # of the steps in which they were timed: others may have been slower or faster
+    step_ms = sum(ms for name, ms in speed.phases.items() if name != COMMUNICATION)
     lines += [
-        f"{name:<14}{ms:>10,.1f} ms {ms / speed.ms_per_update:>7.1%}"
-        + ("  beside forward and backward" if name == "communication" else "")
+        f"{name:<14}{ms:>10,.1f} ms {ms / step_ms:>7.1%}"
+        + ("  beside forward and backward" if name == COMMUNICATION else "")
         for name, ms in speed.phases.items()
     ]
     return lines + ([f"\n{speed.trace}: open it at https://ui.perfetto.dev"] if speed.trace else [])

@@ -30,6 +30,7 @@ WARM_UP = 2  # steps that do not count: kernels are chosen, memory is got, the m
 AT_LEAST = 3  # steps that do
 WINDOWS = 1024  # of random ids
 TIMED_STEPS = 2  # further steps, with a clock at each phase
+COMMUNICATION = "communication"  # goes on beside the other phases
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Duration:
 class TrainSpeed:
     """tokens_per_second and mfu: of all ranks, by the median step.
 
-    peak_tflops, memory_bytes: of one rank. phases: milliseconds of each in one step; communication
-    is under way beside forward and backward. first_step_seconds: in which the model is compiled.
-    recompiled: graphs that torch.compile has made after the first steps. trace: its file; None: not
-    asked for.
+    peak_tflops, memory_bytes: of one rank. phases: milliseconds of each in one of TIMED_STEPS more
+    steps, which add up to that step; communication is under way beside forward and backward.
+    first_step_seconds: in which the model is compiled. recompiled: graphs that torch.compile has
+    made after the first steps. trace: its file; None: not asked for.
     """
 
     tokens_per_second: float
@@ -191,17 +192,19 @@ def _time_phases(
     world = train_step.world
     phases = train_step.timed = Phases(world.device)
     for at in range(step, step + TIMED_STEPS):
-        with phases("data"):
-            tokens = prefetcher.get(at)
-        train_step.step(at, tokens)
+        with phases("step"):
+            with phases("data"):
+                tokens = prefetcher.get(at)
+            train_step.step(at, tokens)
     each = phases.each(TIMED_STEPS)
+    each["rest"] = each.pop("step") - sum(each.values())
     if world.size == 1 and trace is None:
         return each, None
     with profiler(world.device) as profile:
         wait_for(train_step.step(step + TIMED_STEPS, prefetcher.get(step + TIMED_STEPS)))
         synchronize(world.device)  # all kernels of the step are in the trace
     if world.size > 1:
-        each["communication"] = communication_ms(profile)
+        each[COMMUNICATION] = communication_ms(profile)
     if trace is None:
         return each, None
     with world.raise_on_all_ranks():

@@ -3,6 +3,7 @@ size.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,20 @@ def test_train_on_two_ranks_with_a_trace(nanogpt: Run, tmp_path: Path, strategy:
     assert found["tokens_per_second"] == pytest.approx(16 * 32 / found["ms_per_update"] * 1e3)
     assert found["ms_least"] <= found["ms_per_update"] <= found["ms_greatest"]
     assert 0 < found["mfu"] < 1
-    assert found["phases"].keys() == {"data", "forward", "backward", "optimizer", "communication"}
+    parts = {"data", "forward", "backward", "optimizer", "rest"}
+    assert found["phases"].keys() == parts | {"communication"}
     assert min(found["phases"].values()) > 0
     traces = sorted((tmp_path / "trace").glob("*-rank?.pt.trace.json"))
     assert len(traces) == 2
     names = {event.get("name") for event in json.loads(traces[0].read_text())["traceEvents"]}
     assert {"forward", "backward", "optimizer", "aten::mm"} <= names
+
+
+def test_the_shares_of_a_step_add_up_to_all_of_it(nanogpt: Run) -> None:
+    text = nanogpt("bench", "train", *SMALL, *BATCH, "--updates", 3).stdout
+    shares = re.findall(r"^\w+ +[\d,.]+ ms +([\d.]+)%$", text, re.MULTILINE)
+    assert len(shares) == 5
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.3)
 
 
 @pytest.mark.thorough
