@@ -8,7 +8,7 @@ import typer
 
 from cli.ending import exit_with
 from cli.help import command, group
-from cli.options import Device, Json, Preset, Settings, takes_settings
+from cli.options import Device, Json, Preset, Settings, takes_settings, warn
 from cli.terminal import echo
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.load_config import load
@@ -71,7 +71,7 @@ def train(
             config = config.model_copy(update={"gradient_accumulation_steps": world.size})
         with world.raise_on_all_ranks():
             data = DataFolder.open(Path(config.dataset)) if "dataset" in settings else None
-        speed = bench_train(config, world, data, Duration(updates, seconds), profile)
+        speed = bench_train(config, world, data, Duration(updates, seconds), profile, warn)
     if world.is_rank0:
         _print(speed, _train_lines(speed), json)
 

@@ -4,6 +4,7 @@ import contextlib
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.peaks import peak_tflops
+from nanogpt_dist.training.build import memory_warning
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.plan import fit_to_data, plan_batches
 from nanogpt_dist.training.step import StepResult, TrainStep
@@ -92,10 +94,13 @@ def bench_train(
     data: DataFolder | None,
     duration: Duration,
     trace: Path | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> TrainSpeed:
     """The speed of as many steps as `duration` allows; all ranks together.
 
     data: what to train on; None: random ids. trace: a folder for the trace of one more step.
+    warn: is told where memory will hardly do.
+
     Raises ConfigError, BadDataError, CannotCreateError, StorageError.
     """
     if trace is not None:
@@ -106,6 +111,9 @@ def bench_train(
         pick_dtype(config.dtype, world.device),
         plan_layout(config, world, training_bytes(config)),
     )
+    warning = memory_warning(config, layout, world)
+    if warning and world.is_rank0:
+        warn(warning)
     train_step = TrainStep(
         config, world, layout, dtype, n_vocab=None if data is None else data.tokenizer.n_vocab
     )

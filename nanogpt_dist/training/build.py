@@ -2,8 +2,10 @@
 
 import torch
 
+from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.distributed.check_memory import check_memory, memory_of
+from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import site_of
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import NanogptError
@@ -22,11 +24,7 @@ def build(plan: Plan, start: ResumePoint | None, world: World, console: Console)
     """
     config = plan.config
     waiting = world.with_long_timeout  # a rank may read from a slow disk
-    with world.raise_on_all_ranks():
-        # the kernel would kill it in the midst of building, without a word
-        site = site_of(config, world, training_bytes(config))
-        warning = check_memory(site, plan.layout, memory_of(torch.device("cpu"), world))
-    if warning:
+    if warning := memory_warning(config, plan.layout, world):
         console.line(f"warning: {warning}")
     init = start is None and config.init_from is None
     n_vocab = plan.data.tokenizer.n_vocab
@@ -38,6 +36,17 @@ def build(plan: Plan, start: ResumePoint | None, world: World, console: Console)
     elif config.init_from is not None:
         train_step.origin = _load_pretrained(config.init_from, train_step, plan.data, console)
     return train_step
+
+
+def memory_warning(config: TrainConfig, layout: Layout, world: World) -> str | None:
+    """What to warn of before a model is built that will hardly fit into memory; all ranks together.
+
+    Raises ConfigError where it cannot: the kernel would kill it in the midst of building, without a
+    word.
+    """
+    with world.raise_on_all_ranks():
+        site = site_of(config, world, training_bytes(config))
+        return check_memory(site, layout, memory_of(torch.device("cpu"), world))
 
 
 def _load_pretrained(

@@ -59,6 +59,11 @@ def test_the_shares_of_a_step_add_up_to_all_of_it(nanogpt: Run) -> None:
     assert sum(map(float, shares)) == pytest.approx(100, abs=0.3)
 
 
+def test_a_model_that_memory_cannot_hold_is_refused_at_once(nanogpt: Run) -> None:
+    error = nanogpt("bench", "train", "gpt2-1558m", "--n-layer", 20000, "--device", "cpu", code=78)
+    assert "take a smaller model" in error.stderr
+
+
 @pytest.mark.thorough
 def test_train_on_data_reads_as_training_does(nanogpt: Run, corpus: Path) -> None:
     found = told(
