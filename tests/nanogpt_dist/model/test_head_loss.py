@@ -257,3 +257,17 @@ def test_chunks_are_about_equal_and_small_enough(tokens: int, rows: int) -> None
     n = head_loss.chunk_tokens(tokens, rows)
     assert 1 <= n <= tokens
     assert n * rows <= head_loss.LOGITS + head_loss.ALIGNED * rows
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_where_no_target_counts_there_is_no_gradient(tokens: int) -> None:
+    x = torch.ones(tokens, 4, requires_grad=True)
+    gradients = []
+    for loss in (head_loss.whole, head_loss.chunked):
+        weight = torch.ones(5, 4, requires_grad=True)
+        found = loss(x, weight, torch.full((tokens,), -100), 5)
+        assert found.isnan()
+        found.backward()
+        assert weight.grad is not None
+        gradients.append(weight.grad)
+    assert torch.equal(*gradients)

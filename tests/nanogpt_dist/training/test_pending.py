@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import load_state
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import step as step_module
@@ -197,8 +198,32 @@ def test_too_many_skipped_steps_end_the_run_one_step_later_at_the_latest(
     poison(monkeypatch, {3, 4, 5, 6, 7})
     intervals = {"eval_interval": 20, "save_interval": save_interval}
     config = tiny(corpus, tmp_path / "run", max_iters=20, **intervals)
-    with pytest.raises(ConfigError, match="no finite gradient in 3 steps up to step 5;"):
+    good = (
+        "the last good checkpoint is step-00000002" if made == 5 else "there is no checkpoint yet"
+    )
+    with pytest.raises(ConfigError, match=f"no finite gradient in 3 steps up to step 5; {good}: "):
         go(config)
     assert order[-1] == "read 5"
     assert [told for told in order if told.startswith("make")][-1] == f"make {made}"
     assert skipped_of(tmp_path / "run") == ({2: 0} if save_interval == 2 else {})
+
+
+def test_a_first_evaluation_may_take_long_but_not_the_steps_before_it(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    late: None,
+    order: list[str],
+) -> None:
+    settle = World.settle
+
+    def noted(self: World, settled: bool = True) -> None:
+        order.append("settle" if settled else "may take long")
+        settle(self, settled)
+
+    monkeypatch.setattr(World, "settle", noted)
+    monkeypatch.setattr(TrainStep, "starts_slowly", True)
+    go(tiny(corpus, tmp_path / "run", max_iters=6, eval_interval=4))
+    assert order.count("may take long") == 3  # two steps, one evaluation
+    last = max(i for i, told in enumerate(order) if told == "may take long")
+    assert order[last - 1] == "read 4", order
