@@ -92,7 +92,8 @@ def sample(
     ] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to draw for each row.")] = 64,
     rounds: Annotated[
-        int, typer.Option(min=1, help="How often all is drawn, after once for nothing.")
+        int,
+        typer.Option(min=1, help="How often all is drawn, after a first time that does not count."),
     ] = 5,
     device: Device = "auto",
     dtype: Annotated[
@@ -184,13 +185,15 @@ def _print(
 
 def _train_lines(speed: "TrainSpeed") -> list[str]:
     from nanogpt_dist.bench.train import COMMUNICATION
+    from nanogpt_dist.training.summary import counted
 
     each = "" if speed.ranks == 1 else " in each rank"
     lines = [
         f"{speed.parameters:,} parameters · {speed.ranks} × {speed.device} {speed.dtype}, "
-        f"{speed.layout}, {speed.threads} threads each",
-        f"{speed.batch_tokens:,} tokens a step = {speed.ranks} ranks × {speed.micro_batches} "
-        f"micro-batches × {speed.batch_size} sequences",
+        f"{speed.layout}, {counted(speed.threads, 'thread')} each",
+        f"{speed.batch_tokens:,} tokens a step = {counted(speed.ranks, 'rank')} × "
+        f"{counted(speed.micro_batches, 'micro-batch', 'es')} × "
+        f"{counted(speed.batch_size, 'sequence')}",
         "",
         f"{speed.tokens_per_second:,.0f} tokens/s · mfu {speed.mfu:.1%} of {speed.ranks} × "
         f"{speed.peak_tflops:.3g} TFLOP/s · {speed.memory_bytes / GB:.2f} GB{each}",
@@ -209,10 +212,12 @@ def _train_lines(speed: "TrainSpeed") -> list[str]:
 
 
 def _sample_lines(speed: "SampleSpeed") -> list[str]:
+    from nanogpt_dist.training.summary import counted
+
     held = ", held in bfloat16" if speed.weights == "int8" and speed.device != "cpu" else ""
     return [
         f"{speed.parameters:,} parameters · {speed.device}, weights in {speed.weights}{held}, "
-        f"{speed.threads} threads",
+        f"{counted(speed.threads, 'thread')}",
         f"{speed.num_samples} × {speed.prompt_tokens} → {speed.max_new_tokens} tokens: "
         f"{speed.tokens_per_second:,.1f} new tokens/s · {speed.memory_bytes / GB:.2f} GB",
         f"{speed.prefill_ms:,.1f} ms for the prompts, then {speed.ms_per_update:,.2f} ms for a "

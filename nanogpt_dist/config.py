@@ -175,7 +175,7 @@ class ModelConfig(BaseModel):
     tied_head: bool = setting(
         True,
         "Model options",
-        "The head's matrix is the token embedding; off: one of its own. Also: tie_embeddings.",
+        "The head's matrix is the token embedding; off: one of its own.",
         on_resume="refuse",
         scope="run",
     )

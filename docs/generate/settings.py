@@ -5,7 +5,7 @@ from typing import Any
 import tomli_w
 
 from docs.generate.text import code, escape, table
-from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.config import ALIASES, TrainConfig
 from nanogpt_dist.inspect.architecture import count_parameters
 from nanogpt_dist.load_config import load, with_vocabulary
 from nanogpt_dist.presets import ABOUT, DEFAULT_PRESET, PRESETS
@@ -79,7 +79,8 @@ def setting_entry(name: str, field: dict[str, Any]) -> str:
         told = ", ".join([TYPES[kind["type"]], *([" and ".join(bounds)] if bounds else [])])
     default = "unset" if field["default"] is None else code(field["default"])
     term, text = f"`{name}`{{#setting-{name}}}", escape(field["description"])
-    told = f"{told}; default {default}; {ON_RESUME[field['on_resume']]}"
+    also = "".join(f"; also {code(alias)}" for alias, own in ALIASES.items() if own == name)
+    told = f"{told}; default {default}; {ON_RESUME[field['on_resume']]}{also}"
     return f"{term}\n:   {text} *({told})*\n"
 
 

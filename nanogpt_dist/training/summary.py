@@ -68,16 +68,17 @@ class Summary:
         dtype = dtype_name(step.dtype, step.config.dtype)
         return (
             f"{step.model.num_params():,} parameters · {world.size} × {world.device.type} {dtype}, "
-            f"{step.layout}, {torch.get_num_threads()} threads each · {step.config.dataset}: "
-            f"{self.batches.split.tokens:,} tokens, {self.epochs:.3g} epochs"
+            f"{step.layout}, {counted(torch.get_num_threads(), 'thread')} each · "
+            f"{step.config.dataset}: {self.batches.split.tokens:,} tokens, {self.epochs:.3g} epochs"
         )
 
     def _batch(self) -> str:
         config, batches = self.train_step.config, self.batches
         return (
             f"{config.global_batch_size * config.block_size:,} tokens a step = "
-            f"{self.train_step.world.size} ranks × {batches.per_update} micro-batches × "
-            f"{batches.batch_size} sequences × {config.block_size}"
+            f"{counted(self.train_step.world.size, 'rank')} × "
+            f"{counted(batches.per_update, 'micro-batch', 'es')} × "
+            f"{counted(batches.batch_size, 'sequence')} × {config.block_size}"
         )
 
     def _memory(self) -> str | None:
@@ -91,6 +92,11 @@ class Summary:
             f"{usage.states / 1e9:.1f} of them weights, gradients and optimizer state; "
             f"activation checkpointing: {layout.activation_checkpointing}"
         )
+
+
+def counted(number: int, what: str, plural: str = "s") -> str:
+    """`number` and `what`, which gets the ending `plural` unless it is one: 1 rank, 2 ranks."""
+    return f"{number:,} {what}{'' if number == 1 else plural}"
 
 
 def schedule_warnings(config: TrainConfig, epochs: float) -> list[str]:

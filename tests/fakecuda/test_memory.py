@@ -82,7 +82,7 @@ def test_a_run_says_what_was_chosen(gpu: Callable[..., Done], corpus: Path) -> N
     """Eight sequences a step are one micro-batch, where memory is no matter, or as they are cut."""
     line = [*TRAIN, "--dataset", corpus, "--device", "cuda", "--max-iters", 1, "--no-compile"]
     joined = gpu(*line, "--join-micro-batches", "--out-dir", "joined")
-    assert "= 1 ranks × 1 micro-batches × 8 sequences × 32" in joined.stdout + joined.stderr
+    assert "= 1 rank × 1 micro-batch × 8 sequences × 32" in joined.stdout + joined.stderr
     (said,) = [line for line in (joined.stdout + joined.stderr).splitlines() if "memory:" in line]
     assert "of 80.0 GB on each GPU" in said
     assert said.endswith("activation checkpointing: none")

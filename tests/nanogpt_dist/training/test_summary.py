@@ -3,7 +3,7 @@
 import pytest
 
 from nanogpt_dist.config import resolve
-from nanogpt_dist.training.summary import schedule_warnings
+from nanogpt_dist.training.summary import counted, schedule_warnings
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,8 @@ def test_a_schedule_that_nobody_means_is_told(
 )
 def test_of_a_usual_schedule_nothing_is_told(settings: dict[str, int]) -> None:
     assert schedule_warnings(resolve(settings), 30) == []
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert (counted(1, "rank"), counted(2, "rank")) == ("1 rank", "2 ranks")
+    assert counted(1000, "micro-batch", "es") == "1,000 micro-batches"
