@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from nanogpt_dist.signals import SIGNALS
 
 if TYPE_CHECKING:
     from nanogpt_dist.data import Manifest
@@ -152,6 +155,16 @@ def nanogpt(tmp_path: Path) -> Run:
         return completed(*arguments, ranks=ranks, code=code, folder=tmp_path)
 
     return run
+
+
+HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}  # pytest's own
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> None:
+    """A command that runs in this process takes over its signals: each test begins without that."""
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -165,15 +165,6 @@ def test_a_rank_that_left_in_order_is_not_missed() -> None:
     assert told[0]["seconds"] >= 2
 
 
-@pytest.fixture
-def pythons_own_sigint() -> Iterator[None]:
-    """The handler that Python begins with: a command that ran in this process has left its own."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("pythons_own_sigint")
 def test_alone_it_waits_as_long_as_it_takes_and_hears_signals() -> None:
     alone = Watchdog(0, 1, None, timeout_s=0.1)
     end = time.monotonic() + 0.7
