@@ -16,7 +16,7 @@ from nanogpt_dist.config import (
     resolve,
     settings_where,
 )
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.errors import ConfigError, MissingInputError
 from nanogpt_dist.presets import DEFAULT_PRESET, PRESETS, PRETRAIN
 from nanogpt_dist.storage import run_folder
 
@@ -87,11 +87,21 @@ def read(name: str) -> dict[str, Any]:
         return PRESETS[name]
     if Path(name).is_dir():
         raise ConfigError(f"{name} {_why_no_run(Path(name))}")
+    if "/" in name and not os.path.lexists(name):
+        raise MissingInputError(f"{name} does not exist; {_what_does(Path(name))}")
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = (
         f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}; or give a .toml file"
     )
     raise ConfigError(f"no preset {name}; {hint}")
+
+
+def _what_does(missing: Path) -> str:
+    """What to type in place of a run or a checkpoint that is not there."""
+    for folder in missing.parents:
+        if run_folder.as_run(str(folder)):
+            return f"type {shlex.join(['nanogpt', 'checkpoint', 'list', str(folder)])}"
+    return "give a run, a checkpoint in one, a preset or a .toml file"
 
 
 def _why_no_run(folder: Path) -> str:

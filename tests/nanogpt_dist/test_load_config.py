@@ -1,6 +1,7 @@
 """Which settings, and which run, a name on the command line means."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -96,6 +97,16 @@ def test_folders_that_are_no_runs_say_what_to_type(trained: Path, tmp_path: Path
         ConfigError, match=r"has lost its config.toml: cp .*step-00000008/config.toml"
     ):
         load(str(tmp_path / "b"))
+
+
+def test_a_run_or_checkpoint_that_is_not_there_is_no_unknown_preset(trained: Path) -> None:
+    advice = re.escape(f"type nanogpt checkpoint list {trained}")
+    with pytest.raises(MissingInputError, match=f"step-00000750 does not exist; {advice}$"):
+        load(str(trained / "checkpoints" / "step-00000750"))
+    with pytest.raises(MissingInputError, match=r"^out/nosuch does not exist; give a run"):
+        load("out/nosuch")
+    with pytest.raises(ConfigError, match="no preset gpt2-124; did you mean gpt2-124m"):
+        load("gpt2-124")
 
 
 def test_a_wrong_flag_is_named_as_it_was_typed_and_a_wrong_setting_by_its_file(
