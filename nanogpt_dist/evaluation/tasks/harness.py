@@ -75,7 +75,7 @@ def _load(names: list[str]) -> dict[Any, Any]:
     except Exception as error:  # of datasets, of the hub's client, of a task's own code
         where = ", ".join(wanted)[:40]
         raise HubUnavailableError(
-            f"the data of {where} cannot be had: {type(error).__name__}: {error}"[:180]
+            f"the data of {where} cannot be had: {type(error).__name__}: {error}"
         ) from error
     for task in _leaves(tasks):
         if task.get_config("num_fewshot") is None:

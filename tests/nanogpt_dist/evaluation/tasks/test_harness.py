@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nanogpt_dist.errors import BadDataError, ConfigError
+from nanogpt_dist.errors import BadDataError, ConfigError, HubUnavailableError, one_line
 from nanogpt_dist.evaluation.tasks import harness, jsonl_tasks
 from nanogpt_dist.evaluation.tasks.scoring import Scorer
 from tests.conftest import Run, write_jsonl
@@ -146,6 +147,22 @@ def test_lm_evals_own_command_gives_the_figures_of_eval(
     assert {"acc", "acc_norm"} <= ours["local_choice"].keys()
     assert {"word_perplexity", "bits_per_byte"} <= ours["local_text"].keys()
     assert "exact_match" in ours["local_writing"]
+
+
+def test_without_a_network_what_to_type_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    hint = "offline, set HF_HOME to a filled cache"
+
+    def offline(*_: Any) -> None:
+        raise HubUnavailableError(f"hub unavailable for 20 s ({'x' * 70}), never answered; {hint}")
+
+    lm_eval = SimpleNamespace(
+        TaskManager=lambda **_: SimpleNamespace(all_tasks=["hellaswag"]), get_task_dict=offline
+    )
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", lm_eval)
+    with pytest.raises(HubUnavailableError, match="data of hellaswag cannot be had") as caught:
+        harness._load(["hellaswag"])
+    line = one_line(str(caught.value))
+    assert line.endswith(f"; {hint}")
 
 
 @pytest.mark.parametrize(
