@@ -355,7 +355,8 @@ def _known_file(corpus: Corpus, path: Path) -> Source:
 
 def _source(name: str, path: Path) -> Source:
     if not path.is_file():  # a pipe would block whoever reads it
-        raise MissingInputError(f"{shown(path)} does not exist or is not a file; give another path")
+        fault = "is not a file" if path.exists() else "does not exist"
+        raise MissingInputError(f"{shown(path)} {fault}; give another path")
     source = Source(name, path, _stamp(path))
     if source.stamp and source.stamp[0] < LFS_BYTES and _begins_with(path, LFS_POINTER):
         raise BadDataError(

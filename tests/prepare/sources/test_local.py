@@ -138,6 +138,11 @@ def test_a_pointer_of_git_lfs_is_no_text(tmp_path: Path) -> None:
         find_sources(find("text"), [tmp_path])
 
 
+def test_a_source_that_is_missing_may_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"essays does not exist; give another path$"):
+        find_sources(find("text"), [tmp_path / "essays"])
+
+
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.txt")
     with pytest.raises(MissingInputError, match="not a file"):
