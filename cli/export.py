@@ -96,19 +96,20 @@ def export_nanogpt(
             "by about 1e-3"
         )
     echo(f"{out}: step {state.step:,}")
+    other_ids = tokenizer.kind != "char" and tokenizer.name != "gpt2"
     if tokenizer.kind == "char":
         meta = out.with_name("meta.pkl")
         echo(
             f"{meta}: its characters; its sample.py looks for them in "
             f"data/{Path(config.dataset).name}/meta.pkl"
         )
-    elif tokenizer.name != "gpt2":
+    elif other_ids:
         warn(f"its sample.py decodes with GPT-2's ids, this model has those of {tokenizer.name}")
-    if out.name == "ckpt.pt":
+    if out.name != "ckpt.pt":
+        echo("nanoGPT opens no other name than ckpt.pt: call it so there, in a folder of its own")
+    elif not other_ids:
         folder = out.parent.resolve()  # it is typed in another folder
         echo(f"Next, in nanoGPT: {shlex.join(['python', 'sample.py', f'--out_dir={folder}'])}")
-    else:
-        echo("nanoGPT opens no other name than ckpt.pt: call it so there, in a folder of its own")
 
 
 @command(

@@ -45,7 +45,7 @@ def write(
     if config.gelu != "tanh":
         raise ConfigError(
             "llm.c has the tanh form of GELU, this model the exact one: it would compute something "
-            "else"
+            "else; train one with --gelu tanh"
         )
     if max(map(len, tokenizer.tokens)) > 255:
         raise ConfigError(

@@ -60,6 +60,16 @@ def test_nanogpts_sample_is_told_of_ckpt_pt_only(tmp_path: Path, nanogpt: Run) -
     assert "no other name than ckpt.pt" in told
 
 
+def test_nanogpts_sample_is_not_told_of_ids_that_it_does_not_know(
+    tmp_path: Path,
+    nanogpt: Run,
+) -> None:
+    make_run(tmp_path / "run", tokenizers.byte())
+    done = nanogpt("export", "nanogpt", "run", "out/ckpt.pt")
+    assert "decodes with GPT-2's ids, this model has those of byte" in done.stderr
+    assert "Next" not in done.stdout
+
+
 def started(line: str, folder: Path, sign: str) -> None:
     """Start what would train for hours, and kill it once it says `sign`: then it has taken all that
     was typed.
