@@ -121,7 +121,8 @@ def _check(manifest: Any, folder: Path) -> None:
     if version > FORMAT:
         known = f"newer than {FORMAT}, the last known here"
         raise NewerFormatError(
-            f"{shown(folder)} has format {version}, {known}; type: pip install -U nanogpt-dist"
+            f"{shown(folder)} has format {version}, {known}; in your clone type: git pull && pip "
+            "install ."
         )
     files = manifest.get("files")
     if not isinstance(files, list) or not all(_is_entry(entry) for entry in files):

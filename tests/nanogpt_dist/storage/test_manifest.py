@@ -70,6 +70,6 @@ def test_a_newer_format_is_neither_good_nor_damaged(folder: Path) -> None:
     forge(folder, lambda manifest: manifest.update(format=2))
     for use in (storage.read_manifest, storage.verify, storage.require_good):
         with pytest.raises(
-            storage.NewerFormatError, match=r"format 2, newer than 1, .*; type: pip install -U"
+            storage.NewerFormatError, match=r"format 2, newer than 1, .*; in your clone type: git"
         ):
             use(folder)
