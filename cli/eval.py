@@ -96,6 +96,7 @@ def eval_command(
         split = split or "val"
         for target in [*targets] if targets else [None]:
             loaded = _load_model(target, init_from, block_size, best, world)
+            world.settle()  # nothing is compiled here
             results: Results = {}
             if not (tasks or text) or dataset:
                 with world.raise_on_all_ranks():
