@@ -10,7 +10,6 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -636,19 +635,25 @@ def settings_where(
     return [name for name, extra in extras.items() if declared.items() <= extra.items()]
 
 
-def resolve(values: dict[str, Any], overrides: dict[str, Any] | None = None) -> TrainConfig:
+def resolve(
+    values: dict[str, Any],
+    overrides: dict[str, Any] | None = None,
+    name: str | None = None,
+) -> TrainConfig:
     """A validated TrainConfig from a preset's or file's `values` with `overrides` on top.
 
-    Raises ConfigError naming every wrong setting at once, an unknown one with the nearest name, one
-    of `overrides` as its flag, behind the others.
+    name: of that preset or file. Raises ConfigError naming every wrong setting at once, an unknown
+    one with the nearest name, and where it stands, if it is none of `overrides`.
     """
-    flags = by_own_names(overrides or {})
+    mine, place = by_own_names(overrides or {}), f"{name}: " if name else ""
     try:
-        return TrainConfig(**{**by_own_names(values), **flags})
+        return TrainConfig(**{**by_own_names(values), **mine})
     except ValidationError as error:
-        problems = [_explain(problem, flags) for problem in error.errors()]
-        problems.sort(key=lambda line: line.startswith("--"))
-        raise ConfigError("; ".join(problems)) from None
+        wrong = [
+            ("" if mine.keys() & problem["loc"] else place) + _explain(problem)
+            for problem in error.errors()
+        ]
+        raise ConfigError("; ".join(wrong)) from None
 
 
 def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -667,7 +672,7 @@ def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _explain(problem: Any, flags: Collection[str]) -> str:
+def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if name and isinstance(problem["input"], dict):
         return f"settings stand at the top of the file, without a section [{name}]"
@@ -678,11 +683,7 @@ def _explain(problem: Any, flags: Collection[str]) -> str:
             f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them"
         )
     reason = problem["msg"].removeprefix("Value error, ")
-    if not name:
-        return reason
-    given = problem["input"]
-    where = f"--{name.replace('_', '-')} {given}" if name in flags else f"{name} = {given!r}"
-    return f"{where}: {reason[0].lower()}{reason[1:]}"
+    return f"{name} = {problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
 
 
 def read_toml(path: Path) -> dict[str, Any]:

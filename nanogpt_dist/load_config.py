@@ -51,11 +51,9 @@ def load(name: str | None, overrides: dict[str, Any] | None = None) -> TrainConf
         # a run's settings have the architecture already
         if source and ("init_from" in overrides or not ours):
             values = with_architecture_of(str(source), Path(str(out_dir)), values, overrides)
-        return resolve(values, {**overrides, "out_dir": out_dir})
     except ConfigError as error:
-        # a flag is wrong wherever the other settings come from
-        where = "" if str(error).startswith("--") else f"{name}: "
-        raise ConfigError(f"{where}{error}") from None
+        raise ConfigError(f"{name}: {error}") from None
+    return resolve(values, {**overrides, "out_dir": out_dir}, name)
 
 
 def _own_out_dir(run: Path, values: dict[str, Any]) -> str:

@@ -179,6 +179,7 @@ def test_shakespeare_from_a_file(name: str, preset: str, web: Hub, tmp_path: Pat
     assert next_line(printed).startswith(f"nanogpt train {preset}")
 
 
+@pytest.mark.thorough
 def test_openwebtext_to_a_sample_from_the_wheel(web: Hub, wheel: Path, tmp_path: Path) -> None:
     person = Person(tmp_path, web, wheel)
     assert next_line(person.types("nanogpt prepare openwebtext")) == "nanogpt train gpt2-124m"

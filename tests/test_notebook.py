@@ -28,6 +28,7 @@ def test_all_cells_parse_and_their_outputs_are_small(notebook: nbformat.Notebook
     assert NOTEBOOK.stat().st_size < 100_000
 
 
+@pytest.mark.thorough
 def test_the_notebook_runs_and_draws_its_pictures(notebook: nbformat.NotebookNode) -> None:
     NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(CLONE)}}).execute()
     assert len(_pictures(notebook)) == 3

@@ -35,7 +35,7 @@ def told(nanogpt: Run, *arguments: Any, **how: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.thorough)])
 def test_train_on_two_ranks_with_a_trace(nanogpt: Run, tmp_path: Path, strategy: str) -> None:
     more = ["--strategy", strategy, "--updates", 4, "--profile", "trace", "--cpu-fast"]
     found = told(nanogpt, "train", *SMALL, *BATCH, *more, ranks=2)

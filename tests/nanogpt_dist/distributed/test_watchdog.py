@@ -6,14 +6,17 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from launch import processes
+from nanogpt_dist.distributed import watchdog
 from nanogpt_dist.distributed.watchdog import Watchdog
 from tests.conftest import start_ranks
 from tests.faults.trainings import Training, prepare
@@ -96,10 +99,40 @@ def test_ranks_whose_torchrun_is_killed_save_and_leave(training: Callable[..., T
     while run.living() & set(ranks):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert "c10d" not in process.communicate()[1], "torch's page on a store that is gone"
     status = json.loads((run.run / "status.json").read_text())
     assert (status["verdict"], status["code"]) == ("stopped", 75)
     assert run.newest_step() == status["step"] > 0
+
+
+KEEPER = """
+import time, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_store_that_is_gone_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_S", 0.05)
+    keeper = subprocess.Popen([sys.executable, "-c", KEEPER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert keeper.stdout is not None
+        store = dist.TCPStore("127.0.0.1", int(keeper.stdout.readline()), is_master=False)
+        ranks = [Watchdog(rank, 2, store) for rank in range(2)]
+        with ranks[0].watching(None):
+            time.sleep(0.3)
+            keeper.kill()
+            keeper.wait()
+            time.sleep(0.6)
+        ranks[0].done()
+    finally:
+        keeper.kill()
+    # each question makes torch write a page
+    assert capfd.readouterr().err.count("[c10d] ") == 1
+    assert ranks[0].lost is None
 
 
 def end_of(way: str, ranks: int = 3) -> list[tuple["subprocess.Popen[str]", str, str]]:
