@@ -1,4 +1,4 @@
-"""Flags made from the settings in config.py, so that a setting is declared once."""
+"""Flags made from the settings in config/, so that a setting is declared once."""
 
 import contextlib
 import copy

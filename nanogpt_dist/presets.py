@@ -1,4 +1,4 @@
-"""Named presets: what differs from the defaults in config.py; flags go on top.
+"""Named presets: what differs from the defaults in config/; flags go on top.
 
 A preset is a plain dict.
 

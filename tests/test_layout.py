@@ -24,7 +24,7 @@ TORCH_FREE = [
     "cli",
     "launch",
     "prepare",
-    "nanogpt_dist/config.py",
+    "nanogpt_dist/config",
     "nanogpt_dist/presets.py",
 ]
 TORCH_FREE += [

@@ -1,7 +1,7 @@
 """The optimizer: parameter groups, learning rate of each group, state, and how large that is.
 
 All that the program knows of AdamW stands here. Another optimizer is another `Kind`, a setting in
-config.py that `kind_of` reads, and a test.
+config/ that `kind_of` reads, and a test.
 
 Sources: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; Loshchilov & Hutter
 2017, "SGDR", §3 (the cosine); Brown et al. 2020, "Language Models are Few-Shot Learners", appendix

@@ -60,9 +60,9 @@ def test_every_setting_has_help_and_a_group_and_there_are_not_too_many() -> None
     options = {
         name
         for name, field in TrainConfig.model_fields.items()
-        if group_of(field) == "Model options"
+        if group_of(field) in ("Model options", "Recipe")
     }
-    assert len(TrainConfig.model_fields.keys() - options) <= 52
+    assert len(TrainConfig.model_fields.keys() - options) <= 58
     for name, field in TrainConfig.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
@@ -201,7 +201,18 @@ ARCHITECTURE = {
     "tied_head",
     "intra_document",
     "eot_id",
+    "norm_weights",
+    "embedding_norm",
+    "logit_softcap",
+    "residual_scalars",
+    "value_embeddings",
+    "bigram_rows",
+    "smear",
+    "sliding_window",
+    "window_pattern",
 }
+# which tokens a step sees, and what is saved
+ORDER = {"seed", "batch_ramp", "context_ramp", "align_documents", "optimizer", "ema_decay"}
 OTHERWISE = {
     "max_iters",
     "learning_rate",
@@ -224,13 +235,27 @@ OTHERWISE = {
     "always_save_checkpoint",
     "keep_checkpoints",
     "keep_every",
+    "schedule",
+    "decay_fraction",
+    "muon_learning_rate",
+    "muon_momentum",
+    "muon_momentum_warmup",
+    "muon_momentum_cooldown",
+    "muon_coefficients",
+    "muon_steps",
+    "muon_scale",
+    "embedding_learning_rate",
+    "head_learning_rate",
+    "scalar_learning_rate",
+    "cautious_weight_decay",
+    "base_width",
 }
 
 
 @pytest.mark.parametrize(
     ("declared", "expected"),
     [
-        ({"on_resume": "refuse"}, ARCHITECTURE | {"seed"}),
+        ({"on_resume": "refuse"}, ARCHITECTURE | ORDER),
         ({"on_resume": "refuse_global_batch"}, {"batch_size", "gradient_accumulation_steps"}),
         ({"on_resume": "note"}, OTHERWISE),
         ({"scope": "machine"}, {"dataset", "device"}),
@@ -250,7 +275,7 @@ def test_what_a_change_means_is_what_it_always_meant(
 
 def test_weights_fix_the_architecture_but_for_dropout() -> None:
     assert set(settings_where(ModelConfig, on_resume="refuse")) == ARCHITECTURE
-    assert ModelConfig.model_fields.keys() == ARCHITECTURE | {"dropout"}
+    assert ModelConfig.model_fields.keys() == ARCHITECTURE | {"dropout", "init", "zero_init"}
 
 
 def test_tie_embeddings_is_tied_head_which_files_keep(tmp_path: Path) -> None:

@@ -1,246 +1,18 @@
-"""Every setting of a run, declared once: name, type, default, bounds and help.
+"""The settings of a run: the architecture's, data, optimizer, output, machine, several ranks."""
 
-Flags and TOML files come from here.
-
-Names are nanoGPT's where nanoGPT has them. `None` means off, or, where the help says so, derived.
-"""
-
-import difflib
-import math
 import os
 import re
-import tomllib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from nanogpt_dist.errors import ConfigError, MissingInputError
-
-# Another name that flags and TOML files may give a setting; files are written with its own.
-ALIASES = {"tie_embeddings": "tied_head"}
-
-BEYOND_GPT2 = ("rotary", "norm", "mlp", "qk_norm", "n_kv_head", "tied_head", "intra_document")
+from nanogpt_dist.config.model_config import ModelConfig
+from nanogpt_dist.config.setting import setting
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # how s3://bucket and https://… begin
+# STEP:SIZE,…, steps ascending from 0
+RAMP = r"^0:[1-9][0-9]{0,8}(,[1-9][0-9]{0,11}:[1-9][0-9]{0,8})*$"
 PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
-
-
-OnResume = Literal["refuse", "refuse_global_batch", "note", "ignore"]
-Scope = Literal["run", "machine", "report", "upkeep"]
-
-
-def setting(
-    default: Any,
-    group: str,
-    help: str,
-    *,
-    on_resume: OnResume | None = None,
-    scope: Scope | None = None,
-    metavar: str | None = None,
-    **bounds: Any,
-) -> Any:
-    """A config field: its default, its group in --help, what it means with its unit, its bounds.
-
-    metavar: the word for its value in --help; None: its type.
-
-    Each setting of a run also declares on_resume and scope.
-
-    on_resume, where a checkpoint has another value:
-        refuse: it fixes the weights' shapes, or which tokens a step sees
-        refuse_global_batch: it may change where global_batch_size does not
-        note: the run goes on otherwise than it began, which is worth a line
-        ignore: the run computes the same
-    scope:
-        run: the same on all ranks; after repeated crashes another value is worth another attempt
-        machine: as run, but may differ between the ranks
-        report: where a run reports; no part of what it computes
-        upkeep: of no matter to a crash, as report, but runs are compared by it
-    """
-    declared = {"group": group, "on_resume": on_resume, "scope": scope, "metavar": metavar}
-    extra: Any = {name: value for name, value in declared.items() if value is not None}
-    return Field(default, description=help, json_schema_extra=extra, **bounds)
-
-
-class ModelConfig(BaseModel):
-    """The architecture: GPT-2. Equal ModelConfigs have checkpoints of equal shapes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    block_size: int = setting(
-        1024, "Model", "Context length, in tokens.", ge=1, le=2**24, on_resume="refuse", scope="run"
-    )
-    vocab_size: int | None = setting(
-        None,
-        "Model",
-        "Rows of the token embedding; unset: the data set's ids, up to a multiple of 64 "
-        "(characters: just theirs).",
-        ge=1,
-        le=2**24,
-        on_resume="refuse",
-        scope="run",
-    )
-    n_layer: int = setting(
-        12, "Model", "Transformer blocks.", ge=1, le=2**16, on_resume="refuse", scope="run"
-    )
-    n_head: int = setting(
-        12,
-        "Model",
-        "Attention heads per block; divides n_embd.",
-        ge=1,
-        le=2**20,
-        on_resume="refuse",
-        scope="run",
-    )
-    n_embd: int = setting(
-        768,
-        "Model",
-        "Width of the residual stream.",
-        ge=1,
-        le=2**20,
-        on_resume="refuse",
-        scope="run",
-    )
-    dropout: float = setting(
-        0.0,
-        "Model",
-        "Dropout probability; 0 for pretraining, 0.1 and more on little data.",
-        ge=0,
-        lt=1,
-        on_resume="note",
-        scope="run",
-    )
-    bias: bool = setting(
-        False,
-        "Model",
-        "Biases in the linear layers and LayerNorms, as OpenAI's GPT-2 has them.",
-        on_resume="refuse",
-        scope="run",
-    )
-    gelu: Literal["exact", "tanh"] = setting(
-        "exact",
-        "Model",
-        "Form of GELU; OpenAI's weights want tanh.",
-        on_resume="refuse",
-        scope="run",
-    )
-
-    # What came after GPT-2; all off by default.
-    rotary: bool = setting(
-        False,
-        "Model options",
-        "Rotary positions in every head, in place of the position embedding.",
-        on_resume="refuse",
-        scope="run",
-    )
-    rotary_base: float = setting(
-        10_000.0,
-        "Model options",
-        "Base of the rotary wavelengths.",
-        gt=1,
-        on_resume="refuse",
-        scope="run",
-    )
-    norm: Literal["layernorm", "rmsnorm"] = setting(
-        "layernorm",
-        "Model options",
-        "Normalisation of the stream.",
-        on_resume="refuse",
-        scope="run",
-    )
-    mlp: Literal["gelu", "swiglu", "relu2"] = setting(
-        "gelu",
-        "Model options",
-        "relu2: squared ReLU; swiglu: gated, 8/3 wide instead of 4, to a multiple of 64.",
-        on_resume="refuse",
-        scope="run",
-    )
-    qk_norm: bool = setting(
-        False,
-        "Model options",
-        "RMSNorm of each query and key before the dot product.",
-        on_resume="refuse",
-        scope="run",
-    )
-    n_kv_head: int | None = setting(
-        None,
-        "Model options",
-        "Heads of keys and values, each for a group of queries; unset: n_head.",
-        ge=1,
-        le=2**20,
-        on_resume="refuse",
-        scope="run",
-    )
-    tied_head: bool = setting(
-        True,
-        "Model options",
-        "The head's matrix is the token embedding; off: one of its own.",
-        on_resume="refuse",
-        scope="run",
-    )
-    intra_document: bool = setting(
-        False,
-        "Model options",
-        "Attention and positions begin anew at each end-of-text token.",
-        on_resume="refuse",
-        scope="run",
-    )
-    eot_id: int | None = setting(
-        None,
-        "Model options",
-        "The end-of-text id of intra_document; unset: the data set's.",
-        ge=0,
-        le=2**24,
-        on_resume="refuse",
-        scope="run",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_their_own_names(cls, values: Any) -> Any:
-        return by_own_names(values) if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "ModelConfig":
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
-        if self.n_head % self.kv_heads:
-            raise ValueError(
-                f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}"
-            )
-        if self.rotary and self.head_size % 2:
-            raise ValueError(
-                f"rotary turns pairs, a head of {self.head_size} cannot be halved; change n_head"
-            )
-        return self
-
-    @property
-    def tie_embeddings(self) -> bool:
-        """Whether the head's matrix is the token embedding."""
-        return self.tied_head
-
-    @property
-    def head_size(self) -> int:
-        """Width of one head, D."""
-        return self.n_embd // self.n_head
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.n_kv_head or self.n_head
-
-    @property
-    def mlp_width(self) -> int:
-        """Width of the MLP where it is widest.
-
-        Three matrices of SwiGLU's have as many weights as two 4 C wide.
-        """
-        return math.ceil(8 * self.n_embd / 3 / 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
-
-    def beyond_gpt2(self) -> list[str]:
-        """The options that are on, which no GPT-2 has."""
-        plain = ModelConfig()
-        return [name for name in BEYOND_GPT2 if getattr(self, name) != getattr(plain, name)]
 
 
 class TrainConfig(ModelConfig):
@@ -291,6 +63,29 @@ class TrainConfig(ModelConfig):
         on_resume="ignore",
         scope="run",
     )
+    batch_ramp: str | None = setting(
+        None,
+        "Data",
+        "Global batch over the steps, as STEP:SEQUENCES,…, e.g. 0:64,1000:128; unset: the same.",
+        pattern=RAMP,
+        on_resume="refuse",
+        scope="run",
+    )
+    context_ramp: str | None = setting(
+        None,
+        "Data",
+        "Context length over the steps, as STEP:TOKENS,…, e.g. 0:256,1000:1024; unset: block_size.",
+        pattern=RAMP,
+        on_resume="refuse",
+        scope="run",
+    )
+    align_documents: bool = setting(
+        False,
+        "Data",
+        "Begin each window at the first document that starts in it, where one does.",
+        on_resume="refuse",
+        scope="run",
+    )
     seed: int = setting(
         1337,
         "Data",
@@ -302,6 +97,13 @@ class TrainConfig(ModelConfig):
     )
 
     # Optimizer
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw",
+        "Optimizer",
+        "muon: Muon for the blocks' matrices, AdamW for all else.",
+        on_resume="refuse",
+        scope="run",
+    )
     max_iters: int = setting(
         600_000, "Optimizer", "Steps to make.", ge=1, le=2**40, on_resume="note", scope="run"
     )
@@ -312,6 +114,22 @@ class TrainConfig(ModelConfig):
         True,
         "Optimizer",
         "Warm up and decay the learning rate; off: constant.",
+        on_resume="note",
+        scope="run",
+    )
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = setting(
+        "cosine",
+        "Optimizer",
+        "How the rate falls to min_lr after warm-up; wsd: linearly, over the last decay_fraction.",
+        on_resume="note",
+        scope="run",
+    )
+    decay_fraction: float = setting(
+        0.2,
+        "Optimizer",
+        "Share of the steps, at the end, over which wsd decays.",
+        gt=0,
+        le=1,
         on_resume="note",
         scope="run",
     )
@@ -336,7 +154,7 @@ class TrainConfig(ModelConfig):
     min_lr: float = setting(
         6e-5,
         "Optimizer",
-        "Learning rate after the cosine decay.",
+        "Learning rate after the decay.",
         ge=0,
         on_resume="note",
         scope="run",
@@ -359,6 +177,100 @@ class TrainConfig(ModelConfig):
         "Clip the gradient's norm to this; 0: off.",
         ge=0,
         on_resume="note",
+        scope="run",
+    )
+
+    # Recipes: what came after nanoGPT's; all off by default
+    muon_learning_rate: float = setting(
+        0.02, "Recipe", "Muon's peak learning rate.", gt=0, on_resume="note", scope="run"
+    )
+    muon_momentum: float = setting(
+        0.95, "Recipe", "Muon's momentum, Nesterov's.", ge=0, lt=1, on_resume="note", scope="run"
+    )
+    muon_momentum_warmup: int = setting(
+        0,
+        "Recipe",
+        "Steps over which Muon's momentum rises from 0.85.",
+        ge=0,
+        le=2**40,
+        on_resume="note",
+        scope="run",
+    )
+    muon_momentum_cooldown: int = setting(
+        0,
+        "Recipe",
+        "Last steps, over which it falls back to 0.85.",
+        ge=0,
+        le=2**40,
+        on_resume="note",
+        scope="run",
+    )
+    muon_coefficients: Literal["newton_schulz", "polar_express"] = setting(
+        "polar_express",
+        "Recipe",
+        "Coefficients of Muon's iteration.",
+        on_resume="note",
+        scope="run",
+    )
+    muon_steps: int = setting(
+        5, "Recipe", "Steps of Muon's iteration.", ge=1, le=20, on_resume="note", scope="run"
+    )
+    muon_scale: Literal["original", "match_rms_adamw"] = setting(
+        "original",
+        "Recipe",
+        "Factor of a matrix's rate; original: √max(1, rows/columns); match_rms_adamw: "
+        "0.2·√max(rows, columns).",
+        on_resume="note",
+        scope="run",
+    )
+    embedding_learning_rate: float | None = setting(
+        None,
+        "Recipe",
+        "Peak learning rate of the embeddings; unset: learning_rate.",
+        gt=0,
+        on_resume="note",
+        scope="run",
+    )
+    head_learning_rate: float | None = setting(
+        None,
+        "Recipe",
+        "Peak learning rate of a head of its own; unset: learning_rate.",
+        gt=0,
+        on_resume="note",
+        scope="run",
+    )
+    scalar_learning_rate: float | None = setting(
+        None,
+        "Recipe",
+        "Peak learning rate of vectors and scalars; unset: learning_rate.",
+        gt=0,
+        on_resume="note",
+        scope="run",
+    )
+    cautious_weight_decay: bool = setting(
+        False,
+        "Recipe",
+        "Decay a weight only where its step points to zero, too.",
+        on_resume="note",
+        scope="run",
+    )
+    base_width: int | None = setting(
+        None,
+        "Recipe",
+        "Width at which the rates were found: AdamW's, of matrices and head, are multiplied by "
+        "base_width / n_embd; unset: as they are.",
+        ge=1,
+        le=2**20,
+        on_resume="note",
+        scope="run",
+    )
+    ema_decay: float | None = setting(
+        None,
+        "Recipe",
+        "Average the weights with this decay a step, saved beside them; unset: no average.",
+        gt=0,
+        lt=1,
+        on_resume="refuse",
         scope="run",
     )
 
@@ -623,92 +535,3 @@ class TrainConfig(ModelConfig):
     def architecture(self) -> ModelConfig:
         """The part of the settings that fixes the shapes of the weights."""
         return ModelConfig(**self.model_dump(include=set(ModelConfig.model_fields)))
-
-
-def settings_where(
-    model: type[ModelConfig] = TrainConfig, **declared: OnResume | Scope
-) -> list[str]:
-    """The settings of `model` that declare this, in order: settings_where(on_resume="note")."""
-    extras: dict[str, Any] = {
-        name: field.json_schema_extra for name, field in model.model_fields.items()
-    }
-    return [name for name, extra in extras.items() if declared.items() <= extra.items()]
-
-
-def resolve(
-    values: dict[str, Any],
-    overrides: dict[str, Any] | None = None,
-    name: str | None = None,
-) -> TrainConfig:
-    """A validated TrainConfig from a preset's or file's `values` with `overrides` on top.
-
-    name: of that preset or file. Raises ConfigError naming every wrong setting at once, an unknown
-    one with the nearest name, and where it stands, if it is none of `overrides`.
-    """
-    mine, place = by_own_names(overrides or {}), f"{name}: " if name else ""
-    try:
-        return TrainConfig(**{**by_own_names(values), **mine})
-    except ValidationError as error:
-        wrong = [
-            ("" if mine.keys() & problem["loc"] else place) + _explain(problem)
-            for problem in error.errors()
-        ]
-        raise ConfigError("; ".join(wrong)) from None
-
-
-def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with each alias replaced by the setting's own name.
-
-    Raises ConfigError where a setting stands under both names, with different values.
-    """
-    found = {name: value for name, value in values.items() if name not in ALIASES}
-    for alias in ALIASES.keys() & values.keys():
-        name, value = ALIASES[alias], values[alias]
-        if found.setdefault(name, value) != value:
-            raise ConfigError(
-                f"{alias} = {value!r} and {name} = {found[name]!r} are the same setting: leave one "
-                "of them out"
-            )
-    return found
-
-
-def _explain(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    if name and isinstance(problem["input"], dict):
-        return f"settings stand at the top of the file, without a section [{name}]"
-    if problem["type"] == "extra_forbidden":
-        known = [*TrainConfig.model_fields, *ALIASES]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        return f"unknown setting {name}" + (
-            f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them"
-        )
-    reason = problem["msg"].removeprefix("Value error, ")
-    return f"{name} = {problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, by their own names. Raises MissingInputError, ConfigError."""
-    try:
-        # Notepad writes a byte order mark
-        return by_own_names(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError(
-            f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-
-
-def to_toml(config: BaseModel) -> str:
-    """`config` as TOML that read_toml gives back; unset (None) settings are left out."""
-    import tomli_w
-
-    return tomli_w.dumps(config.model_dump(exclude_none=True))
-
-
-def to_run_toml(config: TrainConfig) -> str:
-    """to_toml() without out_dir, which is the folder in which the file lies.
-
-    Also once it was moved or copied.
-    """
-    return to_toml(config.model_copy(update={"out_dir": None}))

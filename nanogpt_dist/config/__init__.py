@@ -1,0 +1,33 @@
+"""Every setting of a run, declared once: name, type, default, bounds and help.
+
+Flags and TOML files come from here. Names are nanoGPT's where nanoGPT has them. `None` means off,
+or, where the help says so, derived.
+
+setting.py       how a setting is declared
+model_config.py  ModelConfig, the architecture
+train_config.py  TrainConfig, all settings of a run
+resolve.py       values and TOML files → TrainConfig, and back
+"""
+
+from nanogpt_dist.config.model_config import BEYOND_GPT2, ModelConfig
+from nanogpt_dist.config.resolve import read_toml, resolve, settings_where, to_run_toml, to_toml
+from nanogpt_dist.config.setting import ALIASES, OnResume, Scope, by_own_names, setting
+from nanogpt_dist.config.train_config import ADDRESS, PATH, TrainConfig
+
+__all__ = [
+    "ADDRESS",
+    "ALIASES",
+    "BEYOND_GPT2",
+    "PATH",
+    "ModelConfig",
+    "OnResume",
+    "Scope",
+    "TrainConfig",
+    "by_own_names",
+    "read_toml",
+    "resolve",
+    "setting",
+    "settings_where",
+    "to_run_toml",
+    "to_toml",
+]

@@ -1,0 +1,86 @@
+"""From values to a validated TrainConfig, and from TOML and to it."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nanogpt_dist.config.model_config import ModelConfig
+from nanogpt_dist.config.setting import ALIASES, OnResume, Scope, by_own_names
+from nanogpt_dist.config.train_config import TrainConfig
+from nanogpt_dist.errors import ConfigError, MissingInputError
+
+
+def settings_where(
+    model: type[ModelConfig] = TrainConfig, **declared: OnResume | Scope
+) -> list[str]:
+    """The settings of `model` that declare this, in order: settings_where(on_resume="note")."""
+    extras: dict[str, Any] = {
+        name: field.json_schema_extra for name, field in model.model_fields.items()
+    }
+    return [name for name, extra in extras.items() if declared.items() <= extra.items()]
+
+
+def resolve(
+    values: dict[str, Any],
+    overrides: dict[str, Any] | None = None,
+    name: str | None = None,
+) -> TrainConfig:
+    """A validated TrainConfig from a preset's or file's `values` with `overrides` on top.
+
+    name: of that preset or file. Raises ConfigError naming every wrong setting at once, an unknown
+    one with the nearest name, and where it stands, if it is none of `overrides`.
+    """
+    mine, place = by_own_names(overrides or {}), f"{name}: " if name else ""
+    try:
+        return TrainConfig(**{**by_own_names(values), **mine})
+    except ValidationError as error:
+        wrong = [
+            ("" if mine.keys() & problem["loc"] else place) + _explain(problem)
+            for problem in error.errors()
+        ]
+        raise ConfigError("; ".join(wrong)) from None
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if name and isinstance(problem["input"], dict):
+        return f"settings stand at the top of the file, without a section [{name}]"
+    if problem["type"] == "extra_forbidden":
+        known = [*TrainConfig.model_fields, *ALIASES]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        return f"unknown setting {name}" + (
+            f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them"
+        )
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{name} = {problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, by their own names. Raises MissingInputError, ConfigError."""
+    try:
+        # Notepad writes a byte order mark
+        return by_own_names(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingInputError(
+            f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def to_toml(config: BaseModel) -> str:
+    """`config` as TOML that read_toml gives back; unset (None) settings are left out."""
+    import tomli_w
+
+    return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def to_run_toml(config: TrainConfig) -> str:
+    """to_toml() without out_dir, which is the folder in which the file lies.
+
+    Also once it was moved or copied.
+    """
+    return to_toml(config.model_copy(update={"out_dir": None}))

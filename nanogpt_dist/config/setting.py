@@ -1,0 +1,61 @@
+"""How a setting is declared: once, with its type, default, bounds, help and what a resume does."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from nanogpt_dist.errors import ConfigError
+
+# Another name that flags and TOML files may give a setting; files are written with its own.
+ALIASES = {"tie_embeddings": "tied_head"}
+
+OnResume = Literal["refuse", "refuse_global_batch", "note", "ignore"]
+Scope = Literal["run", "machine", "report", "upkeep"]
+
+
+def setting(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    on_resume: OnResume | None = None,
+    scope: Scope | None = None,
+    metavar: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """A config field: its default, its group in --help, what it means with its unit, its bounds.
+
+    metavar: the word for its value in --help; None: its type.
+
+    Each setting of a run also declares on_resume and scope.
+
+    on_resume, where a checkpoint has another value:
+        refuse: it fixes the weights' shapes, or which tokens a step sees
+        refuse_global_batch: it may change where global_batch_size does not
+        note: the run goes on otherwise than it began, which is worth a line
+        ignore: the run computes the same
+    scope:
+        run: the same on all ranks; after repeated crashes another value is worth another attempt
+        machine: as run, but may differ between the ranks
+        report: where a run reports; no part of what it computes
+        upkeep: of no matter to a crash, as report, but runs are compared by it
+    """
+    declared = {"group": group, "on_resume": on_resume, "scope": scope, "metavar": metavar}
+    extra: Any = {name: value for name, value in declared.items() if value is not None}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with each alias replaced by the setting's own name.
+
+    Raises ConfigError where a setting stands under both names, with different values.
+    """
+    found = {name: value for name, value in values.items() if name not in ALIASES}
+    for alias in ALIASES.keys() & values.keys():
+        name, value = ALIASES[alias], values[alias]
+        if found.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{alias} = {value!r} and {name} = {found[name]!r} are the same setting: leave one "
+                "of them out"
+            )
+    return found
