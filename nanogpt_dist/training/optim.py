@@ -1,14 +1,12 @@
-"""The optimizer: parameter groups, learning rate of each group, state, and how large that is.
+"""The optimizer: parameter groups, the rate of each group, state, and how large that is.
 
 All that the program knows of AdamW stands here. Another optimizer is another `Kind`, a setting in
 config/ that `kind_of` reads, and a test.
 
-Sources: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; Loshchilov & Hutter
-2017, "SGDR", §3 (the cosine); Brown et al. 2020, "Language Models are Few-Shot Learners", appendix
-B (the values).
+Sources: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; Brown et al. 2020,
+"Language Models are Few-Shot Learners", appendix B (the values).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.training.schedule import learning_rate
 
 FP32 = 4  # bytes of a weight, and of its gradient
 
@@ -83,21 +82,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
             "lr_scale": 1.0,
         },
     ]
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of the step that follows `step` steps: linear warm-up, then a cosine to min_lr."""
-    if not config.decay_lr:
-        return config.learning_rate
-    if step < config.warmup_iters:
-        return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
-    decay_iters = config.lr_decay_iters if config.lr_decay_iters is not None else config.max_iters
-    if step >= decay_iters:
-        return config.min_lr
-    progress = (step - config.warmup_iters) / (decay_iters - config.warmup_iters)  # 0 → 1
-    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (
-        config.learning_rate - config.min_lr
-    )
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:

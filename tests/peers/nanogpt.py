@@ -23,7 +23,8 @@ from nanogpt_dist import checkpoint
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.interop.import_run import SINGLE_PROCESS, read_moments
-from nanogpt_dist.training.optim import learning_rate, training_bytes
+from nanogpt_dist.training.optim import training_bytes
+from nanogpt_dist.training.schedule import learning_rate
 from nanogpt_dist.training.step import TrainStep
 
 TEXT = (

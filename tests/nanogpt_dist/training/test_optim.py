@@ -1,13 +1,10 @@
-"""The schedule against nanoGPT's formula, groups, AdamW's step itself, and another optimizer."""
+"""Parameter groups, AdamW's step itself, and another optimizer."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,40 +17,9 @@ from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import optim
 from nanogpt_dist.training.loop import train
-from nanogpt_dist.training.optim import learning_rate, make_optimizer, parameter_groups
+from nanogpt_dist.training.optim import make_optimizer, parameter_groups
+from nanogpt_dist.training.schedule import learning_rate
 from tests.nanogpt_dist.small import go, tiny
-
-
-def nanogpt_rate(it: int, lr: float, min_lr: float, warmup: int, decay: int) -> float:
-    """The schedule as nanoGPT's train.py states it."""
-    if it < warmup:
-        return lr * (it + 1) / (warmup + 1)
-    if it > decay:
-        return min_lr
-    return min_lr + 0.5 * (1.0 + math.cos(math.pi * (it - warmup) / (decay - warmup))) * (
-        lr - min_lr
-    )
-
-
-@given(it=st.integers(0, 3000), warmup=st.integers(0, 500), decay=st.integers(501, 2000))
-def test_the_rate_is_nanogpts(it: int, warmup: int, decay: int) -> None:
-    config = load("gpt2-124m", {"warmup_iters": warmup, "lr_decay_iters": decay})
-    assert learning_rate(it, config) == pytest.approx(
-        nanogpt_rate(it, 6e-4, 6e-5, warmup, decay), rel=1e-12
-    )
-
-
-def test_the_rate_is_constant_without_decay_and_ends_at_max_iters_by_default() -> None:
-    constant = load("gpt2-124m", {"decay_lr": False})
-    assert {learning_rate(step, constant) for step in (0, 10, 10**6)} == {6e-4}
-    config = load("gpt2-124m", {"max_iters": 100, "warmup_iters": 10})
-    assert learning_rate(100, config) == config.min_lr
-    assert learning_rate(99, config) > config.min_lr
-
-
-def test_warm_up_beyond_the_decay_does_not_divide_by_zero() -> None:
-    config = load("gpt2-124m", {"max_iters": 5, "warmup_iters": 5})
-    assert [learning_rate(step, config) for step in range(7)][-1] == config.min_lr
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
