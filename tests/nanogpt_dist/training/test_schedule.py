@@ -18,9 +18,8 @@ def nanogpt_rate(it: int, lr: float, min_lr: float, warmup: int, decay: int) -> 
         return lr * (it + 1) / (warmup + 1)
     if it >= decay:  # at decay the cosine gives it, too, but for the last bit
         return min_lr
-    return min_lr + 0.5 * (1.0 + math.cos(math.pi * (it - warmup) / (decay - warmup))) * (
-        lr - min_lr
-    )
+    ratio = (it - warmup) / (decay - warmup)
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (lr - min_lr)
 
 
 @given(it=st.integers(0, 3000), warmup=st.integers(0, 500), decay=st.integers(501, 2000))
