@@ -100,11 +100,12 @@ def count_parameters(config: ModelConfig) -> Parameters:
     C, V = config.n_embd, config.vocab_size
     qkv, wide = _qkv(config), _wide(config)
     matrices = C * qkv + C * C + C * wide + config.mlp_width * C
-    norm = 2 * C if config.bias and config.norm == "layernorm" else C
+    norm = (2 * C if config.bias and config.norm == "layernorm" else C) * config.norm_weights
     biases = qkv + C + wide + C if config.bias else 0
     block = matrices + biases + 2 * norm + (2 * config.head_size if config.qk_norm else 0)
     positions = 0 if config.rotary else config.block_size * C
     root = (1 if config.tie_embeddings else 2) * V * C + positions + norm
+    root += norm if config.embedding_norm else 0
     return Parameters(root + config.n_layer * block, root, block, matrices)
 
 
@@ -168,6 +169,7 @@ def activation_bytes(config: TrainConfig, how: Pass) -> int:
     P = count_parameters(config)
     # token ids and targets; the embeddings' sum, and what the last norm gives
     kept = tokens * (16 + _stream(how) * C + low * C + (C if config.dropout else 0))
+    kept += tokens * _stream(how) * C if config.embedding_norm else 0  # what it reads
     kept += config.n_layer * tokens * block_bytes(config, how)
     if how.whole and low < FP32:  # weights as the products read them
         assert config.vocab_size is not None

@@ -24,7 +24,8 @@ from nanogpt_dist.distributed.world import World, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model.activation_checkpointing import checkpointed
 from nanogpt_dist.model.fp8 import check_fp8, convert_to_fp8
-from nanogpt_dist.model.gpt import GPT, BlockForward, init_weight
+from nanogpt_dist.model.gpt import GPT, BlockForward
+from nanogpt_dist.model.initial_weights import init_weight
 from nanogpt_dist.model.kernels import training_kernels
 
 
@@ -157,7 +158,7 @@ def _materialize(
             # has its values already
             if isinstance(group, GPT) and name.startswith("transformer.h."):
                 continue
-            init_weight(prefix + name, parameter, seed, model.config.n_layer)
+            init_weight(prefix + name, parameter, seed, model.config)
 
 
 def reducing(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:

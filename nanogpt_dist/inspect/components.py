@@ -23,6 +23,9 @@ ACTIVATIONS = {
 def descriptions(config: ModelConfig) -> dict[str, Description]:
     """Component → its Description; trace() checks the letters against the sizes."""
     norm = NORMS[config.norm]
+    if not config.norm_weights:
+        norm = norm.replace(", then scaled", "")
+    kind, normed = norm.split(":")[0], config.embedding_norm
     row = "Each position's row of the position embedding"
     wpe = ("T", "T C", f"{row}, added to every sequence.")
     if config.intra_document:
@@ -36,6 +39,7 @@ def descriptions(config: ModelConfig) -> dict[str, Description]:
         ),
         "wte": ("B T", "B T C", "Each id's row of the token embedding."),
         "wpe": wpe,
+        **({"ln_emb": ("B T C", "B T C", f"{kind} of the embedding.")} if normed else {}),
         "drop": ("B T C", "B T C", "Dropout; identity outside of training."),
         "h": (
             "B T C",
@@ -44,9 +48,9 @@ def descriptions(config: ModelConfig) -> dict[str, Description]:
         ),
         "h.ln_1": ("B T C", "B T C", norm),
         **_attention(config),
-        "h.ln_2": ("B T C", "B T C", f"{norm.split(':')[0]}, ahead of the MLP."),
+        "h.ln_2": ("B T C", "B T C", f"{kind}, ahead of the MLP."),
         **_mlp(config),
-        "ln_f": ("B T C", "B T C", f"{norm.split(':')[0]} of what the last block gives."),
+        "ln_f": ("B T C", "B T C", f"{kind} of what the last block gives."),
         "lm_head": ("B T C", "B T V", f"Dot product with every row of {head}"),
         "loss": ("B·T V", "", "Mean cross-entropy in nats/token; untrained ≈ ln V."),
     }

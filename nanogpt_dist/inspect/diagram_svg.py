@@ -82,6 +82,9 @@ def draw_svg(
     if not config.rotary:
         canvas.arrow("+ a row of wpe for each position")
         canvas.box("wpe", "position embedding, T × C", count(parameters, "wpe"), "embedding")
+    if config.embedding_norm:
+        canvas.arrow(shape(at["ln_emb"].input_letters, at["ln_emb"].input))
+        canvas.box("ln_emb", attention["h.ln_1"], count(parameters, "ln_emb"), "norm")
     canvas.arrow(shape(at["h"].input_letters, at["h"].input))
     top = canvas.y
     canvas.text(LEFT - 110, top + 18, f"block × {parameters.n_layer}", "title")

@@ -13,11 +13,12 @@ NARROWEST = 40  # columns that a drawing needs
 CENTRE = 40  # column of the arrows
 RAIL = 5  # column on which the residual stream passes a sublayer by
 BOX = 60  # width of a box
+NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
 
 
 def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str], dict[str, str]]:
     """Components that are drawn as boxes, with their text: those of attention, those of the MLP."""
-    norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm]
+    norm = NORMS[config.norm]
     qkv = at["h.attn.c_attn"].output_letters[-1]
     then = [text for text, on in {"QK norm": config.qk_norm, "rotary": config.rotary}.items() if on]
     made = f"C → {qkv}; {', '.join(then)}" if then else f"C → {qkv}, queries, keys, values"
@@ -57,7 +58,8 @@ def draw(
     head, number = lm_head(config, parameters)
     labels = [flows_into(name, at) for name in (*attention, *mlp)] + [_flows("h", at)]
     page = Page.of(max(WIDTH, CENTRE + 4 + max(map(len, labels))), width)
-    beside = [] if config.rotary or page.narrow else _embeddings_side_by_side(page, parameters, at)
+    alone = config.rotary or config.embedding_norm or page.narrow
+    beside = [] if alone else _embeddings_side_by_side(page, parameters, at)
     lines = [
         *(beside or _embeddings(page, config, parameters, at)),
         *_blocks(page, parameters, at, attention, mlp),
@@ -126,6 +128,9 @@ def _embeddings(
     if not config.rotary:
         lines += page.arrow("+ a row for each position")
         lines += page.box("wpe", "position embedding T × C", count(parameters, "wpe"))
+    if config.embedding_norm:
+        lines += page.arrow(_flows("ln_emb", at))
+        lines += page.box("ln_emb", NORMS[config.norm], count(parameters, "ln_emb"))
     return [*lines, *page.arrow(_flows("h", at))]
 
 

@@ -20,18 +20,23 @@ def formulas(config: ModelConfig) -> dict[str, list[str]]:
     def linear(given: str, gives: str) -> list[str]:
         return [f"{given}·{gives}", *([gives] if config.bias else [])]
 
-    norm = [C, C] if config.bias and config.norm == "layernorm" else [C]
+    def norm(name: str) -> dict[str, list[str]]:
+        if not config.norm_weights:
+            return {}
+        return {name: [C, C] if config.bias and config.norm == "layernorm" else [C]}
+
     return {
         "wte": ["V·C"],
         **({} if config.rotary else {"wpe": ["T·C"]}),
-        "h.ln_1": norm,
+        **(norm("ln_emb") if config.embedding_norm else {}),
+        **norm("h.ln_1"),
         "h.attn.c_attn": linear(C, qkv),
         **({"h.attn.q_norm": ["D"], "h.attn.k_norm": ["D"]} if config.qk_norm else {}),
         "h.attn.c_proj": linear(C, C),
-        "h.ln_2": norm,
+        **norm("h.ln_2"),
         "h.mlp.c_fc": linear(C, wide),
         "h.mlp.c_proj": linear(F, C),
-        "ln_f": norm,
+        **norm("ln_f"),
         "lm_head": [] if config.tie_embeddings else ["V·C"],
     }
 

@@ -12,8 +12,6 @@ Normalization"; Shazeer 2020, "GLU Variants Improve Transformer"; So et al. 2021
 ReLU); Henry et al. 2020, "Query-Key Normalization for Transformers"; Ainslie et al. 2023, "GQA".
 """
 
-import hashlib
-import math
 from collections.abc import Callable
 
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.model.head_loss import logits_of
+from nanogpt_dist.model.initial_weights import init_weight
 from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels
 from nanogpt_dist.model.positions import SequencePositions, rotate, sequence_positions
 
@@ -117,9 +116,10 @@ class MLP(nn.Module):
 
 
 def _norm(config: ModelConfig) -> nn.Module:
+    C, weights = config.n_embd, config.norm_weights
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=EPS)
-    return nn.LayerNorm(config.n_embd, eps=EPS, bias=config.bias)
+        return nn.RMSNorm(C, eps=EPS, elementwise_affine=weights)
+    return nn.LayerNorm(C, eps=EPS, elementwise_affine=weights, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -166,6 +166,8 @@ class Transformer(nn.Module):
         self.wte = _embedding(config.vocab_size, config.n_embd)
         if not config.rotary:
             self.wpe = _embedding(config.block_size, config.n_embd)
+        if config.embedding_norm:
+            self.ln_emb = _norm(config)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, kernels, wrap_block) for _ in range(config.n_layer))
         self.ln_f = _norm(config)
@@ -186,11 +188,12 @@ class Transformer(nn.Module):
         return x, positions if config.rotary or config.intra_document else None
 
     def embed(self, idx: Tensor, position_ids: Tensor) -> Tensor:
-        """Token embedding, and position embedding where there is one.
+        """Token embedding, and position embedding where there is one; normed where asked for.
 
         (B, T), (T,) | (B, T) → (B, T, C).
         """
-        return self.wte(idx) if self.config.rotary else self.wte(idx) + self.wpe(position_ids)
+        x = self.wte(idx) if self.config.rotary else self.wte(idx) + self.wpe(position_ids)
+        return self.ln_emb(x) if self.config.embedding_norm else x
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
@@ -292,7 +295,7 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> "GPT":
         """init_weight() for each weight."""
         for name, parameter in self.named_parameters():
-            init_weight(name, parameter, seed, self.config.n_layer)
+            init_weight(name, parameter, seed, self.config)
         return self
 
     def crop_block_size(self, block_size: int) -> None:
@@ -327,26 +330,3 @@ class GPT(nn.Module):
             0 if c.tie_embeddings else self.transformer.wte.weight.numel()
         )
         return 6 * n + 12 * c.n_layer * c.n_embd * c.block_size
-
-
-@torch.no_grad()
-def init_weight(name: str, parameter: nn.Parameter, seed: int, n_layer: int) -> None:
-    """nanoGPT's initialisation: N(0, 0.02), a block's two c_proj N(0, 0.02 / √(2·n_layer)).
-
-    Each weight has a generator of its own, seeded by (seed, its name in GPT), on the CPU: the
-    values depend neither on the device, nor on the number of ranks, nor on which other weights
-    there are.
-    """
-    if name.endswith("bias"):
-        parameter.zero_()
-    elif parameter.ndim == 1:  # LayerNorm
-        parameter.fill_(1.0)
-    else:
-        scale = 1 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 1.0
-        generator = torch.Generator("cpu").manual_seed(_seed_of(seed, name))
-        values = torch.empty(parameter.shape, device="cpu")  # also under `with device:`
-        parameter.copy_(values.normal_(0.0, 0.02 * scale, generator=generator))
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.memory import (
@@ -29,6 +31,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"mlp": "relu2"},
     {"n_kv_head": 3},
     {"rotary": True},
+    {"embedding_norm": True},
+    {"norm_weights": False},
     {"tied_head": False},
 ]
 COMPILED_OPTIONS: list[dict[str, Any]] = [
@@ -75,6 +79,32 @@ def test_parameters_of_the_options_are_the_models(options: dict[str, Any]) -> No
     found = count_parameters(config)
     assert found.total == counted.total
     assert found.block * config.n_layer == counted.blocks
+
+
+OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "bias": st.booleans(),
+    "rotary": st.booleans(),
+    "norm": st.sampled_from(["layernorm", "rmsnorm"]),
+    "norm_weights": st.booleans(),
+    "embedding_norm": st.booleans(),
+    "mlp": st.sampled_from(["gelu", "swiglu", "relu2"]),
+    "qk_norm": st.booleans(),
+    "n_kv_head": st.sampled_from([None, 1, 2]),
+    "tied_head": st.booleans(),
+    "n_layer": st.integers(1, 5),
+}
+
+
+@given(st.fixed_dictionaries(OPTION_VALUES))
+@settings(max_examples=60, deadline=None)
+def test_parameters_of_any_options_are_the_models(options: dict[str, Any]) -> None:
+    shape = {"vocab_size": 37, "n_head": 4, "n_embd": 24, "block_size": 9}
+    config = config_of(shape, options)
+    model, found = architecture.skeleton(config), count_parameters(config)
+    assert found.total == model.num_params()
+    blocks = [sum(p.numel() for p in block.parameters()) for block in model.transformer.h]
+    assert found.block == max(blocks)
+    assert found.root == model.num_params() - sum(blocks)
 
 
 @pytest.mark.parametrize("shape", [SMALL, CHARACTERS, WIDE], ids=["small", "characters", "wide"])

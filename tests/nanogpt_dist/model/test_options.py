@@ -41,6 +41,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "grouped queries": {"n_kv_head": 2, "bias": True},
     "one head of keys": {"n_kv_head": 1},
     "untied head": {"tied_head": False},
+    "norms without weights": {"norm_weights": False, "bias": True},
+    "rmsnorm without weights": {"norm_weights": False, "norm": "rmsnorm"},
+    "embedding norm": {"embedding_norm": True},
+    "embedding norm without weights": {"embedding_norm": True, "norm_weights": False},
     "documents": {"intra_document": True, "eot_id": EOT},
     "documents and rotary": {"intra_document": True, "eot_id": EOT, "rotary": True},
     "all": {
@@ -51,6 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "qk_norm": True,
             "n_kv_head": 2,
             "tied_head": False,
+            "embedding_norm": True,
         },
         **{"intra_document": True, "eot_id": EOT},
     },
@@ -84,15 +89,16 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
         rows = [(row * x).sum() for row in at[f"{name}.weight"]]
         return torch.stack(rows) + (bias if bias is not None else 0)
 
-    def rms(x: Tensor, gain: Tensor) -> Tensor:
+    def rms(x: Tensor, gain: Tensor | int) -> Tensor:
         return x / torch.sqrt((x * x).mean() + 1e-5) * gain
 
     def norm(x: Tensor, name: str) -> Tensor:
+        gain = at[f"{name}.weight"] if c.norm_weights else 1
         if c.norm == "rmsnorm":
-            return rms(x, at[f"{name}.weight"])
+            return rms(x, gain)
         centred = x - x.mean()
-        y = centred / torch.sqrt((centred * centred).mean() + 1e-5) * at[f"{name}.weight"]
-        return y + at[f"{name}.bias"] if c.bias else y
+        y = centred / torch.sqrt((centred * centred).mean() + 1e-5) * gain
+        return y + at[f"{name}.bias"] if c.bias and c.norm_weights else y
 
     def turned(x: Tensor, position: int) -> Tensor:
         """Each pair (i, i + D/2) is a complex number, multiplied by exp(i · position ·
@@ -130,6 +136,8 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
         stream = [
             x + at["transformer.wpe.weight"][p] for x, p in zip(stream, position, strict=True)
         ]
+    if c.embedding_norm:
+        stream = [norm(x, "transformer.ln_emb") for x in stream]
     for layer in range(c.n_layer):
         block = f"transformer.h.{layer}"
         queries, keys, values = [], [], []
