@@ -7,7 +7,7 @@ import typer
 
 from cli import completing
 from cli.ending import exit_with
-from cli.options import Device, InitFrom, Json, refuse_both, warn
+from cli.options import Device, InitFrom, Json, WeightsOf, refuse_both, refuse_ema, warn
 from cli.terminal import echo, echo_table, fits
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def eval_command(
     best: Annotated[
         bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")
     ] = False,
+    weights: WeightsOf = "model",
     batch_size: Annotated[int, typer.Option(min=1, help="Windows in one forward pass.")] = 16,
     device: Device = "auto",
     dtype: Annotated[
@@ -95,14 +96,15 @@ def eval_command(
         _refuse_unread(dataset, split, tasks, text, limit)
         split = split or "val"
         for target in [*targets] if targets else [None]:
-            loaded = _load_model(target, init_from, block_size, best, world)
+            loaded = _load_model(target, init_from, block_size, best, world, weights)
             world.settle()  # nothing is compiled here
             results: Results = {}
             if not (tasks or text) or dataset:
                 with world.raise_on_all_ranks():
                     data = DataFolder.open(Path(dataset or _dataset_of(loaded)))
                 if world.is_rank0:
-                    echo(f"{loaded.name} on the {split} split of {data.path}", err=True)
+                    which = ", averaged weights," if weights == "ema" else ""
+                    echo(f"{loaded.name}{which} on the {split} split of {data.path}", err=True)
                 figures = report.split_loss(
                     loaded, data, split, report.EvalSettings(world, batch_size, dtype)
                 )
@@ -110,6 +112,7 @@ def eval_command(
                     **figures,
                     "dataset": str(data.path),
                     "split": split,
+                    "weights": weights,
                 }
             if tasks or text:
                 with world.raise_on_all_ranks():
@@ -118,6 +121,8 @@ def eval_command(
                     {f"text {path}": jsonl_tasks.text(path, scorer) for path in text or []}
                 )
                 results.update(report.run_tasks(names, scorer, limit))
+            if weights == "ema":  # kept beside those of the weights themselves
+                results = {f"{what}, weights ema": each for what, each in results.items()}
             rows.append((loaded.name, results))
             if loaded.checkpoint and world.is_rank0:
                 _keep(loaded.checkpoint, results)
@@ -160,6 +165,7 @@ def _load_model(
     block_size: int | None,
     best: bool,
     world: "World",
+    weights: Literal["model", "ema"] = "model",
 ) -> "LoadedModel":
     """The model to evaluate, on all ranks the same.
 
@@ -178,6 +184,7 @@ def _load_model(
             )
         if foreign is not None and best:
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
+        refuse_ema(weights, foreign)
         chosen = ""
         if foreign is None and world.is_rank0:
             chosen = str(run_checkpoints.find_checkpoint(target, best, warn))
@@ -185,7 +192,7 @@ def _load_model(
         return world.local_rank0_first(lambda: report.load_pretrained(foreign, world.device))
     found = Path(world.broadcast_text(chosen))
     with world.raise_on_all_ranks():
-        return report.load_checkpoint(found, world.device)
+        return report.load_checkpoint(found, world.device, weights)
 
 
 def _dataset_of(loaded: "LoadedModel") -> str:

@@ -8,7 +8,7 @@ import typer
 
 from cli import completing
 from cli.help import command, group
-from cli.options import warn
+from cli.options import WeightsOf, warn
 from cli.terminal import echo
 
 export_app = group(
@@ -37,7 +37,7 @@ Out = Annotated[Path, typer.Argument(metavar="DIR", help="New folder.", show_def
     "nanogpt export hf out/gpt2-124m exported/gpt2-124m",
     "nanogpt export hf --best out/gpt2-124m exported/gpt2-124m-best",
 )
-def export_hf(target: Target, out: Out, best: Best = False) -> None:
+def export_hf(target: Target, out: Out, best: Best = False, weights: WeightsOf = "model") -> None:
     """For transformers: a folder that GPT2LMHeadModel and AutoTokenizer read.
 
     They give the same logits and ids.
@@ -48,17 +48,17 @@ def export_hf(target: Target, out: Out, best: Best = False) -> None:
     from nanogpt_dist.interop.model_card import model_card
 
     checkpoint = _find(target, best)
-    config, weights, state = read_weights(checkpoint)
+    config, tensors, state = read_weights(checkpoint, weights)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     card = model_card(
         out.name,
         config,
         state,
         tokenizer,
-        sum(each.numel() for each in weights.values()),
+        sum(each.numel() for each in tensors.values()),
         *origin_of(checkpoint),
     )
-    huggingface.export(out, config, weights, tokenizer, card, state.step)
+    huggingface.export(out, config, tensors, tokenizer, card, state.step)
     echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
     text = "A" if tokenizer.kind != "char" or b"A" in tokenizer.tokens else tokenizer.decode([0])
     asked = (
@@ -80,6 +80,7 @@ def export_nanogpt(
     target: Target,
     out: Annotated[Path, typer.Argument(metavar="CKPT.PT", help="New file.", show_default=False)],
     best: Best = False,
+    weights: WeightsOf = "model",
 ) -> None:
     """For nanoGPT: a ckpt.pt that its sample.py and train.py load, with AdamW's state."""
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer
@@ -87,9 +88,11 @@ def export_nanogpt(
     from nanogpt_dist.interop.import_run import read_moments, read_weights
 
     checkpoint = _find(target, best)
-    config, weights, state = read_weights(checkpoint)
+    config, tensors, state = read_weights(checkpoint, weights)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
-    nanogpt_ckpt.write(out, config, weights, read_moments(checkpoint), state, tokenizer)
+    # AdamW's state is that of the weights themselves
+    moments = read_moments(checkpoint) if weights == "model" else {}
+    nanogpt_ckpt.write(out, config, tensors, moments, state, tokenizer)
     if config.gelu == "tanh":
         warn(
             "nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ "
@@ -118,7 +121,7 @@ def export_nanogpt(
     "nanogpt export llmc out/gpt2-124m exported/llmc",
     "nanogpt export llmc --best out/gpt2-124m exported/llmc-best",
 )
-def export_llmc(target: Target, out: Out, best: Best = False) -> None:
+def export_llmc(target: Target, out: Out, best: Best = False, weights: WeightsOf = "model") -> None:
     """For llm.c: the model and tokenizer files that its train_gpt2 begins with.
 
     They are gpt2_124M.bin and gpt2_tokenizer.bin; data shards are the same.
@@ -128,8 +131,8 @@ def export_llmc(target: Target, out: Out, best: Best = False) -> None:
     from nanogpt_dist.interop.import_run import read_weights
 
     checkpoint = _find(target, best)
-    config, weights, state = read_weights(checkpoint)
-    llmc.write(out, config, weights, load_checkpoint_tokenizer(checkpoint), state.step)
+    config, tensors, state = read_weights(checkpoint, weights)
+    llmc.write(out, config, tensors, load_checkpoint_tokenizer(checkpoint), state.step)
     echo(
         f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where "
         "train_gpt2 runs"

@@ -43,6 +43,12 @@ InitFrom = Annotated[
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="auto: cuda, else mps, else cpu.")
 ]
+WeightsOf = Annotated[
+    Literal["model", "ema"],
+    typer.Option(
+        "--weights", help="Of a checkpoint; ema: averaged over the steps of a run with --ema-decay."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
 
 
@@ -188,6 +194,12 @@ def refuse_both(run: object, init_from: str | None) -> None:
     """Raises UsageError where a run is named and foreign weights are, too."""
     if run and init_from:
         raise UsageError("a run, or --init-from with foreign weights: one of them at a time")
+
+
+def refuse_ema(weights: str, foreign: object) -> None:
+    """Raises UsageError where averaged weights of `foreign` ones are asked for."""
+    if foreign and weights == "ema":
+        raise UsageError("--weights ema is for a run's checkpoint: leave it out")
 
 
 def note(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from cli import completing
-from cli.options import Device, InitFrom, Json, refuse_both, warn
+from cli.options import Device, InitFrom, Json, WeightsOf, refuse_both, refuse_ema, warn
 from cli.terminal import echo, echo_text
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.generation.settings import Settings
@@ -73,6 +73,7 @@ def sample(
     best: Annotated[
         bool, typer.Option("--best", help="Of a run, the checkpoint with the lowest val loss.")
     ] = False,
+    weights: WeightsOf = "model",
     device: Device = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
@@ -96,6 +97,7 @@ def sample(
     refuse_both(target, init_from)
     if init_from and best:
         raise UsageError("--best chooses among a run's checkpoints: leave it out")
+    refuse_ema(weights, init_from)
     prompts: list[str | None] = [read_prompt(each) for each in prompt] if prompt else [None]
     choices: Choices = {
         "max_new_tokens": max_new_tokens,
@@ -110,9 +112,10 @@ def sample(
     if init_from:
         model = Model.of_pretrained(init_from, device, dtype)
     else:
-        model = Model.of_checkpoint(find_checkpoint(target, best, warn), device, dtype)
-    weights = model.prepare_weights(temperature)
-    echo(f"sampling from {model.name}, weights in {weights}", err=True)
+        model = Model.of_checkpoint(find_checkpoint(target, best, warn), device, dtype, weights)
+    numbers = model.prepare_weights(temperature)
+    averaged = "averaged " if weights == "ema" else ""
+    echo(f"sampling from {model.name}, {averaged}weights in {numbers}", err=True)
     if stream:
         _print_stream(model, prompts, num_samples, choices)
         return

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 Dtype = Literal["auto", "float32", "bfloat16", "int8"]
+Weights = Literal["model", "ema"]
 
 
 def load(
@@ -31,6 +32,7 @@ def load(
     device: str = "auto",
     dtype: Dtype = "auto",
     best: bool = False,
+    weights: Weights = "model",
     note: Note = warnings.warn,
 ) -> "Model":
     """Load a trained model.
@@ -39,6 +41,7 @@ def load(
     gpt2 … gpt2-xl, or OWNER/NAME on the hub; None: the newest run under out/.
     device: auto, cpu, cuda or mps. dtype: of the weights that draw text, as `nanogpt sample
     --dtype`. best: of a run, the checkpoint of the lowest val loss instead of the newest.
+    weights: ema takes those that a run with ema_decay has averaged.
     note: is called with a line for a damaged checkpoint that is passed over.
 
     Raises: MissingInputError, BadDataError, HubUnavailableError, ConfigError, UsageError.
@@ -47,9 +50,11 @@ def load(
     """
     if name is None or (Path(name).is_dir() and not (Path(name) / "config.json").is_file()):
         found = find_checkpoint(None if name is None else str(name), best, note)
-        return Model.of_checkpoint(found, device, dtype)
+        return Model.of_checkpoint(found, device, dtype, weights)
     if best:
         raise UsageError("best chooses among a run's checkpoints: leave it out")
+    if weights == "ema":
+        raise UsageError("weights='ema' is for a run's checkpoint: leave it out")
     return Model.of_pretrained(str(name), device, dtype)
 
 
@@ -95,12 +100,21 @@ class Model:
         self._decoders: dict[str, Decoder] = {}
 
     @classmethod
-    def of_checkpoint(cls, folder: Path, device: str = "auto", dtype: Dtype = "auto") -> "Model":
-        """The model of a verified checkpoint folder. Raises: BadDataError, StorageError."""
+    def of_checkpoint(
+        cls,
+        folder: Path,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        weights: Weights = "model",
+    ) -> "Model":
+        """The model of a verified checkpoint folder.
+
+        Raises: MissingInputError where it has no averaged weights; BadDataError, StorageError.
+        """
         from nanogpt_dist.devices import pick_device
         from nanogpt_dist.evaluation import report
 
-        return cls(report.load_checkpoint(folder, pick_device(device)), dtype)
+        return cls(report.load_checkpoint(folder, pick_device(device), weights), dtype)
 
     @classmethod
     def of_pretrained(cls, name: str, device: str = "auto", dtype: Dtype = "auto") -> "Model":

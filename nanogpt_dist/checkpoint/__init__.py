@@ -8,7 +8,9 @@ consolidate.py   the shards of one checkpoint as whole tensors
 from nanogpt_dist.checkpoint.state import (
     Contents,
     TrainState,
+    Weights,
     contents,
+    load_averages,
     load_checkpoint_tokenizer,
     load_config,
     load_model,
@@ -16,12 +18,15 @@ from nanogpt_dist.checkpoint.state import (
     load_state,
     load_weights,
     save,
+    weight_files,
 )
 
 __all__ = [
     "Contents",
     "TrainState",
+    "Weights",
     "contents",
+    "load_averages",
     "load_checkpoint_tokenizer",
     "load_config",
     "load_model",
@@ -29,4 +34,5 @@ __all__ = [
     "load_state",
     "load_weights",
     "save",
+    "weight_files",
 ]

@@ -1,6 +1,6 @@
 """A sharded checkpoint as whole tensors, for tools that read no shards.
 
-One file of weights, one of optimizer state.
+One file of weights, one of optimizer state, one of averaged weights where there are any.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from nanogpt_dist.checkpoint.tensors import read_whole, whole_parts, write
 from nanogpt_dist.errors import CannotCreateError, UsageError
 from nanogpt_dist.storage import run_folder
 
-KINDS = ("model", "optimizer")
+KINDS = ("model", "optimizer", "ema")
 
 
 def is_sharded(checkpoint: Path) -> bool:
@@ -22,7 +22,7 @@ def is_sharded(checkpoint: Path) -> bool:
 def consolidate(checkpoint: Path, out: Path) -> Path:
     """Write a verified `checkpoint` to the new folder `out` with whole tensors; returns it.
 
-    Holds the weights, and then the moments, in memory. Raises CannotCreateError where `out` exists,
+    Holds one kind after the other in memory. Raises CannotCreateError where `out` exists,
     UsageError where it has another name, BadDataError, StorageError.
     """
     if out.exists():

@@ -1,8 +1,8 @@
 """A training state to a folder step-N and back: safetensors, JSON and TOML. No pickle.
 
 model*.safetensors (fp32, nanoGPT's plain names, the tied head left out) · optimizer*.safetensors
-(NAME.exp_avg …) · state.json · config.toml · tokenizer.json · manifest.json (sha256 of each; see
-storage for the commit).
+(NAME.exp_avg …) · with ema_decay ema*.safetensors (the averaged weights, as model*) · state.json ·
+config.toml · tokenizer.json · manifest.json (sha256 of each; see storage for the commit).
 
 One process, and ddp, write one file of each kind, fsdp one per shard
 (model-00001-of-00004.safetensors; see tensors).
@@ -10,9 +10,9 @@ One process, and ddp, write one file of each kind, fsdp one per shard
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,13 +21,16 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint.tensors import Part, Stored, index, parts_to_write, read_into, write
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, to_run_toml
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.errors import BadDataError, ConfigError
+from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.tokenizer import load as load_tokenizer
 
 TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight
+
+Weights = Literal["model", "ema"]  # of a checkpoint: as they are, or averaged over the steps
 
 
 @dataclass
@@ -55,19 +58,21 @@ class TrainState:
 class Contents:
     """What one rank writes of a checkpoint: its parts of weights and optimizer state.
 
-    As they are or in a copy.
+    As they are or in a copy. averages: of the averaged weights; {} where there are none.
     """
 
     state: TrainState
     weights: dict[str, Part]
     moments: dict[str, Part]
+    averages: dict[str, Part] = field(default_factory=dict)
 
     def refuse_not_finite(self) -> None:
         """Raise ConfigError where a value is NaN or infinite.
 
         Such a checkpoint would bury the good ones.
         """
-        if not all(_finite(part.data) for part in [*self.weights.values(), *self.moments.values()]):
+        kinds = (self.weights, self.moments, self.averages)
+        if not all(_finite(part.data) for parts in kinds for part in parts.values()):
             raise ConfigError(
                 f"the weights are not finite at step {self.state.step}, nothing is saved; go on "
                 "from the last checkpoint with a lower --learning-rate"
@@ -80,16 +85,30 @@ def contents(
     moments: Mapping[str, Tensor],
     is_rank0: bool,
     copies: dict[str, Tensor] | None = None,
+    averages: Mapping[str, Tensor] | None = None,
 ) -> Contents:
     """This rank's Contents; moments: the optimizer's state, NAME.KEY → tensor.
 
-    copies: CPU memory for them by name, so that what training does next leaves them alone.
+    averages: the averaged weights, by the names of the weights. copies: CPU memory for all of them
+    by name, so that what training does next leaves them alone.
     """
     return Contents(
         replace(state),
         parts_to_write(_weights(model), is_rank0, copies),
         parts_to_write(moments, is_rank0, copies),
+        _parts_of_averages(averages or {}, is_rank0, copies),
     )
+
+
+def _parts_of_averages(
+    averages: Mapping[str, Tensor],
+    is_rank0: bool,
+    copies: dict[str, Tensor] | None,
+) -> dict[str, Part]:
+    """parts_to_write(), with copies that are not those of the weights of the same names."""
+    named = {f"ema.{name}": tensor for name, tensor in averages.items()}
+    parts = parts_to_write(named, is_rank0, copies)
+    return {name.removeprefix("ema."): part for name, part in parts.items()}
 
 
 def _finite(values: Tensor) -> bool:
@@ -141,8 +160,11 @@ def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
     writers = sum(world.gather_ints(int(bool(mine.weights))))  # always the first ranks
     suffix = "" if writers == 1 else f"-{world.rank + 1:05d}-of-{writers:05d}"
     hashes = ""
+    kinds = {"model": mine.weights, "optimizer": mine.moments}
+    if mine.averages:
+        kinds["ema"] = mine.averages
     with world.raise_on_all_ranks():
-        for kind, parts in (("model", mine.weights), ("optimizer", mine.moments)):
+        for kind, parts in kinds.items():
             if mine.weights:
                 path = folder / f"{kind}{suffix}.safetensors"
                 write(path, parts)
@@ -150,13 +172,21 @@ def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
     return dict(line.split() for text in world.gather_texts(hashes) for line in text.splitlines())
 
 
-def load_model(checkpoint: Path, device: torch.device) -> tuple[GPT, TrainConfig]:
-    """The model of a verified checkpoint, in evaluation mode on `device`, and its settings."""
+def load_model(
+    checkpoint: Path,
+    device: torch.device,
+    weights: Weights = "model",
+) -> tuple[GPT, TrainConfig]:
+    """The model of a verified checkpoint, in evaluation mode on `device`, and its settings.
+
+    weights: which of them. Raises MissingInputError where it has no averaged ones, BadDataError.
+    """
+    files = weight_files(checkpoint, weights)
     config, n_vocab = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint).n_vocab
     with torch.device("meta"):
         model = GPT(config.architecture(), n_vocab)
     model = model.to_empty(device=device).tie()
-    load_weights(checkpoint, model)
+    _read_weights(checkpoint, model, files)
     return model.eval(), config
 
 
@@ -194,7 +224,25 @@ def load_weights(checkpoint: Path, model: GPT) -> None:
 
     Raises BadDataError where names or shapes are of another architecture.
     """
-    stored, weights = index(sorted(checkpoint.glob("model*.safetensors"))), _weights(model)
+    _read_weights(checkpoint, model, weight_files(checkpoint, "model"))
+
+
+def weight_files(checkpoint: Path, weights: Weights) -> list[Path]:
+    """The files that hold its weights, or the averaged ones.
+
+    Raises MissingInputError where it has no averaged ones.
+    """
+    files = sorted(checkpoint.glob(f"{weights}*.safetensors"))
+    if weights == "ema" and not files:
+        raise MissingInputError(
+            f"{shown(checkpoint)} has no averaged weights: leave --weights ema out, or train with "
+            "--ema-decay 0.999"
+        )
+    return files
+
+
+def _read_weights(checkpoint: Path, model: GPT, files: list[Path]) -> None:
+    stored, weights = index(files), _weights(model)
     _check_names(checkpoint, stored, weights)
     read_into(weights, stored)
 
@@ -205,12 +253,28 @@ def load_moments(checkpoint: Path, empty_state: Callable[[], Mapping[str, Tensor
     empty_state: makes that state, NAME.KEY → tensor; not called where the checkpoint has none.
     Raises BadDataError where names or shapes are of another architecture or optimizer.
     """
-    stored = index(sorted(checkpoint.glob("optimizer*.safetensors")))
-    if not stored:  # saved before the first step
-        return
-    moments = empty_state()
-    _check_names(checkpoint, stored, moments)
-    read_into(moments, stored)
+    _read_if_there(checkpoint, "optimizer", empty_state)  # there is none before the first step
+
+
+def load_averages(checkpoint: Path, averages: Callable[[], Mapping[str, Tensor]]) -> None:
+    """Fill averaged weights from a checkpoint of any layout.
+
+    averages: makes them, NAME → tensor; not called where the checkpoint has none: the run began
+    without ema_decay. Raises BadDataError where names or shapes are of another architecture.
+    """
+    _read_if_there(checkpoint, "ema", averages)
+
+
+def _read_if_there(
+    checkpoint: Path,
+    kind: str,
+    targets: Callable[[], Mapping[str, Tensor]],
+) -> None:
+    stored = index(sorted(checkpoint.glob(f"{kind}*.safetensors")))
+    if stored:
+        wanted = targets()
+        _check_names(checkpoint, stored, wanted)
+        read_into(wanted, stored)
 
 
 def load_checkpoint_tokenizer(checkpoint: Path) -> Tokenizer:

@@ -267,10 +267,10 @@ class TrainConfig(ModelConfig):
     ema_decay: float | None = setting(
         None,
         "Recipe",
-        "Average the weights with this decay a step, saved beside them; unset: no average.",
+        "Average the weights over the steps with this decay (EMA), saved beside them; unset: off.",
         gt=0,
         lt=1,
-        on_resume="refuse",
+        on_resume="note",
         scope="run",
     )
 

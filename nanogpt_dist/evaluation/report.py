@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
+from nanogpt_dist.checkpoint import Weights, load_checkpoint_tokenizer, load_model
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import pick_dtype, set_matmul_precision
@@ -66,9 +66,13 @@ class EvalSettings:
     dtype: str = "float32"
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> LoadedModel:
-    """The model of a verified checkpoint folder."""
-    model, config = load_model(folder, device)
+def load_checkpoint(
+    folder: Path,
+    device: torch.device,
+    weights: Weights = "model",
+) -> LoadedModel:
+    """The model of a verified checkpoint folder. Raises as load_model()."""
+    model, config = load_model(folder, device, weights)
     return LoadedModel(str(folder), model, config, load_checkpoint_tokenizer(folder), folder)
 
 

@@ -89,18 +89,25 @@ def origin_of(found: Path) -> tuple[str | None, bool]:
     return (str(origin) if origin else None), bool(imported)
 
 
-def read_weights(found: Path) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:
-    """Config, weights and state of a verified checkpoint, whole and in memory."""
-    return checkpoint.load_config(found), _tensors(found, "model"), checkpoint.load_state(found)[0]
+def read_weights(
+    found: Path,
+    weights: checkpoint.Weights = "model",
+) -> tuple[TrainConfig, dict[str, Tensor], TrainState]:
+    """Config, weights and state of a verified checkpoint, whole and in memory.
+
+    With the averaged weights the state has no val loss: that was of the others. Raises
+    MissingInputError where there are none.
+    """
+    tensors = read_whole(checkpoint.weight_files(found, weights))
+    state, _ = checkpoint.load_state(found)
+    if weights == "ema":
+        state.val_loss = None
+    return checkpoint.load_config(found), tensors, state
 
 
 def read_moments(found: Path) -> dict[str, Tensor]:
     """AdamW's state in a verified checkpoint, as NAME.exp_avg …; empty before the first step."""
-    return _tensors(found, "optimizer")
-
-
-def _tensors(found: Path, kind: str) -> dict[str, Tensor]:
-    return read_whole(sorted(found.glob(f"{kind}*.safetensors")))
+    return read_whole(sorted(found.glob("optimizer*.safetensors")))
 
 
 def _refuse_other_shapes(foreign: ImportedModel) -> None:

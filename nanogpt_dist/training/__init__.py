@@ -4,6 +4,7 @@ loop.py           the run in the order of time
 step.py           one step: forward, backward, clip, optimizer
 optim.py          AdamW, its groups and their rates
 schedule.py       the learning rate of each step
+ema.py            weights averaged over the steps
 saver.py          when and what is saved, beside the training where there is room
 resume.py         where a run goes on, and whether it may
 crash_loops.py    stop after repeated crashes

@@ -190,14 +190,17 @@ def loop(run: Run) -> Path:
 def _evaluate(run: Run) -> bool:
     """Evaluate the weights as they are; whether they are better than every checkpoint.
 
+    The averaged weights, where there are any, are evaluated beside them, and decide nothing.
+
     Raises ConfigError, on all ranks, where the val loss is not finite: such a checkpoint would bury
     the good ones.
     """
     state, saver = run.state, run.saver
     found = run.train_step.evaluate(run.evaluator)
+    averaged = run.train_step.evaluate_average(run.evaluator)
     state.val_loss = found.val_loss
     improved = saver.improves(state)
-    run.progress.log_evaluation(state, found)
+    run.progress.log_evaluation(state, found, averaged)
     if math.isfinite(found.val_loss):
         return improved
     error = ConfigError(

@@ -127,10 +127,15 @@ def empty_state(
 
 
 def training_bytes(config: TrainConfig) -> int:
-    """Bytes of a parameter in training: its weight, its gradient, and the optimizer's state."""
-    return FP32 + FP32 + kind_of(config).state_bytes
+    """Bytes of a parameter in training: weight, gradient, optimizer's state, averaged weight."""
+    return FP32 + FP32 + kind_of(config).state_bytes + average_bytes(config)
 
 
 def checkpoint_bytes(config: TrainConfig) -> int:
-    """Bytes of a parameter in a checkpoint: its weight and the optimizer's state."""
-    return FP32 + kind_of(config).state_bytes
+    """Bytes of a parameter in a checkpoint: its weight, the optimizer's state, its average."""
+    return FP32 + kind_of(config).state_bytes + average_bytes(config)
+
+
+def average_bytes(config: TrainConfig) -> int:
+    """Bytes of a parameter's averaged weight, where there is one."""
+    return 0 if config.ema_decay is None else FP32

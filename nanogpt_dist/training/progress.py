@@ -106,15 +106,23 @@ class Progress:
         left = (self.config.max_iters - state.step) * self.batch_tokens / speed
         return f" · {speed:,.0f} tokens/s · mfu {mfu:.1%} · eta {duration(left)}"
 
-    def log_evaluation(self, state: TrainState, found: Evaluation) -> None:
-        """Record an evaluation."""
+    def log_evaluation(
+        self,
+        state: TrainState,
+        found: Evaluation,
+        averaged: Evaluation | None = None,
+    ) -> None:
+        """Record an evaluation; averaged: of the averaged weights, where there are any."""
+        ema = {} if averaged is None else {"val_loss_ema": averaged.val_loss}
         lowest, self.lowest = found.val_loss < self.lowest, min(found.val_loss, self.lowest)
         if self.recorder is not None:
             self.recorder.log_evaluation(
-                {"step": state.step, **asdict(found)},
+                {"step": state.step, **asdict(found), **ema},
                 f"step {state.step:,} · val loss {found.val_loss:.4f} ± {found.standard_error:.4f} "
                 f"nats/token · {found.bits_per_byte:.3f} "
-                "bits/byte" + (" · best so far" if lowest else ""),
+                "bits/byte"
+                + (f" · averaged weights {averaged.val_loss:.4f}" if averaged else "")
+                + (" · best so far" if lowest else ""),
             )
 
     def restart_clock(self) -> None:

@@ -27,6 +27,7 @@ from nanogpt_dist.distributed.strategy import lay_out, reducing, reshard, whole
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
 from nanogpt_dist.training import optim
+from nanogpt_dist.training.ema import average_of
 from nanogpt_dist.transfers import Moment, Readout, Staged, to_device
 
 
@@ -95,6 +96,7 @@ class TrainStep:
         self.config, self.world, self.layout, self.dtype = config, world, layout, dtype
         self.model, self.wrapped = lay_out(config, layout, world, dtype, init, n_vocab)
         self.optimizer = optim.make_optimizer(self.model, config)
+        self.average = average_of(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
         # a benchmark has a clock
         self.timed: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext
@@ -121,6 +123,9 @@ class TrainStep:
         checkpoint.load_moments(
             saved, lambda: optim.empty_state(self.model, self.optimizer, self.config)
         )
+        if self.average is not None:
+            self.average.forget()
+            checkpoint.load_averages(saved, self.average.begin)
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
@@ -139,7 +144,7 @@ class TrainStep:
                 loss += self._forward_backward(inputs, targets, len(micro_batches))
         total = self.world.sum(loss)
         with self.timed("optimizer"):
-            norm = self._apply_gradient()
+            norm = self._apply_gradient(step)
         figures = torch.stack([norm.to(total.device), total])
         return StepResult(rate, Readout(figures, self.world.watchdog.wait), self.world.size)
 
@@ -150,13 +155,23 @@ class TrainStep:
     ) -> Contents:
         """What this rank saves at `state`; copies: as checkpoint.contents()."""
         moments = optim.named_state(self.model, self.optimizer)
-        return checkpoint.contents(state, self.model, moments, self.world.is_rank0, copies)
+        averages = {} if self.average is None else self.average.weights
+        return checkpoint.contents(
+            state, self.model, moments, self.world.is_rank0, copies, averages
+        )
 
     def evaluate(self, evaluator: Evaluator) -> Evaluation:
         """What `evaluator` says of the model as it is; all ranks together."""
         found = evaluator(self.model)
         reshard(self.model)
         return found
+
+    def evaluate_average(self, evaluator: Evaluator) -> Evaluation | None:
+        """What `evaluator` says of the averaged weights; None where there are none."""
+        if self.average is None or not self.average.weights:
+            return None
+        with self.average.in_place_of_weights():
+            return self.evaluate(evaluator)
 
     def _settle_buckets(self) -> None:
         """Make one backward pass for nothing, so that DDP has ordered its buckets.
@@ -184,7 +199,7 @@ class TrainStep:
     def _drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=not keeps_gradients(self.wrapped))
 
-    def _apply_gradient(self) -> Tensor:
+    def _apply_gradient(self, step: int) -> Tensor:
         """Clip the gradient and make the optimizer's step; returns the gradient's norm, a scalar.
 
         Whether it is finite is decided on the device, by the norm over all ranks: all of them leave
@@ -194,7 +209,11 @@ class TrainStep:
         grad_clip = self.config.grad_clip or math.inf
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), grad_clip))
         found_inf = (~norm.isfinite()).float()
+        if self.average is not None:
+            self.average.begin()
         optim.step_unless(found_inf, self.optimizer)
+        if self.average is not None:
+            self.average.update(step, found_inf)
         if self.scaler.is_enabled():
             # what it found itself may be of this rank's shards alone
             for found in self.scaler._found_inf_per_device(self.optimizer).values():

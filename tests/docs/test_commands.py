@@ -45,6 +45,7 @@ gradient_accumulation_steps = 2
 max_iters = 3
 warmup_iters = 1
 eval_iters = 1
+ema_decay = 0.9
 device = "cpu"
 """
 RUNS = ("other", "modern", "tanh", "theirs", "quickstart", "shakespeare-char-cpu", "gpt2-124m")

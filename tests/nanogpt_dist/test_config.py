@@ -212,7 +212,7 @@ ARCHITECTURE = {
     "window_pattern",
 }
 # which tokens a step sees, and what is saved
-ORDER = {"seed", "batch_ramp", "context_ramp", "align_documents", "optimizer", "ema_decay"}
+ORDER = {"seed", "batch_ramp", "context_ramp", "align_documents", "optimizer"}
 OTHERWISE = {
     "max_iters",
     "learning_rate",
@@ -249,6 +249,7 @@ OTHERWISE = {
     "scalar_learning_rate",
     "cautious_weight_decay",
     "base_width",
+    "ema_decay",
 }
 
 

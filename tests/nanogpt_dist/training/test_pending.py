@@ -61,9 +61,9 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         told.append(f"read {state.step}")
         log(self, state, result)
 
-    def evaluating(self: Progress, state: Any, found: Any) -> None:
+    def evaluating(self: Progress, state: Any, *found: Any) -> None:
         told.append(f"evaluate {state.step}")
-        evaluate(self, state, found)
+        evaluate(self, state, *found)
 
     monkeypatch.setattr(TrainStep, "step", making)
     monkeypatch.setattr(Progress, "log_step", reading)

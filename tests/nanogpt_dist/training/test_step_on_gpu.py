@@ -82,6 +82,20 @@ def test_a_step_copies_once_up_and_once_down_and_waits_for_nothing(
     assert not [happening for happening in happenings if happening.kind == "race"]
 
 
+@pytest.mark.parametrize("flags", [[], ["--strategy", "fsdp"]], ids=["single", "fsdp"])
+def test_averaging_the_weights_copies_nothing_and_waits_for_nothing(
+    flags: list[str],
+    trained: Callable[..., list[Happening]],
+) -> None:
+    happenings = trained(*BFLOAT16, *flags, "--ema-decay", "0.9")
+    for number, found in of_steps(happenings).items():
+        assert not [happening for happening in found if happening.waits], number
+        if number not in EVALUATED:
+            copies = [each.bytes for each in found if each.kind in ("up", "down")]
+            assert copies == [2 * 8 * SEQUENCES * BLOCK_SIZE, 2 * 4], number
+    assert not [happening for happening in happenings if happening.kind == "race"]
+
+
 def test_the_thread_of_each_rank_pins_for_its_own_gpu(
     trained: Callable[..., list[Happening]],
     tmp_path: Path,
