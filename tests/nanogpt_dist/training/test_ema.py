@@ -138,6 +138,21 @@ def test_a_step_without_effect_leaves_the_average_alone(corpus: Path) -> None:
     assert any(not torch.equal(before[name], step.average.weights[name]) for name in before)
 
 
+def test_loading_a_checkpoint_without_one_forgets_the_one_before(
+    corpus: Path,
+    trained: Path,
+) -> None:
+    step, batches, _ = new_step(corpus, ema_decay=0.9)
+    step.step(0, list(batches.of(0)))
+    step.load(saved(trained, 8), {})
+    step.step(8, list(batches.of(8)))
+    before = load_file(saved(trained, 8) / "model.safetensors")
+    assert step.average is not None
+    for name, weight in step.model.named_parameters():
+        expected = torch.lerp(before[name], weight.detach(), 1 - 0.5)  # 9 / 18
+        assert torch.equal(step.average.weights[name], expected), name
+
+
 def test_evaluating_the_average_moves_no_memory_and_no_bit(corpus: Path) -> None:
     step, batches, evaluator = new_step(corpus, ema_decay=0.9)
     assert step.evaluate_average(evaluator) is None, "there is none before the first step"
