@@ -68,7 +68,8 @@ def train(
 
     with connect(config.device, config.timeout_s, needs_group(config), exit_with) as world:
         if "gradient_accumulation_steps" not in settings and world.device.type == "cpu":
-            config = config.model_copy(update={"gradient_accumulation_steps": world.size})
+            few = {"gradient_accumulation_steps": world.size, "batch_ramp": None}
+            config = config.model_copy(update=few)
         with world.raise_on_all_ranks():
             data = DataFolder.open(Path(config.dataset)) if "dataset" in settings else None
         speed = bench_train(config, world, data, Duration(updates, seconds), profile, warn)

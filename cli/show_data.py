@@ -22,9 +22,10 @@ TEXT_IDS = 256  # more than enough for them
 
 # they and the data fix what is read when
 ORDER = ("seed", "block_size", "batch_size", "gradient_accumulation_steps")
+IF_SET = ("batch_ramp", "context_ramp", "align_documents")
 FIELDS = {
     name: (TrainConfig.model_fields[name].annotation, TrainConfig.model_fields[name])
-    for name in ORDER
+    for name in ORDER + IF_SET
 }
 OrderSettings: type[BaseModel] = create_model("OrderSettings", **FIELDS)  # type: ignore[call-overload]
 
@@ -151,19 +152,21 @@ def _sequences(data: "Dataset", config: TrainConfig, step: int) -> dict[str, Any
 
     documents: the first and the last of all ids, with the last target.
     """
+    given = {name: getattr(config, name) for name in IF_SET if getattr(config, name)}
     starts = data.window_starts(
         step,
         batch_size=config.global_batch_size,
         block_size=config.block_size,
         seed=config.seed,
+        **given,
     )
-    train, length, sequences = data.train, config.block_size + 1, []
+    train, length, sequences = data.train, config.ramp.at(step).length + 1, []
     for index, start in enumerate(starts.tolist()):
         text = data.tokenizer.decode(train.read(start, min(length, TEXT_IDS)))
         first, last = train.documents.overlapping(start, length)
         line = one_line(text, len(text) + 1)[:TEXT_CHARS]
         sequences.append({"index": index, "start": start, "documents": [first, last], "text": line})
-    order = {name: getattr(config, name) for name in ORDER}
+    order = {name: getattr(config, name) for name in ORDER} | given
     return {"step": step, "order": order, "sequences": sequences}
 
 

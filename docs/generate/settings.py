@@ -117,6 +117,6 @@ def preset_row(name: str) -> tuple[str, ...]:
         f"{config.n_layer} × {config.n_embd:,}",
         f"{config.n_head}",
         f"{config.block_size:,}",
-        f"{config.global_batch_size * config.block_size:,}",
+        f"{config.ramp.pieces[-1].tokens:,}",
         f"{config.max_iters:,}",
     )

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.config import TrainConfig, ramps
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Order
-from nanogpt_dist.data.documents import Documents
+from nanogpt_dist.data.documents import Documents, document_starts
 from nanogpt_dist.data.manifest import SplitName
 from nanogpt_dist.tokenizer import Tokenizer
 
@@ -65,18 +66,20 @@ class Dataset:
         batch_size: int,
         block_size: int,
         seed: int = SEED,
+        **settings: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Inputs x and targets y of a training step, over all ranks: each (batch_size, T) int64.
 
         step: steps made before it; 0 is the first. batch_size: sequences of the step, which is
         `batch_size × gradient_accumulation_steps` of the settings. T = block_size. y[b, t] is the
-        token after x[b, t].
+        token after x[b, t]. settings: batch_ramp, context_ramp and align_documents, as a run has
+        them; a ramp says of each step how many sequences it has, and of how many tokens.
 
         Raises: BadDataError where the split is shorter than a window, or damaged.
 
         >>> x, y = data.windows(0, batch_size=8, block_size=128)
         """
-        [pair] = self._batches(batch_size, block_size, seed).of(step)
+        [pair] = self._batches(batch_size, block_size, seed, **settings).of(step)
         return pair
 
     def window_starts(
@@ -86,14 +89,30 @@ class Dataset:
         batch_size: int,
         block_size: int,
         seed: int = SEED,
+        **settings: Any,
     ) -> np.ndarray:
-        """Where in the train split the windows of a step begin: (batch_size,) int64."""
-        return self._batches(batch_size, block_size, seed).starts(step)
+        """Where in the train split the windows of a step begin: (batch_size,) int64.
 
-    def _batches(self, batch_size: int, block_size: int, seed: int) -> Batches:
+        settings: as windows() takes them.
+        """
+        batches = self._batches(batch_size, block_size, seed, **settings)
+        return batches.align(batches.starts(step), batches.at(step).length)
+
+    def _batches(
+        self,
+        batch_size: int,
+        block_size: int,
+        seed: int,
+        batch_ramp: str | None = None,
+        context_ramp: str | None = None,
+        align_documents: bool = False,
+    ) -> Batches:
         train = self.folder.split("train")
         order = Order(seed, self.dataset_id, block_size, train.tokens)
-        return Batches(train, order, batch_size, batch_size, rank=0, ranks=1)
+        ramp = ramps.ramp(batch_ramp, context_ramp, batch_size, block_size)
+        most = max(piece.sequences for piece in ramp.pieces)
+        aligned = document_starts(self.folder) if align_documents else None
+        return Batches(train, order, most, most, 0, 1, ramp, aligned)
 
 
 class DatasetSplit:

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from nanogpt_dist.bench.clock import spread
+from nanogpt_dist.bench.train import behind_ramps
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.batches import Batches, Order, micro_batch_size
+from nanogpt_dist.data.batches import Batches, Order
+from nanogpt_dist.data.documents import document_starts
 from nanogpt_dist.data.importing import import_shards
 from nanogpt_dist.devices import memory_bytes
 from nanogpt_dist.storage.durable import storage_errors
@@ -86,9 +88,18 @@ def _measure(config: TrainConfig, dataset: Path, updates: int, seconds: float) -
     data = DataFolder.open(dataset)
     opened = time.perf_counter() - start
     split = data.split("train")
+    config = behind_ramps(config)
     order = Order(config.seed, data.dataset_id, config.block_size, split.tokens)
-    batch_size = micro_batch_size(config.batch_size, config.global_batch_size, 1)
-    batches = Batches(split, order, config.global_batch_size, batch_size, rank=0, ranks=1)
+    aligned = document_starts(data) if config.align_documents else None
+    batches = Batches(
+        split,
+        order,
+        config.global_batch_size,
+        config.batch_size,
+        rank=0,
+        ranks=1,
+        aligned=aligned,
+    )
     start = time.perf_counter()
     list(batches.of(FAR))
     far = time.perf_counter() - start
@@ -99,7 +110,7 @@ def _measure(config: TrainConfig, dataset: Path, updates: int, seconds: float) -
         list(batches.of(len(took)))
         took.append(time.perf_counter() - start)
     median, least, greatest = spread(took)
-    batch_tokens = config.global_batch_size * config.block_size
+    batch_tokens = config.ramp.at(0).tokens
     held = memory_bytes(CPU)
     return DataSpeed(
         tokens_per_second=batch_tokens / median * 1e3,

@@ -16,6 +16,7 @@ from nanogpt_dist.bench.clock import Phases, communication_ms, profiler, spread,
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Prefetcher
+from nanogpt_dist.data.documents import document_starts
 from nanogpt_dist.devices import dtype_name, memory_bytes, pick_dtype, synchronize
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import plan_layout
@@ -107,6 +108,7 @@ def bench_train(
         with world.raise_on_all_ranks():
             storage.probe_writable(trace)
     config = with_vocabulary(config) if data is None else fit_to_data(config, data)
+    config = behind_ramps(config)
     dtype, layout = (
         pick_dtype(config.dtype, world.device),
         plan_layout(config, world, training_bytes(config)),
@@ -126,7 +128,7 @@ def bench_train(
         memory = memory_bytes(world.device)
         phases, written = _time_phases(train_step, prefetcher, WARM_UP + len(took), trace)
     median, least, greatest = spread(took)
-    batch_tokens = config.global_batch_size * config.block_size
+    batch_tokens = config.ramp.at(0).tokens
     speed, peak = batch_tokens / median * 1e3, peak_tflops(world.device, dtype)
     return TrainSpeed(
         tokens_per_second=speed,
@@ -143,7 +145,7 @@ def bench_train(
         parameters=train_step.model.num_params(),
         batch_tokens=batch_tokens,
         micro_batches=batches.per_update,
-        batch_size=batches.batch_size,
+        batch_size=batches.micro_batches(batches.pieces[0])[1],
         dtype=dtype_name(dtype, config.dtype),
         layout=str(layout),
         ranks=world.size,
@@ -151,6 +153,13 @@ def bench_train(
         device=world.device.type,
         trace=None if written is None else str(written),
     )
+
+
+def behind_ramps(config: TrainConfig) -> TrainConfig:
+    """`config` with all steps as a ramp's last piece has them, which most of a run is."""
+    last = config.ramp.pieces[-1]
+    batch_ramp = f"0:{last.sequences}" if config.batch_ramp else None
+    return config.model_copy(update={"batch_ramp": batch_ramp, "context_ramp": None})
 
 
 def _time(
@@ -227,7 +236,8 @@ def _batches(
     layout: Layout,
 ) -> Batches:
     if data is not None:
-        return plan_batches(config, data.split("train"), data.dataset_id, world, layout)
+        aligned = document_starts(data) if config.align_documents else None
+        return plan_batches(config, data.split("train"), data.dataset_id, world, layout, aligned)
     assert config.vocab_size is not None
     ids = RandomIds(WINDOWS * config.block_size + 1, config.vocab_size)
     return plan_batches(config, ids, "random", world, layout)

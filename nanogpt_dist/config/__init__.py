@@ -6,6 +6,7 @@ or, where the help says so, derived.
 setting.py       how a setting is declared
 model_config.py  ModelConfig, the architecture
 train_config.py  TrainConfig, all settings of a run
+ramps.py         sequences of each step and their length, where these change during a run
 resolve.py       values and TOML files → TrainConfig, and back
 """
 

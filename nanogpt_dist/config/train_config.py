@@ -6,12 +6,11 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from nanogpt_dist.config import ramps
 from nanogpt_dist.config.model_config import ModelConfig
 from nanogpt_dist.config.setting import setting
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # how s3://bucket and https://… begin
-# STEP:SIZE,…, steps ascending from 0
-RAMP = r"^0:[1-9][0-9]{0,8}(,[1-9][0-9]{0,11}:[1-9][0-9]{0,8})*$"
 PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
 
 
@@ -49,7 +48,8 @@ class TrainConfig(ModelConfig):
     gradient_accumulation_steps: int = setting(
         40,
         "Data",
-        "Micro-batches in one step, in total over all ranks; global batch = batch_size × this.",
+        "Micro-batches in one step, in total over all ranks; global batch = batch_size × this; "
+        "with a batch_ramp they follow from it.",
         ge=1,
         le=2**20,
         on_resume="refuse_global_batch",
@@ -66,23 +66,24 @@ class TrainConfig(ModelConfig):
     batch_ramp: str | None = setting(
         None,
         "Data",
-        "Global batch over the steps, as STEP:SEQUENCES,…, e.g. 0:64,1000:128; unset: the same.",
-        pattern=RAMP,
+        "Sequences in a step, from which step on, as STEP:SEQUENCES,…, e.g. 0:64,1000:128; unset: "
+        "the same in all.",
         on_resume="refuse",
         scope="run",
     )
     context_ramp: str | None = setting(
         None,
         "Data",
-        "Context length over the steps, as STEP:TOKENS,…, e.g. 0:256,1000:1024; unset: block_size.",
-        pattern=RAMP,
+        "Tokens of a sequence, from which step on, as STEP:TOKENS,…, e.g. 0:256,1000:1024, up to "
+        "block_size; unset: block_size in all.",
         on_resume="refuse",
         scope="run",
     )
     align_documents: bool = setting(
         False,
         "Data",
-        "Begin each window at the first document that starts in it, where one does.",
+        "Begin each sequence at the first document that starts in it, where one does; not those "
+        "of an evaluation.",
         on_resume="refuse",
         scope="run",
     )
@@ -527,10 +528,35 @@ class TrainConfig(ModelConfig):
             )
         return self
 
+    @field_validator("batch_ramp", "context_ramp")
+    @classmethod
+    def _is_a_ramp(cls, ramp: str | None) -> str | None:
+        if ramp is not None:
+            ramps.parse(ramp)
+        return ramp
+
+    @model_validator(mode="after")
+    def _ramp_ends_at_block_size(self) -> "TrainConfig":
+        lengths = [length for _, length in ramps.parse(self.context_ramp or "0:1")]
+        if self.context_ramp is None or (
+            lengths[-1] == self.block_size and max(lengths) == self.block_size
+        ):
+            return self
+        raise ValueError(
+            f"context_ramp {self.context_ramp[:80]} must end with block_size {self.block_size} and "
+            f"have nothing longer; type another --context-ramp, or --block-size {max(lengths)}"
+        )
+
+    @property
+    def ramp(self) -> ramps.Ramp:
+        """The sequences of each step and their length."""
+        sequences = self.batch_size * self.gradient_accumulation_steps
+        return ramps.ramp(self.batch_ramp, self.context_ramp, sequences, self.block_size)
+
     @property
     def global_batch_size(self) -> int:
-        """Sequences in one step, over all ranks."""
-        return self.batch_size * self.gradient_accumulation_steps
+        """Sequences in one step, over all ranks; with a batch_ramp in the largest."""
+        return max(piece.sequences for piece in self.ramp.pieces)
 
     def architecture(self) -> ModelConfig:
         """The part of the settings that fixes the shapes of the weights."""

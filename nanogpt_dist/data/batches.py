@@ -1,4 +1,4 @@
-"""Which tokens a step sees: a pure function of (seed, data set id, block_size, step).
+"""Which tokens a step sees: a pure function of (seed, data set id, settings, step).
 
 No state, no scan, no memory.
 
@@ -8,6 +8,10 @@ Step s (from 0) reads samples sG … (s+1)G − 1 of that endless order,
 G = batch_size × gradient_accumulation_steps, and each rank takes a slice of them: neither the
 number of ranks nor the size of a micro-batch enters, and the position in the data is the step.
 
+With a batch ramp G changes with the step: its first sample is the sum over the steps before, in
+closed form. With a context ramp there is an order of this kind for each length of a window, and a
+step reads on in that of its length, behind all samples that earlier steps read in it.
+
 Source of the permutation: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (a Feistel
 network that walks).
 """
@@ -15,12 +19,13 @@ network that walks).
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanogpt_dist.config.ramps import Piece, Ramp
 from nanogpt_dist.errors import BadDataError, ConfigError
 
 # Of the Feistel network: four give a pseudo-random permutation (Luby & Rackoff 1988), two more are
@@ -89,6 +94,10 @@ class Order:
                 "more text"
             )
 
+    def of_length(self, length: int) -> "Order":
+        """The order of windows of `length` tokens."""
+        return self if length == self.block_size else replace(self, block_size=length)
+
     @property
     def windows(self) -> int:
         """Windows in one epoch: as many as fit behind any shift below block_size."""
@@ -140,10 +149,37 @@ def read_windows(split: Ids, starts: Positions, block_size: int) -> tuple[Tokens
 
 
 @dataclass(frozen=True)
+class DocumentStarts:
+    """Where documents start: at the end-of-text id before them, or behind that of the one before.
+
+    eot_id: of the split's tokenizer. behind: whether end of text is the last id of a document, and
+    not its first.
+    """
+
+    eot_id: int
+    behind: bool
+
+    def align(self, split: Ids, start: int, length: int) -> int:
+        """Where a window of `length` tokens from `start` begins: with the first document in it.
+
+        As it stands where no document starts in it, or one that the split ends too soon for. Reads
+        the window, once more than what is read of it then.
+        """
+        if start == 0:  # where the first document does
+            return start
+        ids = split.read(start - self.behind, length)
+        found = np.flatnonzero(ids == self.eot_id)
+        aligned = start + (int(found[0]) if found.size else 0)
+        return aligned if aligned + length + 1 <= split.tokens else start
+
+
+@dataclass(frozen=True)
 class Batches:
     """One rank's part of the global batches.
 
-    batch_size: sequences of a micro-batch, a divisor of the rank's sequences.
+    order: of windows of block_size tokens. global_batch_size: sequences in a step, where `ramp`
+    does not say it of each. batch_size: sequences of a micro-batch, at most. aligned: to what each
+    window is moved; None: it stays.
     """
 
     split: Ids
@@ -152,23 +188,59 @@ class Batches:
     batch_size: int
     rank: int
     ranks: int
+    ramp: Ramp | None = None
+    aligned: DocumentStarts | None = None
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Of the ramp; without one the only one."""
+        if self.ramp is not None:
+            return self.ramp.pieces
+        return (Piece(0, self.global_batch_size, self.order.block_size),)
+
+    def micro_batches(self, piece: Piece) -> tuple[int, int]:
+        """Micro-batches of this rank in a step of `piece`, and the sequences of each.
+
+        Raises ConfigError where the ranks cannot share them.
+        """
+        batch_size = micro_batch_size(self.batch_size, piece.sequences, self.ranks)
+        return piece.sequences // self.ranks // batch_size, batch_size
 
     @property
     def per_update(self) -> int:
-        """Micro-batches of this rank in one step."""
-        return self.global_batch_size // self.ranks // self.batch_size
+        """Micro-batches of this rank in one step; with a ramp at its end."""
+        return self.micro_batches(self.pieces[-1])[0]
+
+    def at(self, step: int) -> Piece:
+        """What step number `step` reads."""
+        return Ramp(self.pieces).at(step)
 
     def starts(self, step: int) -> Positions:
-        """First tokens of all windows of step `step`, over all ranks: (global_batch_size,)."""
-        first = step * self.global_batch_size
-        return self.order.starts(np.arange(first, first + self.global_batch_size, dtype=np.int64))
+        """First tokens of all windows of step `step`, over all ranks: (global batch,).
+
+        Those that align() moves where they are before that.
+        """
+        piece = self.at(step)
+        first = Ramp(self.pieces).sequences_before(step, piece.length)
+        samples = np.arange(first, first + piece.sequences, dtype=np.int64)
+        return self.order.of_length(piece.length).starts(samples)
+
+    def align(self, starts: Positions, length: int) -> Positions:
+        """Where windows of `length` tokens from `starts` are read from."""
+        if self.aligned is None:
+            return starts
+        moved = [self.aligned.align(self.split, int(start), length) for start in starts]
+        return np.array(moved, dtype=np.int64)
 
     def of(self, step: int) -> Iterator[tuple[Tokens, Tokens]]:
         """This rank's micro-batches of step `step`: inputs and targets, each (B, T) int64."""
-        share = self.global_batch_size // self.ranks
+        piece = self.at(step)
+        count, batch_size = self.micro_batches(piece)
+        share = count * batch_size
         mine = self.starts(step)[self.rank * share : (self.rank + 1) * share]
-        for i in range(0, share, self.batch_size):
-            yield read_windows(self.split, mine[i : i + self.batch_size], self.order.block_size)
+        mine = self.align(mine, piece.length)
+        for i in range(0, share, batch_size):
+            yield read_windows(self.split, mine[i : i + batch_size], piece.length)
 
 
 class Prefetcher(Generic[T]):

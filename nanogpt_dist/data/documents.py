@@ -2,9 +2,20 @@
 
 import numpy as np
 
+from nanogpt_dist.data.batches import DocumentStarts
 from nanogpt_dist.data.manifest import SplitName
 from nanogpt_dist.data.reader import DataFolder
-from nanogpt_dist.errors import UsageError
+from nanogpt_dist.errors import ConfigError, UsageError
+
+
+def document_starts(data: DataFolder) -> DocumentStarts:
+    """How a document of `data` is known to start. Raises ConfigError where nothing tells it."""
+    eot, eot_id = data.manifest.eot, data.tokenizer.eot_id
+    if eot is None or eot_id is None:
+        raise ConfigError(
+            f"{data.path} has no end of text between its documents: leave --align-documents out"
+        )
+    return DocumentStarts(eot_id, behind=eot == "append")
 
 
 class Documents:

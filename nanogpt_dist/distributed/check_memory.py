@@ -134,6 +134,8 @@ def _flags(site: Site, best: Layout) -> str:
     if config.activation_checkpointing not in ("auto", best.activation_checkpointing):
         flags.append(f"--activation-checkpointing {best.activation_checkpointing}")
     if not config.join_micro_batches and config.batch_size > best.batch_size:
-        steps = config.global_batch_size // best.batch_size
-        flags.append(f"--batch-size {best.batch_size} --gradient-accumulation-steps {steps}")
+        flags.append(f"--batch-size {best.batch_size}")
+        if config.batch_ramp is None:
+            steps = config.global_batch_size // best.batch_size
+            flags[-1] += f" --gradient-accumulation-steps {steps}"
     return " ".join(flags) or "--join-micro-batches"

@@ -37,6 +37,7 @@ class Curve:
     tokens_per_second: float | None
     # of the last evaluation: what runs with other tokenizers have in common
     bits_per_byte: float | None = None
+    step: int = 0  # the last one that was logged
 
     @property
     def tokens(self) -> float:
@@ -55,13 +56,14 @@ def read_curve(run: Path) -> Curve:
         raise BadDataError(f"{shown(run / 'config.toml')}: {error}") from None
     with storage_errors(record):
         lines = record.read_bytes().splitlines()
-    train, val, speeds, bits = [], [], [], None
+    train, val, speeds, bits, step = [], [], [], None, 0
     for line in lines:
         try:
             values = json.loads(line)
-            tokens = values["step"] * config.global_batch_size * config.block_size
+            tokens = config.ramp.tokens_before(values["step"])
         except (ValueError, KeyError, TypeError):
             continue  # a line that is being written
+        step = max(step, values["step"])
         if isinstance(values.get("val_loss"), float):
             val.append((tokens, values["val_loss"]))
             bits = values.get("bits_per_byte")
@@ -71,7 +73,8 @@ def read_curve(run: Path) -> Curve:
     if not train and not val:
         raise BadDataError(f"{shown(record)} tells of no step yet")
     (x, y), (u, v) = _columns(train), _columns(val)
-    return Curve(str(run), config, x, y, u, v, float(np.median(speeds)) if speeds else None, bits)
+    speed = float(np.median(speeds)) if speeds else None
+    return Curve(str(run), config, x, y, u, v, speed, bits, step)
 
 
 def _columns(pairs: list[tuple[int, float]]) -> tuple[Floats, Floats]:
@@ -173,7 +176,7 @@ def summary(curve: Curve) -> dict[str, Any]:
     return {
         "run": curve.name,
         "tokens": int(curve.tokens),
-        "step": int(curve.tokens / (curve.config.global_batch_size * curve.config.block_size)),
+        "step": curve.step,
         "val_loss": float(curve.val_loss[-1]) if len(curve.val_loss) else None,
         "best_val_loss": float(curve.val_loss.min()) if len(curve.val_loss) else None,
         "bits_per_byte": curve.bits_per_byte,

@@ -80,19 +80,26 @@ def _training(config: TrainConfig, state: "TrainState", origin: str | None) -> d
     Of one that goes on with nanoGPT's checkpoint the count of steps is of both.
     """
     loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats/token"
+    decays = config.decay_lr and config.schedule != "constant"
     continued = (origin or "").startswith("nanoGPT:")
     updates = (
         f"{state.step:,}, those of nanoGPT's included; now" if continued else f"{state.step:,}"
     )
     return {
         "data": config.dataset,
-        "updates": f"{updates} of {config.global_batch_size * config.block_size:,} tokens",
+        "updates": f"{updates} of {_tokens(config)} tokens",
         **({} if continued else {"tokens seen": f"{state.tokens:,}"}),
         "learning rate": f"{config.learning_rate:g}"
-        + (f", down to {config.min_lr:g}" if config.decay_lr else ""),
+        + (f", down to {config.min_lr:g}" if decays else ""),
         "weight decay, β1, β2": f"{config.weight_decay:g}, {config.beta1:g}, {config.beta2:g}",
         "loss on the val split": loss,
     }
+
+
+def _tokens(config: TrainConfig) -> str:
+    """Of a step; of the smallest and the largest where they differ."""
+    sizes = sorted({piece.tokens for piece in config.ramp.pieces})
+    return " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
 
 
 def _told(origin: str | None, as_imported: bool) -> str:

@@ -64,9 +64,7 @@ def read(
         raise BadDataError(f"{shown(path)}: {error}") from None
     weights = _weights(raw, path)
     step, loss = _whole(content.get("iter_num", 0), path), _loss(content.get("best_val_loss"))
-    state = TrainState(
-        step=step, tokens=step * config.global_batch_size * config.block_size, val_loss=loss
-    )
+    state = TrainState(step=step, tokens=config.ramp.tokens_before(step), val_loss=loss)
     moments = (
         _moments(content.get("optimizer"), config.architecture(), path) if with_optimizer else {}
     )

@@ -319,9 +319,10 @@ class GPT(nn.Module):
             self.transformer.wpe.weight.numel() if non_embedding and not self.config.rotary else 0
         )
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self, length: int | None = None) -> int:
         """Floating-point operations of forward and backward: 6 N + 12·L·H·D·T of attention.
 
+        length: T, of a sequence; None: block_size.
         N: parameters without the position embedding, and without the token embedding where the head
         has a matrix of its own. Source: Chowdhery et al. 2022, "PaLM", appendix B.
         """
@@ -329,4 +330,4 @@ class GPT(nn.Module):
         n = self.num_params(non_embedding=True) - (
             0 if c.tie_embeddings else self.transformer.wte.weight.numel()
         )
-        return 6 * n + 12 * c.n_layer * c.n_embd * c.block_size
+        return 6 * n + 12 * c.n_layer * c.n_embd * (length or c.block_size)

@@ -63,8 +63,16 @@ def check_resume(config: TrainConfig, world: World, stop: StopRequest) -> Proof:
 
 def _few_steps(plan: Plan, ranks: int) -> dict[str, Any]:
     """The settings that make few and short steps of a run, with the kernels of its own."""
-    layout = plan.layout
+    layout, config = plan.layout, plan.config
+    smaller = ranks * layout.batch_size
+    context = config.ramp.pieces[0].length
+    # a ramp goes up within the second half
+    ramps = {
+        "batch_ramp": config.batch_ramp and f"0:{smaller},{STEPS + 1}:{2 * smaller}",
+        "context_ramp": config.context_ramp and f"0:{context},{STEPS + 1}:{config.block_size}",
+    }
     return {
+        **ramps,
         **{"max_iters": 2 * STEPS, "save_interval": STEPS, "warmup_iters": 1},
         **{"eval_interval": 2 * STEPS, "eval_iters": 1, "lr_decay_iters": None},
         **{"log_interval": 1, "tensorboard": False, "wandb_log": False, "keep_checkpoints": 2},

@@ -154,13 +154,15 @@ def loop(run: Run) -> Path:
     start, slow = state.step, run.train_step.starts_slowly
     run.stop.defer()
     while state.step < config.max_iters and not stopping:
-        run.world.settle(not slow or state.step > start + 1)
+        piece = config.ramp.at(state.step)
+        # other shapes are compiled for themselves
+        run.world.settle(not slow or state.step > max(start, piece.first) + 1)
         with run.world.raise_on_all_ranks():  # a damaged shard is found here
             micro_batches = run.prefetcher.get(state.step)
             run.folder.refuse_moved()
         run.world.watchdog.beat(state.step)
         result = run.train_step.step(state.step, micro_batches)
-        state.count(config.global_batch_size * config.block_size)
+        state.count(piece.tokens)
         results.add(result)
 
         is_last = state.step == config.max_iters

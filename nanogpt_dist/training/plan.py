@@ -8,7 +8,8 @@ import torch
 from nanogpt_dist import __version__
 from nanogpt_dist.config import TrainConfig, settings_where
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.batches import Batches, Ids, Order, micro_batch_size
+from nanogpt_dist.data.batches import Batches, DocumentStarts, Ids, Order
+from nanogpt_dist.data.documents import document_starts
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import plan_layout
@@ -79,7 +80,8 @@ def read_plan(
     dtype: of an evaluation's matrix products, under autocast.
     """
     val = data.split("val")
-    batches = plan_batches(config, data.split("train"), data.dataset_id, world, layout)
+    aligned = document_starts(data) if config.align_documents else None
+    batches = plan_batches(config, data.split("train"), data.dataset_id, world, layout, aligned)
     windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
     on_gpu = world.device.type == "cuda"  # where a smaller micro-batch says that memory is short
     at_once = min(config.batch_size, layout.batch_size) if on_gpu else config.batch_size
@@ -92,8 +94,13 @@ def plan_batches(
     dataset_id: str,
     world: World,
     layout: Layout,
+    aligned: DocumentStarts | None = None,
 ) -> Batches:
     """What this rank reads of `split` in each step. Raises ConfigError, BadDataError."""
     order = Order(config.seed, dataset_id, config.block_size, split.tokens)
-    batch_size = micro_batch_size(layout.batch_size, config.global_batch_size, world.size)
-    return Batches(split, order, config.global_batch_size, batch_size, world.rank, world.size)
+    largest, batch_size = config.global_batch_size, layout.batch_size
+    place = world.rank, world.size
+    batches = Batches(split, order, largest, batch_size, *place, config.ramp, aligned)
+    for piece in batches.pieces:
+        batches.micro_batches(piece)  # whether the ranks can share it
+    return batches

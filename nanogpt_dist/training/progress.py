@@ -34,15 +34,14 @@ class Progress:
     ) -> None:
         config, world = train_step.config, train_step.world
         self.config, self.world, self.console = config, world, console
-        self.batch_tokens = config.global_batch_size * config.block_size
         self.first_step = state.step
         # val loss, in nats/token
         self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss
         # spent in steps since this process started, less the first: it warms up
         self.seconds = 0.0
-        self.timed = 0  # steps in `seconds`
+        self.timed = 0  # tokens of the steps in `seconds`
         self.recent = (0.0, 0)  # the same since the last log line
-        self.flops_per_token = train_step.model.flops_per_token()
+        self.flops_per_token = train_step.model.flops_per_token  # of a sequence's length
         self.peak_flops = peak_tflops(world.device, train_step.dtype) * 1e12 * world.size
         self.recorder = self._open(run, state) if world.is_rank0 else None
         self.clock = Moment(world.device)
@@ -59,7 +58,7 @@ class Progress:
     @property
     def tokens_per_second(self) -> float | None:
         """Over all ranks, mean of this process's lifetime; None before the second result."""
-        return self.timed * self.batch_tokens / self.seconds if self.timed else None
+        return self.timed / self.seconds if self.timed else None
 
     def log_step(self, state: TrainState, result: StepResult) -> None:
         """Stop the clock of a step whose result was read; log it where it is due.
@@ -69,8 +68,9 @@ class Progress:
         if state.step > self.first_step + 1:
             took = result.made - self.clock
             self.seconds += took
-            self.timed += 1
-            self.recent = (self.recent[0] + took, self.recent[1] + 1)
+            tokens = self.config.ramp.at(state.step - 1).tokens
+            self.timed += tokens
+            self.recent = (self.recent[0] + took, self.recent[1] + tokens)
         self.clock = result.made
         due = state.step % self.config.log_interval == 0 or state.step in (1, self.config.max_iters)
         if due and self.recorder is not None:
@@ -79,10 +79,11 @@ class Progress:
             self.recent = (0.0, 0)
 
     def _log(self, recorder: Recorder, state: TrainState, result: StepResult) -> None:
-        seconds, steps = self.recent
+        seconds, tokens = self.recent
         # the first step is not timed
-        speed = steps * self.batch_tokens / seconds if steps else None
-        mfu = speed * self.flops_per_token / self.peak_flops if speed else None
+        speed = tokens / seconds if tokens else None
+        length = self.config.ramp.at(state.step - 1).length
+        mfu = speed * self.flops_per_token(length) / self.peak_flops if speed else None
         values = {
             "step": state.step,
             "tokens": state.tokens,
@@ -103,7 +104,8 @@ class Progress:
     def _pace(self, state: TrainState, speed: float | None, mfu: float | None) -> str:
         if not speed:
             return ""
-        left = (self.config.max_iters - state.step) * self.batch_tokens / speed
+        tokens_before, max_iters = self.config.ramp.tokens_before, self.config.max_iters
+        left = (tokens_before(max_iters) - tokens_before(state.step)) / speed
         return f" · {speed:,.0f} tokens/s · mfu {mfu:.1%} · eta {duration(left)}"
 
     def log_evaluation(

@@ -11,6 +11,7 @@ import torch
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Batches
 from nanogpt_dist.devices import dtype_name, total_memory_bytes
+from nanogpt_dist.distributed.layout import is_compiled
 from nanogpt_dist.training import optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.step import TrainStep
@@ -30,8 +31,12 @@ class Summary:
     @property
     def epochs(self) -> float:
         """How often max_iters steps read the train split."""
-        config = self.train_step.config
-        return config.max_iters * config.global_batch_size / self.batches.order.windows
+        config, order = self.train_step.config, self.batches.order
+        lengths = {piece.length for piece in config.ramp.pieces}
+        return sum(
+            config.ramp.sequences_before(config.max_iters, length) / order.of_length(length).windows
+            for length in sorted(lengths)
+        )
 
     def show(self, console: Console) -> None:
         """Print it; all ranks together."""
@@ -44,7 +49,7 @@ class Summary:
     def lines(self, all_reduce_speed: float | None = None) -> Iterator[str]:
         """Lines for people, warnings last; all_reduce_speed: in bytes/s, where there are nodes."""
         yield self._model()
-        yield self._batch()
+        yield from self._batches()
         if line := self._memory():
             yield line
         if all_reduce_speed is not None:
@@ -72,14 +77,20 @@ class Summary:
             f"{step.config.dataset}: {self.batches.split.tokens:,} tokens, {self.epochs:.3g} epochs"
         )
 
-    def _batch(self) -> str:
-        config, batches = self.train_step.config, self.batches
-        return (
-            f"{config.global_batch_size * config.block_size:,} tokens a step = "
-            f"{counted(self.train_step.world.size, 'rank')} × "
-            f"{counted(batches.per_update, 'micro-batch', 'es')} × "
-            f"{counted(batches.batch_size, 'sequence')} × {config.block_size}"
-        )
+    def _batches(self) -> Iterator[str]:
+        """What a step reads; with a ramp of each of its pieces."""
+        pieces, ranks = self.batches.pieces, counted(self.train_step.world.size, "rank")
+        for piece in pieces:
+            count, batch_size = self.batches.micro_batches(piece)
+            yield (
+                (f"from step {piece.first:,} on " if len(pieces) > 1 else "")
+                + f"{piece.tokens:,} tokens a step = {ranks} × "
+                + f"{counted(count, 'micro-batch', 'es')} × {counted(batch_size, 'sequence')} × "
+                + f"{piece.length}"
+            )
+        device = self.train_step.world.device.type
+        if len(pieces) > 1 and is_compiled(self.train_step.config, device):
+            yield "note: each of these shapes is compiled for itself, when its first step comes"
 
     def _memory(self) -> str | None:
         """What a GPU is expected to hold, by which layout and micro-batch were chosen."""
@@ -111,10 +122,16 @@ def schedule_warnings(config: TrainConfig, epochs: float) -> list[str]:
             f"warming up takes {warmup:,} steps, the run makes {config.max_iters:,}: it never "
             f"reaches learning_rate {config.learning_rate:g}; lower --warmup-iters"
         )
-    elif config.decay_lr and warmup > decay:
+    elif config.decay_lr and warmup > decay and config.schedule != "constant":
         lines.append(
             f"warming up takes {warmup:,} steps, lr_decay_iters is {decay:,}: the rate falls from "
             "learning_rate to min_lr at once; lower --warmup-iters"
+        )
+    last = config.ramp.pieces[-1]
+    if last.first >= config.max_iters:
+        lines.append(
+            f"the run makes {config.max_iters:,} steps, its ramp ends at step {last.first:,}: it "
+            "never gets there; begin its last piece earlier"
         )
     if epochs > MANY_EPOCHS:
         lines.append(

@@ -121,6 +121,13 @@ def test_a_step_is_what_the_ranks_of_that_run_read(
         "show", "data", corpus, "--step", 1, "--run", trained["checkpoint"]
     ).stdout.splitlines()
     assert len(lines) == 2 + 8
+    ramps = ["--batch-ramp", "0:2,1:3", "--context-ramp", "0:8,2:32"]
+    lines = nanogpt("show", "data", corpus, "--step", 1, *without, *ramps).stdout.splitlines()
+    assert len(lines) == 2 + 3
+    assert lines[0] == (
+        "step after 1 steps; seed 7, block_size 32, batch_size 4, gradient_accumulation_steps 2, "
+        "batch_ramp 0:2,1:3, context_ramp 0:8,2:32"
+    )
     other = Path(shutil.copytree(corpus, tmp_path / "other"))
     content = json.loads((other / "manifest.json").read_text())
     assert content.pop("sha256")

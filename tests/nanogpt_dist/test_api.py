@@ -186,6 +186,11 @@ def test_windows_are_those_that_training_reads(corpus: Path) -> None:
         starts = data.window_starts(step, batch_size=8, block_size=16, seed=7)
         assert x[0].tolist() == data.train.read(int(starts[0]), 16).tolist()
     assert np.array_equal(x[:, 1:], y[:, :-1])
+    ramps = {"batch_ramp": "0:4,3:6", "context_ramp": "0:8,2:16"}
+    shapes = [
+        data.windows(step, batch_size=6, block_size=16, **ramps)[0].shape for step in range(4)
+    ]
+    assert shapes == [(4, 8), (4, 8), (4, 16), (6, 16)]
 
 
 @pytest.mark.parametrize(

@@ -296,3 +296,42 @@ def test_one_setting_under_two_names_with_two_values_is_refused(tmp_path: Path) 
     with pytest.raises(ConfigError, match="tie_embeddings = False and tied_head = True are the"):
         load(str(file))
     assert resolve({"tie_embeddings": False, "tied_head": False}).tied_head is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_ramp": "64"}, "this is no ramp; type STEP:SIZE,… from step 0 on, e.g. 0:64"),
+        ({"batch_ramp": "5:64"}, "this is no ramp; type STEP:SIZE,… from step 0 on"),
+        ({"batch_ramp": "0:64,1000:0"}, "this is no ramp"),
+        (
+            {"batch_ramp": "0:64,50:96,50:128"},
+            "step 50 does not come after step 50; type the steps in ascending order, e.g. 0:64,51",
+        ),
+        (
+            {"context_ramp": "0:256,1000:512"},
+            "must end with block_size 1024 .* or --block-size 512",
+        ),
+        ({"context_ramp": "0:2048,9:1024"}, "have nothing longer; .* or --block-size 2048"),
+    ],
+)
+def test_a_ramp_that_is_none_is_told_what_to_type(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        resolve(settings)
+    assert len(one_line(str(caught.value))) <= MAX_LINE
+
+
+def test_a_ramp_says_of_each_step_what_it_reads() -> None:
+    config = resolve({"batch_ramp": "0:64,1000:128", "context_ramp": "0:256,600:1024"})
+    at = [(step, config.ramp.at(step)) for step in (0, 599, 600, 999, 1000, 10**9)]
+    assert [(step, piece.sequences, piece.length) for step, piece in at] == [
+        (0, 64, 256),
+        (599, 64, 256),
+        (600, 64, 1024),
+        (999, 64, 1024),
+        (1000, 128, 1024),
+        (10**9, 128, 1024),
+    ]
+    assert config.global_batch_size == 128
+    assert config.ramp.tokens_before(1001) == 64 * (600 * 256 + 400 * 1024) + 128 * 1024
+    assert config.ramp.sequences_before(1001, 1024) == 64 * 400 + 128

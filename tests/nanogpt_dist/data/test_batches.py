@@ -3,6 +3,7 @@ micro-batch.
 """
 
 import contextlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanogpt_dist.config import ramps
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.batches import Batches, Order, Prefetcher, _keys, micro_batch_size, permute
+from nanogpt_dist.data.batches import (
+    Batches,
+    DocumentStarts,
+    Order,
+    Prefetcher,
+    _keys,
+    micro_batch_size,
+    permute,
+)
 from nanogpt_dist.errors import BadDataError, ConfigError
 
 
@@ -111,6 +121,113 @@ def test_the_ids_of_a_global_batch_are_equal_on_any_ranks_and_split(
     )
     assert np.array_equal(np.concatenate([x for x, _ in parts]), whole[0])
     assert np.array_equal(np.concatenate([y for _, y in parts]), whole[1])
+
+
+class Drawn:
+    """A split of ids that are drawn, with few that are an end of text, 0."""
+
+    def __init__(self, tokens: int, n_vocab: int = 9) -> None:
+        self.tokens, self.n_vocab = tokens, n_vocab
+        self.ids = np.random.default_rng(tokens).integers(n_vocab, size=tokens, dtype=np.uint16)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        assert start >= 0
+        assert start + length <= self.tokens
+        return self.ids[start : start + length]
+
+
+def _ramps(sizes: list[int]) -> st.SearchStrategy[str | None]:
+    """A ramp of 1 to 4 pieces within the first 30 steps, or none."""
+    later = st.lists(st.integers(1, 30), max_size=3, unique=True).map(sorted)
+    steps = later.map(lambda steps: [0, *steps])
+    drawn = steps.flatmap(
+        lambda at: st.tuples(*(st.tuples(st.just(s), st.sampled_from(sizes)) for s in at))
+    )
+    return st.none() | drawn.map(lambda at: ",".join(f"{step}:{size}" for step, size in at))
+
+
+@given(
+    batch_ramp=_ramps([4, 8, 12]),
+    context_ramp=_ramps([4, 8, 16, 32]),
+    ranks=st.sampled_from([1, 2, 4]),
+    aligned=st.sampled_from([None, DocumentStarts(0, True), DocumentStarts(0, False)]),
+)
+@settings(max_examples=40)
+def test_the_steps_of_a_ramp_tile_the_order_of_each_length_on_any_ranks(
+    batch_ramp: str | None,
+    context_ramp: str | None,
+    ranks: int,
+    aligned: DocumentStarts | None,
+) -> None:
+    split = Drawn(3000)
+    order = Order(7, "data", 32, split.tokens)
+    ramp = ramps.ramp(batch_ramp, context_ramp, 4, 32)
+    each = [Batches(split, order, 4, 3, rank, ranks, ramp, aligned) for rank in range(ranks)]
+    whole = Batches(split, order, 12, 12, 0, 1, ramp, aligned)
+    read, tokens = Counter[int](), 0  # sequences of each length, as a scan over the steps has them
+    for step in range(40):
+        piece = ramp.at(step)
+        samples = read[piece.length] + np.arange(piece.sequences)
+        starts = whole.starts(step)
+        assert np.array_equal(starts, Order(7, "data", piece.length, 3000).starts(samples))
+        assert (ramp.sequences_before(step, piece.length), ramp.tokens_before(step)) == (
+            read[piece.length],
+            tokens,
+        )
+        read[piece.length] += piece.sequences
+        tokens += piece.tokens
+        [(x, y)] = whole.of(step)
+        parts = [part for batches in each for part in batches.of(step)]
+        assert np.array_equal(np.concatenate([x for x, _ in parts]), x)
+        assert np.array_equal(np.concatenate([y for _, y in parts]), y)
+        assert x.shape == (piece.sequences, piece.length)
+
+
+@given(step=st.integers(0, 10**6), sequences=st.integers(1, 64))
+def test_without_a_ramp_and_with_one_that_never_changes_the_order_is_what_it_was(
+    step: int, sequences: int
+) -> None:
+    split = Drawn(3000)
+    order = Order(7, "data", 32, split.tokens)
+    first = step * sequences
+    expected = order.starts(np.arange(first, first + sequences, dtype=np.int64))
+    never = ramps.ramp(f"0:{sequences},10:{sequences}", "0:32", 1, 32)
+    for ramp in (None, never):
+        batches = Batches(split, order, sequences, sequences, 0, 1, ramp)
+        assert np.array_equal(batches.starts(step), expected)
+
+
+@given(tokens=st.integers(20, 400), length=st.integers(1, 19), behind=st.booleans())
+@settings(max_examples=60)
+def test_an_aligned_window_begins_at_the_first_document_in_it_and_stays_in_the_split(
+    tokens: int, length: int, behind: bool
+) -> None:
+    split, starts = Drawn(tokens), DocumentStarts(0, behind)
+    # where documents start, by their definition
+    documents = {0} | {i + behind for i in range(tokens) if split.ids[i] == 0}
+    for start in range(tokens - length):
+        found = [p for p in range(start, start + length) if p in documents]
+        expected = found[0] if found and found[0] + length + 1 <= tokens else start
+        assert starts.align(split, start, length) == expected
+
+
+def test_aligned_windows_of_an_epoch_are_still_different_ones() -> None:
+    split = Drawn(20_000, 40)
+    order = Order(7, "data", 32, split.tokens)
+    batches = Batches(split, order, 8, 8, 0, 1, None, DocumentStarts(0, True))
+    starts = order.starts(np.arange(order.windows))
+    aligned = batches.align(starts, 32)
+    assert (aligned != starts).mean() > 0.3
+    assert len(set(aligned.tolist())) == order.windows
+
+
+def test_ranks_that_cannot_share_a_ramps_smallest_batch_are_told() -> None:
+    split = Drawn(3000)
+    ramp = ramps.ramp("0:6,10:12", None, 1, 32)
+    batches = Batches(split, Order(7, "data", 32, 3000), 12, 4, 0, 4, ramp)
+    with pytest.raises(ConfigError, match=r"4 ranks cannot share 6 sequences .* possible: 1, 2, 3"):
+        batches.micro_batches(batches.pieces[0])
+    assert batches.micro_batches(batches.pieces[1]) == (1, 3)
 
 
 def test_targets_are_the_inputs_shifted_by_one(corpus: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.documents import Documents
+from nanogpt_dist.data.documents import Documents, document_starts
 from nanogpt_dist.data.importing import import_shards
-from nanogpt_dist.errors import UsageError
+from nanogpt_dist.errors import ConfigError, UsageError
 from tests.nanogpt_dist.data.test_importing import EOT, stream, write_llm_c, write_raw
 
 
@@ -63,3 +63,23 @@ def test_only_end_of_text_is_taken_off(tmp_path: Path) -> None:
     import_shards([tmp_path], "byte")
     documents = Documents(DataFolder.open(tmp_path), "val")
     assert [documents.ids(i).tolist() for i in range(3)] == [[], [1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("eot", ["append", "prepend"])
+def test_a_window_that_is_aligned_begins_where_a_document_does(tmp_path: Path, eot: str) -> None:
+    ids = stream(["abc", "", "defg", "h", "ijklmnopq"], eot)
+    for name in ("train.bin", "val.bin"):
+        write_raw(tmp_path / name, ids)
+    import_shards([tmp_path], "byte", eot=eot)  # type: ignore[arg-type]
+    data = DataFolder.open(tmp_path)
+    split, begins = data.split("train"), {0, *Documents(data, "train").ends.tolist()}
+    starts, length = document_starts(data), 4
+    for start in range(len(ids) - length):
+        wanted = [at for at in range(start, start + length) if at in begins]
+        expected = wanted[0] if wanted and wanted[0] + length < len(ids) else start
+        assert starts.align(split, start, length) == expected
+
+
+def test_data_without_an_end_of_text_cannot_be_aligned(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no end of text .*: leave --align-documents out"):
+        document_starts(DataFolder.open(corpus))

@@ -83,6 +83,23 @@ def test_it_proves_the_layout_that_the_run_has(
         assert count == (1 if joined else 2)
 
 
+def test_a_ramp_goes_up_between_the_halves(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    forward_backward = TrainStep._forward_backward
+
+    def noted(self: TrainStep, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
+        shapes.append((count, *inputs.shape))
+        return forward_backward(self, inputs, targets, count)
+
+    monkeypatch.setattr(TrainStep, "_forward_backward", noted)
+    ramps = {"batch_ramp": "0:8,500:32", "context_ramp": "0:16,900:32"}
+    proof = check_resume(tiny(corpus, tmp_path / "run", **ramps), ONE, StopRequest())
+    assert proof.updates == 4
+    assert sorted(set(shapes)) == [(1, 4, 16), (2, 4, 32)]
+
+
 def test_a_stop_is_no_proof(corpus: Path, tmp_path: Path) -> None:
     stop = StopRequest()
     stop.defer()

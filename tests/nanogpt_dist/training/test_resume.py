@@ -38,6 +38,33 @@ def test_a_finished_run_is_left_alone_and_goes_further_on_demand(
     assert whole.step == 12
 
 
+RAMPS = {"batch_ramp": "0:4,5:8,9:16", "context_ramp": "0:8,3:16,7:32"}
+
+
+@pytest.mark.parametrize("at", [2, 3, 6, 9])
+def test_a_run_with_ramps_ends_the_same_wherever_it_was_stopped(
+    corpus: Path,
+    tmp_path: Path,
+    at: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = {**RAMPS, "max_iters": 12, "lr_decay_iters": 12, "log_interval": 1, "dropout": 0.1}
+    whole = go(tiny(corpus, tmp_path / "whole", **settings))
+    assert whole.tokens == 3 * 4 * 8 + 2 * 4 * 16 + 2 * 8 * 16 + 2 * 8 * 32 + 3 * 16 * 32
+    go(tiny(corpus, tmp_path / "run", **{**settings, "max_iters": at}))
+    capsys.readouterr()
+    assert go(tiny(corpus, tmp_path / "run", **settings)).tokens == whole.tokens
+    assert weights_sha256(tmp_path / "run", 12) == weights_sha256(tmp_path / "whole", 12)
+    one, other = (
+        {r["step"]: r["loss"] for r in records(tmp_path / run) if "loss" in r}
+        for run in ("whole", "run")
+    )
+    assert one == other
+    told = capsys.readouterr().err
+    assert "from step 5 on 128 tokens a step = 1 rank × 2 micro-batches × 4 sequences × 16" in told
+    assert "from step 9 on 512 tokens a step = 1 rank × 4 micro-batches × 4 sequences × 32" in told
+
+
 def test_fresh_never_destroys(corpus: Path, tmp_path: Path) -> None:
     go(tiny(corpus, tmp_path / "run"), fresh=True)
     with pytest.raises(CannotCreateError, match="--fresh needs another --out-dir"):
@@ -76,6 +103,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
         ({"n_layer": 3}, "n_layer 2"),
         ({"seed": 7}, "seed 1337"),
         ({"batch_size": 8}, "global_batch_size 8"),
+        ({"batch_ramp": "0:4,2:8"}, "batch_ramp None"),
+        ({"context_ramp": "0:16,2:32"}, "context_ramp None"),
     ],
 )
 def test_another_architecture_or_order_of_data_is_refused(

@@ -16,10 +16,15 @@ from nanogpt_dist.training.summary import counted, schedule_warnings
             "falls from learning_rate to min_lr at once",
         ),
         ({"max_iters": 6, "warmup_iters": 1}, 1_000_000, "1,000,000 epochs"),
+        (
+            {"max_iters": 6, "warmup_iters": 1, "batch_ramp": "0:4,6:8"},
+            1,
+            "its ramp ends at step 6: it never gets there",
+        ),
     ],
 )
 def test_a_schedule_that_nobody_means_is_told(
-    settings: dict[str, int],
+    settings: dict[str, object],
     epochs: float,
     word: str,
 ) -> None:
@@ -33,9 +38,11 @@ def test_a_schedule_that_nobody_means_is_told(
         {},
         {"warmup_iters": 2000, "max_iters": 6, "decay_lr": False},
         {"warmup_iters": 3, "max_iters": 6},
+        {"warmup_iters": 6, "lr_decay_iters": 3, "max_iters": 8, "schedule": "constant"},
+        {"warmup_iters": 3, "max_iters": 6, "batch_ramp": "0:4,5:8"},
     ],
 )
-def test_of_a_usual_schedule_nothing_is_told(settings: dict[str, int]) -> None:
+def test_of_a_usual_schedule_nothing_is_told(settings: dict[str, object]) -> None:
     assert schedule_warnings(resolve(settings), 30) == []
 
 
