@@ -28,7 +28,7 @@ from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.generation.static_step import StaticStep, cache_length
 from nanogpt_dist.model.attention import attention, cached_attention, cpu_attention
 from nanogpt_dist.model.gpt import GPT, Block
-from nanogpt_dist.model.kernels import has_gpt2_attention
+from nanogpt_dist.model.kernels import has_plain_heads
 from nanogpt_dist.model.positions import SequencePositions, with_rotary_angles
 
 Linear = Callable[[Tensor], Tensor]
@@ -73,7 +73,7 @@ class Decoder:
         self.dtype = torch.float32 if weights == "float32" else torch.bfloat16
         # A CPU attends to a cache in float32 in half the time.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        on_cpu = self.device.type == "cpu" and has_gpt2_attention(self.config)
+        on_cpu = self.device.type == "cpu" and has_plain_heads(self.config)
         self.prefill_attention = cpu_attention if on_cpu else attention
         self.layers = [_Layer(block, weights, self.dtype) for block in model.transformer.h]
         self.head = _linear(model.lm_head.weight[:n_vocab], None, weights, self.dtype)

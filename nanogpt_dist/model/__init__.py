@@ -8,5 +8,6 @@ kernels.py                    which attention and loss a model is given
 fp8.py                        linear layers whose products are in float8
 head_loss.py                  the head's loss, without giving its logits away
 cpu_kernels.py                attention and loss written for CPUs
+cpu_elementwise.py            rotary positions and squared ReLU written for CPUs
 activation_checkpointing.py   which activations a block keeps
 """

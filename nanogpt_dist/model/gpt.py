@@ -23,7 +23,7 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.model.head_loss import logits_of
 from nanogpt_dist.model.initial_weights import init_weight
 from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels
-from nanogpt_dist.model.positions import SequencePositions, rotate, sequence_positions
+from nanogpt_dist.model.positions import SequencePositions, sequence_positions
 
 EPS = 1e-5  # under the root of a variance
 
@@ -37,7 +37,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, kernels: Kernels = TORCH_KERNELS) -> None:
         super().__init__()
         self.config = config
-        self.attention = kernels.attention
+        self.attention, self.rotate = kernels.attention, kernels.rotate
         self.dropout = config.dropout
         H, K, D = config.n_head, config.kv_heads, config.head_size
         self.widths = (H * D, K * D, K * D)  # of queries, keys and values, which are made at once
@@ -72,7 +72,7 @@ class CausalSelfAttention(nn.Module):
             q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
         if self.config.rotary:
             assert positions is not None
-            q, k = rotate(q, positions), rotate(k, positions)
+            q, k = self.rotate(q, positions), self.rotate(k, positions)
         return q, k, v
 
 
@@ -87,26 +87,30 @@ class SwiGLU(nn.Module):
 class SquaredReLU(nn.Module):
     """max(x, 0)²: (B, T, F) → (B, T, F)."""
 
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self.squared_relu = kernels.squared_relu
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x).square()
+        return self.squared_relu(x)
 
 
-def _activation(config: ModelConfig) -> nn.Module:
+def _activation(config: ModelConfig, kernels: Kernels) -> nn.Module:
     if config.mlp == "gelu":
         return nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
-    return SwiGLU() if config.mlp == "swiglu" else SquaredReLU()
+    return SwiGLU() if config.mlp == "swiglu" else SquaredReLU(kernels)
 
 
 class MLP(nn.Module):
     """Widen four times, GELU, narrow again: (B, T, C) → (B, T, C)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels = TORCH_KERNELS) -> None:
         super().__init__()
         width = config.mlp_width
         self.c_fc = nn.Linear(
             config.n_embd, 2 * width if config.mlp == "swiglu" else width, bias=config.bias
         )
-        self.act = _activation(config)
+        self.act = _activation(config, kernels)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -138,7 +142,7 @@ class Block(nn.Module):
         self.ln_1 = _norm(config)
         self.attn = CausalSelfAttention(config, kernels)
         self.ln_2 = _norm(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, kernels)
         self.wrapped = None if wrap is None else wrap(self.sublayers)
 
     def forward(self, x: Tensor, positions: SequencePositions | None = None) -> Tensor:

@@ -4,26 +4,40 @@ The same weights and names either way. On a CPU in bfloat16 training takes CPU_K
 micro-batches; in float32 it takes torch's, and is exact.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.devices import total_memory_bytes
-from nanogpt_dist.model import cpu_kernels, head_loss
+from nanogpt_dist.model import cpu_elementwise, cpu_kernels, head_loss
 from nanogpt_dist.model.attention import Attention, attention, cpu_attention
 from nanogpt_dist.model.head_loss import HeadLoss
+from nanogpt_dist.model.positions import SequencePositions, rotate
 
 ENOUGH_TOKENS = 4096  # in one pass: more of them make it no faster
 MEMORY_SHARE = 0.25  # of the machine's memory, for what a pass keeps until its backward pass
 
 
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)², of any shape."""
+    return F.relu(x).square()
+
+
 @dataclass(frozen=True)
 class Kernels:
-    """attention: of every block. head_loss: the loss alone, for training; None: with its logits."""
+    """attention, rotate and squared_relu: of every block. head_loss: the loss alone, for training.
+
+    head_loss None: with its logits.
+    """
 
     attention: Attention = attention
     head_loss: HeadLoss | None = None
+    rotate: Callable[[Tensor, SequencePositions], Tensor] = rotate
+    squared_relu: Callable[[Tensor], Tensor] = squared_relu
 
 
 TORCH_KERNELS = Kernels()
@@ -32,9 +46,14 @@ TORCH_KERNELS = Kernels()
 def training_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> Kernels:
     """The Kernels of a training pass in `dtype` on `device`; it always has a head_loss."""
     on_cpu = uses_cpu_kernels(config, device, dtype)
+    loss = _head_loss(config, device, on_cpu)
+    if not on_cpu:
+        return Kernels(attention, loss)
     return Kernels(
-        cpu_attention if on_cpu and has_gpt2_attention(config) else attention,
-        _head_loss(config, device, on_cpu),
+        cpu_attention if has_plain_heads(config) else attention,
+        loss,
+        cpu_elementwise.rotate,
+        cpu_elementwise.squared_relu,
     )
 
 
@@ -53,11 +72,9 @@ def uses_cpu_kernels(config: TrainConfig, device: torch.device, dtype: torch.dty
     )
 
 
-def has_gpt2_attention(config: ModelConfig) -> bool:
-    """Whether attention is causal over plain heads: other models keep torch's on a CPU, too."""
-    return not (
-        config.rotary or config.qk_norm or config.intra_document or config.kv_heads != config.n_head
-    )
+def has_plain_heads(config: ModelConfig) -> bool:
+    """Whether attention is causal, over as many keys as queries: else a CPU, too, takes torch's."""
+    return not config.intra_document and config.kv_heads == config.n_head
 
 
 def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:

@@ -1,5 +1,7 @@
 """Which kernels a training pass takes, and how many sequences go into one."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,8 +54,14 @@ def test_where_it_is_chosen(
     )
 
 
-def test_only_gpt2s_own_attention_has_a_kernel_for_cpus() -> None:
-    for options, expected in (({}, cpu_attention), ({"rotary": True}, attention)):
+def test_only_causal_attention_over_plain_heads_has_a_kernel_for_cpus() -> None:
+    options: dict[str, Any]
+    for options, expected in (
+        ({}, cpu_attention),
+        ({"rotary": True, "qk_norm": True}, cpu_attention),
+        ({"n_kv_head": 1}, attention),
+        ({"intra_document": True}, attention),
+    ):
         config = resolve({**SMALL, **options})
         chosen = kernels.training_kernels(config, torch.device("cpu"), BF16)
         assert chosen.attention is expected

@@ -15,10 +15,11 @@ from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.inspect.architecture import count_parameters, trace
 from nanogpt_dist.inspect.diagram_text import draw
+from nanogpt_dist.model import cpu_elementwise
 from nanogpt_dist.model.attention import attention, cpu_attention
 from nanogpt_dist.model.cpu_kernels import linear_cross_entropy
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels, has_gpt2_attention
+from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels, has_plain_heads
 
 SMALL: dict[str, Any] = {
     "block_size": 12,
@@ -296,8 +297,13 @@ def test_without_the_option_it_does() -> None:
 
 @each
 def test_training_made_for_cpus_takes_the_options_too(options: dict[str, Any]) -> None:
-    gpt2 = has_gpt2_attention(ModelConfig(**{**SMALL, **options}))
-    kernels = Kernels(cpu_attention if gpt2 else attention, linear_cross_entropy)
+    plain_heads = has_plain_heads(ModelConfig(**{**SMALL, **options}))
+    kernels = Kernels(
+        cpu_attention if plain_heads else attention,
+        linear_cross_entropy,
+        cpu_elementwise.rotate,
+        cpu_elementwise.squared_relu,
+    )
     plain, fast = made(options), made(options, kernels)
     ids = some_ids()
     for model in (plain, fast):
