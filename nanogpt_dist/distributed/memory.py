@@ -103,6 +103,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     norm = (2 * C if config.bias and config.norm == "layernorm" else C) * config.norm_weights
     biases = qkv + C + wide + C if config.bias else 0
     block = matrices + biases + 2 * norm + (2 * config.head_size if config.qk_norm else 0)
+    block += 2 if config.residual_scalars else 0
     positions = 0 if config.rotary else config.block_size * C
     root = (1 if config.tie_embeddings else 2) * V * C + positions + norm
     root += norm if config.embedding_norm else 0
@@ -144,6 +145,8 @@ def _options_bytes(config: ModelConfig, how: Pass) -> int:
     """What the options beyond GPT-2, and dropout, add to what a block keeps of a token."""
     C, low, KD = config.n_embd, how.low, config.kv_heads * config.head_size
     kept = 0
+    if config.residual_scalars:  # what the block is given, beside its sum with the embedding
+        kept += _stream(how) * C
     if config.rotary or config.qk_norm:  # queries and keys anew, and attention's heads side by side
         kept += low * (C + KD) + low * C
     if config.qk_norm:
@@ -215,10 +218,12 @@ def head_bytes(config: TrainConfig, how: Pass) -> int:
     """Bytes that the head's loss and its gradients hold at most."""
     assert config.vocab_size is not None
     N, V, C = how.batch_size * config.block_size, config.vocab_size, config.n_embd
+    squashed = config.logit_softcap is not None
     if how.cpu_kernels:  # logits, gradients of x and of the weight
         return how.low * (min(N * V, cpu_kernels.LOGITS) + N * C) + FP32 * V * C
     whole, chunked = (
-        head_loss.peak_bytes(N, V, C, how.dtype, chunked, how.compiled) for chunked in (False, True)
+        head_loss.peak_bytes(N, V, C, how.dtype, chunked, how.compiled, squashed)
+        for chunked in (False, True)
     )
     if config.chunked_loss is not None:
         return chunked if config.chunked_loss else whole
@@ -276,6 +281,7 @@ def _evaluation(config: TrainConfig, how: Pass, states: Usage) -> Usage:
     """What an evaluation takes, which is not compiled and keeps nothing: one block is at work."""
     assert config.vocab_size is not None
     T, C, V, low = config.block_size, config.n_embd, config.vocab_size, how.low
+    squashed = config.logit_softcap is not None
     tokens = min(config.batch_size, how.batch_size) * T
     block = 2 * _stream(how) * C + low * (_wide(config) + config.mlp_width + C)
     cast = low * count_parameters(config).total if how.whole and low < FP32 else 0
@@ -284,5 +290,6 @@ def _evaluation(config: TrainConfig, how: Pass, states: Usage) -> Usage:
         states,
         gradients=gradients,
         activations=cast + tokens * block,
-        head=tokens * V * low + 12 * T * V,  # the loss: of one window at a time
+        # squashed in float32; the loss: of one window at a time
+        head=tokens * V * (low + (2 * FP32 if squashed else 0)) + 12 * T * V,
     )

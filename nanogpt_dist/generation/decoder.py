@@ -28,6 +28,7 @@ from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.generation.static_step import StaticStep, cache_length
 from nanogpt_dist.model.attention import attention, cached_attention, cpu_attention
 from nanogpt_dist.model.gpt import GPT, Block
+from nanogpt_dist.model.head_loss import squashed
 from nanogpt_dist.model.kernels import has_plain_heads
 from nanogpt_dist.model.positions import SequencePositions, with_rotary_angles
 
@@ -177,7 +178,9 @@ class Decoder:
         )
         positions = with_rotary_angles(torch.arange(T, device=self.device), self.config)
         x = self.model.transformer.embed(ids, positions.position_ids)  # (B, T, C)
+        x0 = x if self.config.residual_scalars else None
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            x = layer.block.mixed(x, x0)
             q, k, v = layer.heads(layer.qkv(x), positions)  # (B, H, T, D), 2 × (B, K, T, D)
             if rows is not None:
                 keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
@@ -227,7 +230,9 @@ class Decoder:
         """
         positions = with_rotary_angles(last[:, None], self.config)
         x = self.model.transformer.embed(ids[:, None], positions.position_ids)  # (B, 1, C)
+        x0 = x if self.config.residual_scalars else None
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            x = layer.block.mixed(x, x0)
             # (B, H, 1, D), 2 × (B, K, 1, D)
             q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions)
             keys[place], values[place] = k[:, :, 0], v[:, :, 0]
@@ -237,6 +242,8 @@ class Decoder:
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.head(self.model.transformer.ln_f(x).to(self.dtype)).float()  # (B, V)
+        if self.config.logit_softcap is not None:
+            logits = squashed(logits, self.config.logit_softcap)
         # elsewhere to look would be to wait
         if self.device.type == "cpu" and not torch.isfinite(logits).all():
             raise DivergedError

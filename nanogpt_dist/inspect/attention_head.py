@@ -46,11 +46,12 @@ def inspect_head(model: GPT, ids: Sequence[int], layer: int, head: int) -> Atten
             raise UsageError(f"--{what} {number}: this model has {n}, 0 to {n - 1}")
     idx = torch.tensor([list(ids)], device=model.lm_head.weight.device)  # (1, T)
     x, positions = transformer.begin(idx)  # (1, T, C)
+    x0 = x if config.residual_scalars else None
     for block in transformer.h[:layer]:
-        x = block(x, positions)
+        x = block(x, positions, x0)
     block = transformer.h[layer]
     assert isinstance(block, Block)
-    qkv = block.attn.c_attn(block.ln_1(x))  # (1, T, (H + 2K)·D)
+    qkv = block.attn.c_attn(block.ln_1(block.mixed(x, x0)))  # (1, T, (H + 2K)·D)
     q, k, v = block.attn.heads(qkv, positions)  # (1, H, T, D), 2 × (1, K, T, D)
     group = head * config.kv_heads // config.n_head
     q, k, v = q[0, head], k[0, group], v[0, group]  # 3 × (T, D)

@@ -46,6 +46,11 @@ def descriptions(config: ModelConfig) -> dict[str, Description]:
             "B T C",
             "A block, one of n_layer: attention, then MLP, each added to its own input.",
         ),
+        **(
+            {"h.residual": ("B T C", "B T C", "a·x + b·(the embedding), of two learnt scalars.")}
+            if config.residual_scalars
+            else {}
+        ),
         "h.ln_1": ("B T C", "B T C", norm),
         **_attention(config),
         "h.ln_2": ("B T C", "B T C", f"{kind}, ahead of the MLP."),

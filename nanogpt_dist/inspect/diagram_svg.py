@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import one_line
 from nanogpt_dist.inspect.architecture import Component, Parameters
-from nanogpt_dist.inspect.diagram_text import boxes, count, flows_into, lm_head, shape
+from nanogpt_dist.inspect.diagram_text import added_boxes, boxes, count, flows_into, lm_head, shape
 
 WIDTH, BOX_WIDTH, BOX_HEIGHT, GAP = 760, 380, 42, 40  # pixels
 LEFT = (WIDTH - BOX_WIDTH) / 2
@@ -70,6 +70,7 @@ def draw_svg(
     """The whole model from token ids to logits, as the text of an SVG file."""
     at = {component.name: component for component in components}
     attention, mlp = boxes(config, at)
+    embedding, start = added_boxes(config)
     canvas = _Canvas()
     says = f": {parameters.total:,} parameters"
     canvas.text(WIDTH / 2, canvas.y, one_line(title, TITLE - len(says)) + says, "title", "middle")
@@ -82,13 +83,12 @@ def draw_svg(
     if not config.rotary:
         canvas.arrow("+ a row of wpe for each position")
         canvas.box("wpe", "position embedding, T × C", count(parameters, "wpe"), "embedding")
-    if config.embedding_norm:
-        canvas.arrow(shape(at["ln_emb"].input_letters, at["ln_emb"].input))
-        canvas.box("ln_emb", attention["h.ln_1"], count(parameters, "ln_emb"), "norm")
+    _row(canvas, embedding, "embedding", parameters, at)
     canvas.arrow(shape(at["h"].input_letters, at["h"].input))
     top = canvas.y
     canvas.text(LEFT - 110, top + 18, f"block × {parameters.n_layer}", "title")
     canvas.y += 24
+    _row(canvas, start, "embedding", parameters, at)
     for names, colour in ((attention, "attention"), (mlp, "mlp")):
         _sublayer(canvas, names, colour, parameters, at)
     canvas.parts.append(
@@ -115,6 +115,20 @@ def draw_svg(
 """
 
 
+def _row(
+    canvas: _Canvas,
+    names: dict[str, str],
+    colour: str,
+    parameters: Parameters,
+    at: dict[str, Component],
+) -> None:
+    """Boxes one below the other, each with the arrow into it."""
+    for name, text in names.items():
+        is_norm = name.removeprefix("h.").startswith("ln")
+        canvas.arrow(flows_into(name, at))
+        canvas.box(name, text, count(parameters, name), "norm" if is_norm else colour)
+
+
 def _sublayer(
     canvas: _Canvas,
     names: dict[str, str],
@@ -124,11 +138,7 @@ def _sublayer(
 ) -> None:
     """Boxes in a row, and beside them the residual stream, which is added at the end."""
     start = canvas.y
-    for name, text in names.items():
-        canvas.arrow(flows_into(name, at))
-        canvas.box(
-            name, text, count(parameters, name), "norm" if name.startswith("h.ln") else colour
-        )
+    _row(canvas, names, colour, parameters, at)
     canvas.path(f"M {WIDTH / 2:g} {canvas.y:g} v {GAP / 2:g}", arrow=False)
     canvas.y += GAP / 2
     middle = canvas.y + 10

@@ -43,6 +43,13 @@ def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str]
     return attention, mlp
 
 
+def added_boxes(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """Boxes that GPT-2 has not: those behind its embeddings, and those at the start of a block."""
+    embedding = {"ln_emb": NORMS[config.norm]} if config.embedding_norm else {}
+    start = {"h.residual": "a·x + b·(the embedding)"} if config.residual_scalars else {}
+    return embedding, start
+
+
 def draw(
     config: ModelConfig,
     parameters: Parameters,
@@ -55,14 +62,17 @@ def draw(
     """
     at = {component.name: component for component in components}
     attention, mlp = boxes(config, at)
+    embedding, start = added_boxes(config)
     head, number = lm_head(config, parameters)
     labels = [flows_into(name, at) for name in (*attention, *mlp)] + [_flows("h", at)]
     page = Page.of(max(WIDTH, CENTRE + 4 + max(map(len, labels))), width)
-    alone = config.rotary or config.embedding_norm or page.narrow
+    alone = config.rotary or embedding or page.narrow
     beside = [] if alone else _embeddings_side_by_side(page, parameters, at)
     lines = [
         *(beside or _embeddings(page, config, parameters, at)),
-        *_blocks(page, parameters, at, attention, mlp),
+        *_row(page, embedding, parameters, at),
+        *page.arrow(_flows("h", at)),
+        *_blocks(page, parameters, at, start, attention, mlp),
         *page.box("ln_f", attention["h.ln_1"], count(parameters, "ln_f")),
         *page.arrow(_flows("lm_head", at)),
         *page.box("lm_head", head, number),
@@ -128,10 +138,7 @@ def _embeddings(
     if not config.rotary:
         lines += page.arrow("+ a row for each position")
         lines += page.box("wpe", "position embedding T × C", count(parameters, "wpe"))
-    if config.embedding_norm:
-        lines += page.arrow(_flows("ln_emb", at))
-        lines += page.box("ln_emb", NORMS[config.norm], count(parameters, "ln_emb"))
-    return [*lines, *page.arrow(_flows("h", at))]
+    return lines
 
 
 def _embeddings_side_by_side(
@@ -155,7 +162,6 @@ def _embeddings_side_by_side(
         middle,
         _put(_put(bottom, tokens, "┬"), positions, "┬"),
         _put(_put("", tokens, joint), page.centre, "+"),
-        *page.arrow(_flows("h", at)),
     ]
 
 
@@ -163,6 +169,7 @@ def _blocks(
     page: Page,
     parameters: Parameters,
     at: dict[str, Component],
+    start: dict[str, str],
     attention: dict[str, str],
     mlp: dict[str, str],
 ) -> list[str]:
@@ -173,13 +180,28 @@ def _blocks(
     if page.width - 3 - len(count) <= left:
         count = f" {parameters.blocks:,} "
     top = "╔══" + title + "═" * (page.width - 6 - len(title) - len(count)) + count + "══╗"
-    inside = [*_sublayer(page, attention, parameters, at), *_sublayer(page, mlp, parameters, at)]
+    inside = _row(page, start, parameters, at)
+    inside += [*_sublayer(page, attention, parameters, at), *_sublayer(page, mlp, parameters, at)]
     return [
         top if page.narrow else _put(top, page.centre, "▼"),
         *(_put(_put(line, 0, "║"), page.width - 1, "║") for line in inside),
         _put("╚" + "═" * (page.width - 2) + "╝", page.centre, "╤"),
         *page.arrow(shape(at["h"].output_letters, at["h"].output)),
     ]
+
+
+def _row(
+    page: Page,
+    boxes: dict[str, str],
+    parameters: Parameters,
+    at: dict[str, Component],
+) -> list[str]:
+    """Boxes one below the other, each with the arrow into it."""
+    lines = []
+    for name, text in boxes.items():
+        lines += page.arrow(flows_into(name, at))
+        lines += page.box(name, text, count(parameters, name))
+    return lines
 
 
 def _sublayer(
@@ -189,10 +211,7 @@ def _sublayer(
     at: dict[str, Component],
 ) -> list[str]:
     """Boxes in a row, and to their left the residual stream, which is added at the end."""
-    lines = []
-    for name, text in boxes.items():
-        lines += page.arrow(flows_into(name, at))
-        lines += page.box(name, text, count(parameters, name))
+    lines = _row(page, boxes, parameters, at)
     lines = [_put(line, page.rail, "│") for line in lines]
     lines[0] = _put(lines[0], page.rail, "┌" + "─" * (page.centre - page.rail - 1) + "┤")
     first, *more = page.arrow(shape(at["h"].output_letters, at["h"].output), "+")

@@ -29,6 +29,7 @@ def formulas(config: ModelConfig) -> dict[str, list[str]]:
         "wte": ["V·C"],
         **({} if config.rotary else {"wpe": ["T·C"]}),
         **(norm("ln_emb") if config.embedding_norm else {}),
+        **({"h.residual": ["2"]} if config.residual_scalars else {}),
         **norm("h.ln_1"),
         "h.attn.c_attn": linear(C, qkv),
         **({"h.attn.q_norm": ["D"], "h.attn.k_norm": ["D"]} if config.qk_norm else {}),

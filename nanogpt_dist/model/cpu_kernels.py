@@ -91,15 +91,17 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     n_vocab: int | None = None,
+    softcap: float | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Mean cross-entropy in nats of the logits x weightᵀ.
+    """Mean cross-entropy in nats of the logits x weightᵀ, squashed to ± softcap where there is one.
 
     (N, C), (V, C), (N,) int64 → a scalar, float32 at least. Products are in the autocast type,
     where there is one. Logits from n_vocab on do not count, nor do targets equal to ignore_index.
     """
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return _LinearCrossEntropy.apply(x, weight, targets, n_vocab or len(weight), ignore_index, low)
+    ids = n_vocab or len(weight)
+    return _LinearCrossEntropy.apply(x, weight, targets, ids, softcap, ignore_index, low)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -115,6 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         n_vocab: int,
+        softcap: float | None,
         ignore_index: int,
         low: torch.dtype,
     ) -> Tensor:
@@ -129,7 +132,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             some = slice(int(rows[0]), int(rows[-1]) + 1)
             logits = a[some] @ w.t()  # (n, V)
             # and now they are their gradient
-            total += _losses(logits[:, :n_vocab], targets[some], counts[some], wide)
+            total += _losses(logits[:, :n_vocab], targets[some], counts[some], wide, softcap)
             logits[:, n_vocab:] = 0
             if dx is not None:
                 torch.mm(logits, w, out=dx[some])
@@ -153,13 +156,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
-def _losses(logits: Tensor, targets: Tensor, counts: Tensor, wide: torch.dtype) -> Tensor:
+def _losses(
+    logits: Tensor,
+    targets: Tensor,
+    counts: Tensor,
+    wide: torch.dtype,
+    softcap: float | None,
+) -> Tensor:
     """Sum of the losses of some rows of logits, (n, V).
 
-    Their gradient, softmax − one_hot(targets), takes the logits' place.
+    Their gradient, softmax − one_hot(targets), takes the logits' place; squashed, times 1 − tanh².
     """
     total = torch.zeros((), dtype=torch.float64)
     at_a_time = max(8 * torch.get_num_threads(), IN_CACHE // logits.size(1))
@@ -168,11 +178,16 @@ def _losses(logits: Tensor, targets: Tensor, counts: Tensor, wide: torch.dtype) 
     ):
         wanted = torch.where(count, target, 0)[:, None]  # (m, 1)
         e = z.to(wide)  # (m, V)
+        if softcap is not None:
+            tanh = torch.tanh(e / softcap)
+            e = tanh * softcap
         e -= e.amax(1, keepdim=True)
         picked = e.gather(1, wanted)
         sums = e.exp_().sum(1, keepdim=True)
         total += torch.where(count[:, None], sums.log() - picked, 0).sum()
         e *= count[:, None] / sums
         e.scatter_add_(1, wanted, -count[:, None].to(wide))
+        if softcap is not None:
+            e *= 1 - tanh * tanh
         z.copy_(e)
     return total

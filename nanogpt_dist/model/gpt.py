@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.model.head_loss import logits_of
+from nanogpt_dist.model.head_loss import logits_of, squashed
 from nanogpt_dist.model.initial_weights import init_weight
 from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels
 from nanogpt_dist.model.positions import SequencePositions, sequence_positions
 
 EPS = 1e-5  # under the root of a variance
 
-BlockForward = Callable[..., Tensor]  # (x (B, T, C), positions) → (B, T, C)
+BlockForward = Callable[..., Tensor]  # (x (B, T, C), positions, x0) → (B, T, C)
 BlockWrapper = Callable[[BlockForward], BlockForward]
 
 
@@ -126,9 +126,26 @@ def _norm(config: ModelConfig) -> nn.Module:
     return nn.LayerNorm(C, eps=EPS, elementwise_affine=weights, bias=config.bias)
 
 
+class ResidualScalars(nn.Module):
+    """a·x + b·x0 of the stream and of what went into the first block: 2 × (B, T, C) → (B, T, C).
+
+    The scalars are learnt; a begins as 1 and b as 0, so that a block reads x alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # (1,) each, as fsdp cannot shard what has no dimension
+        self.x_scale = nn.Parameter(torch.empty(1))
+        self.x0_scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, x: Tensor, x0: Tensor) -> Tensor:
+        return torch.addcmul(x * self.x_scale, x0, self.x0_scale)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)): (B, T, C) → (B, T, C).
 
+    With residual_scalars, x is mixed with x0 first, which went into the first block: (B, T, C).
     wrap: what forward() is run through, as activation checkpointing; None: nothing.
     """
 
@@ -139,21 +156,38 @@ class Block(nn.Module):
         wrap: BlockWrapper | None = None,
     ) -> None:
         super().__init__()
+        if config.residual_scalars:
+            self.residual = ResidualScalars()
         self.ln_1 = _norm(config)
         self.attn = CausalSelfAttention(config, kernels)
         self.ln_2 = _norm(config)
         self.mlp = MLP(config, kernels)
         self.wrapped = None if wrap is None else wrap(self.sublayers)
 
-    def forward(self, x: Tensor, positions: SequencePositions | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: SequencePositions | None = None,
+        x0: Tensor | None = None,
+    ) -> Tensor:
         if self.wrapped is not None:
-            return self.wrapped(x, positions)
-        return self.sublayers(x, positions)
+            return self.wrapped(x, positions, x0)
+        return self.sublayers(x, positions, x0)
 
-    def sublayers(self, x: Tensor, positions: SequencePositions | None) -> Tensor:
+    def sublayers(
+        self,
+        x: Tensor,
+        positions: SequencePositions | None,
+        x0: Tensor | None,
+    ) -> Tensor:
         """What forward() computes."""
+        x = self.mixed(x, x0)
         x = x + self.attn(self.ln_1(x), positions)
         return x + self.mlp(self.ln_2(x))
+
+    def mixed(self, x: Tensor, x0: Tensor | None) -> Tensor:
+        """What the sublayers begin with: x, or its sum with x0."""
+        return x if x0 is None else self.residual(x, x0)
 
 
 class Transformer(nn.Module):
@@ -179,8 +213,10 @@ class Transformer(nn.Module):
 
     def forward(self, idx: Tensor) -> Tensor:
         x, positions = self.begin(idx)  # (B, T, C)
+        # a view: the first block, compiled, would be another graph where both are one tensor
+        x0 = x.view_as(x) if self.config.residual_scalars else None
         for block in self.h:
-            x = block(x, positions)
+            x = block(x, positions, x0)
         return self.ln_f(x)
 
     def begin(self, idx: Tensor) -> tuple[Tensor, SequencePositions | None]:
@@ -257,7 +293,8 @@ class GPT(nn.Module):
             return self._logits(idx, last_only=True), None
         if self.head_loss is not None:
             x = self._hidden(idx).flatten(0, 1)  # (N, C), N = B·T
-            return None, self.head_loss(x, self.lm_head.weight, targets.flatten(), self.n_vocab)
+            weight, cap = self.lm_head.weight, self.config.logit_softcap
+            return None, self.head_loss(x, weight, targets.flatten(), self.n_vocab, cap)
         logits = self._logits(idx)  # (B, T, V)
         return logits, F.cross_entropy(
             logits.view(-1, logits.size(-1)).float(), targets.reshape(-1)
@@ -291,10 +328,11 @@ class GPT(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Logits: (B, T, C) → (B, T, V)."""
-        weight = self.lm_head.weight
-        if self.n_vocab >= weight.size(0):
-            return self.lm_head(x)
-        return logits_of(x, weight, self.n_vocab)
+        weight, cap = self.lm_head.weight, self.config.logit_softcap
+        if self.n_vocab < weight.size(0):
+            return logits_of(x, weight, self.n_vocab, cap)
+        logits = self.lm_head(x)
+        return logits if cap is None else squashed(logits, cap)
 
     def init_weights(self, seed: int) -> "GPT":
         """init_weight() for each weight."""

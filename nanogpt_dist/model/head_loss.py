@@ -32,24 +32,43 @@ FLOAT16_SCALE = 256.0
 class HeadLoss(Protocol):
     """x (N, C), weight (V, C), targets (N,) int64 → the mean cross-entropy, a scalar, in nats.
 
-    n_vocab: logits from there on do not count. Products are in the autocast type, where there is
-    one.
+    n_vocab: logits from there on do not count. softcap: ± to which logits are squashed. Products
+    are in the autocast type, where there is one.
     """
 
-    def __call__(self, x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int) -> Tensor: ...
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        n_vocab: int,
+        softcap: float | None = None,
+    ) -> Tensor: ...
 
 
-def whole(x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int) -> Tensor:
+def whole(
+    x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int, softcap: float | None = None
+) -> Tensor:
     """By way of all logits, (N, V)."""
-    return F.cross_entropy(logits_of(x, weight, n_vocab).float(), targets)
+    return F.cross_entropy(logits_of(x, weight, n_vocab, softcap).float(), targets)
 
 
-def logits_of(x: Tensor, weight: Tensor, n_vocab: int) -> Tensor:
+def logits_of(x: Tensor, weight: Tensor, n_vocab: int, softcap: float | None = None) -> Tensor:
     """x weightᵀ, (..., C), (V, C) → (..., V), −∞ from n_vocab on.
 
     The −∞ of rows without an id is the product's bias, which costs no time.
     """
-    return F.linear(x, weight, _padding(weight, n_vocab))
+    if softcap is None:
+        return F.linear(x, weight, _padding(weight, n_vocab))
+    logits = squashed(F.linear(x, weight), softcap)
+    logits[..., n_vocab:] = float("-inf")
+    return logits
+
+
+def squashed(logits: Tensor, softcap: float) -> Tensor:
+    """softcap · tanh(logits / softcap), between ± softcap, in float32 at least; same shape."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.tanh(logits.to(wide) / softcap) * softcap
 
 
 def _padding(weight: Tensor, n_vocab: int) -> Tensor | None:
@@ -60,11 +79,13 @@ def _padding(weight: Tensor, n_vocab: int) -> Tensor | None:
     return bias
 
 
-def chunked(x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int) -> Tensor:
+def chunked(
+    x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int, softcap: float | None = None
+) -> Tensor:
     """Some tokens at a time: never (N, V), and in float32 nothing larger than a chunk's logits."""
     low = _product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        return _ChunkedCrossEntropy.apply(x, weight, targets, n_vocab, low)
+        return _ChunkedCrossEntropy.apply(x, weight, targets, n_vocab, softcap, low)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -72,23 +93,35 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def by_size(x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int) -> Tensor:
+def by_size(
+    x: Tensor, weight: Tensor, targets: Tensor, n_vocab: int, softcap: float | None = None
+) -> Tensor:
     """chunked() where whole() would hold more than WHOLE_AT_MOST bytes."""
     (N, C), V = x.shape, len(weight)
     low = _product_dtype(x)
-    much = peak_bytes(N, V, C, low, False, torch.compiler.is_compiling()) > WHOLE_AT_MOST
-    return (chunked if much else whole)(x, weight, targets, n_vocab)
+    compiled = torch.compiler.is_compiling()
+    much = peak_bytes(N, V, C, low, False, compiled, softcap is not None) > WHOLE_AT_MOST
+    return (chunked if much else whole)(x, weight, targets, n_vocab, softcap)
 
 
-def peak_bytes(N: int, V: int, C: int, dtype: torch.dtype, chunked: bool, compiled: bool) -> int:
+def peak_bytes(
+    N: int,
+    V: int,
+    C: int,
+    dtype: torch.dtype,
+    chunked: bool,
+    compiled: bool,
+    softcap: bool = False,
+) -> int:
     """Bytes that the loss and its gradients hold at most, beside x, weight and .grad.
 
     dtype: of the products. Logits and their gradient; without a compiler, which would fuse them,
-    the float32 numbers on the way, too.
+    the float32 numbers on the way, too. softcap: whether logits are squashed.
     """
+    more = 4 if softcap else 0  # tanh, in float32
     if not chunked:
-        return N * V * (2 * dtype.itemsize if compiled else 12)
-    logits = chunk_tokens(N, V) * V * (2 * dtype.itemsize if compiled else 8)
+        return N * V * (2 * dtype.itemsize if compiled else 12 + more)
+    logits = chunk_tokens(N, V) * V * (2 * dtype.itemsize if compiled else 8 + more)
     return logits + 2 * 4 * (V + N) * C  # the gradients of weight and x, and what is added to them
 
 
@@ -102,19 +135,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         n_vocab: int,
+        softcap: float | None,
         low: torch.dtype,
     ) -> Tensor:
         dx_wanted, dw_wanted = ctx.needs_input_grad[:2]
         wide = torch.promote_types(low, torch.float32)
         a, w = x.to(low), weight.to(low)
-        padding = _padding(w, n_vocab)
+        padding = _padding(w, n_vocab) if softcap is None else None
         scale = FLOAT16_SCALE if low == torch.float16 else 1.0
         total = torch.zeros((), dtype=wide, device=x.device)
         dx: list[Tensor] = []
         dw: Tensor | None = None
         n = chunk_tokens(len(x), len(w))
         for some, target in zip(a.split(n), targets.split(n), strict=True):  # (n, C), (n,)
-            losses, gradient = _chunk(F.linear(some, w, padding), target, scale)  # (n,), (n, V)
+            logits, slope = F.linear(some, w, padding), None  # (n, V)
+            if softcap is not None:
+                logits, slope = _squashed_with_slope(logits, n_vocab, softcap)
+            losses, gradient = _chunk(logits, target, scale)  # (n,), (n, V)
+            del logits
+            if slope is not None:
+                gradient = gradient.mul_(slope).to(low)
+            del slope
             total = total + losses.sum()
             if dx_wanted:
                 dx.append(_product(gradient, w))
@@ -137,7 +178,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _squashed_with_slope(logits: Tensor, n_vocab: int, softcap: float) -> tuple[Tensor, Tensor]:
+    """logits_of() from its product, and what it is derived by, 1 − tanh²: (n, V), in float32."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    tanh = (logits.to(wide) / softcap).tanh_()
+    logits = tanh * softcap
+    logits[:, n_vocab:] = float("-inf")
+    return logits, tanh.square_().neg_().add_(1)
 
 
 def _chunk(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def init_weight(name: str, parameter: nn.Parameter, seed: int, config: ModelConf
     """
     if name.endswith("bias") or _begins_as_zeros(name, config):
         parameter.zero_()
-    elif parameter.ndim == 1:  # a norm's
+    elif parameter.ndim == 1:  # a norm's, or a scale
         parameter.fill_(1.0)
     else:
         generator = torch.Generator("cpu").manual_seed(_seed_of(seed, name))
@@ -38,6 +38,8 @@ def init_weight(name: str, parameter: nn.Parameter, seed: int, config: ModelConf
 
 
 def _begins_as_zeros(name: str, config: ModelConfig) -> bool:
+    if name.endswith("x0_scale"):
+        return True
     # a head that is tied has the name of the token embedding
     return config.zero_init and name.endswith(("c_proj.weight", "lm_head.weight"))
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,22 @@ from tests.conftest import TINY
 
 ONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), backend=None)
 STEPS = 24  # of the runs below; they save every 4
+# every option of the model beside GPT-2 at once
+ALL_OPTIONS: dict[str, Any] = {
+    "rotary": True,
+    "norm": "rmsnorm",
+    "norm_weights": False,
+    "embedding_norm": True,
+    "init": "fan_in",
+    "zero_init": True,
+    "logit_softcap": 15.0,
+    "residual_scalars": True,
+    "mlp": "relu2",
+    "qk_norm": True,
+    "n_kv_head": 1,
+    "tied_head": False,
+    "intra_document": True,
+}
 
 
 def tiny(corpus: Path, run: Path, **changes: object) -> TrainConfig:

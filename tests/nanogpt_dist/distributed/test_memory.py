@@ -33,6 +33,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"rotary": True},
     {"embedding_norm": True},
     {"norm_weights": False},
+    {"residual_scalars": True},
+    {"logit_softcap": 15.0},
     {"tied_head": False},
 ]
 COMPILED_OPTIONS: list[dict[str, Any]] = [
@@ -87,6 +89,7 @@ OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "norm": st.sampled_from(["layernorm", "rmsnorm"]),
     "norm_weights": st.booleans(),
     "embedding_norm": st.booleans(),
+    "residual_scalars": st.booleans(),
     "mlp": st.sampled_from(["gelu", "swiglu", "relu2"]),
     "qk_norm": st.booleans(),
     "n_kv_head": st.sampled_from([None, 1, 2]),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanogpt_dist import storage
+from nanogpt_dist.checkpoint.consolidate import consolidate, is_sharded
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.strategy import plan_layout, whole
 from nanogpt_dist.distributed.world import World, connect
@@ -23,7 +24,8 @@ from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import in_ranks
-from tests.nanogpt_dist.small import ONE, records, tiny
+from tests.nanogpt_dist.small import ONE, go, records, tiny
+from tests.ranks import options
 from tests.ranks.matrix import HALF, STEPS, strategies
 
 SIZES = (1, 2, 4)
@@ -106,6 +108,40 @@ def test_the_training_state_shrinks_with_the_number_of_ranks(size: int, tmp_path
         assert rank["reductions"] == rank["groups"], (
             "each group once, in the last of four micro-batches"
         )
+
+
+def weights(run: Path, out: Path) -> dict[str, Tensor]:
+    """The last weights of a run, whole, by their names."""
+    last = run / "checkpoints" / storage.step_name(options.STEPS)
+    if is_sharded(last):
+        last = consolidate(last, out / last.name)
+    return load_file(last / "model.safetensors")
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.thorough)])
+def test_a_model_with_every_option_is_the_same_on_several_ranks(
+    size: int,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    go(tiny(corpus, tmp_path / "single" / "plain", strategy="single", **options.COMMON))
+    in_ranks("options", size, tmp_path, corpus)
+    expected = losses(tmp_path / "single" / "plain", "loss")
+    assert len(expected) == options.STEPS
+    plain = weights(tmp_path / "single" / "plain", tmp_path / "whole-single")
+    for name in (*options.STRATEGIES, "recomputing"):
+        run = tmp_path / name / "plain"
+        assert losses(run, "loss") == pytest.approx(expected, rel=1e-5), name
+        found = weights(run, tmp_path / f"whole-{name}")
+        assert found.keys() == plain.keys()
+        for key, value in plain.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
+    resumed = weights(tmp_path / "fsdp" / "resumed", tmp_path / "whole-resumed")
+    for key, value in weights(tmp_path / "fsdp" / "plain", tmp_path / "again").items():
+        assert torch.equal(resumed[key], value), key
+    last = options.loaded(ONE, tmp_path, corpus, {"strategy": "single"})
+    for name, loss in json.loads((tmp_path / "loaded.json").read_text()).items():
+        assert loss == pytest.approx(last, rel=1e-5), name
 
 
 # ---- what can be told in one process

@@ -13,12 +13,16 @@ from torch import Tensor
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.model.activation_checkpointing import checkpointed
 from nanogpt_dist.model.gpt import GPT
+from tests.nanogpt_dist.small import ALL_OPTIONS
 
 SMALL = ModelConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16, dropout=0.1)
 IDS = torch.arange(32).view(2, 16)
 
 
-def gradients(mode: str | None) -> tuple[list[Tensor], list[int]]:
+OPTIONS = SMALL.model_copy(update={**ALL_OPTIONS, "zero_init": False, "eot_id": 7})
+
+
+def gradients(mode: str | None, config: ModelConfig = SMALL) -> tuple[list[Tensor], list[int]]:
     """The gradient of every parameter, and how often each block was computed."""
     calls: list[int] = []
 
@@ -32,7 +36,7 @@ def gradients(mode: str | None) -> tuple[list[Tensor], list[int]]:
 
         return counted if mode is None else checkpointed(counted, mode)
 
-    model = GPT(SMALL, wrap_block=wrap).init_weights(1)
+    model = GPT(config, wrap_block=wrap).init_weights(1)
     torch.manual_seed(2)
     _, loss = model(IDS, IDS.roll(-1, 1))
     assert loss is not None
@@ -40,10 +44,14 @@ def gradients(mode: str | None) -> tuple[list[Tensor], list[int]]:
     return [p.grad for p in model.parameters() if p.grad is not None], calls
 
 
+@pytest.mark.parametrize("config", [SMALL, OPTIONS], ids=["gpt2", "all options"])
 @pytest.mark.parametrize("mode", ["selective", "full"])
-def test_the_gradient_is_the_same_to_the_bit_and_each_block_runs_twice(mode: str) -> None:
-    expected, once = gradients(None)
-    found, twice = gradients(mode)
+def test_the_gradient_is_the_same_to_the_bit_and_each_block_runs_twice(
+    mode: str,
+    config: ModelConfig,
+) -> None:
+    expected, once = gradients(None, config)
+    found, twice = gradients(mode, config)
     assert once == [1, 1]
     assert twice == [2, 2]
     assert len(found) == len(expected)

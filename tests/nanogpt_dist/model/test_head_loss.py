@@ -1,5 +1,6 @@
 """The head's losses against each other, and against float64: values, gradients, memory."""
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanogpt_dist.config import ModelConfig
-from nanogpt_dist.model import head_loss
+from nanogpt_dist.model import cpu_kernels, head_loss
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.model.kernels import Kernels
 
@@ -60,6 +61,50 @@ def results(
 def distance(a: Tensor, b: Tensor) -> float:
     """Relative, of all numbers together."""
     return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def squashing(loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return functools.partial(loss_of, softcap=2.0)
+
+
+LOSSES = [head_loss.whole, head_loss.chunked, cpu_kernels.linear_cross_entropy]
+
+
+@pytest.mark.parametrize("loss_of", LOSSES, ids=lambda function: function.__name__)
+def test_squashed_logits_give_the_loss_and_gradients_of_autograd(
+    loss_of: Callable[..., Tensor],
+) -> None:
+    x, weight, targets = inputs()
+    wide = [each.double().requires_grad_() for each in (x, weight)]
+    logits = 2.0 * torch.tanh((wide[0] @ wide[1][:IDS].t()) / 2.0)
+    assert (logits.abs() > 1.9).any(), "some logits are where tanh is flat"
+    expected = F.cross_entropy(logits, targets)
+    plain = [expected.detach(), *torch.autograd.grad(expected, wide)]
+    for low, near in ((None, 1e-6), (BF16, 0.02)):
+        found = results(squashing(loss_of), x, weight, targets, low)
+        assert all(distance(a, b) < near for a, b in zip(found, plain, strict=True)), low
+    without = results(loss_of, x, weight, targets)
+    assert distance(without[0], plain[0]) > 0.01
+
+
+@pytest.mark.parametrize("loss_of", LOSSES[1:], ids=lambda function: function.__name__)
+def test_the_derivative_of_squashed_logits(loss_of: Callable[..., Tensor]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight = (
+        torch.randn(7, 4, generator=generator, dtype=F64).requires_grad_() for _ in range(2)
+    )
+    targets = torch.tensor([0, 4, head_loss.IGNORED, 3, 2, head_loss.IGNORED, 4])
+    assert torch.autograd.gradcheck(
+        lambda x, weight: loss_of(x, weight, targets, 5, 1.5), (x, weight)
+    )
+
+
+def test_rows_without_an_id_stay_impossible_when_squashed() -> None:
+    x, weight, _ = inputs()
+    logits = head_loss.logits_of(x, weight, IDS, 2.0)
+    assert logits[:, IDS:].eq(-torch.inf).all()
+    assert logits[:, :IDS].abs().max() <= 2
+    assert head_loss.squashed(x.to(BF16), 2.0).dtype == F32
 
 
 def test_in_float32_both_are_equal_to_rounding() -> None:
@@ -215,11 +260,13 @@ class Peak(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("softcap", [None, 15.0])
 @pytest.mark.parametrize("low", [F32, BF16])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_the_peak_is_what_is_told(
     chunked: bool,
     low: torch.dtype,
+    softcap: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     N, V, C = 12 * 1024, 50304, 768
@@ -234,8 +281,10 @@ def test_the_peak_is_what_is_told(
         weight = torch.randn(V, C, dtype=low, requires_grad=True)
         targets = torch.randint(0, V, (N,))
         with Peak() as peak:
-            (head_loss.chunked if chunked else head_loss.whole)(x, weight, targets, V).backward()
-    expected = head_loss.peak_bytes(N, V, C, low, chunked, compiled=False)
+            loss_of = head_loss.chunked if chunked else head_loss.whole
+            loss_of(x, weight, targets, V, softcap).backward()
+    squashed = softcap is not None
+    expected = head_loss.peak_bytes(N, V, C, low, chunked, compiled=False, softcap=squashed)
     grads = (N + V) * C * low.itemsize
     assert 0.75 * expected < peak.bytes <= expected + grads
     assert chunked == (peak.largest < N * V)

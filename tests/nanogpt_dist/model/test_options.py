@@ -46,6 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rmsnorm without weights": {"norm_weights": False, "norm": "rmsnorm"},
     "embedding norm": {"embedding_norm": True},
     "embedding norm without weights": {"embedding_norm": True, "norm_weights": False},
+    "softcap": {"logit_softcap": 2.0},
+    "residual scalars": {"residual_scalars": True},
     "documents": {"intra_document": True, "eot_id": EOT},
     "documents and rotary": {"intra_document": True, "eot_id": EOT, "rotary": True},
     "all": {
@@ -57,6 +59,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "n_kv_head": 2,
             "tied_head": False,
             "embedding_norm": True,
+            "logit_softcap": 15.0,
+            "residual_scalars": True,
         },
         **{"intra_document": True, "eot_id": EOT},
     },
@@ -139,8 +143,12 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
         ]
     if c.embedding_norm:
         stream = [norm(x, "transformer.ln_emb") for x in stream]
+    first = stream
     for layer in range(c.n_layer):
         block = f"transformer.h.{layer}"
+        if c.residual_scalars:
+            a, b = (at[f"{block}.residual.{name}_scale"] for name in ("x", "x0"))
+            stream = [a * x + b * x0 for x, x0 in zip(stream, first, strict=True)]
         queries, keys, values = [], [], []
         for x, p in zip(stream, position, strict=True):
             qkv = linear(norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn").view(H + 2 * K, D)
@@ -166,7 +174,9 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
             after.append(x + feed_forward(norm(x, f"{block}.ln_2"), f"{block}.mlp"))
         stream = after
     head = at["transformer.wte.weight"] if c.tied_head else at["lm_head.weight"]
-    return torch.stack([head @ norm(x, "transformer.ln_f") for x in stream])
+    logits = torch.stack([head @ norm(x, "transformer.ln_f") for x in stream])
+    cap = c.logit_softcap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @each
