@@ -37,9 +37,15 @@ bench_app = group(
     bench_app,
     "train",
     "nanogpt bench train gpt2-124m",
+    "nanogpt bench train gpt2-124m --optimizer muon",
     "torchrun --nproc-per-node 8 nanogpt bench train gpt2-124m --strategy fsdp --profile trace",
 )
-@takes_settings(TrainConfig, groups={"Model", "Model options", "Data", "Machine", "Distributed"})
+@takes_settings(
+    TrainConfig,
+    groups={
+        *("Model", "Model options", "Data", "Optimizer", "Recipe", "Machine", "Distributed"),
+    },
+)
 def train(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,
@@ -152,7 +158,9 @@ def data(
     "nanogpt bench io gpt2-124m",
     "nanogpt bench io gpt2-1558m --folder /scratch/out --rounds 5",
 )
-@takes_settings(TrainConfig, groups={"Model", "Model options", "Machine", "Distributed"})
+@takes_settings(
+    TrainConfig, groups={"Model", "Model options", "Optimizer", "Machine", "Distributed"}
+)
 def io(
     settings: Settings,
     preset: Preset = DEFAULT_PRESET,

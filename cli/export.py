@@ -91,8 +91,11 @@ def export_nanogpt(
     config, tensors, state = read_weights(checkpoint, weights)
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     # AdamW's state is that of the weights themselves
-    moments = read_moments(checkpoint) if weights == "model" else {}
+    ours = weights == "model" and config.optimizer == "adamw"
+    moments = read_moments(checkpoint) if ours else {}
     nanogpt_ckpt.write(out, config, tensors, moments, state, tokenizer)
+    if config.optimizer != "adamw":
+        warn(f"nanoGPT has AdamW alone: the state of {config.optimizer} is left out")
     if config.gelu == "tanh":
         warn(
             "nanoGPT has the exact form of GELU, this model was trained with tanh: logits differ "

@@ -101,7 +101,7 @@ class TrainConfig(ModelConfig):
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
         "Optimizer",
-        "muon: Muon for the blocks' matrices, AdamW for all else.",
+        "muon: Muon for the matrices of the blocks, AdamW for all else.",
         on_resume="refuse",
         scope="run",
     )
@@ -183,7 +183,13 @@ class TrainConfig(ModelConfig):
 
     # Recipes: what came after nanoGPT's; all off by default
     muon_learning_rate: float = setting(
-        0.02, "Recipe", "Muon's peak learning rate.", gt=0, on_resume="note", scope="run"
+        0.02,
+        "Recipe",
+        "Muon's peak learning rate; all rates follow the schedule, to min_lr / learning_rate of "
+        "their peak.",
+        gt=0,
+        on_resume="note",
+        scope="run",
     )
     muon_momentum: float = setting(
         0.95, "Recipe", "Muon's momentum, Nesterov's.", ge=0, lt=1, on_resume="note", scope="run"
@@ -191,7 +197,7 @@ class TrainConfig(ModelConfig):
     muon_momentum_warmup: int = setting(
         0,
         "Recipe",
-        "Steps over which Muon's momentum rises from 0.85.",
+        "Steps over which Muon's momentum rises from 0.85, linearly.",
         ge=0,
         le=2**40,
         on_resume="note",
@@ -200,7 +206,7 @@ class TrainConfig(ModelConfig):
     muon_momentum_cooldown: int = setting(
         0,
         "Recipe",
-        "Last steps, over which it falls back to 0.85.",
+        "Last steps before max_iters, over which it falls back to 0.85.",
         ge=0,
         le=2**40,
         on_resume="note",
@@ -227,7 +233,7 @@ class TrainConfig(ModelConfig):
     embedding_learning_rate: float | None = setting(
         None,
         "Recipe",
-        "Peak learning rate of the embeddings; unset: learning_rate.",
+        "Peak learning rate of the embeddings, a tied head included; unset: learning_rate.",
         gt=0,
         on_resume="note",
         scope="run",
@@ -258,8 +264,8 @@ class TrainConfig(ModelConfig):
     base_width: int | None = setting(
         None,
         "Recipe",
-        "Width at which the rates were found: AdamW's, of matrices and head, are multiplied by "
-        "base_width / n_embd; unset: as they are.",
+        "Width at which the rates were found: AdamW's, of matrices and a head of its own, are "
+        "multiplied by base_width / n_embd, their decay is not; unset: as they are.",
         ge=1,
         le=2**20,
         on_resume="note",

@@ -38,7 +38,7 @@ def check_cpu(site: Site, layout: Layout, memory: Memory) -> str | None:
 
     Where it ends, the kernel kills without a word: what is free counts.
     """
-    states = site.training_bytes * count_parameters(site.config).total // layout.shard
+    states = int(site.training_bytes * count_parameters(site.config).total // layout.shard)
     needed, free = states * memory.ranks, memory.free
     has = f"{memory.total / 2**30:,.1f} GiB" + (
         "" if free is None else f", {free / 2**30:,.1f} free"

@@ -96,7 +96,7 @@ class Site:
     memory: Memory
     ranks: int
     dtype: torch.dtype
-    training_bytes: int
+    training_bytes: float
 
     @property
     def share(self) -> int:
@@ -129,7 +129,7 @@ class Site:
         """
         if not self.memory.on_cpu:
             return peak(layout) <= self.memory.total
-        states = self.training_bytes * count_parameters(self.config).total // layout.shard
+        states = int(self.training_bytes * count_parameters(self.config).total // layout.shard)
         return states <= CPU_SHARE * self.memory.total / self.memory.ranks
 
 

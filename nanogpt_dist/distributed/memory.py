@@ -19,6 +19,7 @@ from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.model import cpu_kernels, head_loss
 
 FP32 = 4  # bytes of a weight, and of its gradient
+MOST = 2**25  # elements of matrices that Muon has whole at a time; in bf16 a buffer of 64 MiB
 
 # CUDA's context and cuBLAS' workspaces; with several ranks NCCL's buffers, too
 ALLOWANCE_BYTES, NCCL_BYTES = 1_500_000_000, 500_000_000
@@ -31,8 +32,8 @@ class Pass:
 
     whole: all weights on each rank (single, ddp); otherwise each holds 1/shard. buckets: there is
     memory for reduced gradients all the time (ddp). micro_batches: of this rank in a step.
-    state_bytes: of the optimizer's state, for each parameter. cpu_kernels: with those made for
-    CPUs.
+    state_bytes: of the optimizer's state, for each parameter, as a mean. cpu_kernels: with those
+    made for CPUs.
     """
 
     whole: bool
@@ -43,7 +44,7 @@ class Pass:
     micro_batches: int
     dtype: torch.dtype
     compiled: bool
-    state_bytes: int
+    state_bytes: float
     cuda: bool = True
     cpu_kernels: bool = False
 
@@ -248,19 +249,32 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     # none yet where activations are most.
     # ddp's first micro-batches give gradients beside its buckets, which the last puts them into
     gradients = FP32 * P * (how.buckets + accumulates)
-    states = Usage(FP32 * mine, how.state_bytes * mine, gradients, gathered_bytes(config, how))
+    states = Usage(FP32 * mine, int(how.state_bytes * mine), gradients, gathered_bytes(config, how))
     top = replace(states, activations=activation_bytes(config, how))
     top = replace(top, temporary=temporary_bytes(config, how))
     head, block = head_bytes(config, how), top.temporary
     top = replace(top, head=head, temporary=max(0, block - head))
     last = replace(states, temporary=_end_bytes(config, how, gradients > 0, mine) + block)
     before = replace(top, head=0, temporary=forward_bytes(config, how))
-    moments = (before, top, last, _evaluation(config, how, states))
+    moments = [before, top, last, _evaluation(config, how, states)]
+    if config.optimizer == "muon":
+        moments.append(_muon_step(config, how, replace(states, gathered=0), mine, ranks))
     most = max(moments, key=lambda each: each.peak)
     if not how.cuda:
         return most
     allowance = ALLOWANCE_BYTES + (NCCL_BYTES if ranks > 1 else 0) + int(SLACK * most.peak)
     return replace(most, allowance=allowance)
+
+
+def _muon_step(config: TrainConfig, how: Pass, states: Usage, mine: int, ranks: int) -> Usage:
+    """What Muon's step takes: all gradients, and the matrices of one round with what they make.
+
+    The updates, two factors of each, and what they come to; of all ranks that have a copy.
+    """
+    elements = config.n_layer * count_parameters(config).matrices
+    copies = ranks // how.shard
+    made = 4 * min(MOST, elements) + (min(copies * MOST, elements) if copies > 1 else 0)
+    return replace(states, gradients=max(states.gradients, FP32 * mine), temporary=how.low * made)
 
 
 def _end_bytes(config: TrainConfig, how: Pass, added: bool, mine: int) -> int:

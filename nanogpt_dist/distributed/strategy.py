@@ -29,7 +29,7 @@ from nanogpt_dist.model.initial_weights import init_weight
 from nanogpt_dist.model.kernels import training_kernels
 
 
-def plan_layout(config: TrainConfig, world: World, training_bytes: int) -> Layout:
+def plan_layout(config: TrainConfig, world: World, training_bytes: float) -> Layout:
     """The Layout that config asks for, or the fastest that fits where it leaves that open.
 
     training_bytes: of a parameter's weight, gradient and optimizer state. Raises ConfigError where
@@ -52,7 +52,7 @@ def plan_layout(config: TrainConfig, world: World, training_bytes: int) -> Layou
     return choose_layout(site_of(config, world, training_bytes))
 
 
-def site_of(config: TrainConfig, world: World, training_bytes: int) -> Site:
+def site_of(config: TrainConfig, world: World, training_bytes: float) -> Site:
     """What a Layout of `config` on these ranks is chosen by."""
     memory = memory_of(world.device, world)
     dtype = pick_dtype(config.dtype, world.device)

@@ -8,18 +8,19 @@ number: h.attn.c_attn.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from nanogpt_dist.config import ModelConfig, TrainConfig
 from nanogpt_dist.inspect.components import Description, descriptions
 from nanogpt_dist.inspect.formulas import count_by_arithmetic, formulas, letter_sizes
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.training.optim import parameter_groups, training_bytes
+from nanogpt_dist.training.groups import parameter_groups
+from nanogpt_dist.training.optim import training_bytes
 
 Shapes = tuple[torch.Size, torch.Size]  # of the input, of the output
 
@@ -76,8 +77,10 @@ def count_parameters(config: ModelConfig) -> Parameters:
     blocks = sum(count for name, count in by_component.items() if name.startswith("h."))
     # 3C² + C² in attention, 4C² + 4C² in the MLP
     rule_of_thumb = 12 * config.n_layer * config.n_embd**2
+    groups = parameter_groups(model, TrainConfig())
     decayed, not_decayed = (
-        cast(list[Tensor], group["params"]) for group in parameter_groups(model, weight_decay=0.1)
+        [p for group in groups if bool(group["weight_decay"]) == decays for p in group["params"]]
+        for decays in (True, False)
     )
     return Parameters(
         total=total,
@@ -94,7 +97,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         not_decayed_tensors=len(not_decayed),
         fp32_bytes=4 * total,
         bf16_bytes=2 * total,
-        training_bytes=training_bytes(TrainConfig()) * total,
+        training_bytes=int(training_bytes(TrainConfig()) * total),
     )
 
 

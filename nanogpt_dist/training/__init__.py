@@ -2,7 +2,10 @@
 
 loop.py           the run in the order of time
 step.py           one step: forward, backward, clip, optimizer
-optim.py          AdamW, its groups and their rates
+optim.py          the optimizer, its state and how large that is
+groups.py         which parameter goes by which rule, and at which rate
+adamw.py          AdamW; muon.py: Muon for the blocks' matrices, beside it
+orthogonalize.py  the orthogonal matrix that Muon steps along
 schedule.py       the learning rate of each step
 ema.py            weights averaged over the steps
 saver.py          when and what is saved, beside the training where there is room

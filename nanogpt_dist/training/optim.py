@@ -1,48 +1,61 @@
-"""The optimizer: parameter groups, the rate of each group, state, and how large that is.
+"""The optimizer: the kinds that there are, the rate of each group, state, and how large that is.
 
-All that the program knows of AdamW stands here. Another optimizer is another `Kind`, a setting in
-config/ that `kind_of` reads, and a test.
+AdamW alone, or Muon with it (muon.py); groups.py says which parameter goes by which. Another
+optimizer is another `Kind`, a setting in config/ that `kind_of` reads, and a test.
 
-Sources: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization"; Brown et al. 2020,
-"Language Models are Few-Shot Learners", appendix B (the values).
+Source: Brown et al. 2020, "Language Models are Few-Shot Learners", appendix B (the values).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed.memory import count_parameters
+from nanogpt_dist.distributed.world import World
+from nanogpt_dist.training.adamw import adamw
+from nanogpt_dist.training.groups import Groups, parameter_groups
+from nanogpt_dist.training.muon import Muon, muon_momentum
 from nanogpt_dist.training.schedule import learning_rate
 
 FP32 = 4  # bytes of a weight, and of its gradient
-
-Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of optimizer.
 
-    make: the optimizer of parameter groups. zeros: a parameter's state before the first step, as
-    the optimizer makes it, sharded as the parameter is; a checkpoint holds it as NAME.KEY.
-    state_bytes: of that state, per element of the parameter.
+    make: the optimizer of parameter groups, of a model over these ranks (None: one process) whose
+    products are of a type. zeros: a parameter's state before the first step, as the optimizer makes
+    it, sharded as the parameter is; a checkpoint holds it as NAME.KEY; by_muon: of a group with
+    `splits`. state_bytes: of that state, per element of the parameter; matrix_bytes: of the blocks'
+    matrices.
     """
 
-    make: Callable[[Groups, TrainConfig], torch.optim.Optimizer]
-    zeros: Callable[[Tensor], dict[str, Tensor]]
+    make: Callable[[Groups, TrainConfig, World | None, torch.dtype], torch.optim.Optimizer]
+    zeros: Callable[[Tensor, bool], dict[str, Tensor]]
     state_bytes: int
+    matrix_bytes: int
 
 
-def _adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW in its fused form: CPU, CUDA and MPS have one."""
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+def _adamw(
+    groups: Groups, config: TrainConfig, world: World | None, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    return adamw(groups, config)
 
 
-def _adamw_zeros(parameter: Tensor) -> dict[str, Tensor]:
+def _muon(
+    groups: Groups, config: TrainConfig, world: World | None, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    others = adamw([group for group in groups if "splits" not in group], config)
+    return Muon([group for group in groups if "splits" in group], others, config, world, dtype)
+
+
+def _zeros(parameter: Tensor, by_muon: bool) -> dict[str, Tensor]:
+    if by_muon:
+        return {"momentum_buffer": torch.zeros_like(parameter, requires_grad=False)}
     return {
         # the fused form wants its step counter on the parameter's device, too
         "step": torch.zeros((), device=parameter.device),
@@ -51,44 +64,38 @@ def _adamw_zeros(parameter: Tensor) -> dict[str, Tensor]:
     }
 
 
-ADAMW = Kind(_adamw, _adamw_zeros, state_bytes=2 * FP32)
+ADAMW = Kind(_adamw, _zeros, state_bytes=2 * FP32, matrix_bytes=2 * FP32)
+MUON = Kind(_muon, _zeros, state_bytes=2 * FP32, matrix_bytes=FP32)
 
 
 def kind_of(config: TrainConfig) -> Kind:
     """The kind of optimizer that `config` asks for."""
-    return ADAMW
+    return MUON if config.optimizer == "muon" else ADAMW
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of all parameters of `model`."""
-    return kind_of(config).make(parameter_groups(model, config.weight_decay), config)
+def make_optimizer(
+    model: nn.Module,
+    config: TrainConfig,
+    world: World | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.optim.Optimizer:
+    """The optimizer of all parameters of `model`, whose products are of `dtype`.
 
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
-    """Every parameter in exactly one group: matrices decay, biases and LayerNorms do not.
-
-    lr_scale: the group's learning rate, as a multiple of the schedule's.
+    world: the ranks that it is parallelized over; None: one process.
     """
-    parameters = list(model.parameters())
-    return [
-        {
-            "params": [p for p in parameters if p.ndim >= 2],
-            "weight_decay": weight_decay,
-            "lr_scale": 1.0,
-        },
-        {
-            "params": [p for p in parameters if p.ndim < 2],
-            "weight_decay": 0.0,
-            "lr_scale": 1.0,
-        },
-    ]
+    return kind_of(config).make(parameter_groups(model, config), config, world, dtype)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
-    """Give each group its rate for the step that follows `step` steps; returns the schedule's."""
+    """Give each group its rate for the step that follows `step` steps; returns the schedule's.
+
+    Muon's get their momentum, too.
+    """
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+        if "splits" in group:
+            group["momentum"] = muon_momentum(step, config)
     return rate
 
 
@@ -121,19 +128,33 @@ def empty_state(
 ) -> dict[str, Tensor]:
     """Give the optimizer state of zeros, in whatever layout `model` has; returns named_state()."""
     zeros = kind_of(config).zeros
-    for parameter in model.parameters():
-        optimizer.state[parameter] = zeros(parameter)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = zeros(parameter, "splits" in group)
     return named_state(model, optimizer)
 
 
-def training_bytes(config: TrainConfig) -> int:
+def state_bytes(config: TrainConfig) -> float:
+    """Bytes of the optimizer's state of a parameter; a mean, where it is not the same for all.
+
+    vocab_size must be set, but for AdamW.
+    """
+    kind = kind_of(config)
+    if kind.matrix_bytes == kind.state_bytes:
+        return kind.state_bytes
+    counted = count_parameters(config)
+    saved = (kind.state_bytes - kind.matrix_bytes) * config.n_layer * counted.matrices
+    return kind.state_bytes - saved / counted.total
+
+
+def training_bytes(config: TrainConfig) -> float:
     """Bytes of a parameter in training: weight, gradient, optimizer's state, averaged weight."""
-    return FP32 + FP32 + kind_of(config).state_bytes + average_bytes(config)
+    return FP32 + FP32 + state_bytes(config) + average_bytes(config)
 
 
-def checkpoint_bytes(config: TrainConfig) -> int:
+def checkpoint_bytes(config: TrainConfig) -> float:
     """Bytes of a parameter in a checkpoint: its weight, the optimizer's state, its average."""
-    return FP32 + kind_of(config).state_bytes + average_bytes(config)
+    return FP32 + state_bytes(config) + average_bytes(config)
 
 
 def average_bytes(config: TrainConfig) -> int:

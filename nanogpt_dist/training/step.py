@@ -95,7 +95,7 @@ class TrainStep:
         set_up(world.device, config.dtype, config.deterministic)
         self.config, self.world, self.layout, self.dtype = config, world, layout, dtype
         self.model, self.wrapped = lay_out(config, layout, world, dtype, init, n_vocab)
-        self.optimizer = optim.make_optimizer(self.model, config)
+        self.optimizer = optim.make_optimizer(self.model, config, world, dtype)
         self.average = average_of(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
         # a benchmark has a clock

@@ -1,5 +1,5 @@
-"""Run under torchrun by test_parallel.py: `matrix.py train|load FOLDER CORPUS`, all strategies at
-this world size.
+"""Run under torchrun by test_strategy.py: `matrix.py train|load FOLDER CORPUS OPTIMIZER`, all
+strategies at this world size.
 
 train: a run of each to FOLDER/STRATEGY-SIZE/whole, and one that is stopped and goes on to
 …/resumed. load: each checkpoint that any left, by each strategy; what it evaluates to goes to
@@ -55,6 +55,7 @@ def config_of(
         "eval_interval": HALF,
         "log_interval": 1,
         "bias": True,
+        "optimizer": sys.argv[4],
     }
     return tiny(corpus, run, **SHAPES, **common, dropout=dropout, **given)
 

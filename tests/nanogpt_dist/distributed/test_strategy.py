@@ -31,11 +31,13 @@ from tests.ranks.matrix import HALF, STEPS, strategies
 SIZES = (1, 2, 4)
 
 
-@pytest.fixture(scope="module")
-def matrix(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("matrix")
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def matrix(
+    request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("matrix") / request.param
     for size in SIZES:
-        in_ranks("matrix", size, "train", folder, corpus)
+        in_ranks("matrix", size, "train", folder, corpus, request.param)
     return folder
 
 
@@ -83,7 +85,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one_in_each_layout(matrix: Pat
 @pytest.mark.thorough
 def test_each_checkpoint_is_read_by_each_layout(matrix: Path, corpus: Path) -> None:
     for size in SIZES:
-        in_ranks("matrix", size, "load", matrix, corpus)
+        in_ranks("matrix", size, "load", matrix, corpus, matrix.name)
     loaded = {
         f"{key} {size}": values
         for size in SIZES

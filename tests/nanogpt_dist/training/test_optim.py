@@ -10,21 +10,22 @@ from torch import Tensor
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.world import connect
+from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import optim
+from nanogpt_dist.training.groups import parameter_groups
 from nanogpt_dist.training.loop import train
-from nanogpt_dist.training.optim import make_optimizer, parameter_groups
+from nanogpt_dist.training.optim import make_optimizer
 from nanogpt_dist.training.schedule import learning_rate
 from tests.nanogpt_dist.small import go, tiny
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
     model = GPT(load("shakespeare-char-cpu", {"bias": True}).architecture())
-    decayed, kept = parameter_groups(model, 0.1)
+    decayed, kept = parameter_groups(model, TrainConfig())
     ids = [id(p) for group in (decayed, kept) for p in group["params"]]  # type: ignore[attr-defined]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
     assert len(set(ids)) == len(ids)
@@ -53,12 +54,17 @@ def test_two_updates_equal_adamw_by_hand() -> None:
     torch.testing.assert_close(weight.double(), expected, rtol=0, atol=1e-6)
 
 
-def sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+def sgd(
+    groups: list[dict[str, Any]],
+    config: TrainConfig,
+    world: World | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.optim.Optimizer:
     groups[1]["lr_scale"] = 0.5  # biases and LayerNorms at half the rate
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.beta1)
 
 
-def sgd_zeros(parameter: Tensor) -> dict[str, Tensor]:
+def sgd_zeros(parameter: Tensor, by_muon: bool) -> dict[str, Tensor]:
     return {"momentum_buffer": torch.zeros_like(parameter, requires_grad=False)}
 
 
@@ -69,7 +75,7 @@ def test_another_optimizer_trains_saves_and_resumes_with_no_other_module_knowing
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    momentum = optim.Kind(sgd, sgd_zeros, state_bytes=4)
+    momentum = optim.Kind(sgd, sgd_zeros, state_bytes=4, matrix_bytes=4)
     monkeypatch.setattr(optim, "kind_of", lambda config: momentum)
     with connect("cpu", timeout_s=30, group=True) as world:
         given = {"strategy": strategy, "dropout": 0.1, "log_interval": 1, "lr_decay_iters": 8}
@@ -94,7 +100,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     go(tiny(corpus, tmp_path / "run", max_iters=4))
-    monkeypatch.setattr(optim, "kind_of", lambda config: optim.Kind(sgd, sgd_zeros, 4))
+    monkeypatch.setattr(optim, "kind_of", lambda config: optim.Kind(sgd, sgd_zeros, 4, 4))
     with pytest.raises(BadDataError, match=r"exp_avg is .*, the model wants absent"):
         go(tiny(corpus, tmp_path / "run", max_iters=8))
 
@@ -102,7 +108,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(
 def test_each_group_has_its_own_rate() -> None:
     config = load("shakespeare-char-cpu", {"n_layer": 1, "n_embd": 16, "n_head": 2})
     model = GPT(config.architecture()).init_weights(1)
-    optimizer = sgd(parameter_groups(model, 0.1), config)
+    optimizer = sgd(parameter_groups(model, config), config)
     assert optim.set_learning_rates(optimizer, 50, config) == learning_rate(50, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == [learning_rate(50, config), learning_rate(50, config) / 2]
