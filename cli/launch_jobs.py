@@ -74,7 +74,8 @@ def _submit(job: Job, dry_run: bool) -> None:
     path = Path(slurm.file_name(job))
     slurm.write(path, text)
     number = slurm.submit(path)
-    echo(f"job {number} of {path}; see: tail -F {job.name}-{number}.out; end it: scancel {number}")
+    output = f"{job.name}-{number}{'_*' if job.tasks else ''}.out"
+    echo(f"job {number} of {path}; see: tail -F {output}; end it: scancel {number}")
 
 
 def _manifest(job: Job, dry_run: bool) -> None:

@@ -15,6 +15,7 @@ from cli.export import export_app
 from cli.help import DATA, MACHINES, MODELS, RUNS, Group, command, epilog
 from cli.import_model import import_app
 from cli.import_shards import import_shards
+from cli.ladder import ladder
 from cli.launch import CONTEXT as LAUNCH_CONTEXT
 from cli.launch import launch
 from cli.options import (
@@ -28,6 +29,7 @@ from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
 from cli.show import show_app
+from cli.sweep import sweep
 from cli.terminal import echo, open_streams
 from cli.tokenizer import tokenizer_app
 from cli.train import preset_table, train
@@ -130,6 +132,20 @@ command(
     "nanogpt compare out/a out/b out/c --plot loss.png",
     rich_help_panel=RUNS,
 )(compare)
+command(
+    app,
+    "sweep",
+    "nanogpt sweep rates.toml --plot rates.svg",
+    "nanogpt sweep rates.toml --slurm --nproc-per-node 8 --time 4:00:00",
+    rich_help_panel=RUNS,
+)(sweep)
+command(
+    app,
+    "ladder",
+    "nanogpt ladder quickstart --sizes 64,96,128,192 --hold-out 256",
+    "nanogpt ladder mine.toml --sizes 4x256,6x384,8x512 --predict 1.5e9:30e9 --plot law.svg",
+    rich_help_panel=RUNS,
+)(ladder)
 app.add_typer(
     checkpoint_app,
     name="checkpoint",

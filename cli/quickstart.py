@@ -7,7 +7,7 @@ import sys
 import typer
 
 from launch.processes import run_and_pass_on
-from launch.torchrun import environment
+from launch.torchrun import python_path
 from nanogpt_dist.errors import Exit
 
 COMMANDS = [
@@ -32,17 +32,10 @@ def quickstart() -> None:
         typer.secho(f"\n$ nanogpt {command}", bold=True)
         sys.stdout.flush()
         line = [sys.executable, "-m", "nanogpt_dist", *shlex.split(command)]
-        code = run_and_pass_on(line, {**os.environ, **_paths()})
+        code = run_and_pass_on(line, {**os.environ, **python_path(os.environ)})
         if code != Exit.DONE:
             raise typer.Exit(code)
     typer.secho(
         "\nAll of it stands in data/python-stdlib and out/quickstart. Next: nanogpt train --help",
         bold=True,
     )
-
-
-def _paths() -> dict[str, str]:
-    """PYTHONPATH, where the commands find nanogpt_dist in a clone that is not installed."""
-    return {
-        name: value for name, value in environment(1, 0, os.environ).items() if name == "PYTHONPATH"
-    }

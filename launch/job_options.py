@@ -72,7 +72,10 @@ class JobOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """`nanogpt ARGUMENTS` in nnodes × ranks processes, handed over to a scheduler."""
+    """`nanogpt ARGUMENTS` in nnodes × ranks processes, handed over to a scheduler.
+
+    tasks: the arguments of each task of an array, in place of `arguments`; none: it is no array.
+    """
 
     nnodes: int
     ranks: int  # on each node
@@ -84,10 +87,16 @@ class Job:
     max_restarts: int
     shutdown_timeout_s: int
     folder: Path  # where relative paths start
+    tasks: tuple[list[str], ...] = ()
 
     @property
     def launch(self) -> list[str]:
         """What stands behind `nanogpt launch` on every node, but for what tells the nodes apart."""
+        return [*self.how, *self.arguments]
+
+    @property
+    def how(self) -> list[str]:
+        """The launcher's own options."""
         return [
             *("--nnodes", str(self.nnodes), "--nproc-per-node", str(self.ranks)),
             *(
@@ -96,7 +105,6 @@ class Job:
                 "--shutdown-timeout",
                 str(self.shutdown_timeout_s),
             ),
-            *self.arguments,
         ]
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # SIGUSR1: a batch file of launch.slurm
@@ -39,19 +40,27 @@ def send(number: signal.Signals, pids: Iterable[int]) -> None:
             os.kill(pid, number)
 
 
-def run_and_pass_on(command: list[str], environment: Mapping[str, str]) -> int:
+def run_and_pass_on(
+    command: list[str],
+    environment: Mapping[str, str],
+    stdout: int | None = None,
+    noticed: Callable[[], None] = lambda: None,
+) -> int:
     """Run `command`, pass on signals that ask to stop, and return its exit code.
 
-    128 + N where signal N ended it.
+    128 + N where signal N ended it. stdout: a descriptor for what it prints; None: ours. noticed is
+    called for each signal.
 
     Ctrl-C reaches it twice, from the terminal and from us: it has to take the second for the first.
     Main thread only.
     """
-    child = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent())
-    before = {
-        number: signal.signal(number, lambda n, _: send(signal.Signals(n), [child.pid]))
-        for number in STOPPING
-    }
+    child = subprocess.Popen(command, env=environment, stdout=stdout, preexec_fn=end_with_parent())
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        noticed()
+        send(signal.Signals(number), [child.pid])
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
         code = child.wait()
     finally:

@@ -31,12 +31,12 @@ BODY = """\
 set -u
 asked='' step=''
 pass_on() {{ # until there is a step that takes it
-    while kill -0 "$step" 2>/dev/null && ! scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null; do sleep 1; done
+    while kill -0 "$step" 2>/dev/null && ! scancel --signal=USR1 "{id}.0" 2>/dev/null; do sleep 1; done
 }}
 trap 'asked=yes; [ -z "$step" ] || pass_on' USR1 TERM
 
 cd -- {folder} || exit {missing}
-{exports}
+{exports}{tasks}
 # The address of the first node, as the names of nodes need not resolve; and a port of this job's own.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node --oneliner "$first" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
@@ -53,12 +53,16 @@ code=$?
 
 # Asked to stop before the launchers could listen (128 + the number of the signal): nothing is lost.
 if [ -n "$asked" ] && {{ [ "$code" -eq 138 ] || [ "$code" -eq 143 ]; }}; then code={stopped}; fi
-if [ "$code" -eq {stopped} ] && scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
-    scontrol requeue "$SLURM_JOB_ID" && exit 0
-    echo "nanogpt: stopped and saved, but not requeued; type: sbatch "{file} >&2
+if [ "$code" -eq {stopped} ] && scontrol show job --oneliner "{id}" | grep -q ' JobState=RUNNING '; then
+    scontrol requeue "{id}" && exit 0
+    echo "nanogpt: stopped and saved, but not requeued; type: sbatch "{again} >&2
 fi
 exit "$code"
 """  # noqa: E501
+
+
+# a task of an array: the number of one of them is that of the whole array, which requeue would take
+TASK_ID = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 
 
 def file_name(job: Job) -> str:
@@ -73,7 +77,10 @@ def script(job: Job, environment: Mapping[str, str]) -> str:
     """
     added = torchrun.environment(job.ranks, job.shutdown_timeout_s, environment)
     path = added.get("PYTHONPATH", environment.get("PYTHONPATH"))
+    file = shlex.quote(str(job.folder / file_name(job)))
     body = BODY.format(
+        id=TASK_ID if job.tasks else "$SLURM_JOB_ID",
+        tasks=_tasks(job),
         folder=shlex.quote(str(job.folder)),
         missing=int(Exit.MISSING_INPUT),
         exports=f"export PYTHONPATH={shlex.quote(path)}\n" if path else "",
@@ -84,7 +91,7 @@ def script(job: Job, environment: Mapping[str, str]) -> str:
         straggler=STRAGGLER_S,
         command=_command(job),
         stopped=int(Exit.STOPPED),
-        file=shlex.quote(str(job.folder / file_name(job))),
+        again=f'"--array=$SLURM_ARRAY_TASK_ID "{file}' if job.tasks else file,
     )
     return "\n".join(
         ["#!/bin/bash", MARK, *(f"#SBATCH {line}" for line in _directives(job)), "", body]
@@ -168,7 +175,8 @@ def _directives(job: Job) -> list[str]:
         "partition": options.partition,
         "account": options.account,
         "qos": options.qos,
-        "output": "%x-%j.out",
+        "array": f"0-{len(job.tasks) - 1}" if job.tasks else None,
+        "output": "%x-%A_%a.out" if job.tasks else "%x-%j.out",
         "open-mode": "append",
         "signal": f"B:USR1@{before_end_s}",
     }
@@ -199,4 +207,14 @@ def _command(job: Job) -> str:
     if job.nnodes > 1:
         launch = """'exec "$0" -m nanogpt_dist launch --node-rank "$SLURM_NODEID" --rdzv-endpoint "$@"'"""  # noqa: E501
         start = f'bash -c {launch} \\\n    {python} "$meet"'
+    if job.tasks:
+        return f'    {start} {shlex.join(job.how)} "$@"'
     return f"    {start} {shlex.join(job.launch)}"
+
+
+def _tasks(job: Job) -> str:
+    """What each task of an array runs, as the shell's arguments; nothing for a job that is none."""
+    if not job.tasks:
+        return ""
+    cases = [f"    {number}) set -- {shlex.join(task)} ;;" for number, task in enumerate(job.tasks)]
+    return "\n".join(['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac", ""])

@@ -153,12 +153,20 @@ def environment(
         added["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     if "OMP_NUM_THREADS" not in base:  # torchrun would take 1, and warn
         added["OMP_NUM_THREADS"] = str(max(1, cores() // nproc_per_node))
+    return {**added, **python_path(base)}
+
+
+def python_path(base: Mapping[str, str]) -> dict[str, str]:
+    """PYTHONPATH on top of `base`, where a process finds nanogpt_dist in a clone.
+
+    Nothing where it is installed, or stands in `base` already.
+    """
     clone = Path(__file__).resolve().parents[1]
     inherited = [folder for folder in base.get("PYTHONPATH", "").split(os.pathsep) if folder]
     # in a wheel we lie inside nanogpt_dist
     if (clone / "nanogpt_dist").is_dir() and str(clone) not in inherited:
-        added["PYTHONPATH"] = os.pathsep.join([str(clone), *inherited])
-    return added
+        return {"PYTHONPATH": os.pathsep.join([str(clone), *inherited])}
+    return {}
 
 
 def pasteable(command: list[str], environment: Mapping[str, str]) -> str:

@@ -39,6 +39,8 @@ TORCH_FREE += [
     "nanogpt_dist/hub_retries.py",
     "nanogpt_dist/inspect/compare_runs.py",
     "nanogpt_dist/inspect/formulas.py",
+    "nanogpt_dist/ladder/scaling_law.py",
+    "nanogpt_dist/ladder/sweep.py",
     *(f"nanogpt_dist/interop/{name}.py" for name in INTEROP),
 ]
 # The rooms of nanogpt_dist, from the ground up: a room imports from its own floor and from below.
@@ -49,7 +51,7 @@ FLOORS = [
     {"data", "distributed", "checkpoint"},
     {"generation", "interop", "evaluation"},
     {"load_config", "training"},
-    {"inspect", "bench", "api"},
+    {"inspect", "bench", "api", "ladder"},
 ]
 # prepare's: what a corpus is made of, then the whole line.
 PREPARE_FLOORS = [

@@ -1,6 +1,7 @@
 """Runs side by side: settings that differ, losses at equal tokens, a plot. No torch."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +26,7 @@ Floats = NDArray[np.float64]
 class Curve:
     """One run: its settings, and its losses in nats/token over tokens, (n,) each.
 
-    tokens_per_second: the median.
+    tokens_per_second: the median. train_seconds: (n,) spent in steps up to each train loss.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Curve:
     # of the last evaluation: what runs with other tokenizers have in common
     bits_per_byte: float | None = None
     step: int = 0  # the last one that was logged
+    train_seconds: Floats | None = None
 
     @property
     def tokens(self) -> float:
@@ -69,12 +71,26 @@ def read_curve(run: Path) -> Curve:
             bits = values.get("bits_per_byte")
         elif isinstance(values.get("loss"), float):
             train.append((tokens, values["loss"]))
-            speeds += [values["tokens_per_second"]] if values.get("tokens_per_second") else []
+            speeds.append(values.get("tokens_per_second") or math.nan)
     if not train and not val:
         raise BadDataError(f"{shown(record)} tells of no step yet")
     (x, y), (u, v) = _columns(train), _columns(val)
-    speed = float(np.median(speeds)) if speeds else None
-    return Curve(str(run), config, x, y, u, v, speed, bits, step)
+    speed = np.array(speeds, dtype=np.float64)
+    known = speed[np.isfinite(speed)]
+    median = float(np.median(known)) if len(known) else None
+    return Curve(str(run), config, x, y, u, v, median, bits, step, _seconds(x, speed))
+
+
+def _seconds(tokens: Floats, speed: Floats) -> Floats | None:
+    """Seconds in steps up to each of `tokens`, from the speed since the one before; (n,) each.
+
+    Where a speed is unknown (NaN), as that of a first step, it is the next one's.
+    """
+    known = np.flatnonzero(np.isfinite(speed))
+    if not len(known):
+        return None
+    after = known[np.minimum(np.searchsorted(known, np.arange(len(speed))), len(known) - 1)]
+    return np.cumsum(np.diff(tokens, prepend=0.0) / speed[after])
 
 
 def _columns(pairs: list[tuple[int, float]]) -> tuple[Floats, Floats]:
@@ -130,17 +146,11 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
 
     Raises: ConfigError without it; StorageError.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            f"--plot needs matplotlib ({error}): type pip install 'nanogpt-dist[plot]'"
-        ) from None
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
+    figure = new_figure(9, 5.5)
     axes = figure.add_subplot()
     for curve in curves:
         line = axes.plot(curve.train_tokens, curve.train_loss, linewidth=0.8, alpha=0.5)[0]
-        label = _plain(curve.name) + (
+        label = plain(curve.name) + (
             f", val {curve.val_loss[-1]:.4f}" if len(curve.val_loss) else ""
         )
         axes.plot(
@@ -155,6 +165,22 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
     axes.set_ylabel("loss, nats/token (thin: train, dots: val)")
     axes.grid(alpha=0.3)
     axes.legend()
+    save_figure(figure, out)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A figure of matplotlib's, of so many inches. Raises ConfigError without the extra `plot`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            f"--plot needs matplotlib ({error}): type pip install 'nanogpt-dist[plot]'"
+        ) from None
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def save_figure(figure: Any, out: Path) -> None:
+    """Write a figure of matplotlib's to `out`, by its ending, else as PNG. Raises StorageError."""
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         ending = out.suffix[1:].lower()
@@ -163,7 +189,7 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
         write_user_file(out, drawn.getvalue())
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name as a label of matplotlib's.
 
     It takes $…$ for mathematics and hides what begins with a _.

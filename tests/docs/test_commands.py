@@ -22,9 +22,9 @@ from tests.test_readme import NAMED, TYPED, commands_in
 NOT_HERE = {
     "a network": r"openwebtext|c4-en|fineweb|tinystories|TinyStories|--init-from|hf gpt2|finetune"
     r"|eval-gpt2|prepare shakespeare|hellaswag|lambada",
-    "GPUs, or hours": r"^torchrun|^until|train gpt2|bench .*gpt2|bench data|out/gpt2-1558m"
+    "GPUs, or hours": r"^torchrun|^until|(train|ladder) gpt2|bench .*gpt2|bench data|out/gpt2-1558m"
     r"|train shakespeare-char$",
-    "nodes": r"launch .*--(nnodes|slurm|nproc-per-node 8)(?!.*--dry-run)",
+    "nodes": r"(launch|sweep) .*--(nnodes|slurm|nproc-per-node 8)(?!.*--dry-run)",
     "another project's files": r"nanoGPT/(config|data)|import nanogpt",
 }
 LONG = (
@@ -32,7 +32,7 @@ LONG = (
 )
 RUN = [line for line in TYPED if not any(re.search(why, line) for why in NOT_HERE.values())]
 QUICK = [line for line in RUN if not re.search(LONG, line)]
-JOB = re.compile(r"launch .*--(slurm|kubernetes) .* (train|prepare)")
+JOB = re.compile(r"launch .*--(slurm|kubernetes) .* (train|prepare)|sweep .*--slurm")
 
 SETTINGS = """
 gelu = "tanh"
@@ -50,6 +50,7 @@ device = "cpu"
 """
 RUNS = ("other", "modern", "tanh", "theirs", "quickstart", "shakespeare-char-cpu", "gpt2-124m")
 RUNS += ("lr-1e-3", "lr-2e-3", "lr-4e-3")
+RUNS += ("sweeps/rates/learning_rate=0.003", "sweeps/rates/wide")
 TRAINED = "train mine.toml --dataset data/mine --max-iters 200 --save-interval 100"
 
 
@@ -69,6 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "logs.txt.gz").write_bytes(gzip.compress(text))
     (folder / "notes.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "A note."}\n' * 100))
     (folder / "mine.toml").write_text(SETTINGS)
+    shutil.copy(CLONE / "docs/how-to/rates.toml", folder)
     typed("prepare text --source essays/ --tokenizer byte --out data/mine", folder)
     shutil.copytree(folder / "data/mine", folder / "data/pieces")
     typed(TRAINED, folder)
@@ -83,7 +85,13 @@ def test_there_is_much_to_run() -> None:
     assert len(QUICK) >= 30
 
 
-@pytest.mark.parametrize("line", QUICK)
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.thorough) if "nanogpt ladder" in line else line
+        for line in QUICK
+    ],
+)
 def test_the_command_runs(line: str, made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     shutil.copytree(made, folder)
@@ -95,7 +103,16 @@ def test_the_command_runs(line: str, made: Path, tmp_path: Path) -> None:
         in_a_shell(line, folder)
         return
     for words in commands_in(shlex.split(line)):
+        if words[0] in ("sweep", "ladder"):
+            make_its_runs(words, folder)
         typed(shlex.join(words), folder)
+
+
+def test_the_example_of_a_sweep_is_the_one_of_its_page() -> None:
+    page = (CLONE / "docs/how-to/sweep.md").read_text("utf-8")
+    assert re.findall(r"(?s)```toml\n(.*?)```", page) == [
+        (CLONE / "docs/how-to/rates.toml").read_text("utf-8")
+    ]
 
 
 def test_the_example_in_python_runs(made: Path, tmp_path: Path) -> None:
@@ -111,10 +128,18 @@ def test_the_example_in_python_runs(made: Path, tmp_path: Path) -> None:
     assert "torch.Size" in done.stdout
 
 
+def make_its_runs(words: list[str], folder: Path) -> None:
+    """Make the runs of a sweep or a ladder in this process, by the commands that it prints."""
+    remove(folder / "out/sweeps")
+    for line in typed(shlex.join([*words, "--dry-run"]), folder).splitlines():
+        typed(line.removeprefix("nanogpt "), folder)
+
+
 @pytest.mark.parametrize("line", sorted(line for line in {*TYPED, *NAMED} if JOB.search(line)))
 def test_the_job_is_complete(line: str, made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     shutil.copytree(made, folder)
+    remove(folder / "out/sweeps")
     [words] = commands_in(shlex.split(line))
     typed(shlex.join([words[0], "--dry-run", *words[1:]]), folder)
 
@@ -141,8 +166,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def typed(line: str, folder: Path) -> None:
-    """Run `nanogpt LINE` in this process; it has to end well."""
+def typed(line: str, folder: Path) -> str:
+    """Run `nanogpt LINE` in this process; it has to end well. What it has printed."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -150,6 +175,7 @@ def typed(line: str, folder: Path) -> None:
     finally:
         os.chdir(before)
     assert done.exit_code == 0, f"{line}: {done.output[-2000:]} {done.exception}"
+    return done.stdout
 
 
 def in_a_shell(line: str, folder: Path) -> None:

@@ -25,6 +25,9 @@ MODEL = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --device cpu"
 RUN = f"quickstart {MODEL} --batch-size 2 --gradient-accumulation-steps 1 --dtype float32"
 TRAIN = f"{RUN} --dataset data/x --max-iters 4 --eval-iters 2 --eval-interval 2 --no-tensorboard"
 
+LADDER = f"{TRAIN} --warmup-iters 1 --sizes 1x8,1x12,1x16 --vocab-size 257 --out-dir out/l"
+for each in ("quickstart ", "--n-layer 1 --n-head 2 --n-embd 16 "):
+    LADDER = LADDER.replace(each, "")
 # What all of them need; copied, out/a is out/b, too.
 MADE = [
     "prepare text --source a.txt --tokenizer byte --workers 1 --out data/x",
@@ -41,6 +44,8 @@ TYPED = {
     "nanogpt eval, of several": "eval out/a out/a/checkpoints/step-00000002 --device cpu",
     "nanogpt sample": "sample out/a --max-new-tokens 4 --device cpu",
     "nanogpt compare": "compare out/a out/b",
+    "nanogpt sweep": "sweep s.toml --table",
+    "nanogpt ladder": f"ladder quickstart {LADDER} --table --predict 1e6",
     "nanogpt verify": "verify data/x",
     "nanogpt checkpoint list": "checkpoint list out/a",
     "nanogpt checkpoint verify": "checkpoint verify out/a",
@@ -75,6 +80,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for line in MADE:
             typed(line)
         shutil.copytree("out/a", "out/b")
+        Path("s.toml").write_text('preset = "quickstart"\n[grid]\nseed = [1, 2]\n')
+        for line in typed(f"ladder quickstart {LADDER} --dry-run").splitlines():
+            typed(line.removeprefix("nanogpt "))
     return folder
 
 

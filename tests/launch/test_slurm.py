@@ -276,3 +276,45 @@ def test_usage(arguments: list[str], message: str) -> None:
         launch(*arguments)
     assert message in str(caught.value)
     assert len(str(caught.value)) <= MAX_LINE
+
+
+# ---- an array: a sweep's runs
+
+
+SWEEP = """
+preset = "quickstart"
+device = "cpu"
+[grid]
+seed = [1, 2]
+[[run]]
+name = "wide"
+"""
+
+
+def test_an_array_has_a_task_for_each_run_of_a_sweep(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (here / "rates.toml").write_text(SWEEP)
+    line = ["sweep", "rates.toml", "--slurm", "--nproc-per-node", "2", "--time", "4:00:00"]
+
+    def typed(*more: str) -> str:
+        return CliRunner().invoke(app, [*line, *more], catch_exceptions=False).stdout
+
+    text = typed("--dry-run")
+    asked = [
+        line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")
+    ]
+    assert asked == [
+        *("job-name=nanogpt-rates", "nodes=1", "ntasks-per-node=1", "cpus-per-task=2"),
+        *("time=4:00:00", "array=0-2", "output=%x-%A_%a.out", "open-mode=append"),
+        *("signal=B:USR1@120", "requeue"),
+    ]
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    assert "--gpus-per-node=2" in typed("--dry-run", "--gpus-per-node", "2")
+    fake_sbatch(here, monkeypatch, 'cp "$2" submitted; echo 12')
+    assert typed() == (
+        "job 12 of nanogpt-rates.sbatch; see: tail -F nanogpt-rates-12_*.out; end it: scancel 12\n"
+        "Next: nanogpt sweep rates.toml --table\n"
+    )
+    assert (here / "submitted").read_text() == text

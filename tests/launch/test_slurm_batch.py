@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,8 @@ class Played:
             "PATH": f"{play}:{os.environ['PATH']}",
             "PLAY": str(play),
             "SLURM_JOB_ID": "12",
+            "SLURM_ARRAY_JOB_ID": "9",
+            "SLURM_ARRAY_TASK_ID": "1",
             **how,
         }
         environment["SLURM_JOB_NODELIST"] = "n[7-8]"
@@ -115,6 +118,35 @@ def test_every_node_gets_the_exact_arguments(play: Path, arguments: list[str]) -
             *arguments,
         ),
     ]
+
+
+ARRAY = (["train", "a", "--seed", "1"], ["train", "it's b", "--seed", "2"], ["train", "c"])
+
+
+@pytest.mark.parametrize("nnodes", [1, 2])
+@pytest.mark.parametrize("number", range(3))
+def test_task_i_of_an_array_runs_run_i(play: Path, number: int, nnodes: int) -> None:
+    of_array = replace(job(*ARRAY[0], nnodes=nnodes), tasks=ARRAY)
+    assert Played(play, of_array, SLURM_ARRAY_TASK_ID=str(number)).end() == 0
+    argv = [os.fsdecode(text) for text in (play / "argv").read_bytes().split(b"\0")[:-1]]
+    assert argv[-len(ARRAY[number]) :] == ARRAY[number]
+    assert argv[:3] == ["-m", "nanogpt_dist", "launch"]
+    assert argv[-len(ARRAY[number]) - 2 :][:2] == ["--shutdown-timeout", "60"]
+    assert ("--rdzv-endpoint" in argv) == (nnodes > 1)
+
+
+def test_a_task_of_an_array_is_signalled_and_requeued_alone(play: Path) -> None:
+    """By its number in the array: that of the job is for one of the tasks the array's own."""
+    played = Played(play, replace(job(), tasks=ARRAY), WAIT="1")
+    played.wait_for("task")
+    played.process.send_signal(signal.SIGUSR1)
+    assert played.end() == 0
+    calls = played.calls().splitlines()
+    assert "scancel --signal=USR1 9_1.0" in calls
+    assert "scontrol requeue 9_1" in calls
+    played = Played(play, replace(job(), tasks=ARRAY), CODE="75", REQUEUE="1")
+    assert played.end() == 75
+    assert "type: sbatch --array=1 /" in played.stderr
 
 
 def test_a_name_that_is_not_utf8(play: Path) -> None:
