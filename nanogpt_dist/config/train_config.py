@@ -163,7 +163,7 @@ class TrainConfig(ModelConfig):
     weight_decay: float = setting(
         0.1,
         "Optimizer",
-        "AdamW weight decay of the matrices (vectors are not decayed).",
+        "Weight decay of the matrices (vectors are not decayed); muon: of the blocks' alone.",
         ge=0,
         on_resume="note",
         scope="run",

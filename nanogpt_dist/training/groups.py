@@ -24,6 +24,7 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 def parameter_groups(model: nn.Module, config: TrainConfig) -> Groups:
     """Every parameter in exactly one group: matrices decay, biases and LayerNorms do not.
 
+    With muon its own matrices alone: tables and head have rates at which they would be gone.
     lr_scale: the group's learning rate, as a multiple of the schedule's. A group of Muon's has
     `splits`: for each parameter, the rows of each matrix that it is made of.
     """
@@ -33,10 +34,10 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> Groups:
     groups: dict[tuple[bool, bool, float, float], dict[str, Any]] = {}
     for decays in (True, False):
         for name, parameter in model.named_parameters():
-            if (parameter.ndim >= 2) != decays:
-                continue
             hidden, width = is_hidden_matrix(name, parameter), 1.0
             by_muon = hidden and config.optimizer == "muon"
+            if decays != (by_muon if config.optimizer == "muon" else parameter.ndim >= 2):
+                continue
             if config.base_width is not None and (hidden or name == "lm_head.weight"):
                 width = 1.0 if by_muon else config.base_width / config.n_embd
             peak = width * _peak(name, parameter, config, by_muon, name in tables)
