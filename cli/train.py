@@ -56,6 +56,17 @@ def train(
             "minute.",
         ),
     ] = False,
+    decay_from: Annotated[
+        int | None,
+        typer.Option(
+            "--decay-from",
+            metavar="STEP",
+            min=1,
+            max=2**40,
+            help="Branch off a run's checkpoint at STEP and decay the learning rate from there on, "
+            "in RUN-decay-STEP or --out-dir.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train, or go on from the newest good checkpoint of the run folder.
@@ -73,6 +84,8 @@ def train(
         stop.listen()
     try:
         _refuse_evaluation(preset)
+        if decay_from is not None:
+            preset, settings = api.decay_branch(preset, decay_from, settings, fresh)
         branch_from = api.branch_point(preset, settings.get("out_dir"), fresh)
         config = load_config.load(preset, settings)
     except NanogptError as error:

@@ -16,7 +16,13 @@ what to do.
 from nanogpt_dist.api.datasets import Dataset, DatasetSplit, open_dataset
 from nanogpt_dist.api.models import Choices, Model, TextLoss, load
 from nanogpt_dist.api.preparing import prepare
-from nanogpt_dist.api.training import branch_point, connected, train, with_rows_of_data
+from nanogpt_dist.api.training import (
+    branch_point,
+    connected,
+    decay_branch,
+    train,
+    with_rows_of_data,
+)
 
 __all__ = [
     "Choices",
@@ -26,6 +32,7 @@ __all__ = [
     "TextLoss",
     "branch_point",
     "connected",
+    "decay_branch",
     "load",
     "open_dataset",
     "prepare",

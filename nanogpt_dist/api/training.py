@@ -29,6 +29,7 @@ def train(
     *,
     fresh: bool = False,
     branch_from: Path | None = None,
+    decay_from: int | None = None,
     stop: StopRequest | None = None,
     **settings: Any,
 ) -> "Result":
@@ -37,8 +38,10 @@ def train(
     config: settings, or what `nanogpt train` takes: a preset, a file, a run, a checkpoint to branch
     from into another out_dir. settings: go on top; their names are those of nanogpt_dist.config.
     fresh: begin at step 0, and refuse where the run folder has checkpoints. branch_from: the
-    checkpoint with which a new run begins. stop: ends the run after the step at which it is asked
-    for, all saved, and the result's verdict is `stopped`; without it Ctrl-C leaves at once.
+    checkpoint with which a new run begins. decay_from: the step of a run's checkpoint from which
+    its learning rate decays, in a folder of its own. stop: ends the run after the step at which it
+    is asked for, all saved, and the result's verdict is `stopped`; without it Ctrl-C leaves at
+    once.
 
     One process; under torchrun each takes its rank.
 
@@ -51,6 +54,8 @@ def train(
     }
     if not isinstance(config, TrainConfig):
         name = str(config)
+        if decay_from is not None:
+            name, settings = decay_branch(name, decay_from, settings, fresh)
         branch_from = branch_from or branch_point(name, settings.get("out_dir"), fresh)
         config = load_config.load(name, settings)
         config = with_rows_of_data(name, config, "vocab_size" in settings, warnings.warn)
@@ -84,6 +89,20 @@ def connected(
         if stop is not None and "RANK" in os.environ:
             stop.listen()
         yield world
+
+
+def decay_branch(
+    name: str, step: int, settings: dict[str, Any], fresh: bool
+) -> tuple[str, dict[str, Any]]:
+    """What to train, and by which settings, where the run `name` is to decay from `step` on.
+
+    Raises UsageError, MissingInputError, ConfigError.
+    """
+    from nanogpt_dist.training import decay
+
+    if fresh:
+        raise UsageError(f"--decay-from {step} goes on from a checkpoint: leave --fresh out")
+    return decay.branch(name, step, settings)
 
 
 def branch_point(name: str, out_dir: str | None, fresh: bool) -> Path | None:

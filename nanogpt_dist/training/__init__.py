@@ -10,6 +10,7 @@ schedule.py       the learning rate of each step
 ema.py            weights averaged over the steps
 saver.py          when and what is saved, beside the training where there is room
 resume.py         where a run goes on, and whether it may
+decay.py          longer wsd runs, and decays that branch off one
 crash_loops.py    stop after repeated crashes
 progress.py       what a run tells while it goes on
 metrics.py        metrics.jsonl, TensorBoard, the console; wandb.py: Weights & Biases

@@ -16,7 +16,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.storage import run_checkpoints
-from nanogpt_dist.training import crash_loops
+from nanogpt_dist.training import crash_loops, decay
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
 from nanogpt_dist.training.plan import Plan
@@ -113,10 +113,20 @@ def find_start(run: OpenRun, plan: Plan, fresh: bool, console: Console) -> Resum
             newest = run_checkpoints.checkpoint_to_resume(
                 run.path, fresh, lambda text: console.line(f"warning: {text}")
             )
-            chosen = _or_one_before(run, newest, config, console)
+            stable = decay.before_decay(newest, config) if newest is not None else None
+            chosen = _or_one_before(run, stable, config, console)
             if chosen is not None:
                 start = ResumePoint.read(chosen)
                 start.refuse_another_run(config, plan.data)
+                if stable != newest:
+                    assert newest is not None
+                    assert stable is not None
+                    names = decay.set_decayed_aside(stable)
+                    console.line(
+                        f"note: {newest.name} has decayed; going on from {chosen.name}, before the "
+                        f"decay; what came after is kept as {', '.join(reversed(names))}"
+                    )
+                decay.pin_decay_start(run.checkpoints, start.state.step, config)
                 for line in start.notes(config, world):
                     console.line(f"note: {line}")
     name = world.broadcast_text("" if start is None else start.path.name)

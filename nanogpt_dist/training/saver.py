@@ -22,9 +22,10 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import dtype_name, total_memory_bytes
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.storage import run_checkpoints, run_folder
-from nanogpt_dist.training import optim
+from nanogpt_dist.training import decay, optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
+from nanogpt_dist.training.schedule import decay_start, is_wsd
 from nanogpt_dist.training.step import TrainStep
 
 COPY_SHARE = 0.25  # of a machine's memory that a copy of them may take unasked
@@ -32,7 +33,12 @@ MAX_FAILURES = 3  # saves in a row; then the run stops, since what it computes c
 
 
 def due(config: TrainConfig, step: int, evaluated: bool, improved: bool) -> bool:
-    """Whether to save after `step` steps, which are not the last."""
+    """Whether to save after `step` steps, which are not the last.
+
+    A wsd run does where its decay starts: a longer one goes on from there.
+    """
+    if is_wsd(config) and step == decay_start(config):
+        return True
     if evaluated and improved and not config.always_save_checkpoint:
         return True
     if config.save_interval is not None:
@@ -198,6 +204,7 @@ class Saver:
 
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""
+        decay.pin_decay_start(self.run.checkpoints, state.step, self.config)
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
         also = best | self._kept | run_checkpoints.kept_by_keep_every(self.run.checkpoints)
         storage.prune(

@@ -38,6 +38,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return peak - progress * (peak - least)
 
 
+def is_wsd(config: TrainConfig) -> bool:
+    """Whether a run is the same until its decay starts, however many steps it makes."""
+    return config.decay_lr and config.schedule == "wsd"
+
+
 def decay_end(config: TrainConfig) -> int:
     """The step from which on the rate is min_lr."""
     return config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters

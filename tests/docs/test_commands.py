@@ -51,6 +51,8 @@ device = "cpu"
 RUNS = ("other", "modern", "tanh", "theirs", "quickstart", "shakespeare-char-cpu", "gpt2-124m")
 RUNS += ("lr-1e-3", "lr-2e-3", "lr-4e-3")
 RUNS += ("sweeps/rates/learning_rate=0.003", "sweeps/rates/wide")
+LONGER = "train mine.toml --dataset data/mine --out-dir out/long --schedule wsd --min-lr 0 "
+LONGER += "--max-iters 100 --save-interval 50 --keep-every 50"
 TRAINED = "train mine.toml --dataset data/mine --max-iters 200 --save-interval 100"
 
 
@@ -77,6 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     typed("checkpoint pin out/mine/checkpoints/step-00000200", folder)
     for name in RUNS:
         shutil.copytree(folder / "out/mine", folder / "out" / name)
+    typed(LONGER, folder)
     typed("tokenizer train essays/ --vocab-size 300 --out mine.tiktoken", folder)
     return folder
 

@@ -1,0 +1,230 @@
+"""Longer wsd runs go on from before their decay, and a decay branches off anywhere before it: with
+the bits of a run that was so from the start.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nanogpt_dist as ng
+from nanogpt_dist import storage
+from nanogpt_dist.config import resolve
+from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, UsageError, one_line
+from nanogpt_dist.storage import run_checkpoints
+from nanogpt_dist.training import decay
+from nanogpt_dist.training.schedule import decay_start
+from tests.conftest import TINY, Run
+from tests.nanogpt_dist.small import go, records, tiny
+
+WSD = {"schedule": "wsd", "decay_fraction": 0.4, "warmup_iters": 2, "min_lr": 0.0}
+WSD |= {"dropout": 0.1, "log_interval": 1, "eval_interval": 100}
+
+
+def tensors(run: Path, step: int) -> dict[str, str]:
+    """{file: sha256} of the weights and moments in a checkpoint."""
+    folder = run / "checkpoints" / storage.step_name(step)
+    return {path.name: storage.sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def steps(run: Path) -> list[str]:
+    return [path.name for path in storage.list_steps(run / "checkpoints")]
+
+
+def test_a_longer_run_goes_on_from_where_the_decay_began_and_loses_nothing(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    go(tiny(corpus, run, max_iters=10, **WSD))
+    assert steps(run) == ["step-00000010", "step-00000006"]
+    assert storage.read_pins(run / "checkpoints") == {"step-00000006"}
+    decayed, losses = tensors(run, 10), records(run)
+    (run / "checkpoints" / "step-00000010.eval.json").write_text("{}")
+    go(tiny(corpus, run, max_iters=10, **WSD))  # finished: nothing moves
+    assert steps(run) == ["step-00000010", "step-00000006"]
+    capsys.readouterr()
+
+    go(tiny(corpus, run, max_iters=20, **WSD))
+    told = capsys.readouterr().err
+    assert (
+        "note: step-00000010 has decayed; going on from step-00000006, before the decay; what came "
+        "after is kept as decayed-step-00000010\n"
+    ) in told
+    go(tiny(corpus, whole, max_iters=20, **WSD))
+    assert tensors(run, 20) == tensors(whole, 20)
+    one, other = (
+        {record["step"]: record["loss"] for record in records(path) if "loss" in record}
+        for path in (run, whole)
+    )
+    assert one == other
+    kept = run / "checkpoints" / "decayed-step-00000010"
+    assert {name: storage.sha256_file(kept / name) for name in decayed} == decayed
+    assert run_checkpoints.find_checkpoint(str(kept)) == kept
+    assert (run / "checkpoints" / "decayed-step-00000010.eval.json").is_file()
+    assert not (run / "checkpoints" / "step-00000010.eval.json").exists()
+    copied = run / "metrics-decayed-00000010.jsonl"
+    assert [json.loads(line) for line in copied.read_text().splitlines()] == losses
+    assert steps(run) == ["step-00000020", "step-00000012", "step-00000006"]
+
+    go(tiny(corpus, run, max_iters=25, **WSD))
+    assert steps(run)[:2] == ["step-00000025", "step-00000015"]
+    assert (run / "checkpoints" / "decayed-step-00000020").is_dir()
+
+
+def test_a_run_that_is_made_longer_before_its_decay_just_goes_on(
+    corpus: Path, tmp_path: Path
+) -> None:
+    go(tiny(corpus, tmp_path, max_iters=10, **WSD))
+    storage.list_steps(tmp_path / "checkpoints")[0].rename(tmp_path / "gone")
+    go(tiny(corpus, tmp_path, max_iters=20, **WSD))
+    assert not list((tmp_path / "checkpoints").glob("decayed-*"))
+
+
+def test_a_decay_that_goes_on_as_it_was_and_a_shorter_run_move_nothing(
+    corpus: Path, tmp_path: Path
+) -> None:
+    values = {**WSD, "save_interval": 2}
+    go(tiny(corpus, tmp_path, max_iters=10, **values))
+    storage.list_steps(tmp_path / "checkpoints")[0].rename(tmp_path / "gone")
+    assert steps(tmp_path) == ["step-00000008", "step-00000006"]
+    assert go(tiny(corpus, tmp_path, max_iters=9, **values)).step == 9
+    assert not list((tmp_path / "checkpoints").glob("decayed-*"))
+
+
+def test_a_run_that_has_nothing_of_before_its_decay_says_so_and_moves_nothing(
+    corpus: Path, tmp_path: Path
+) -> None:
+    go(tiny(corpus, tmp_path, max_iters=10, **WSD))
+    (tmp_path / "checkpoints" / "step-00000006").rename(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"decayed since step 6, .*schedule constant") as caught:
+        go(tiny(corpus, tmp_path, max_iters=20, **WSD))
+    assert len(one_line(str(caught.value))) <= MAX_LINE
+    assert steps(tmp_path) == ["step-00000010"]
+    constant = {**WSD, "schedule": "constant"}
+    assert go(tiny(corpus, tmp_path, max_iters=12, **constant)).step == 12
+
+
+def test_a_refused_resume_moves_nothing(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path, max_iters=10, **WSD))
+    with pytest.raises(ConfigError, match="seed 1337"):
+        go(tiny(corpus, tmp_path, max_iters=20, seed=7, **WSD))
+    assert steps(tmp_path) == ["step-00000010", "step-00000006"]
+
+
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.thorough)])
+def test_a_branch_has_the_bits_of_a_run_that_decayed_there_from_the_start(
+    corpus: Path, tmp_path: Path, nanogpt: Run, ranks: int
+) -> None:
+    flags = [
+        *TINY,
+        "--dataset",
+        corpus,
+        "--schedule",
+        "wsd",
+        "--warmup-iters",
+        2,
+        "--no-tensorboard",
+    ]
+    flags += ["--min-lr", "0", "--dropout", "0.1", "--save-interval", 4, "--keep-every", 4]
+    nanogpt("train", *flags, "--max-iters", 20, "--out-dir", "out/mine", ranks=ranks)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/mine").rglob("*")}
+
+    told = nanogpt("train", "out/mine", "--decay-from", 8, ranks=ranks)
+    assert "out/mine-decay-8: going on from step-00000008" in told.stderr
+    assert "Next: nanogpt sample out/mine-decay-8\n" in told.stdout
+    nanogpt("train", *flags, "--max-iters", 10, "--out-dir", "whole", ranks=ranks)
+    assert tensors(tmp_path / "out/mine-decay-8", 10) == tensors(tmp_path / "whole", 10)
+
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/mine").rglob("*")} == before
+
+
+def test_a_branch_of_any_length_decays_from_its_step_and_goes_on_without_its_run(
+    corpus: Path, tmp_path: Path
+) -> None:
+    run, branch = tmp_path / "run", tmp_path / "run-decay-8"
+    go(tiny(corpus, run, max_iters=15, **{**WSD, "save_interval": 4, "keep_every": 4}))
+    result = ng.train(run, decay_from=8, max_iters=17, device="cpu")
+    assert Path(result.checkpoint).parents[1] == branch
+    go(tiny(corpus, tmp_path / "whole", max_iters=17, **{**WSD, "decay_fraction": 9 / 17}))
+    assert tensors(branch, 17) == tensors(tmp_path / "whole", 17)
+    assert storage.read_pins(branch / "checkpoints") == {"step-00000008"}
+
+    # stopped and typed again, where the run has lost the checkpoint
+    (run / "checkpoints/step-00000008").rename(tmp_path / "gone")
+    (branch / "checkpoints/step-00000017").rename(tmp_path / "gone17")
+    again = ng.train(run, decay_from=8, max_iters=17, device="cpu")
+    assert (again.step, tensors(branch, 17)) == (17, tensors(tmp_path / "whole", 17))
+
+
+@pytest.mark.parametrize(
+    ("step", "given", "error", "words"),
+    [
+        (7, {}, MissingInputError, "no checkpoint at step 7, but at 4, 6, 10: type --decay-from 6"),
+        (10, {}, ConfigError, "decays from step 6 on, by wsd: not from 10; see .* checkpoint list"),
+        (6, {"max_iters": 6}, ConfigError, "--max-iters 6 ends before the decay from 6 on"),
+        (
+            6,
+            {"max_iters": 20, "decay_fraction": 0.5},
+            ConfigError,
+            "the last 0.5 of 20 steps begin at 10, not at 6: leave --decay-fraction or",
+        ),
+        (
+            6,
+            {"decay_fraction": 0.01},
+            ConfigError,
+            "no number of steps .* give --max-iters above",
+        ),
+        (6, {"schedule": "linear"}, UsageError, "leave --schedule and --lr-decay-iters out"),
+    ],
+)
+def test_a_branch_that_cannot_be_says_what_to_type(
+    corpus: Path,
+    tmp_path: Path,
+    step: int,
+    given: dict[str, object],
+    error: type[Exception],
+    words: str,
+) -> None:
+    go(tiny(corpus, tmp_path / "run", max_iters=10, **{**WSD, "keep_every": 4}, save_interval=2))
+    (tmp_path / "run/checkpoints/step-00000008").rename(tmp_path / "gone")
+    with pytest.raises(error, match=words) as caught:
+        decay.branch(str(tmp_path / "run"), step, given)
+    assert len(one_line(str(caught.value)).replace(str(tmp_path), "out")) <= MAX_LINE
+
+
+def test_only_a_run_at_its_learning_rate_can_be_branched_off(corpus: Path, tmp_path: Path) -> None:
+    cosine, constant, plain = (tmp_path / name for name in ("cosine", "constant", "plain"))
+    values = {**WSD, "save_interval": 3, "max_iters": 6}
+    go(tiny(corpus, cosine, **{**values, "schedule": "cosine"}))
+    with pytest.raises(ConfigError, match="decays from the end of its warm-up, by cosine"):
+        decay.branch(str(cosine), 3, {})
+    go(tiny(corpus, constant, **{**values, "schedule": "constant", "warmup_iters": 4}))
+    with pytest.raises(ConfigError, match="still warms up at step 3, until 4"):
+        decay.branch(str(constant), 3, {})
+    _, found = decay.branch(str(constant), 6, {})
+    assert decay_start(resolve({"warmup_iters": 4, **found})) == 6
+    # nanoGPT's constant rate has no warm-up
+    go(tiny(corpus, plain, **{**values, "decay_lr": False, "warmup_iters": 100}))
+    _, found = decay.branch(str(plain), 3, {})
+    assert (found["decay_lr"], found["warmup_iters"], found["max_iters"]) == (True, 0, 5)
+    with pytest.raises(UsageError, match=r"takes a run, and .* type nanogpt train RUN"):
+        decay.branch("gpt2-124m", 3, {})
+
+
+@settings(max_examples=40)
+@given(step=st.integers(1, 10**6), fraction=st.floats(0.001, 0.95), more=st.integers(1, 10**6))
+def test_the_decay_of_a_branch_starts_exactly_at_its_step(
+    step: int, fraction: float, more: int
+) -> None:
+    try:
+        found = decay._length(step, {}, fraction)
+    except ConfigError:  # a decay that is too short for so early a step
+        assert fraction * (step + 1) <= 0.5 + 1e-9
+    else:
+        most = found["max_iters"]
+        assert decay_start(resolve({"schedule": "wsd", "warmup_iters": 0, **found})) == step
+        assert most == step + 1 or most - 1 - round(fraction * (most - 1)) < step
+    found = decay._length(step, {"max_iters": step + more}, 0.2)
+    assert decay_start(resolve({"schedule": "wsd", "warmup_iters": 0, **found})) == step
