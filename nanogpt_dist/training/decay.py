@@ -126,11 +126,11 @@ def refuse_decayed(config: TrainConfig, run: Path, step: int) -> None:
             f"{run} still warms up at step {step}, until {config.warmup_iters}: give a later "
             "--decay-from"
         )
-    hint = "; see its steps with: " + shlex.join(["nanogpt", "checkpoint", "list", str(run)])
-    known = (
-        f"step {decay_start(config)} on" if config.schedule == "wsd" else "the end of its warm-up"
+    listed = shlex.join(["nanogpt", "checkpoint", "list", str(run)])
+    raise ConfigError(
+        f"{run} has decayed at step {step}: its {config.schedule} rate falls from step "
+        f"{decay_start(config)} on; give a --decay-from up to there, of: {listed}"
     )
-    raise ConfigError(f"{run} decays from {known}, by {config.schedule}: not from {step}{hint}")
 
 
 def _no_checkpoint(run: Path, step: int) -> str:

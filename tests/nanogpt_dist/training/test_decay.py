@@ -162,7 +162,7 @@ def test_a_branch_of_any_length_decays_from_its_step_and_goes_on_without_its_run
     ("step", "given", "error", "words"),
     [
         (7, {}, MissingInputError, "no checkpoint at step 7, but at 4, 6, 10: type --decay-from 6"),
-        (10, {}, ConfigError, "decays from step 6 on, by wsd: not from 10; see .* checkpoint list"),
+        (10, {}, ConfigError, "has decayed at step 10: its wsd rate falls from step 6 on; .* list"),
         (6, {"max_iters": 6}, ConfigError, "--max-iters 6 ends before the decay from 6 on"),
         (
             6,
@@ -198,7 +198,7 @@ def test_only_a_run_at_its_learning_rate_can_be_branched_off(corpus: Path, tmp_p
     cosine, constant, plain = (tmp_path / name for name in ("cosine", "constant", "plain"))
     values = {**WSD, "save_interval": 3, "max_iters": 6}
     go(tiny(corpus, cosine, **{**values, "schedule": "cosine"}))
-    with pytest.raises(ConfigError, match="decays from the end of its warm-up, by cosine"):
+    with pytest.raises(ConfigError, match="at step 3: its cosine rate falls from step 2 on"):
         decay.branch(str(cosine), 3, {})
     go(tiny(corpus, constant, **{**values, "schedule": "constant", "warmup_iters": 4}))
     with pytest.raises(ConfigError, match="still warms up at step 3, until 4"):
