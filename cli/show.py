@@ -203,6 +203,8 @@ def _component_table(counted: "Parameters") -> "Table":
     from rich import box
     from rich.table import Table
 
+    from nanogpt_dist.inspect.formulas import instances
+
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
     table.add_column("component", "total")
     for header, footer in {
@@ -214,7 +216,7 @@ def _component_table(counted: "Parameters") -> "Table":
     }.items():
         table.add_column(header, footer, justify="right")
     for name, count in counted.by_component.items():
-        times = counted.n_layer if name.startswith("h.") else 1
+        times = instances(name, counted.n_layer)
         label = "lm_head (is wte)" if name == "lm_head" and not count else name
         table.add_row(
             label,
@@ -273,7 +275,7 @@ def _tuple(items: tuple[object, ...]) -> str:
 
 def _legend(sizes: dict[str, int]) -> str:
     B, T, C, H, D, V = (sizes[letter] for letter in "BTCHDV")
-    more = {"K": "heads of keys and values", "F": "in the MLP"}
+    more = {"K": "heads of keys and values", "F": "in the MLP", "R": "rows of bigrams"}
     rest = ", ".join(
         f"{letter} = {sizes[letter]} {text}" for letter, text in more.items() if letter in sizes
     )

@@ -272,6 +272,24 @@ class ModelConfig(BaseModel):
         """
         return math.ceil(8 * self.n_embd / 3 / 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
 
+    @property
+    def gate_width(self) -> int:
+        """Channels that the smear's gate reads; Source: nanochat."""
+        return min(24, self.n_embd)
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether this block, of which the first is 0, adds an embedding to its values.
+
+        Every other one, so that the last does.
+        """
+        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that this block attends to, its own included; None: all. The first block is 0."""
+        size, pattern = self.sliding_window, self.window_pattern
+        is_long = layer == self.n_layer - 1 or pattern[layer % len(pattern)] == "L"
+        return None if size is None or is_long or size >= self.block_size else size
+
     def beyond_gpt2(self) -> list[str]:
         """The options that are on, which no GPT-2 has."""
         plain = ModelConfig()

@@ -84,7 +84,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters a model has: all, those of a block, those of a block's matrices.
+    """How many parameters a model has: all, those of its largest block, of a block's matrices.
 
     root: those in no block: embeddings, head, last norm.
     """
@@ -105,10 +105,14 @@ def count_parameters(config: ModelConfig) -> Parameters:
     biases = qkv + C + wide + C if config.bias else 0
     block = matrices + biases + 2 * norm + (2 * config.head_size if config.qk_norm else 0)
     block += 2 if config.residual_scalars else 0
+    layers = [config.has_value_embedding(layer) for layer in range(config.n_layer)]
+    values = V * config.kv_heads * config.head_size + 1  # of a block that has them
     positions = 0 if config.rotary else config.block_size * C
     root = (1 if config.tie_embeddings else 2) * V * C + positions + norm
     root += norm if config.embedding_norm else 0
-    return Parameters(root + config.n_layer * block, root, block, matrices)
+    root += (config.bigram_rows or 0) * C + (config.gate_width + 1 if config.smear else 0)
+    total = root + config.n_layer * block + sum(layers) * values
+    return Parameters(total, root, block + (values if any(layers) else 0), matrices)
 
 
 def _qkv(config: ModelConfig) -> int:
@@ -174,13 +178,24 @@ def activation_bytes(config: TrainConfig, how: Pass) -> int:
     # token ids and targets; the embeddings' sum, and what the last norm gives
     kept = tokens * (16 + _stream(how) * C + low * C + (C if config.dropout else 0))
     kept += tokens * _stream(how) * C if config.embedding_norm else 0  # what it reads
+    kept += tokens * _stream(how) * 2 * C if config.smear else 0  # it, and the one before it
+    kept += tokens * (2 * 8 if config.bigram_rows is not None else 0)  # ids
     kept += config.n_layer * tokens * block_bytes(config, how)
+    kept += tokens * _value_bytes(config, how)
     if how.whole and low < FP32:  # weights as the products read them
         assert config.vocab_size is not None
         kept += low * config.vocab_size * C
         if how.activation_checkpointing == "none":
             kept += low * config.n_layer * P.matrices
     return kept
+
+
+def _value_bytes(config: TrainConfig, how: Pass) -> int:
+    """Bytes of the value embeddings that all blocks keep of each token: rows before their scale."""
+    if how.activation_checkpointing != "none":
+        return 0
+    blocks = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
+    return blocks * _stream(how) * config.kv_heads * config.head_size
 
 
 def temporary_bytes(config: TrainConfig, how: Pass) -> int:

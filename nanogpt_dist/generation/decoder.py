@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from nanogpt_dist.devices import keep_memory, pick_dtype, set_matmul_precision
 from nanogpt_dist.errors import DivergedError
+from nanogpt_dist.generation.last_token import LastToken
 from nanogpt_dist.generation.static_step import StaticStep, cache_length
 from nanogpt_dist.model.attention import attention, cached_attention, cpu_attention
 from nanogpt_dist.model.gpt import GPT, Block
@@ -85,6 +86,7 @@ class Decoder:
         self.static_step: StaticStep | None = None  # on CUDA
         self.keys: list[Tensor] = []  # of each layer (B, K, S, D)
         self.values: list[Tensor] = []
+        self.last_token: LastToken | None = None  # where an embedding reads the token before
 
     @property
     def weight_bytes(self) -> int:
@@ -129,6 +131,8 @@ class Decoder:
             torch._foreach_zero_([*self.keys, *self.values])
             return
         self.static_step = None  # its graphs hold the caches
+        if self.config.smear or self.config.bigram_rows is not None:
+            self.last_token = LastToken(rows, self.model.transformer, self.device)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in self.layers]
             for _ in range(2)
@@ -177,11 +181,12 @@ class Decoder:
             [[*context, *[0] * (T - len(context))] for context in contexts], device=self.device
         )
         positions = with_rotary_angles(torch.arange(T, device=self.device), self.config)
-        x = self.model.transformer.embed(ids, positions.position_ids)  # (B, T, C)
+        x = self._embed_prompts(ids, positions, lengths, rows)  # (B, T, C)
         x0 = x if self.config.residual_scalars else None
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             x = layer.block.mixed(x, x0)
-            q, k, v = layer.heads(layer.qkv(x), positions)  # (B, H, T, D), 2 × (B, K, T, D)
+            # (B, H, T, D), 2 × (B, K, T, D)
+            q, k, v = layer.heads(layer.qkv(x), positions, ids)
             if rows is not None:
                 keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
             y = self.prefill_attention(q, k, v, None)  # (B, H, T, D)
@@ -229,16 +234,34 @@ class Decoder:
         `mask` lets it.
         """
         positions = with_rotary_angles(last[:, None], self.config)
-        x = self.model.transformer.embed(ids[:, None], positions.position_ids)  # (B, 1, C)
+        x = self._embed_next(ids, last)  # (B, 1, C)
         x0 = x if self.config.residual_scalars else None
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             x = layer.block.mixed(x, x0)
             # (B, H, 1, D), 2 × (B, K, 1, D)
-            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions)
+            q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions, ids[:, None])
             keys[place], values[place] = k[:, :, 0], v[:, :, 0]
             y = cached_attention(q, keys[:, :, :S], values[:, :, :S], mask)  # (B, H, 1, D)
             x = layer.after_attention(x, layer.join_heads(y).to(self.dtype))
         return self._logits(x[:, 0])
+
+    def _embed_prompts(
+        self,
+        ids: Tensor,
+        positions: SequencePositions,
+        lengths: Tensor,
+        rows: Tensor | None,
+    ) -> Tensor:
+        """What goes into the first block: (B, T) → (B, T, C); rows as in _prefill()."""
+        if self.last_token is None:
+            return self.model.transformer.embed(ids, positions.position_ids)
+        return self.last_token.embed_prompts(ids, positions, lengths, rows)
+
+    def _embed_next(self, ids: Tensor, last: Tensor) -> Tensor:
+        """The same of one id of each row, at the positions `last`: (B,) → (B, 1, C)."""
+        if self.last_token is None:
+            return self.model.transformer.embed(ids[:, None], last[:, None])
+        return self.last_token.embed_next(ids, last)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = self.head(self.model.transformer.ln_f(x).to(self.dtype)).float()  # (B, V)
@@ -265,9 +288,14 @@ class _Layer:
         """Before attention: (B, T, C) → (B, T, (H + 2K)·D)."""
         return self.c_attn(self.block.ln_1(x).to(self.dtype))  # (B, T, (H + 2K)·D)
 
-    def heads(self, qkv: Tensor, positions: SequencePositions) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(
+        self,
+        qkv: Tensor,
+        positions: SequencePositions,
+        idx: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D)."""
-        return self.block.attn.heads(qkv, positions)
+        return self.block.attn.heads(qkv, positions, idx)
 
     def join_heads(self, y: Tensor) -> Tensor:
         """(B, H, T, D) → (B, T, C)."""

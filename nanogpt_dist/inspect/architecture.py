@@ -211,6 +211,7 @@ def _component(
         "2·4C": 8 * C,
         "2F": 2 * F,
         "(H+2K)·D": qkv,
+        "K·D": sizes.get("K", 0) * sizes["D"],
         "B·T": sizes["B"] * sizes["T"],
     }
     sizes = {**sizes, **more}

@@ -48,11 +48,11 @@ def inspect_head(model: GPT, ids: Sequence[int], layer: int, head: int) -> Atten
     x, positions = transformer.begin(idx)  # (1, T, C)
     x0 = x if config.residual_scalars else None
     for block in transformer.h[:layer]:
-        x = block(x, positions, x0)
+        x = block(x, positions, x0, idx)
     block = transformer.h[layer]
     assert isinstance(block, Block)
     qkv = block.attn.c_attn(block.ln_1(block.mixed(x, x0)))  # (1, T, (H + 2K)·D)
-    q, k, v = block.attn.heads(qkv, positions)  # (1, H, T, D), 2 × (1, K, T, D)
+    q, k, v = block.attn.heads(qkv, positions, idx)  # (1, H, T, D), 2 × (1, K, T, D)
     group = head * config.kv_heads // config.n_head
     q, k, v = q[0, head], k[0, group], v[0, group]  # 3 × (T, D)
     scores = q @ k.t() / math.sqrt(config.head_size)  # (T, T)

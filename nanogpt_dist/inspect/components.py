@@ -39,7 +39,17 @@ def descriptions(config: ModelConfig) -> dict[str, Description]:
         ),
         "wte": ("B T", "B T C", "Each id's row of the token embedding."),
         "wpe": wpe,
+        **(
+            {"bigram": ("B T", "B T C", "A row for each pair of the last two ids, added to it.")}
+            if config.bigram_rows is not None
+            else {}
+        ),
         **({"ln_emb": ("B T C", "B T C", f"{kind} of the embedding.")} if normed else {}),
+        **(
+            {"smear": ("B T C", "B T C", "Adds the embedding before each, through a gate.")}
+            if config.smear
+            else {}
+        ),
         "drop": ("B T C", "B T C", "Dropout; identity outside of training."),
         "h": (
             "B T C",
@@ -64,6 +74,8 @@ def descriptions(config: ModelConfig) -> dict[str, Description]:
 def _attention(config: ModelConfig) -> dict[str, Description]:
     grouped = config.kv_heads != config.n_head
     qkv, K, part = ("(H+2K)·D", "K", "part") if grouped else ("3C", "H", "third")
+    values = "Each id's row of a table of this block's own, added to the values."
+    KD = "K·D" if grouped else "C"
     return {
         "h.attn": (
             "B T C",
@@ -77,6 +89,11 @@ def _attention(config: ModelConfig) -> dict[str, Description]:
         ),
         "h.attn.q_norm": ("B H T D", "B H T D", "RMSNorm of each query."),
         "h.attn.k_norm": (f"B {K} T D", f"B {K} T D", "RMSNorm of each key."),
+        **(
+            {"h.attn.value_embedding": ("B T", f"B T {KD}", values)}
+            if config.value_embeddings
+            else {}
+        ),
         "h.attn.q": (
             f"B T {qkv}",
             "B H T D",

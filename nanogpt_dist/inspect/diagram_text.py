@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.inspect.architecture import Component, Parameters
+from nanogpt_dist.inspect.formulas import instances
 
 WIDTH = 90  # columns where there is room
 NARROW = 80  # below, boxes take the whole width
@@ -23,10 +24,12 @@ def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str]
     then = [text for text, on in {"QK norm": config.qk_norm, "rotary": config.rotary}.items() if on]
     made = f"C → {qkv}; {', '.join(then)}" if then else f"C → {qkv}, queries, keys, values"
     mask = "mask of documents" if config.intra_document else "mask"
+    values = "+ a row, in every other block"
     wide, width = at["h.mlp.c_fc"].output_letters[-1], at["h.mlp.c_proj"].input_letters[-1]
     attention = {
         "h.ln_1": norm,
         "h.attn.c_attn": made,
+        **({"h.attn.value_embedding": values} if config.value_embeddings else {}),
         "h.attn.sdpa": f"softmax(q kᵀ / √D + {mask}) v",
         "h.attn.c_proj": "C → C, heads side by side",
     }
@@ -45,7 +48,9 @@ def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str]
 
 def added_boxes(config: ModelConfig) -> tuple[dict[str, str], dict[str, str]]:
     """Boxes that GPT-2 has not: those behind its embeddings, and those at the start of a block."""
-    embedding = {"ln_emb": NORMS[config.norm]} if config.embedding_norm else {}
+    embedding = {} if config.bigram_rows is None else {"bigram": "+ a row of the last two ids"}
+    embedding |= {"ln_emb": NORMS[config.norm]} if config.embedding_norm else {}
+    embedding |= {"smear": "+ a gate · the embedding before"} if config.smear else {}
     start = {"h.residual": "a·x + b·(the embedding)"} if config.residual_scalars else {}
     return embedding, start
 
@@ -175,7 +180,9 @@ def _blocks(
 ) -> list[str]:
     """The frame of the repeated block with its two sublayers, and the arrow out of it."""
     title = f" block × {parameters.n_layer} "
-    count = f" {parameters.blocks // parameters.n_layer:,} each, {parameters.blocks:,} together "
+    count = f" {parameters.blocks:,} together "
+    if "h.attn.value_embedding" not in parameters.by_component:  # blocks are alike
+        count = f" {parameters.blocks // parameters.n_layer:,} each,{count}"
     left = CENTRE if not page.narrow else len(title) + 3  # the arrow's tip, or the title, is there
     if page.width - 3 - len(count) <= left:
         count = f" {parameters.blocks:,} "
@@ -250,7 +257,7 @@ def flows_into(name: str, at: dict[str, Component]) -> str:
 def count(parameters: Parameters, name: str) -> str:
     """The parameters of one instance of the component; nothing for a function without any."""
     count = parameters.by_component.get(name, 0)
-    count //= parameters.n_layer if name.startswith("h.") else 1
+    count //= instances(name, parameters.n_layer)
     return f"{count:,}" if count else ""
 
 

@@ -1,6 +1,7 @@
 """The model, and what computes its parts.
 
 gpt.py                        GPT-2 in reading order: attention → MLP → block → GPT
+embedding.py                  bigrams, smear and value embeddings, which GPT-2 has not
 attention.py                  one signature of attention; SDPA, Flex, CPU and cache side by side
 positions.py                  position ids, rotary angles, masks
 initial_weights.py            the first values of each weight

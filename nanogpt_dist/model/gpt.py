@@ -20,6 +20,14 @@ from torch import Tensor, nn
 
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.model.embedding import (
+    BigramEmbedding,
+    Smear,
+    Table,
+    ValueEmbedding,
+    embeddings_before,
+    ids_before,
+)
 from nanogpt_dist.model.head_loss import logits_of, squashed
 from nanogpt_dist.model.initial_weights import init_weight
 from nanogpt_dist.model.kernels import TORCH_KERNELS, Kernels
@@ -27,14 +35,22 @@ from nanogpt_dist.model.positions import SequencePositions, sequence_positions
 
 EPS = 1e-5  # under the root of a variance
 
-BlockForward = Callable[..., Tensor]  # (x (B, T, C), positions, x0) → (B, T, C)
+BlockForward = Callable[..., Tensor]  # (x (B, T, C), positions, x0, idx) → (B, T, C)
 BlockWrapper = Callable[[BlockForward], BlockForward]
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention; a position sees itself and those before it: (B, T, C) → (B, T, C)."""
+    """Multi-head attention; a position sees itself and those before it: (B, T, C) → (B, T, C).
 
-    def __init__(self, config: ModelConfig, kernels: Kernels = TORCH_KERNELS) -> None:
+    layer: number of the block, from 0.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernels: Kernels = TORCH_KERNELS,
+        layer: int = 0,
+    ) -> None:
         super().__init__()
         self.config = config
         self.attention, self.rotate = kernels.attention, kernels.rotate
@@ -44,11 +60,19 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
         if config.qk_norm:
             self.q_norm, self.k_norm = nn.RMSNorm(D, eps=EPS), nn.RMSNorm(D, eps=EPS)
+        self.adds_values = config.has_value_embedding(layer)
+        if self.adds_values:
+            self.value_embedding = ValueEmbedding(config)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, positions: SequencePositions | None = None) -> Tensor:
-        q, k, v = self.heads(self.c_attn(x), positions)  # (B, H, T, D), 2 × (B, K, T, D)
+    def forward(
+        self,
+        x: Tensor,
+        positions: SequencePositions | None = None,
+        idx: Tensor | None = None,
+    ) -> Tensor:
+        q, k, v = self.heads(self.c_attn(x), positions, idx)  # (B, H, T, D), 2 × (B, K, T, D)
         mask = None if positions is None else positions.mask
         y = self.attention(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C), heads side by side
@@ -58,10 +82,12 @@ class CausalSelfAttention(nn.Module):
         self,
         qkv: Tensor,
         positions: SequencePositions | None,
+        idx: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, ready for the dot product.
 
-        (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D).
+        (B, T, (H + 2K)·D) → (B, H, T, D), 2 × (B, K, T, D). idx: token ids, (B, T), for a value
+        embedding.
         """
         B, T, _ = qkv.shape
         q, k, v = (
@@ -73,6 +99,10 @@ class CausalSelfAttention(nn.Module):
         if self.config.rotary:
             assert positions is not None
             q, k = self.rotate(q, positions), self.rotate(k, positions)
+        if self.adds_values:
+            assert idx is not None
+            more = self.value_embedding(idx).to(v.dtype)  # (B, T, K·D)
+            v = v + more.view(B, T, -1, self.config.head_size).transpose(1, 2)
         return q, k, v
 
 
@@ -146,7 +176,8 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)): (B, T, C) → (B, T, C).
 
     With residual_scalars, x is mixed with x0 first, which went into the first block: (B, T, C).
-    wrap: what forward() is run through, as activation checkpointing; None: nothing.
+    wrap: what forward() is run through, as activation checkpointing; None: nothing. layer: its
+    number, from 0.
     """
 
     def __init__(
@@ -154,12 +185,13 @@ class Block(nn.Module):
         config: ModelConfig,
         kernels: Kernels = TORCH_KERNELS,
         wrap: BlockWrapper | None = None,
+        layer: int = 0,
     ) -> None:
         super().__init__()
         if config.residual_scalars:
             self.residual = ResidualScalars()
         self.ln_1 = _norm(config)
-        self.attn = CausalSelfAttention(config, kernels)
+        self.attn = CausalSelfAttention(config, kernels, layer)
         self.ln_2 = _norm(config)
         self.mlp = MLP(config, kernels)
         self.wrapped = None if wrap is None else wrap(self.sublayers)
@@ -169,20 +201,22 @@ class Block(nn.Module):
         x: Tensor,
         positions: SequencePositions | None = None,
         x0: Tensor | None = None,
+        idx: Tensor | None = None,
     ) -> Tensor:
         if self.wrapped is not None:
-            return self.wrapped(x, positions, x0)
-        return self.sublayers(x, positions, x0)
+            return self.wrapped(x, positions, x0, idx)
+        return self.sublayers(x, positions, x0, idx)
 
     def sublayers(
         self,
         x: Tensor,
         positions: SequencePositions | None,
         x0: Tensor | None,
+        idx: Tensor | None,
     ) -> Tensor:
         """What forward() computes."""
         x = self.mixed(x, x0)
-        x = x + self.attn(self.ln_1(x), positions)
+        x = x + self.attn(self.ln_1(x), positions, idx)
         return x + self.mlp(self.ln_2(x))
 
     def mixed(self, x: Tensor, x0: Tensor | None) -> Tensor:
@@ -201,13 +235,19 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         assert config.vocab_size is not None, "fill in vocab_size before building the model"
-        self.wte = _embedding(config.vocab_size, config.n_embd)
+        self.wte = Table(config.vocab_size, config.n_embd)
         if not config.rotary:
-            self.wpe = _embedding(config.block_size, config.n_embd)
+            self.wpe = Table(config.block_size, config.n_embd)
+        if config.bigram_rows is not None:
+            self.bigram = BigramEmbedding(config)
         if config.embedding_norm:
             self.ln_emb = _norm(config)
+        if config.smear:
+            self.smear = Smear(config)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, kernels, wrap_block) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(
+            Block(config, kernels, wrap_block, layer) for layer in range(config.n_layer)
+        )
         self.ln_f = _norm(config)
         self.config = config
 
@@ -215,8 +255,9 @@ class Transformer(nn.Module):
         x, positions = self.begin(idx)  # (B, T, C)
         # a view: the first block, compiled, would be another graph where both are one tensor
         x0 = x.view_as(x) if self.config.residual_scalars else None
+        ids = idx if self.config.value_embeddings else None
         for block in self.h:
-            x = block(x, positions, x0)
+            x = block(x, positions, x0, ids)
         return self.ln_f(x)
 
     def begin(self, idx: Tensor) -> tuple[Tensor, SequencePositions | None]:
@@ -228,20 +269,33 @@ class Transformer(nn.Module):
         return x, positions if config.rotary or config.intra_document else None
 
     def embed(self, idx: Tensor, position_ids: Tensor) -> Tensor:
-        """Token embedding, and position embedding where there is one; normed where asked for.
+        """The embedding of each token at its place: (B, T), (T,) | (B, T) → (B, T, C)."""
+        return self.smeared(self.embed_tokens(idx, position_ids), position_ids)
 
-        (B, T), (T,) | (B, T) → (B, T, C).
+    def embed_tokens(
+        self,
+        idx: Tensor,
+        position_ids: Tensor,
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """Token embedding, and those of position and bigram where there are; normed if asked for.
+
+        (B, T), (T,) | (B, T) → (B, T, C). before: the id before each, (B, T); None: as in idx.
         """
         x = self.wte(idx) if self.config.rotary else self.wte(idx) + self.wpe(position_ids)
+        if self.config.bigram_rows is not None:
+            before = ids_before(idx, position_ids) if before is None else before
+            x = x + self.bigram(idx, before)
         return self.ln_emb(x) if self.config.embedding_norm else x
 
+    def smeared(self, x: Tensor, position_ids: Tensor, before: Tensor | None = None) -> Tensor:
+        """Embeddings with those before them mixed in, where asked for: (B, T, C) → (B, T, C).
 
-def _embedding(rows: int, width: int) -> nn.Embedding:
-    """An embedding without values, which init_weight() gives.
-
-    To draw them on the meta device, torch would load its compiler first.
-    """
-    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+        before: the embedding before each, (B, T, C); None: as in x.
+        """
+        if not self.config.smear:
+            return x
+        return self.smear(x, embeddings_before(x, position_ids) if before is None else before)
 
 
 class GPT(nn.Module):
@@ -347,9 +401,9 @@ class GPT(nn.Module):
             update={"block_size": block_size}
         )
         if not self.config.rotary:
-            self.transformer.wpe = nn.Embedding.from_pretrained(
-                self.transformer.wpe.weight[:block_size], freeze=False
-            )
+            cropped = Table(block_size, self.config.n_embd)
+            cropped.weight = nn.Parameter(self.transformer.wpe.weight.detach()[:block_size])
+            self.transformer.wpe = cropped
 
     def num_params(self, non_embedding: bool = False) -> int:
         """Parameters, tied embeddings counted once.
@@ -362,14 +416,15 @@ class GPT(nn.Module):
         )
 
     def flops_per_token(self, length: int | None = None) -> int:
-        """Floating-point operations of forward and backward: 6 N + 12·L·H·D·T of attention.
+        """Floating-point operations of forward and backward: 6 N + 12·H·D·Σ S of attention.
 
-        length: T, of a sequence; None: block_size.
-        N: parameters without the position embedding, and without the token embedding where the head
-        has a matrix of its own. Source: Chowdhery et al. 2022, "PaLM", appendix B.
+        length: of a sequence; None: block_size.
+        N: parameters but for those of embeddings, whose rows are looked up; a token embedding that
+        is the head's matrix, too, counts. Σ S: tokens that a layer attends to, `length` or its
+        window, over all layers. Source: Chowdhery et al. 2022, "PaLM", appendix B.
         """
-        c = self.config
-        n = self.num_params(non_embedding=True) - (
-            0 if c.tie_embeddings else self.transformer.wte.weight.numel()
-        )
-        return 6 * n + 12 * c.n_layer * c.n_embd * (length or c.block_size)
+        c, T = self.config, length or self.config.block_size
+        looked_up = sum(each.weight.numel() for each in self.modules() if isinstance(each, Table))
+        looked_up -= self.transformer.wte.weight.numel() if c.tie_embeddings else 0
+        seen = sum(min(c.window_of(layer) or T, T) for layer in range(c.n_layer))
+        return 6 * (self.num_params() - looked_up) + 12 * c.n_embd * seen

@@ -38,7 +38,7 @@ def init_weight(name: str, parameter: nn.Parameter, seed: int, config: ModelConf
 
 
 def _begins_as_zeros(name: str, config: ModelConfig) -> bool:
-    if name.endswith("x0_scale"):
+    if name.endswith(("x0_scale", "bigram.weight", "smear.gate", "smear.scale")):
         return True
     # a head that is tied has the name of the token embedding
     return config.zero_init and name.endswith(("c_proj.weight", "lm_head.weight"))
@@ -52,6 +52,8 @@ def _deviation(name: str, inputs: int, config: ModelConfig) -> float:
     if name.endswith(("wte.weight", "wpe.weight")):
         # tied, the token embedding is a matrix, too, whose logits are not to be larger
         return 1 / math.sqrt(config.n_embd) if config.tie_embeddings else 1.0
+    if name.endswith("value_embedding.weight"):  # as the values are that it is added to
+        return 1 / math.sqrt(config.n_embd)
     return (0.5 if name.endswith("c_fc.weight") else 1.0) / math.sqrt(inputs)
 
 

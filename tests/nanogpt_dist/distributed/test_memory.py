@@ -35,6 +35,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"norm_weights": False},
     {"residual_scalars": True},
     {"logit_softcap": 15.0},
+    {"smear": True},
+    {"bigram_rows": 100_000},
+    {"value_embeddings": True, "n_kv_head": 3},
     {"tied_head": False},
 ]
 COMPILED_OPTIONS: list[dict[str, Any]] = [
@@ -80,7 +83,7 @@ def test_parameters_of_the_options_are_the_models(options: dict[str, Any]) -> No
     counted = architecture.count_parameters(config)
     found = count_parameters(config)
     assert found.total == counted.total
-    assert found.block * config.n_layer == counted.blocks
+    assert found.total - found.root == counted.blocks
 
 
 OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -90,6 +93,9 @@ OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "norm_weights": st.booleans(),
     "embedding_norm": st.booleans(),
     "residual_scalars": st.booleans(),
+    "smear": st.booleans(),
+    "bigram_rows": st.sampled_from([None, 1, 50]),
+    "value_embeddings": st.booleans(),
     "mlp": st.sampled_from(["gelu", "swiglu", "relu2"]),
     "qk_norm": st.booleans(),
     "n_kv_head": st.sampled_from([None, 1, 2]),

@@ -48,6 +48,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "embedding norm without weights": {"embedding_norm": True, "norm_weights": False},
     "softcap": {"logit_softcap": 2.0},
     "residual scalars": {"residual_scalars": True},
+    "smear": {"smear": True},
+    "bigrams": {"bigram_rows": 29 * 29},
+    "hashed bigrams": {"bigram_rows": 100, "embedding_norm": True},
+    "value embeddings": {"value_embeddings": True},
+    "value embeddings of a group": {"value_embeddings": True, "n_kv_head": 2},
+    "tokens before, within documents": {
+        **{"smear": True, "bigram_rows": 100, "intra_document": True, "eot_id": EOT}
+    },
     "documents": {"intra_document": True, "eot_id": EOT},
     "documents and rotary": {"intra_document": True, "eot_id": EOT, "rotary": True},
     "all": {
@@ -61,6 +69,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "embedding_norm": True,
             "logit_softcap": 15.0,
             "residual_scalars": True,
+            "smear": True,
+            "bigram_rows": 100,
+            "value_embeddings": True,
         },
         **{"intra_document": True, "eot_id": EOT},
     },
@@ -82,6 +93,18 @@ def some_ids() -> Tensor:
     ids = torch.randint(29, (2, 12), generator=torch.Generator().manual_seed(2))
     ids[0, 4] = ids[0, 9] = ids[1, 0] = EOT
     return ids
+
+
+def hashed(before: int, token: int, config: ModelConfig) -> int:
+    """A pair's row of the bigram table: its own where there are enough."""
+    rows, V = config.bigram_rows, config.vocab_size
+    assert rows is not None
+    assert V is not None
+    if rows >= V * V:
+        return before * V + token
+    mixed = (before * 2_654_435_761 + token * 2_246_822_519) % 2**32
+    mixed = (mixed ^ mixed >> 15) * 2_246_822_519 % 2**32
+    return mixed * rows // 2**32
 
 
 def slow_logits(model: GPT, ids: list[int]) -> Tensor:
@@ -141,8 +164,19 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
         stream = [
             x + at["transformer.wpe.weight"][p] for x, p in zip(stream, position, strict=True)
         ]
+    if c.bigram_rows is not None:
+        rows = [hashed(ids[t - 1] if p else 0, ids[t], c) for t, p in enumerate(position)]
+        stream = [
+            x + at["transformer.bigram.weight"][row] for x, row in zip(stream, rows, strict=True)
+        ]
     if c.embedding_norm:
         stream = [norm(x, "transformer.ln_emb") for x in stream]
+    if c.smear:
+        gate, scale = at["transformer.smear.gate"], at["transformer.smear.scale"]
+        open_by = [scale / (1 + torch.exp(-(x[: len(gate)] * gate).sum())) for x in stream]
+        stream = [
+            x + open_by[t] * stream[t - 1] if position[t] else x for t, x in enumerate(stream)
+        ]
     first = stream
     for layer in range(c.n_layer):
         block = f"transformer.h.{layer}"
@@ -150,12 +184,16 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
             a, b = (at[f"{block}.residual.{name}_scale"] for name in ("x", "x0"))
             stream = [a * x + b * x0 for x, x0 in zip(stream, first, strict=True)]
         queries, keys, values = [], [], []
-        for x, p in zip(stream, position, strict=True):
+        for token, x, p in zip(ids, stream, position, strict=True):
             qkv = linear(norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn").view(H + 2 * K, D)
             q, k, v = list(qkv[:H]), list(qkv[H : H + K]), list(qkv[H + K :])
             if c.qk_norm:
                 q = [rms(one, at[f"{block}.attn.q_norm.weight"]) for one in q]
                 k = [rms(one, at[f"{block}.attn.k_norm.weight"]) for one in k]
+            if c.value_embeddings and (c.n_layer - 1 - layer) % 2 == 0:
+                name = f"{block}.attn.value_embedding"
+                row = (at[f"{name}.weight"][token] * at[f"{name}.scale"]).view(K, D)
+                v = [one + more for one, more in zip(v, row, strict=True)]
             if c.rotary:
                 q, k = [turned(one, p) for one in q], [turned(one, p) for one in k]
             queries.append(q), keys.append(k), values.append(v)
@@ -281,7 +319,9 @@ def test_counts_traces_and_drawings_follow(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [OPTIONS["documents"], OPTIONS["all"]], ids=["documents", "all"]
+    "options",
+    [OPTIONS["documents"], OPTIONS["tokens before, within documents"], OPTIONS["all"]],
+    ids=["documents", "tokens before", "all"],
 )
 def test_a_document_does_not_see_the_one_before(options: dict[str, Any]) -> None:
     """Whatever stands in document A, the logits of document B are the same, to the bit."""
