@@ -9,12 +9,13 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
-from nanogpt_dist.distributed.strategy import plan_layout
+from nanogpt_dist.distributed.strategy import plan_layout, whole
 from nanogpt_dist.distributed.world import World, connect
 from nanogpt_dist.training.optim import training_bytes
-from nanogpt_dist.training.step import TrainStep
+from nanogpt_dist.training.step import TrainStep, seed
 from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, tiny
+from tests.ranks.skipping import local
 
 
 def a_train_step(folder: Path, world: World, **changes: object) -> TrainStep:
@@ -47,6 +48,43 @@ def test_a_skipped_step_does_not_count_for_the_optimizer(tmp_path: Path) -> None
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert train_step.step(2, [(rows, rows)]).finite
     assert train_step.optimizer.state[weight]["step"] == 2
+
+
+@pytest.mark.parametrize("strategy", ["single", "fsdp"])
+@pytest.mark.parametrize("grad_clip", [0.0, 1e-4, 0.5, 1.0, 1e9])
+@pytest.mark.parametrize("size", [1e-3, 1.0, math.inf])
+def test_the_gradient_is_clipped_as_torch_does_it_to_the_last_bit(
+    strategy: str,
+    grad_clip: float,
+    size: float,
+    tmp_path: Path,
+    alone: World,
+) -> None:
+    train_step = a_train_step(tmp_path, alone, strategy=strategy, grad_clip=grad_clip)
+    found = []
+    for clip in (train_step._clip_gradient, None):
+        generator = torch.Generator().manual_seed(1)
+        for p in train_step.model.parameters():
+            p.grad = p.detach().clone()
+            local(p.grad).copy_(torch.randn(local(p).shape, generator=generator) * size)
+        if clip is None:
+            parameters = train_step.model.parameters()
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf))
+        else:
+            norm = clip()
+        gradients = [local(p.grad) for p in train_step.model.parameters() if p.grad is not None]
+        found.append([norm, *(gradient.clone() for gradient in gradients)])
+    ours, torchs = found
+    for our, their in zip(ours, torchs, strict=True):
+        assert torch.equal(our.view(torch.int32), their.view(torch.int32))  # NaN, too
+
+
+def test_seeding_draws_what_torch_draws() -> None:
+    for value in (0, 7, 2**63 - 1):
+        seed(torch.device("cpu"), value)
+        ours = torch.rand(4)
+        torch.manual_seed(value)
+        assert torch.equal(ours, torch.rand(4))
 
 
 @pytest.mark.parametrize(
