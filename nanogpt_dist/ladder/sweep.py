@@ -174,8 +174,6 @@ def flags(settings: Settings) -> list[str]:
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             given.append(flag if value else f"--no{flag[1:]}")
-        elif str(value).startswith("-"):  # else it would be taken for a flag
-            given.append(f"{flag}={value}")
         else:
             given += [flag, str(value)]
     return given

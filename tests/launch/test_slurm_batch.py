@@ -3,8 +3,10 @@ real one.
 """
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch import job_options, processes, slurm
+from tests.conftest import TINY
 from tests.faults import slurm_preempt
 from tests.launch.test_launch import REAL_TORCHRUN, Launcher, linux
 from tests.launch.test_slurm import job
@@ -252,3 +255,72 @@ def test_a_preempted_training_ends_with_the_same_weights(
         alone["weights"],
     )
     assert found["saved_at"] == found["resumed_at"] != []
+
+
+SWEEP = """
+preset = "quickstart"
+dataset = "data"
+vocab_size = 257
+{settings}
+max_iters = 300
+eval_interval = 300
+tensorboard = false
+
+[grid]
+seed = [1, 2, 3]
+"""
+
+
+@pytest.mark.thorough
+def test_of_an_array_one_task_is_stopped_and_requeued_and_ends_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    if reason := slurm_preempt.missing():
+        pytest.skip(f"a real Slurm {reason}")
+    slurm_preempt.prepare(tmp_path)
+    names = (name.removeprefix("--").replace("-", "_") for name in TINY[::2])
+    values = (value if value[0].isdigit() else f'"{value}"' for value in TINY[1::2])
+    settings = "\n".join(f"{n} = {v}" for n, v in zip(names, values, strict=True))
+    (tmp_path / "s.toml").write_text(SWEEP.format(settings=settings))
+
+    with slurm_preempt.cluster("linuxproc") as environment:
+
+        def typed(*words: str) -> str:
+            done = subprocess.run(
+                words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+            )
+            assert done.returncode == 0, f"{words}: {done.stderr}"
+            return done.stdout
+
+        def shown(task: int) -> dict[str, str]:
+            line = typed("scontrol", "show", "job", "--oneliner", f"{number}_{task}")
+            return dict(re.findall(r"(\w+)=(\S+)", line))
+
+        line = [sys.executable, "-m", "nanogpt_dist", "sweep", "s.toml", "--slurm"]
+        said = typed(*line, "--nproc-per-node", "1", "--partition", "debug")
+        number = re.findall(r"job (\d+)", said)[0]
+        # the last task, whose own number is the array's
+        run = tmp_path / "out/sweeps/s/seed=3"
+        wait(lambda: (run / "metrics.jsonl").exists())
+        typed("scancel", "--batch", "--signal=USR1", f"{number}_2")
+        wait(lambda: shown(2)["Restarts"] == "1")
+        typed("scontrol", "update", f"job={number}_2", "StartTime=now+3")
+        wait(lambda: {shown(task)["JobState"] for task in range(3)} == {"COMPLETED"})
+        assert [shown(task)["Restarts"] for task in range(3)] == ["0", "0", "1"]
+        table = typed(*line[:-1], "--table")
+        assert table.count(" done") == 3
+        log = (tmp_path / f"nanogpt-s-{number}_2.out").read_text()
+        assert "stopped and saved at step" in log
+        assert "going on from step-" in log
+        last = "checkpoints/step-00000300/model.safetensors"
+        stopped = (run / last).read_bytes()
+        typed("mv", str(run), "before")
+        typed(*line[:-1], "--only", "seed=3")
+        assert (run / last).read_bytes() == stopped
+
+
+def wait(condition: Callable[[], bool], timeout_s: float = 400) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.2)
