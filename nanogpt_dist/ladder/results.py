@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanogpt_dist.config.ramps import Ramp
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.inspect import compare_runs
 from nanogpt_dist.inspect.compare_runs import Curve
@@ -54,7 +55,7 @@ class RunResult:
         if budget == "tokens":
             return tokens
         if budget == "flops":
-            return tokens * (self.size.flops_per_token if self.size else np.nan)
+            return _flops(tokens, curve.config.ramp, self.size)
         if curve.train_seconds is None:
             return np.full_like(tokens, np.nan)
         known, seconds = (
@@ -80,6 +81,18 @@ class RunResult:
         return float(np.interp(amount, spent, self.curve.val_loss)) if within else None
 
 
+def _flops(tokens: Floats, ramp: Ramp, size: Size | None) -> Floats:
+    """FLOPs of the first `tokens` of a run: (n,) → (n,); attention's depend on the context."""
+    if size is None:
+        return np.full_like(tokens, np.nan)
+    starts = [ramp.tokens_before(piece.first) for piece in ramp.pieces]
+    lengths = np.diff([*starts, np.inf])
+    flops = np.zeros_like(tokens)
+    for start, length, of_token in zip(starts, lengths, size.flops_at, strict=True):
+        flops += of_token * np.clip(tokens - start, 0, length)
+    return flops
+
+
 def read(sweep: Sweep) -> list[RunResult]:
     """How each run of `sweep` stands, in the order of the runs."""
     size = functools.cache(size_of)
@@ -95,7 +108,8 @@ def _read(sweep: Sweep, run: SweepRun, size: Callable[..., Size]) -> RunResult:
         return RunResult(run, folder, how)
     steps = int(run_folder.read_json(folder / "status.json").get("step", 0))
     architecture = curve.config.architecture()
-    known = size(architecture) if architecture.vocab_size else None
+    lengths = (piece.length for piece in curve.config.ramp.pieces)
+    known = size(architecture, *lengths) if architecture.vocab_size else None
     return RunResult(run, folder, how, steps, curve, known)
 
 

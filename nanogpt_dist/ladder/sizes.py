@@ -16,14 +16,16 @@ from nanogpt_dist.errors import UsageError
 class Size:
     """Of a model: N and the FLOPs of a token, forward and backward.
 
-    parameters: N of a scaling law: all but embeddings, with the head, tied or not.
+    parameters: N of a scaling law: all but embeddings, with the head, tied or not. flops_at: of a
+    token in sequences of each length that was asked for.
     """
 
     parameters: int
     flops_per_token: int
+    flops_at: tuple[int, ...] = ()
 
 
-def size_of(config: ModelConfig) -> Size:
+def size_of(config: ModelConfig, *lengths: int) -> Size:
     """The Size of an architecture, whose vocab_size is set; the model takes no memory."""
     import torch
 
@@ -37,7 +39,8 @@ def size_of(config: ModelConfig) -> Size:
         if isinstance(module, torch.nn.Embedding)
     }
     tables.pop(id(model.lm_head.weight), None)  # the head's, where they are tied
-    return Size(model.num_params() - sum(tables.values()), model.flops_per_token())
+    at = tuple(model.flops_per_token(length) for length in lengths)
+    return Size(model.num_params() - sum(tables.values()), model.flops_per_token(), at)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ from typer.testing import CliRunner
 from cli.main import app
 from cli.options import nanogpt_style
 from nanogpt_dist import storage
+from nanogpt_dist.config import resolve
 from nanogpt_dist.errors import MAX_LINE
 from nanogpt_dist.inspect import compare_runs
 from nanogpt_dist.ladder import results
 from nanogpt_dist.ladder import sweep as sweeps
+from nanogpt_dist.ladder.sizes import size_of
+from nanogpt_dist.model.gpt import GPT
 from tests.conftest import CLONE, TINY, command
 
 STEPS = 100
@@ -240,3 +243,18 @@ def test_without_a_speed_there_are_no_seconds() -> None:
     found = compare_runs._seconds(tokens, np.array([nan, 5.0, nan]))
     assert found is not None
     assert found.tolist() == [2.0, 4.0, 6.0]
+
+
+def test_flops_of_a_shorter_context_are_fewer() -> None:
+    config = resolve(
+        {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 100}
+        | {"batch_size": 4, "gradient_accumulation_steps": 1, "context_ramp": "0:16,10:64"}
+    )
+    lengths = [piece.length for piece in config.ramp.pieces]
+    size = size_of(config.architecture(), *lengths)
+    first, second = 10 * 4 * 16, 5 * 4 * 64
+    found = results._flops(np.array([320.0, first, first + second]), config.ramp, size)
+    model = GPT(config.architecture())
+    short, long = model.flops_per_token(16), model.flops_per_token(64)
+    assert short < long
+    assert found.tolist() == [320 * short, first * short, first * short + second * long]
