@@ -53,8 +53,7 @@ def orthogonalize(matrices: Tensor, coefficients: Coefficients, steps: int) -> T
 
     Gives `matrices` other values. Those of zeros stay zeros.
     """
-    sums_in = torch.promote_types(matrices.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True, dtype=sums_in)
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     x = matrices.div_((norms * coefficients.margin).clamp_(min=coefficients.least))
     tall = x.size(1) > x.size(2)
     for step in range(steps):

@@ -79,6 +79,23 @@ def test_the_host_reads_once_in_a_step(trainings: Trainings, strategy: str) -> N
         assert waits(happenings) == [], "what it reads is that of the step before"
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp", *(pytest.param(s, marks=pytest.mark.thorough) for s in STRATEGIES if s != "ddp")],
+)
+def test_muons_steps_are_the_cpus_and_wait_for_nothing(
+    trainings: Trainings,
+    strategy: str,
+) -> None:
+    ours, done = trainings.run("cuda", strategy, "--optimizer", "muon")
+    theirs, _ = trainings.run("cpu", strategy, "--optimizer", "muon")
+    assert losses(ours) == pytest.approx(losses(theirs), rel=0, abs=1e-5)
+    for happenings in plain_steps(done):
+        assert len(reads(happenings)) == 1, reads(happenings)
+        assert waits(happenings) == [], "what it reads is that of the step before"
+        assert len(uploads(happenings)) == 1
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_one_copy_goes_up_in_a_step_pinned_and_contiguous(
     trainings: Trainings,

@@ -49,12 +49,13 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--strategy", default="ddp")
+    parser.add_argument("--optimizer", default="adamw")
     given = parser.parse_args()
     choose = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        more = ("--strategy", given.strategy)
+        more = ("--strategy", given.strategy, "--optimizer", given.optimizer)
         whole = Training(folder, "whole", given.updates, 10**6, [], *more)
         if whole.start().wait():
             sys.exit("the undisturbed run failed")
@@ -69,6 +70,7 @@ def main() -> None:
             "kills": kills,
             "seed": given.seed,
             "strategy": given.strategy,
+            "optimizer": given.optimizer,
             "code": code,
             "seconds": round(time.monotonic() - started, 1),
             "equal": code == 0 and training.tensors() == whole.tensors(),

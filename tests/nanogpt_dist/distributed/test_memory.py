@@ -18,6 +18,7 @@ from nanogpt_dist.distributed.memory import (
 from nanogpt_dist.inspect import architecture
 from nanogpt_dist.load_config import load, with_vocabulary
 from nanogpt_dist.presets import PRESETS
+from nanogpt_dist.training.optim import state_bytes
 from tests.nanogpt_dist.distributed import traced
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -164,6 +165,25 @@ def check_compiled_blocks(config: TrainConfig, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_what_compiled_blocks_keep_is_the_measured_one(mode: str) -> None:
     check_compiled_blocks(config_of(SMALL), mode)
+
+
+def test_muon_keeps_less_and_takes_some_matrices_at_a_time() -> None:
+    """Its step is the peak where a pass is small; its buffers do not grow with the model."""
+    peaks = {}
+    for name in ("adamw", "muon"):
+        for layers in (24, 48):
+            shape = {**SMALL, "n_layer": layers, "vocab_size": 64, "block_size": 16}
+            config = config_of(shape, {"optimizer": name})
+            how = one_pass("none", BF16, 1, state_bytes=state_bytes(config))
+            found = usage(config, how, ranks=1)
+            peaks[name, layers] = found.peak
+            matrices = layers * count_parameters(config).matrices
+            total = count_parameters(config).total
+            expected = 8 * total - (4 * matrices if name == "muon" else 0)
+            assert found.moments == pytest.approx(expected, abs=1)
+    added = 4 * 24 * count_parameters(config_of(SMALL)).matrices
+    grown = {name: peaks[name, 48] - peaks[name, 24] for name in ("adamw", "muon")}
+    assert grown["adamw"] - grown["muon"] == pytest.approx(added, rel=0.02)
 
 
 @pytest.mark.thorough
