@@ -5,6 +5,7 @@ Everything here is a closed form of the step: no state, no scan over steps.
 
 import functools
 import itertools
+import math
 import re
 from dataclasses import dataclass
 
@@ -47,6 +48,13 @@ class Ramp:
     def tokens_before(self, step: int) -> int:
         """Tokens of the first `step` steps."""
         return sum(count * piece.tokens for piece, count in self._steps_before(step))
+
+    def steps_of(self, tokens: float) -> int:
+        """The fewest steps that have `tokens` tokens or more."""
+        piece = next(
+            piece for piece in reversed(self.pieces) if self.tokens_before(piece.first) <= tokens
+        )
+        return piece.first + math.ceil((tokens - self.tokens_before(piece.first)) / piece.tokens)
 
     def _steps_before(self, step: int) -> list[tuple[Piece, int]]:
         """Each piece with its steps among the first `step`."""

@@ -66,6 +66,10 @@ def plan_compilation(config: TrainConfig, layout: Layout, device: torch.device) 
                 "--compile-mode out"
             )
         return Compilation("nothing", "default")
+    import torch._dynamo.config as dynamo
+
+    # a ramp's shapes are compiled each for itself, and are not too many
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 7 + len(config.ramp.pieces))
     strategy = layout.strategy
     nested = layout.activation_checkpointing != "none" or config.intra_document
     parts = "blocks" if strategy == "fsdp" or (strategy == "ddp" and nested) else "model"
@@ -75,10 +79,8 @@ def plan_compilation(config: TrainConfig, layout: Layout, device: torch.device) 
             "compiles its blocks here: leave --compile-mode out"
         )
     if strategy == "ddp":
-        import torch._dynamo.config
-
         # a block that is compiled by itself has no bucket's border within
-        torch._dynamo.config.optimize_ddp = parts == "model"
+        dynamo.optimize_ddp = parts == "model"
     return Compilation(parts, config.compile_mode)
 
 

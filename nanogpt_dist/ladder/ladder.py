@@ -121,7 +121,7 @@ def _run(
     steps = config.max_iters
     if ratio is not None:
         tokens = ratio * size_of(architecture).parameters
-        steps = math.ceil(tokens / (config.global_batch_size * config.block_size))
+        steps = config.ramp.steps_of(tokens)
     differs["max_iters"] = steps
     for setting in IN_STEPS:
         if setting not in shared and (before := getattr(config, setting)):

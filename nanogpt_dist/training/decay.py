@@ -18,7 +18,7 @@ from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import fsync_folder, storage_errors
 from nanogpt_dist.training.metrics import RECORD
-from nanogpt_dist.training.schedule import decay_start, is_wsd, learning_rate
+from nanogpt_dist.training.schedule import is_wsd, learning_rate, stable_until
 
 
 def before_decay(newest: Path, config: TrainConfig) -> Path:
@@ -28,9 +28,9 @@ def before_decay(newest: Path, config: TrainConfig) -> Path:
     good one up to where it did start. Raises ConfigError where none is left.
     """
     before, step = _config_of(newest), storage.step_of(newest.name) or 0
-    if not (is_wsd(before) and is_wsd(config)) or decay_start(config) <= decay_start(before):
+    if not (is_wsd(before) and is_wsd(config)) or stable_until(config) <= stable_until(before):
         return newest
-    start = decay_start(before)
+    start = stable_until(before)
     if step <= start:
         return newest
     for folder in storage.list_steps(newest.parent):
@@ -72,7 +72,7 @@ def _free(path: Path) -> Path:
 
 def pin_decay_start(checkpoints: Path, step: int, config: TrainConfig) -> None:
     """Keep the checkpoint of `step` for good where the decay starts there. Raises StorageError."""
-    if is_wsd(config) and step == decay_start(config):
+    if is_wsd(config) and step == stable_until(config):
         pins = storage.read_pins(checkpoints)
         storage.write_pins(checkpoints, pins | {storage.step_name(step)})
 
@@ -105,7 +105,7 @@ def branch(name: str, step: int, settings: dict[str, Any]) -> tuple[str, dict[st
         checkpoint, source = begun, place  # a branch that has begun goes on without it
     config = load(str(checkpoint), {**settings, "out_dir": place})
     refuse_decayed(_config_of(checkpoint), run, step)
-    return source, {
+    theirs = {
         **settings,
         "out_dir": place,
         "schedule": "wsd",
@@ -113,12 +113,19 @@ def branch(name: str, step: int, settings: dict[str, Any]) -> tuple[str, dict[st
         **({} if config.decay_lr else {"decay_lr": True, "warmup_iters": 0}),
         **_length(step, settings, config.decay_fraction),
     }
+    if stable_until(branched := config.model_copy(update=theirs)) != step:
+        raise ConfigError(
+            f"Muon's momentum falls over the last {config.muon_momentum_cooldown} steps, the decay "
+            f"takes {branched.max_iters - step}: type --muon-momentum-cooldown "
+            f"{branched.max_iters - step}"
+        )
+    return source, theirs
 
 
 def refuse_decayed(config: TrainConfig, run: Path, step: int) -> None:
     """Raise ConfigError where a run with these settings is not at its learning_rate at `step`."""
     if learning_rate(step, config) == config.learning_rate and (
-        step <= decay_start(config) or config.schedule == "constant" or not config.decay_lr
+        step <= stable_until(config) or config.schedule == "constant" or not config.decay_lr
     ):
         return
     if step < config.warmup_iters:
@@ -129,7 +136,7 @@ def refuse_decayed(config: TrainConfig, run: Path, step: int) -> None:
     listed = shlex.join(["nanogpt", "checkpoint", "list", str(run)])
     raise ConfigError(
         f"{run} has decayed at step {step}: its {config.schedule} rate falls from step "
-        f"{decay_start(config)} on; give a --decay-from up to there, of: {listed}"
+        f"{stable_until(config)} on; give a --decay-from up to there, of: {listed}"
     )
 
 

@@ -37,7 +37,7 @@ class Progress:
         self.first_step = state.step
         # val loss, in nats/token
         self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss
-        # spent in steps since this process started, less the first: it warms up
+        # spent in steps since this process started, less the first of each shape: it warms up
         self.seconds = 0.0
         self.timed = 0  # tokens of the steps in `seconds`
         self.recent = (0.0, 0)  # the same since the last log line
@@ -65,12 +65,12 @@ class Progress:
 
         state: as it was after the step.
         """
-        if state.step > self.first_step + 1:
+        piece = self.config.ramp.at(state.step - 1)
+        if state.step > max(self.first_step, piece.first) + 1:
             took = result.made - self.clock
             self.seconds += took
-            tokens = self.config.ramp.at(state.step - 1).tokens
-            self.timed += tokens
-            self.recent = (self.recent[0] + took, self.recent[1] + tokens)
+            self.timed += piece.tokens
+            self.recent = (self.recent[0] + took, self.recent[1] + piece.tokens)
         self.clock = result.made
         due = state.step % self.config.log_interval == 0 or state.step in (1, self.config.max_iters)
         if due and self.recorder is not None:

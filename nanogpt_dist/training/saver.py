@@ -25,7 +25,7 @@ from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.training import decay, optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
-from nanogpt_dist.training.schedule import decay_start, is_wsd
+from nanogpt_dist.training.schedule import is_wsd, stable_until
 from nanogpt_dist.training.step import TrainStep
 
 COPY_SHARE = 0.25  # of a machine's memory that a copy of them may take unasked
@@ -37,7 +37,7 @@ def due(config: TrainConfig, step: int, evaluated: bool, improved: bool) -> bool
 
     A wsd run does where its decay starts: a longer one goes on from there.
     """
-    if is_wsd(config) and step == decay_start(config):
+    if is_wsd(config) and step == stable_until(config):
         return True
     if evaluated and improved and not config.always_save_checkpoint:
         return True

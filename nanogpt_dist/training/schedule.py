@@ -43,6 +43,17 @@ def is_wsd(config: TrainConfig) -> bool:
     return config.decay_lr and config.schedule == "wsd"
 
 
+def stable_until(config: TrainConfig) -> int:
+    """The steps that a run makes before max_iters decides anything, where is_wsd().
+
+    The learning rate falls behind them, or Muon's momentum, if that begins earlier.
+    """
+    start = decay_start(config)
+    if config.optimizer == "muon" and config.muon_momentum_cooldown:
+        start = min(start, max(0, config.max_iters - config.muon_momentum_cooldown))
+    return start
+
+
 def decay_end(config: TrainConfig) -> int:
     """The step from which on the rate is min_lr."""
     return config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters

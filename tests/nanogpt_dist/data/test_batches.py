@@ -176,6 +176,9 @@ def test_the_steps_of_a_ramp_tile_the_order_of_each_length_on_any_ranks(
         )
         read[piece.length] += piece.sequences
         tokens += piece.tokens
+        assert ramp.steps_of(tokens) == step + 1
+        assert ramp.steps_of(tokens - 1) == step + 1
+        assert ramp.steps_of(tokens + 1) == step + 2
         [(x, y)] = whole.of(step)
         parts = [part for batches in each for part in batches.of(step)]
         assert np.array_equal(np.concatenate([x for x, _ in parts]), x)

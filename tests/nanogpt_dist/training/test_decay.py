@@ -73,6 +73,21 @@ def test_a_longer_run_goes_on_from_where_the_decay_began_and_loses_nothing(
     assert (run / "checkpoints" / "decayed-step-00000020").is_dir()
 
 
+def test_where_muons_momentum_falls_earlier_a_run_is_stable_until_there(
+    corpus: Path, tmp_path: Path
+) -> None:
+    muon = {**WSD, "optimizer": "muon", "muon_momentum_cooldown": 7}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    go(tiny(corpus, run, max_iters=10, **muon))
+    assert steps(run) == ["step-00000010", "step-00000003"]
+    go(tiny(corpus, run, max_iters=14, **muon))
+    go(tiny(corpus, whole, max_iters=14, **muon))
+    assert tensors(run, 14) == tensors(whole, 14)
+    with pytest.raises(ConfigError, match=r"last 7 steps, .* 2: type --muon-momentum-cooldown 2"):
+        decay.branch(str(run), 3, {})
+    decay.branch(str(run), 3, {"muon_momentum_cooldown": 2})
+
+
 def test_a_run_that_is_made_longer_before_its_decay_just_goes_on(
     corpus: Path, tmp_path: Path
 ) -> None:
