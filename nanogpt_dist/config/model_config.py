@@ -273,6 +273,12 @@ class ModelConfig(BaseModel):
         return math.ceil(8 * self.n_embd / 3 / 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embd
 
     @property
+    def shortest_window(self) -> int | None:
+        """Tokens that a short layer attends to; None: all layers are long."""
+        short = any(self.window_of(layer) is not None for layer in range(self.n_layer))
+        return self.sliding_window if short else None
+
+    @property
     def gate_width(self) -> int:
         """Channels that the smear's gate reads; Source: nanochat."""
         return min(24, self.n_embd)

@@ -71,7 +71,8 @@ def plan_compilation(config: TrainConfig, layout: Layout, device: torch.device) 
     # a ramp's shapes are compiled each for itself, and are not too many
     dynamo.recompile_limit = max(dynamo.recompile_limit, 7 + len(config.ramp.pieces))
     strategy = layout.strategy
-    nested = layout.activation_checkpointing != "none" or config.intra_document
+    flex = config.intra_document or config.shortest_window is not None
+    nested = layout.activation_checkpointing != "none" or flex
     parts = "blocks" if strategy == "fsdp" or (strategy == "ddp" and nested) else "model"
     if parts == "blocks" and config.compile_mode == "reduce-overhead":
         raise ConfigError(

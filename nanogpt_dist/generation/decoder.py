@@ -86,6 +86,7 @@ class Decoder:
         self.static_step: StaticStep | None = None  # on CUDA
         self.keys: list[Tensor] = []  # of each layer (B, K, S, D)
         self.values: list[Tensor] = []
+        self.window = self.config.shortest_window  # tokens that a short layer attends to
         self.last_token: LastToken | None = None  # where an embedding reads the token before
 
     @property
@@ -189,7 +190,7 @@ class Decoder:
             q, k, v = layer.heads(layer.qkv(x), positions, ids)
             if rows is not None:
                 keys[:, :, :T], values[:, :, :T] = k[rows], v[rows]
-            y = self.prefill_attention(q, k, v, None)  # (B, H, T, D)
+            y = self.prefill_attention(q, k, v, None, 0.0, layer.window)  # (B, H, T, D)
             x = layer.after_attention(x, layer.join_heads(y))
         return self._logits(x[torch.arange(len(contexts), device=self.device), lengths - 1])
 
@@ -206,7 +207,13 @@ class Decoder:
             # (B, 1, 1, S)
             mask = (torch.arange(S, device=self.device) <= last[:, None])[:, None, None]
             place = (torch.arange(len(ends), device=self.device), slice(None), last)
-        return self._one_token(ids, last, place, S, mask)
+        near = S if self.window is None else min(self.window, S)
+        short = mask
+        if mask is not None and near < S:
+            short = (
+                mask & (torch.arange(S, device=self.device) > last[:, None] - near)[:, None, None]
+            )
+        return self._one_token(ids, last, place, S, mask, short)
 
     def _decode_static(self, ids: Tensor, last: Tensor, S: int) -> Tensor:
         """_decode() over the first S of the caches, whatever the rows' lengths: (B, V).
@@ -218,7 +225,11 @@ class Decoder:
         behind = torch.arange(S, device=self.device) > last[:, None]  # (B, S)
         mask = torch.zeros(behind.shape, dtype=self.cache_dtype, device=self.device)
         mask = mask.masked_fill(behind, float("-inf"))[:, None, None]  # (B, 1, 1, S), added
-        return self._one_token(ids, last, (each, slice(None), last), S, mask)
+        short = mask
+        if self.window is not None and self.window < S:
+            left = torch.arange(S, device=self.device) <= last[:, None] - self.window  # (B, S)
+            short = mask.masked_fill(left[:, None, None], float("-inf"))
+        return self._one_token(ids, last, (each, slice(None), last), S, mask, short)
 
     def _one_token(
         self,
@@ -227,11 +238,12 @@ class Decoder:
         place: Place,
         S: int,
         mask: Tensor | None,
+        short: Tensor | None,
     ) -> Tensor:
         """Logits after one id of each row, at the positions `last`, (B,): (B, V).
 
         place: where in a cache it goes. Attention is over the first S of the caches, as far as
-        `mask` lets it.
+        `mask` lets it, in layers with a window `short`; None: all, or the last in the window.
         """
         positions = with_rotary_angles(last[:, None], self.config)
         x = self._embed_next(ids, last)  # (B, 1, C)
@@ -241,7 +253,11 @@ class Decoder:
             # (B, H, 1, D), 2 × (B, K, 1, D)
             q, k, v = layer.heads(layer.qkv(x).to(self.cache_dtype), positions, ids[:, None])
             keys[place], values[place] = k[:, :, 0], v[:, :, 0]
-            y = cached_attention(q, keys[:, :, :S], values[:, :, :S], mask)  # (B, H, 1, D)
+            first, seen = 0, mask if layer.window is None else short
+            if layer.window is not None and short is None:  # rows are of one length
+                first = max(0, S - layer.window)
+            # (B, H, 1, D)
+            y = cached_attention(q, keys[:, :, first:S], values[:, :, first:S], seen)
             x = layer.after_attention(x, layer.join_heads(y).to(self.dtype))
         return self._logits(x[:, 0])
 
@@ -278,7 +294,7 @@ class _Layer:
 
     def __init__(self, block: nn.Module, weights: str, dtype: torch.dtype) -> None:
         assert isinstance(block, Block)
-        self.block, self.dtype = block, dtype
+        self.block, self.dtype, self.window = block, dtype, block.attn.window
         self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj = (
             _linear(each.weight, each.bias, weights, dtype)
             for each in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanogpt_dist.errors import UsageError
 from nanogpt_dist.model.gpt import GPT, Block
-from nanogpt_dist.model.positions import document_mask
+from nanogpt_dist.model.positions import causal_mask
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ def inspect_head(model: GPT, ids: Sequence[int], layer: int, head: int) -> Atten
     group = head * config.kv_heads // config.n_head
     q, k, v = q[0, head], k[0, group], v[0, group]  # 3 × (T, D)
     scores = q @ k.t() / math.sqrt(config.head_size)  # (T, T)
-    mask = positions.mask if positions is not None else None
-    if not isinstance(mask, Tensor):
-        mask = document_mask(torch.zeros_like(idx))  # one document: causal, (1, 1, T, T)
-    mask = mask[0, 0]  # (T, T)
+    mask = causal_mask(len(ids), block.attn.window, idx)  # (T, T)
+    if positions is not None and isinstance(positions.mask, Tensor):
+        mask = mask & positions.mask[0, 0]
     weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
     return AttentionHead(q, k, v, scores, mask, weights, weights @ v)

@@ -74,6 +74,8 @@ def descriptions(config: ModelConfig) -> dict[str, Description]:
 def _attention(config: ModelConfig) -> dict[str, Description]:
     grouped = config.kv_heads != config.n_head
     qkv, K, part = ("(H+2K)·D", "K", "part") if grouped else ("3C", "H", "third")
+    size = config.shortest_window
+    window = "" if size is None else f"; {size} tokens in short layers"
     values = "Each id's row of a table of this block's own, added to the values."
     KD = "K·D" if grouped else "C"
     return {
@@ -112,7 +114,7 @@ def _attention(config: ModelConfig) -> dict[str, Description]:
         "h.attn.sdpa": (
             "B H T D",
             "B H T D",
-            "softmax(q kᵀ / √D + causal mask) v, in each head by itself.",
+            f"softmax(q kᵀ / √D + causal mask{window}) v, in each head by itself.",
         ),
         "h.attn.c_proj": (
             "B T C",

@@ -24,6 +24,7 @@ def boxes(config: ModelConfig, at: dict[str, Component]) -> tuple[dict[str, str]
     then = [text for text, on in {"QK norm": config.qk_norm, "rotary": config.rotary}.items() if on]
     made = f"C → {qkv}; {', '.join(then)}" if then else f"C → {qkv}, queries, keys, values"
     mask = "mask of documents" if config.intra_document else "mask"
+    mask += "" if config.shortest_window is None else f", {config.shortest_window} in short layers"
     values = "+ a row, in every other block"
     wide, width = at["h.mlp.c_fc"].output_letters[-1], at["h.mlp.c_proj"].input_letters[-1]
     attention = {

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt_dist.model import cpu_kernels
-from nanogpt_dist.model.positions import Mask
+from nanogpt_dist.model.positions import Mask, causal_mask
 
 
 class Attention(Protocol):
     """q (B, H, T, D), k and v (B, K, S, D) → (B, H, T, D).
 
-    mask: which keys a query attends to; None: causal. dropout_p: of the probabilities.
+    mask: which keys a query attends to; None: causal. dropout_p: of the probabilities. window:
+    without a mask, how many tokens a query attends to at most; a mask says so itself.
     """
 
     def __call__(
@@ -35,11 +36,21 @@ class Attention(Protocol):
         v: Tensor,
         mask: Mask,
         dropout_p: float = 0.0,
+        window: int | None = None,
     ) -> Tensor: ...
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout_p: float = 0.0) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    dropout_p: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
     """What a model uses that is given no other: torch's SDPA, or FlexAttention for its masks."""
+    if mask is None and window is not None and window < q.size(2):
+        mask = causal_mask(q.size(2), window, q)  # (T, T)
     if mask is not None and not isinstance(mask, Tensor):
         return flex_attention(q, k, v, mask, dropout_p)
     return sdpa_attention(q, k, v, mask, dropout_p)
@@ -64,12 +75,19 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout_p: float
     return _flex()(q, k, v, block_mask=mask, enable_gqa=q.size(1) != k.size(1))
 
 
-def cpu_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout_p: float = 0.0) -> Tensor:
+def cpu_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    dropout_p: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
     """The CPU kernel for causal attention in bfloat16; what it is not made for is torch's SDPA."""
     fits = mask is None and q.dtype == torch.bfloat16 and q.size(1) == k.size(1)
     if not fits or q.size(2) > cpu_kernels.LONGEST:
-        return attention(q, k, v, mask, dropout_p)
-    return cpu_kernels.causal_attention(q, k, v, dropout_p)
+        return attention(q, k, v, mask, dropout_p, window)
+    return cpu_kernels.causal_attention(q, k, v, dropout_p, window)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout_p: float = 0.0) -> Tensor:

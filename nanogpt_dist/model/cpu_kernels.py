@@ -27,31 +27,46 @@ LOGITS = 2**28  # at most in memory at a time
 IN_CACHE = 2**20  # logits that are worked on at a time, in float32
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √D + causal mask) v: 3 × (B, H, T, D) → (B, H, T, D)."""
-    return _CausalAttention.apply(q, k, v, dropout_p)
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, window: int | None = None
+) -> Tensor:
+    """softmax(q kᵀ / √D + causal mask) v: 3 × (B, H, T, D) → (B, H, T, D).
+
+    window: how many tokens a query sees at most, its own included.
+    """
+    return _CausalAttention.apply(q, k, v, dropout_p, window)
 
 
-def _blocks(T: int) -> Iterator[tuple[slice, slice]]:
+def _blocks(T: int, window: int | None) -> Iterator[tuple[slice, slice]]:
     """Queries, and the keys that at least one of them sees."""
     for first in range(0, T, QUERIES):
         last = min(first + QUERIES, T)
-        yield slice(first, last), slice(0, last)
+        yield slice(first, last), slice(0 if window is None else max(0, first + 1 - window), last)
+
+
+def _hide_beyond(s: Tensor, rows: slice, seen: slice, window: int) -> None:
+    """Give −∞ to scores (BH, Q, S) of keys that the window of a query has left behind."""
+    behind = rows.start + torch.arange(s.size(1))[:, None] - seen.start - torch.arange(s.size(2))
+    s.masked_fill_(behind >= window, float("-inf"))
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float, window: int | None
+    ) -> Tensor:
         B, H, T, D = q.shape
         q, k, v = (t.contiguous().view(B * H, T, D) for t in (q, k, v))
         q = q / math.sqrt(D)
         above = torch.full((QUERIES, QUERIES), float("-inf"), dtype=q.dtype).triu(1)
         y = torch.empty_like(q)  # (BH, T, D)
         kept = []  # of each block: probabilities, and what dropout multiplies them with
-        for rows, seen in _blocks(T):
+        for rows, seen in _blocks(T, window):
             size = rows.stop - rows.start
             s = torch.bmm(q[:, rows], k[:, seen].transpose(1, 2))  # (BH, Q, S)
-            s[:, :, rows] += above[:size, :size]
+            s[:, :, -size:] += above[:size, :size]
+            if window is not None:
+                _hide_beyond(s, rows, seen, window)
             p = torch.softmax(s, -1)
             kept.append(p)
             if dropout_p:
@@ -60,18 +75,18 @@ class _CausalAttention(torch.autograd.Function):
                 p = p * drop
             y[:, rows] = torch.bmm(p, v[:, seen])  # (BH, Q, D)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.dropout_p = dropout_p
+        ctx.dropout_p, ctx.window = dropout_p, window
         return y.view(B, H, T, D)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *kept = ctx.saved_tensors
         BH, T, D = q.shape
         shape = dy.shape  # (B, H, T, D)
         dy = dy.reshape(BH, T, D).to(q.dtype)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for rows, seen in _blocks(T):
+        for rows, seen in _blocks(T, ctx.window):
             p = dropped = kept.pop(0)  # (BH, Q, S)
             dp = torch.bmm(dy[:, rows], v[:, seen].transpose(1, 2))  # (BH, Q, S)
             if ctx.dropout_p:
@@ -83,7 +98,7 @@ class _CausalAttention(torch.autograd.Function):
             dq[:, rows] = torch.bmm(ds, k[:, seen])
             dk[:, seen] += torch.bmm(ds.transpose(1, 2), q[:, rows])
         dq /= math.sqrt(D)
-        return dq.view(shape), dk.view(shape), dv.view(shape), None
+        return dq.view(shape), dk.view(shape), dv.view(shape), None, None
 
 
 def linear_cross_entropy(

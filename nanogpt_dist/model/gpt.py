@@ -60,6 +60,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
         if config.qk_norm:
             self.q_norm, self.k_norm = nn.RMSNorm(D, eps=EPS), nn.RMSNorm(D, eps=EPS)
+        self.window = config.window_of(layer)
         self.adds_values = config.has_value_embedding(layer)
         if self.adds_values:
             self.value_embedding = ValueEmbedding(config)
@@ -73,8 +74,10 @@ class CausalSelfAttention(nn.Module):
         idx: Tensor | None = None,
     ) -> Tensor:
         q, k, v = self.heads(self.c_attn(x), positions, idx)  # (B, H, T, D), 2 × (B, K, T, D)
-        mask = None if positions is None else positions.mask
-        y = self.attention(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        mask, dropout = None, self.dropout if self.training else 0.0
+        if positions is not None:
+            mask = positions.mask if self.window is None else positions.window_mask
+        y = self.attention(q, k, v, mask, dropout, self.window)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -266,7 +269,8 @@ class Transformer(nn.Module):
         dropout = self.training and config.dropout > 0
         positions = sequence_positions(idx, config, dropout)
         x = self.drop(self.embed(idx, positions.position_ids))  # (B, T, C)
-        return x, positions if config.rotary or config.intra_document else None
+        needed = config.rotary or config.intra_document or config.shortest_window is not None
+        return x, positions if needed else None
 
     def embed(self, idx: Tensor, position_ids: Tensor) -> Tensor:
         """The embedding of each token at its place: (B, T), (T,) | (B, T) → (B, T, C)."""

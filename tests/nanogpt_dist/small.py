@@ -28,6 +28,8 @@ ALL_OPTIONS: dict[str, Any] = {
     "smear": True,
     "bigram_rows": 1000,
     "value_embeddings": True,
+    "sliding_window": 5,
+    "window_pattern": "SL",
     "mlp": "relu2",
     "qk_norm": True,
     "n_kv_head": 1,

@@ -211,6 +211,24 @@ ARCHITECTURE = {
     "sliding_window",
     "window_pattern",
 }
+
+
+def test_which_layers_are_short() -> None:
+    def windows(**settings: Any) -> list[int | None]:
+        config = ModelConfig(**{"n_layer": 6, "block_size": 64, **settings})
+        return [config.window_of(layer) for layer in range(6)]
+
+    assert windows() == [None] * 6
+    assert windows(sliding_window=8) == [8, 8, 8, None, 8, None]
+    assert windows(sliding_window=8, window_pattern="S") == [8, 8, 8, 8, 8, None]
+    assert windows(sliding_window=8, window_pattern="L") == [None] * 6
+    assert windows(sliding_window=64) == [None] * 6
+    assert ModelConfig(sliding_window=8).shortest_window == 8
+    assert ModelConfig(sliding_window=8, window_pattern="L").shortest_window is None
+    with pytest.raises(ConfigError, match="window_pattern"):
+        resolve({"window_pattern": "SX"})
+
+
 # which tokens a step sees, and what is saved
 ORDER = {"seed", "batch_ramp", "context_ramp", "align_documents", "optimizer"}
 OTHERWISE = {

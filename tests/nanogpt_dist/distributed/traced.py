@@ -25,9 +25,17 @@ from nanogpt_dist.model.kernels import Kernels
 from nanogpt_dist.model.positions import with_rotary_angles
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, dropout_p: float = 0.0) -> Tensor:
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Any,
+    dropout_p: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
     """CUDA's flash kernel, of which here only the shapes are there."""
     assert mask is None
+    assert window is None
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, True)[0]
 
 

@@ -40,11 +40,13 @@ def plain_attention(qkv: Tensor, n_head: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, C)
 
 
-def causal_attention(qkv: Tensor, n_head: int, dropout: float = 0.0) -> Tensor:
+def causal_attention(
+    qkv: Tensor, n_head: int, dropout: float = 0.0, window: int | None = None
+) -> Tensor:
     """Of queries, keys and values side by side: (B, T, 3C) → (B, T, C)."""
     B, T, C = qkv.size(0), qkv.size(1), qkv.size(2) // 3
     q, k, v = (t.view(B, T, n_head, C // n_head).transpose(1, 2) for t in qkv.split(C, dim=2))
-    return cpu_kernels.causal_attention(q, k, v, dropout).transpose(1, 2).reshape(B, T, C)
+    return cpu_kernels.causal_attention(q, k, v, dropout, window).transpose(1, 2).reshape(B, T, C)
 
 
 @pytest.fixture
@@ -63,6 +65,45 @@ def test_attentions_derivative(T: int, dropout: float) -> None:
         return causal_attention(qkv, 2, dropout)
 
     assert torch.autograd.gradcheck(f, normal(2, T, 12, dtype=F64))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("window", [1, 2, 4, 7])
+def test_the_derivative_of_attention_in_a_window(window: int) -> None:
+    def f(qkv: Tensor) -> Tensor:
+        return causal_attention(qkv, 2, window=window)
+
+    assert torch.autograd.gradcheck(f, normal(2, 6, 12, dtype=F64))
+
+
+@settings(max_examples=25, deadline=None)
+@given(T=st.integers(1, 300), window=st.integers(1, 310), seed=st.integers(0, 99))
+def test_attention_in_a_window_is_torchs_own(T: int, window: int, seed: int) -> None:
+    ours, theirs = normal(2, T, 48, seed=seed), normal(2, T, 48, seed=seed)
+    incoming = torch.randn(2, T, 16, generator=torch.Generator().manual_seed(seed))
+    q, k, v = (t.view(2, T, 2, 8).transpose(1, 2) for t in theirs.split(16, dim=2))
+    at = torch.arange(T)
+    mask = (at[:, None] >= at) & (at[:, None] - at < window)
+    expected = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(2, T, 16)
+    y = causal_attention(ours, 2, window=window)
+    y.backward(incoming)
+    expected.backward(incoming)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_leaves_out_the_keys_that_no_query_of_a_block_sees() -> None:
+    scores = {
+        window: sum(
+            (rows.stop - rows.start) * (seen.stop - seen.start)
+            for rows, seen in cpu_kernels._blocks(1024, window)
+        )
+        for window in (None, 1024, 128, 1)
+    }
+    # 8 blocks of 128 queries
+    assert scores[None] == scores[1024] == 128 * 128 * 36
+    assert scores[128] == 128 * (128 + 7 * 255)
+    assert scores[1] == 128 * 128 * 8
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -83,6 +83,14 @@ def test_every_other_block_has_value_embeddings_and_the_last_does(
     assert model.get_parameter(names[-1]).any()
 
 
+def test_a_window_costs_the_tokens_that_it_has() -> None:
+    shape = {**SMALL, "n_layer": 4, "window_pattern": "SSL"}
+    plain, short = (GPT(ModelConfig(**{**shape, "sliding_window": window})) for window in (None, 3))
+    # layers 0 and 1 attend to 3 tokens of 12: 12 · width · tokens each
+    assert plain.flops_per_token() - short.flops_per_token() == 12 * 32 * 2 * (12 - 3)
+    assert short.flops_per_token(2) == plain.flops_per_token(2)
+
+
 def test_embeddings_cost_no_arithmetic() -> None:
     plain = GPT(ModelConfig(**SMALL)).flops_per_token()
     for options in ({"bigram_rows": 5000}, {"value_embeddings": True}):

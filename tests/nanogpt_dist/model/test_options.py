@@ -56,6 +56,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tokens before, within documents": {
         **{"smear": True, "bigram_rows": 100, "intra_document": True, "eot_id": EOT}
     },
+    "windows": {"sliding_window": 3, "window_pattern": "SL"},
+    "windows of one token": {"sliding_window": 1, "window_pattern": "S", "rotary": True},
+    "windows of documents": {
+        **{"sliding_window": 2, "window_pattern": "S", "intra_document": True, "eot_id": EOT}
+    },
+    "windows as long as the context": {"sliding_window": 12},
     "documents": {"intra_document": True, "eot_id": EOT},
     "documents and rotary": {"intra_document": True, "eot_id": EOT, "rotary": True},
     "all": {
@@ -72,6 +78,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "smear": True,
             "bigram_rows": 100,
             "value_embeddings": True,
+            "sliding_window": 3,
         },
         **{"intra_document": True, "eot_id": EOT},
     },
@@ -203,6 +210,9 @@ def slow_logits(model: GPT, ids: list[int]) -> Tensor:
             for h in range(H):
                 group = h * K // H
                 seen = [s for s in range(t + 1) if document[s] == document[t]]
+                short = c.window_pattern[layer % len(c.window_pattern)] == "S"
+                if c.sliding_window is not None and short and layer != c.n_layer - 1:
+                    seen = [s for s in seen if s > t - c.sliding_window]
                 scores = torch.stack(
                     [(queries[t][h] * keys[s][group]).sum() / math.sqrt(D) for s in seen]
                 )
