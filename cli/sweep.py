@@ -51,7 +51,7 @@ def sweep(
     settings: dict[str, Any],
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE.toml", help="preset, shared settings, [grid] and [[run]]."),
+        typer.Argument(metavar="FILE.toml", help="A preset, shared settings, a grid, runs."),
     ],
     nproc_per_node: NprocPerNode = None,
     only: Only = None,
@@ -67,9 +67,9 @@ def sweep(
 ) -> None:
     """Make several runs, one after the other or as a Slurm array, and compare them.
 
-    FILE.toml names a preset, settings that all runs share, and what differs: [grid] lists values,
-    all combinations of which are made; each [[run]] is one run more. A run is a folder of its own
-    below out, by default out/sweeps/FILE, made by `nanogpt train`.
+    FILE.toml names a preset, settings that all runs share, and what differs: its table `grid` lists
+    values, all combinations of which are made; each table `run` is one run more. A run is a folder
+    of its own below `out`, by default out/sweeps/FILE, made by `nanogpt train`.
 
     Type the same again to go on: runs that are done are skipped, others resumed.
     """

@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nanogpt_dist.ladder.sizes import Shape, shapes, size_of
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import PRESETS
 from tests.cli.test_sweep import typed
-from tests.conftest import SHARED, Run, build
+from tests.conftest import SHARED, build, command
 
 BASE = ModelConfig(n_layer=12, n_head=12, n_embd=768)
 TINY = shlex.split(
@@ -214,7 +215,7 @@ def test_with_a_decaying_rate_only_the_ends_of_runs_count(
 
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
-def test_four_real_sizes_predict_the_fifth_within_5_percent(tmp_path: Path, nanogpt: Run) -> None:
+def test_four_real_sizes_predict_the_fifth_within_5_percent(tmp_path: Path) -> None:
     """On Tiny Shakespeare, byte by byte, or on Python's own sources where it is not there."""
     source = SHARED / "data" / "tinyshakespeare.txt"
     if not source.exists():
@@ -222,14 +223,20 @@ def test_four_real_sizes_predict_the_fifth_within_5_percent(tmp_path: Path, nano
 
         source = Path(argparse.__file__)
     build("text", tmp_path / "data", sources=[source], tokenizer="byte", workers=1)
-    line = ["ladder", "quickstart", "--dataset", "data", *REAL, "--json"]
-    done = nanogpt(*line)
+    line = command("ladder", "quickstart", "--dataset", "data", *REAL, "--json")
+
+    def made() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            line, cwd=tmp_path, capture_output=True, text=True, timeout=1500, check=True
+        )
+
+    done = made()
     told = json.loads(done.stdout)
     assert len(told["points"]) == 4
     [fifth] = told["predictions"]
     print(json.dumps(told["law"]), json.dumps(fifth))
     assert abs(fifth["error"]) < 0.05
     assert [run["verdict"] for run in told["runs"]] == ["done"] * 5
-    again = nanogpt(*line)
+    again = made()
     assert again.stdout == done.stdout
     assert again.stderr.count("is done:") == 5

@@ -204,6 +204,13 @@ def test_usage(words: list[str], message: str, made: Path) -> None:
     assert len(error) <= MAX_LINE
 
 
+def test_the_help_names_the_tables_of_a_file(made: Path) -> None:
+    """In brackets rich would take them for its markup."""
+    said = " ".join(typed(made, "sweep", "--help")[1].split())
+    assert "its table `grid` lists values" in said
+    assert "each table `run` is" in said
+
+
 def test_within_torchrun_it_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     assert "leave torchrun out" in typed(made, "sweep", "s.toml")[2]
