@@ -73,6 +73,15 @@ def test_a_longer_run_goes_on_from_where_the_decay_began_and_loses_nothing(
     assert (run / "checkpoints" / "decayed-step-00000020").is_dir()
 
 
+def test_all_checkpoints_within_the_decay_are_set_aside(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path, max_iters=10, **{**WSD, "save_interval": 2}))
+    assert steps(tmp_path) == ["step-00000010", "step-00000008", "step-00000006"]
+    go(tiny(corpus, tmp_path, max_iters=11, **WSD))  # its decay starts at 7
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("decayed-*"))
+    assert kept == ["decayed-step-00000008", "decayed-step-00000010"]
+    assert steps(tmp_path) == ["step-00000011", "step-00000007", "step-00000006"]
+
+
 def test_where_muons_momentum_falls_earlier_a_run_is_stable_until_there(
     corpus: Path, tmp_path: Path
 ) -> None:
