@@ -44,6 +44,8 @@ class Matrix:
 
         As torch.chunk() cuts: the last ranks may have fewer rows, or none.
         """
+        if ranks == 1:  # asked for each matrix in each step, of which a small model has quick ones
+            return 0, self.rows, self.first
         each = -(-self.of_rows // ranks)
         begin, end = min(rank * each, self.of_rows), min((rank + 1) * each, self.of_rows)
         low = max(begin, self.first)

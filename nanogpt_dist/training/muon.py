@@ -57,8 +57,9 @@ def factor(rows: int, columns: int, scale: str) -> float:
 class Muon(torch.optim.Optimizer):
     """Muon for the groups that have `splits`, `adamw` for those that it has.
 
-    splits: for each parameter of a group, the rows of each matrix that it is made of. low: what
-    matrices are orthogonalized in. The state of a matrix is momentum_buffer alone.
+    splits: for each parameter of a group, the rows of each matrix that it is made of. low: the type
+    of the model's products, in which matrices are orthogonalized. The state of a matrix is
+    momentum_buffer alone.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         given = {"lr": config.muon_learning_rate, "momentum": config.muon_momentum}
         super().__init__(groups, given)
-        self.config, self.low = config, low
+        # not float16: in its range a small gradient that is not divided by its norm yet is gone
+        self.low = torch.float32 if low == torch.float16 else low
+        self.config = config
         self.device = None if world is None else world.device
         self.grid = grid_of(self.param_groups[0]["params"][0], world)
         self.adamw, self.matrix_groups = adamw, list(self.param_groups)

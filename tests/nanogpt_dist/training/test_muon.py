@@ -112,6 +112,23 @@ def test_five_steps_are_torchs_muon_of_each_matrix(
         assert (matrix - whole).norm() < allowed * moved, name
 
 
+def test_a_gradient_below_float16s_range_makes_the_same_step() -> None:
+    """An orthogonal matrix has no size: the gradient's does not matter."""
+    ends = []
+    for size in (1.0, 1e-6):
+        config = config_of(weight_decay=0.0)
+        model = model_of(config)
+        optimizer = make_optimizer(model, config, dtype=torch.float16)
+        give_gradients(model, 1)
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad *= size
+        optimizer.step()
+        ends.append(matrices(model))
+    for name, matrix in ends[0].items():
+        torch.testing.assert_close(ends[1][name], matrix, rtol=0, atol=2e-4)
+
+
 def test_all_other_parameters_are_adamws_to_the_bit() -> None:
     """As with --optimizer adamw, for the same gradients, and without decay."""
     models = [model_of(config_of(optimizer=name)) for name in ("muon", "adamw")]
