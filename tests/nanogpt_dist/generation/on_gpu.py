@@ -15,7 +15,12 @@ from tests.fakecuda import record
 N_VOCAB = 61
 PLAIN = ModelConfig(block_size=600, vocab_size=64, n_layer=2, n_head=4, n_embd=32, bias=True)
 MODERN = PLAIN.model_copy(
-    update={"rotary": True, "qk_norm": True, "n_kv_head": 2, "norm": "rmsnorm", "block_size": 40}
+    update={
+        **{"rotary": True, "qk_norm": True, "n_kv_head": 2, "norm": "rmsnorm", "block_size": 40},
+        **{"smear": True, "bigram_rows": 100, "value_embeddings": True, "residual_scalars": True},
+        **{"embedding_norm": True, "logit_softcap": 15.0},
+        **{"sliding_window": 8, "window_pattern": "S"},
+    }
 )
 GREEDY = Settings(max_new_tokens=45, temperature=0)
 DRAWN = Settings(max_new_tokens=45, temperature=1.2, top_k=20, top_p=0.9)
