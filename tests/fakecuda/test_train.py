@@ -197,6 +197,21 @@ def test_intra_document_is_flex_attention(
         assert len(reads(happenings)) == 1, reads(happenings)
 
 
+@pytest.mark.parametrize("more", [[], ["--intra-document"]], ids=["alone", "of documents"])
+def test_windows_are_flex_attention(
+    more: list[str],
+    server: Server,
+    cpu_server: Server,
+    short_documents: Path,
+    tmp_path: Path,
+) -> None:
+    windows = ["--sliding-window", "5", "--window-pattern", "S", *more]
+    line = [*TRAIN, *FP32, "--dataset", short_documents, "--rotary", *windows]
+    server.run(*line, "--device", "cuda", "--out-dir", "gpu", folder=tmp_path)
+    cpu_server.run(*line, "--device", "cpu", "--out-dir", "cpu", folder=tmp_path)
+    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), abs=1e-5)
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_cpu_offload(gpu: Gpu, trainings: Trainings, ranks: int, tmp_path: Path) -> None:
     """Weights and optimizer state stay in pinned memory of the host."""

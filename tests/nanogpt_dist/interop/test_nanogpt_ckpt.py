@@ -185,16 +185,21 @@ def test_and_back(tmp_path: Path) -> None:
 
 
 def test_what_nanogpt_has_not_is_not_exported(tmp_path: Path) -> None:
-    config = config_of(qk_norm=True, n_kv_head=1)
-    with pytest.raises(ConfigError, match="no qk_norm, n_kv_head"):
-        nanogpt_ckpt.write(
-            tmp_path / "ckpt.pt",
-            config,
-            weights(config),
-            {},
-            checkpoint.TrainState(),
-            tokenizers.gpt2(),
-        )
+    new = {"logit_softcap": 15.0, "smear": True, "sliding_window": 4, "norm_weights": False}
+    for options, named in (
+        ({"qk_norm": True, "n_kv_head": 1}, "no qk_norm, n_kv_head"),
+        (new, "no norm_weights, logit_softcap, smear, sliding_window"),
+    ):
+        config = config_of(**options)
+        with pytest.raises(ConfigError, match=named):
+            nanogpt_ckpt.write(
+                tmp_path / "ckpt.pt",
+                config,
+                weights(config),
+                {},
+                checkpoint.TrainState(),
+                tokenizers.gpt2(),
+            )
 
 
 def test_a_pickle_bomb_executes_nothing(tmp_path: Path) -> None:
