@@ -407,3 +407,17 @@ def test_options_that_do_not_fit(settings: dict[str, Any], reason: str) -> None:
 def test_every_preset_is_gpt2() -> None:
     assert TrainConfig().beyond_gpt2() == []
     assert ModelConfig(rotary=True, n_kv_head=2).beyond_gpt2() == ["rotary", "n_kv_head"]
+
+
+@pytest.mark.thorough
+def test_a_compiled_model_with_every_option_computes_the_same() -> None:
+    model, ids = made(OPTIONS["all"]), some_ids()
+    compiled = torch.compile(model, dynamic=False)
+    gradients = []
+    for call in (model, compiled):
+        model.zero_grad()
+        _, loss = call(ids, ids.roll(1, 1))
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for plain, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-5)
