@@ -1,8 +1,9 @@
 """Every benchmark one after the other on this machine, and benchmarks/RESULTS.md of what they say.
 
-    python benchmarks/all.py --against-nanogpt nanoGPT --against-litgpt peer/bin/litgpt --texts docs
+    python benchmarks/all.py --against-nanogpt nanoGPT --against-litgpt peer/bin/litgpt \
+        --texts docs --text tinyshakespeare.txt
 
-Each script's first lines say what it does. An hour on two cores; nothing else should run meanwhile.
+Each script's first lines say what it does. Two hours on two cores; nothing else should run.
 What each has said is kept in --kept, and one that is there is not run again. A row that falls short
 of what it is to reach says so.
 """
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--texts", type=Path, action="append", default=[], help="a folder of texts, for prepare.py"
     )
+    parser.add_argument("--text", type=Path, help="tinyshakespeare's input.txt, for learning.py")
     parser.add_argument("--megabytes", type=int, default=120, help="of them")
     parser.add_argument(
         "--kept", type=Path, default=Path("kept"), help="a folder for what each script says"
@@ -36,6 +38,7 @@ def main() -> None:
     texts = [part for path in given.texts for part in ("--texts", str(path))]
     scripts = {
         "training.py": nanogpt,
+        **({"learning.py": [*nanogpt, "--text", str(given.text)]} if given.text else {}),
         "sampling.py": nanogpt,
         "prepare.py": [*nanogpt, *texts, "--megabytes", str(given.megabytes)],
         "starting.py": ["--against-litgpt", str(given.against_litgpt)],
