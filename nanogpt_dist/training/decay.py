@@ -13,7 +13,7 @@ from typing import Any
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
-from nanogpt_dist.errors import ConfigError, MissingInputError, UsageError
+from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError, UsageError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import fsync_folder, storage_errors
@@ -173,7 +173,11 @@ def _length(step: int, settings: dict[str, Any], fraction: float) -> dict[str, A
 
 
 def _config_of(checkpoint: Path) -> TrainConfig:
-    return resolve(read_toml(checkpoint / run_folder.CONFIG))
+    """As checkpoint.load_config(), without torch. Raises BadDataError."""
+    try:
+        return resolve(read_toml(checkpoint / run_folder.CONFIG))
+    except ConfigError as error:
+        raise BadDataError(f"{checkpoint / run_folder.CONFIG}: {error}") from None
 
 
 def _step(path: Path) -> int:
