@@ -36,7 +36,6 @@ bench_app = group(
 @command(
     bench_app,
     "train",
-    "nanogpt bench train gpt2-124m",
     "nanogpt bench train gpt2-124m --optimizer muon",
     "torchrun --nproc-per-node 8 nanogpt bench train gpt2-124m --strategy fsdp --profile trace",
 )

@@ -3,11 +3,13 @@
 from typing import Any
 
 import tomli_w
+import torch
 
 from docs.generate.text import code, escape, table
 from nanogpt_dist.config import ALIASES, TrainConfig
 from nanogpt_dist.inspect.architecture import count_parameters
 from nanogpt_dist.load_config import load, with_vocabulary
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import ABOUT, DEFAULT_PRESET, PRESETS
 
 TYPES = {
@@ -46,6 +48,10 @@ PRESETS_PAGE = """\
 counts its parameters by component.
 
 - `gpt2-124m` … `gpt2-1558m`: GPT-2's sizes as nanoGPT trains them.
+- `modern-124m` … `modern-1558m`: the same sizes with what came after GPT-2, for GPUs: Muon, rotary
+  positions, norms without weights, squared ReLU, sliding windows. No GPU has trained them yet.
+- `modern-char`: such a recipe for characters on a laptop. [Recipes](../../explanations/recipes.md)
+  tells what each piece brings.
 - `gpt2` … `gpt2-xl`: OpenAI's own architecture: biases, tanh GELU, 50,257 ids.
 - `finetune-shakespeare`, `eval-gpt2` …: nanoGPT's, from OpenAI's weights.
 - `shakespeare-char`, `shakespeare-char-cpu`: nanoGPT's character models.
@@ -94,6 +100,8 @@ def presets_page() -> str:
         "context",
         "tokens a step",
         "steps",
+        "tokens",
+        "FLOPs",
     )
     return PRESETS_PAGE.format(
         table=table(header, (preset_row(name) for name in PRESETS)),
@@ -110,6 +118,7 @@ def preset_row(name: str) -> tuple[str, ...]:
     """What distinguishes a preset; the architecture of OpenAI's weights is known without them."""
     weights = PRESETS[name].get("init_from", "")
     config = with_vocabulary(load(name, {**PRESETS.get(weights, {}), "init_from": None}))
+    tokens = config.max_iters * config.global_batch_size * config.block_size
     default = " (default)" if name == DEFAULT_PRESET else ""
     return (
         f"[`{name}`](#preset-{name}){default}",
@@ -119,4 +128,12 @@ def preset_row(name: str) -> tuple[str, ...]:
         f"{config.block_size:,}",
         f"{config.ramp.pieces[-1].tokens:,}",
         f"{config.max_iters:,}",
+        f"{tokens:.2e}",
+        f"{tokens * flops_per_token(config):.1e}",
     )
+
+
+def flops_per_token(config: TrainConfig) -> int:
+    """Floating-point operations of a token, as `nanogpt train` counts them."""
+    with torch.device("meta"):
+        return GPT(config).flops_per_token()

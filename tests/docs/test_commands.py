@@ -23,13 +23,12 @@ NOT_HERE = {
     "a network": r"openwebtext|c4-en|fineweb|tinystories|TinyStories|--init-from|hf gpt2|finetune"
     r"|eval-gpt2|prepare shakespeare|hellaswag|lambada",
     "GPUs, or hours": r"^torchrun|^until|(train|ladder) gpt2|bench .*gpt2|bench data|out/gpt2-1558m"
-    r"|train shakespeare-char$",
+    r"|train shakespeare-char$|sweep recipes",
     "nodes": r"(launch|sweep) .*--(nnodes|slurm|nproc-per-node 8)(?!.*--dry-run)",
     "another project's files": r"nanoGPT/(config|data)|import nanogpt",
 }
-LONG = (
-    r"python-stdlib|launch --nproc-per-node 2|train (quickstart|shakespeare-char-cpu)|quickstart$"
-)
+LONG = r"python-stdlib|launch --nproc-per-node 2|quickstart$"
+LONG += r"|train (quickstart|shakespeare-char-cpu|modern-char)"
 RUN = [line for line in TYPED if not any(re.search(why, line) for why in NOT_HERE.values())]
 QUICK = [line for line in RUN if not re.search(LONG, line)]
 JOB = re.compile(r"launch .*--(slurm|kubernetes) .* (train|prepare)|sweep .*--slurm")
