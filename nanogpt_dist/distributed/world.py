@@ -53,6 +53,11 @@ def is_dtensor(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "device_mesh")
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor, as it is in memory; of a plain one, all."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the others.

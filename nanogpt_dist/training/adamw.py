@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.world import is_dtensor
+from nanogpt_dist.distributed.world import local_part
 
 
 def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
@@ -35,16 +35,16 @@ class CautiousAdamW(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """The fused step, and the decay of what the weights were before it."""
         decayed = [
-            (parameter, _local(parameter).clone(), group["lr"] * group["cautious_decay"])
+            (parameter, local_part(parameter).clone(), group["lr"] * group["cautious_decay"])
             for group in self.param_groups
             for parameter in group["params"]
             if group["cautious_decay"] and parameter.grad is not None
         ]
         super().step()
         for parameter, before, decay in decayed:
-            momentum = _local(self.state[parameter]["exp_avg"])  # has the sign of the step
+            momentum = local_part(self.state[parameter]["exp_avg"])  # has the sign of the step
             found_inf = getattr(self, "found_inf", None)
-            cautious_decay(_local(parameter), before, momentum, decay, found_inf)
+            cautious_decay(local_part(parameter), before, momentum, decay, found_inf)
 
 
 def cautious_decay(
@@ -62,7 +62,3 @@ def cautious_decay(
     if found_inf is not None:
         where &= found_inf == 0
     weight.sub_(before * where, alpha=decay)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if is_dtensor(tensor) else tensor

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.world import is_dtensor
+from nanogpt_dist.distributed.world import is_dtensor, local_part
 
 
 def decay_of(step: int, ema_decay: float) -> float:
@@ -86,7 +86,7 @@ class Average:
         for name, weight in self.model.named_parameters():
             average = self.weights[name]
             if is_dtensor(weight):
-                mine, other = _held(weight), _held(average)
+                mine, other = local_part(weight.detach()), local_part(average)
                 kept = mine.clone()
                 mine.copy_(other)
                 other.copy_(kept)
@@ -96,10 +96,5 @@ class Average:
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """What this rank holds of the averages, and of the weights."""
         named = list(self.model.named_parameters())
-        return [_held(self.weights[name]) for name, _ in named], [_held(p) for _, p in named]
-
-
-def _held(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, as it is in memory."""
-    detached = tensor.detach()
-    return detached.to_local() if is_dtensor(detached) else detached
+        averages = [local_part(self.weights[name]) for name, _ in named]
+        return averages, [local_part(weight.detach()) for _, weight in named]

@@ -28,7 +28,7 @@ from nanogpt_dist.distributed.dealing import (
     parts,
     total,
 )
-from nanogpt_dist.distributed.world import World, is_dtensor
+from nanogpt_dist.distributed.world import World, local_part
 from nanogpt_dist.training.adamw import cautious_decay
 from nanogpt_dist.training.orthogonalize import BY_NAME, orthogonalize
 
@@ -104,9 +104,9 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(
                     parameter, requires_grad=False
                 )
-        weights = [_local(p) for p in group["params"]]
-        gradients = [_local(p.grad) for p in group["params"]]
-        momenta = [_local(self.state[p]["momentum_buffer"]) for p in group["params"]]
+        weights = [local_part(p) for p in group["params"]]
+        gradients = [local_part(p.grad) for p in group["params"]]
+        momenta = [local_part(self.state[p]["momentum_buffer"]) for p in group["params"]]
         if found_inf is not None:  # the momentum in place of the gradient leaves it as it is
             for gradient, momentum in zip(gradients, momenta, strict=True):
                 torch.where(found_inf == 0, gradient, momentum, out=gradient)
@@ -201,7 +201,3 @@ def _pieces(
             held = tensors[matrix.parameter][begin : begin + high - low]
             yield matrix, flat[at : at + size].view(held.shape), held
         at += size
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if is_dtensor(tensor) else tensor
