@@ -3,9 +3,9 @@
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
-from nanogpt_dist.config.setting import by_own_names, setting
+from nanogpt_dist.config.setting import Settings, by_own_names, setting
 
 BEYOND_GPT2 = (
     *("rotary", "norm", "norm_weights", "embedding_norm", "mlp", "qk_norm", "n_kv_head"),
@@ -14,10 +14,8 @@ BEYOND_GPT2 = (
 )
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Settings):
     """The architecture: GPT-2. Equal ModelConfigs have checkpoints of equal shapes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     block_size: int = setting(
         1024, "Model", "Context length, in tokens.", ge=1, le=2**24, on_resume="refuse", scope="run"

@@ -2,15 +2,23 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from nanogpt_dist.errors import ConfigError
 
 # Another name that flags and TOML files may give a setting; files are written with its own.
 ALIASES = {"tie_embeddings": "tied_head"}
 
+PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
+
 OnResume = Literal["refuse", "refuse_global_batch", "note", "ignore"]
 Scope = Literal["run", "machine", "report", "upkeep"]
+
+
+class Settings(BaseModel):
+    """Some settings of a run: nothing but these, of exactly these types, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def setting(

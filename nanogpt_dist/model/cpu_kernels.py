@@ -59,7 +59,7 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v = (t.contiguous().view(B * H, T, D) for t in (q, k, v))
         q = q / math.sqrt(D)
         above = torch.full((QUERIES, QUERIES), float("-inf"), dtype=q.dtype).triu(1)
-        y = torch.empty_like(q)  # (BH, T, D)
+        y = []  # of each block (BH, Q, D)
         kept = []  # of each block: probabilities, and what dropout multiplies them with
         for rows, seen in _blocks(T, window):
             size = rows.stop - rows.start
@@ -73,10 +73,10 @@ class _CausalAttention(torch.autograd.Function):
                 drop = torch.empty_like(p).bernoulli_(1 - dropout_p).div_(1 - dropout_p)
                 kept.append(drop)
                 p = p * drop
-            y[:, rows] = torch.bmm(p, v[:, seen])  # (BH, Q, D)
+            y.append(torch.bmm(p, v[:, seen]))
         ctx.save_for_backward(q, k, v, *kept)
         ctx.dropout_p, ctx.window = dropout_p, window
-        return y.view(B, H, T, D)
+        return _joined(y).view(B, H, T, D)
 
     @staticmethod
     @once_differentiable
@@ -85,7 +85,8 @@ class _CausalAttention(torch.autograd.Function):
         BH, T, D = q.shape
         shape = dy.shape  # (B, H, T, D)
         dy = dy.reshape(BH, T, D).to(q.dtype)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        dq: list[Tensor] = []  # of each block (BH, Q, D)
+        dk = dv = None
         for rows, seen in _blocks(T, ctx.window):
             p = dropped = kept.pop(0)  # (BH, Q, S)
             dp = torch.bmm(dy[:, rows], v[:, seen].transpose(1, 2))  # (BH, Q, S)
@@ -93,12 +94,29 @@ class _CausalAttention(torch.autograd.Function):
                 drop = kept.pop(0)
                 dropped = p * drop
                 dp *= drop
-            dv[:, seen] += torch.bmm(dropped.transpose(1, 2), dy[:, rows])
+            dv = _added(dv, torch.bmm(dropped.transpose(1, 2), dy[:, rows]), seen, T)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)  # p ⊙ (dp − Σ p ⊙ dp)
-            dq[:, rows] = torch.bmm(ds, k[:, seen])
-            dk[:, seen] += torch.bmm(ds.transpose(1, 2), q[:, rows])
-        dq /= math.sqrt(D)
-        return dq.view(shape), dk.view(shape), dv.view(shape), None, None
+            dq.append(torch.bmm(ds, k[:, seen]))
+            dk = _added(dk, torch.bmm(ds.transpose(1, 2), q[:, rows]), seen, T)
+        assert dk is not None
+        assert dv is not None
+        dq_whole = _joined(dq).div_(math.sqrt(D))
+        return dq_whole.view(shape), dk.view(shape), dv.view(shape), None, None
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    """Each (BH, Q, D) → (BH, T, D); the only one as it is."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+
+
+def _added(total: Tensor | None, part: Tensor, seen: slice, T: int) -> Tensor:
+    """`total` of earlier blocks, (BH, T, D), with `part` of the keys seen; the only one as it is."""
+    if total is None:
+        if part.size(1) == T:
+            return part
+        total = part.new_zeros(part.size(0), T, part.size(2))
+    total[:, seen] += part
+    return total
 
 
 def linear_cross_entropy(

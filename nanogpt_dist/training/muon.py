@@ -111,10 +111,11 @@ class Muon(torch.optim.Optimizer):
             for gradient, momentum in zip(gradients, momenta, strict=True):
                 torch.where(found_inf == 0, gradient, momentum, out=gradient)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        torch._foreach_lerp_(gradients, momenta, group["momentum"])  # Nesterov's updates now
         grid = self.grid
         for each in deal(matrices_of(group), grid.size):
             rows = [each[at : at + grid.shard] for at in range(0, grid.size, grid.shard)]
-            updates = self._updates(rows[grid.row], gradients, momenta, group["momentum"])
+            updates = self._updates(rows[grid.row], gradients)
             whole = gather_whole(updates, rows[grid.row], grid)
             made = give_back(self._orthogonalized(whole, each[grid.rank]), rows[grid.row], grid)
             if found_inf is not None:
@@ -123,25 +124,17 @@ class Muon(torch.optim.Optimizer):
             for row, held in zip(rows, copy_to_all(made, sizes, grid), strict=True):
                 self._apply(group, _pieces(row, held, weights, grid), found_inf)
 
-    def _updates(
-        self,
-        row: Iterable[tuple[Matrix, ...]],
-        gradients: list[Tensor],
-        momenta: list[Tensor],
-        momentum: float,
-    ) -> Tensor:
-        """(elements,) what this rank holds of Nesterov's updates of its row's matrices.
+    def _updates(self, row: Iterable[tuple[Matrix, ...]], updates: list[Tensor]) -> Tensor:
+        """(elements,) what this rank holds of the updates of its row's matrices.
 
         ddp: of its own matrices.
         """
         grid = self.grid
         mine = list(itertools.chain.from_iterable(row))
-        device = gradients[0].device if self.device is None else self.device
+        device = updates[0].device if self.device is None else self.device
         found = torch.empty(parts(mine, grid.column, grid.shard), dtype=self.low, device=device)
-        buffers = _pieces([mine], found, momenta, grid)
-        slices = _pieces([mine], found, gradients, grid)
-        for (_, place, momentum_rows), (_, _, gradient_rows) in zip(buffers, slices, strict=True):
-            place.copy_(torch.lerp(gradient_rows, momentum_rows, momentum))
+        for _, place, update in _pieces([mine], found, updates, grid):
+            place.copy_(update)
         return found
 
     def _orthogonalized(self, whole: Tensor, matrices: tuple[Matrix, ...]) -> Tensor:

@@ -114,7 +114,7 @@ def test_max_iters_are_those_of_each_size_and_typed_steps_stay(corpus: Path) -> 
     for run in made.sweep.runs:
         assert run.settings["max_iters"] == 40
         assert run.settings["eval_interval"] == 7
-        assert run.settings["warmup_iters"] == 2  # 50 of 1,000
+        assert run.settings["warmup_iters"] == 1  # 5 of 1,000 are less than one
         assert run.settings["learning_rate"] == 1e-2
     made = built(corpus, given={"max_iters": 40, "warmup_iters": 9, "out_dir": "out/x"})
     assert {run.settings["warmup_iters"] for run in made.sweep.runs} == {9}

@@ -22,11 +22,12 @@ FORMATS = (REFERENCE / "file-formats.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"(?ms)^## (.+?)\n(.*?)(?=^## |\Z)", PAGE))
 
 MODEL = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --device cpu"
-RUN = f"quickstart {MODEL} --batch-size 2 --gradient-accumulation-steps 1 --dtype float32"
+RUN = f"gpt2-124m {MODEL} --vocab-size 257 --batch-size 2 --gradient-accumulation-steps 1"
+RUN += " --dtype float32"  # of GPT-2's architecture, which can be exported
 TRAIN = f"{RUN} --dataset data/x --max-iters 4 --eval-iters 2 --eval-interval 2 --no-tensorboard"
 
-LADDER = f"{TRAIN} --warmup-iters 1 --sizes 1x8,1x12,1x16 --vocab-size 257 --out-dir out/l"
-for each in ("quickstart ", "--n-layer 1 --n-head 2 --n-embd 16 "):
+LADDER = f"{TRAIN} --warmup-iters 1 --sizes 1x8,1x12,1x16 --out-dir out/l"
+for each in ("gpt2-124m ", "--n-layer 1 --n-head 2 --n-embd 16 "):
     LADDER = LADDER.replace(each, "")
 # What all of them need; copied, out/a is out/b, too.
 MADE = [

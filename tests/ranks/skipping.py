@@ -1,5 +1,5 @@
-"""Run under torchrun by test_step.py: `skipping.py FOLDER STRATEGY DTYPE`. A gradient that is not
-finite, on the last rank alone, changes no bit on any of them.
+"""Run under torchrun by test_step.py: `skipping.py FOLDER STRATEGY DTYPE OPTIMIZER`. A gradient that
+is not finite, on the last rank alone, changes no bit on any of them.
 """
 
 import math
@@ -37,7 +37,9 @@ def bits(train_step: TrainStep) -> dict[str, Tensor]:
 if __name__ == "__main__":
     folder, strategy, dtype = Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3])
     with connect("cpu", timeout_s=60, group=True) as world:
-        config = tiny(folder, folder / "run", strategy=strategy, vocab_size=257)
+        config = tiny(
+            folder, folder / "run", strategy=strategy, optimizer=sys.argv[4], vocab_size=257
+        )
         layout = plan_layout(config, world, training_bytes(config))
         train_step = TrainStep(config, world, layout, dtype)
         generator = torch.Generator().manual_seed(world.rank)
@@ -58,6 +60,8 @@ if __name__ == "__main__":
         after = bits(train_step)
         assert before.keys() == after.keys()
         assert any(name.endswith(".exp_avg") for name in before)
+        moved = [name for name in before if name.endswith(".momentum_buffer")]
+        assert bool(moved) == (config.optimizer == "muon")
         assert [name for name in before if not torch.equal(before[name], after[name])] == []
         assert train_step.scaler.get_scale() == scale * (0.5 if dtype == torch.float16 else 1)
 

@@ -186,7 +186,12 @@ def compiled_block(config: ModelConfig, mode: str, low: torch.dtype, batch_size:
     shape = batch_size, config.block_size, config.n_embd
     x = torch.empty(shape, dtype=low, requires_grad=True)
     positions = with_rotary_angles(torch.arange(config.block_size), config)
-    return kept_by_compiled(lambda x: block(x, positions if config.rotary else None), x) + x.nbytes
+
+    def run(x: Tensor, x0: Tensor) -> Tensor:
+        read = x0 if config.residual_scalars else None
+        return block(x, positions if config.rotary else None, read)
+
+    return kept_by_compiled(run, x, x.detach().clone().requires_grad_()) + x.nbytes
 
 
 def compiled_model(config: ModelConfig, mode: str, low: torch.dtype, batch_size: int) -> int:

@@ -115,7 +115,7 @@ def test_a_long_name_is_cut_and_stays_another() -> None:
         ('[[run]]\nout_dir = "x"', "leave out out_dir"),
         ("run = 3", "runs are a list of them, [[run]]"),
         ('preset = "quickstrat"\n[[run]]', "did you mean quickstart?"),
-        ('preset = "quickstart"\n[[run]]\nlearning_rate = 1e-5', "min_lr"),
+        ('preset = "gpt2-124m"\n[[run]]\nlearning_rate = 1e-5', "min_lr"),
         ("[grid", "is not TOML"),
     ],
 )

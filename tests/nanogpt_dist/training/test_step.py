@@ -88,20 +88,23 @@ def test_seeding_draws_what_torch_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "dtype"),
+    ("strategy", "dtype", "optimizer"),
     [
-        ("ddp", "float32"),
-        ("fsdp", "float32"),
-        ("fsdp", "float16"),
-        pytest.param("ddp", "float16", marks=pytest.mark.thorough),
+        ("ddp", "float32", "adamw"),
+        ("fsdp", "float32", "adamw"),
+        ("fsdp", "float16", "adamw"),
+        ("fsdp", "float32", "muon"),
+        pytest.param("ddp", "float16", "adamw", marks=pytest.mark.thorough),
+        pytest.param("ddp", "float16", "muon", marks=pytest.mark.thorough),
     ],
 )
 def test_a_gradient_that_is_not_finite_on_one_rank_changes_no_bit_on_any(
     strategy: str,
     dtype: str,
+    optimizer: str,
     tmp_path: Path,
 ) -> None:
-    in_ranks("skipping", 2, tmp_path, strategy, dtype)
+    in_ranks("skipping", 2, tmp_path, strategy, dtype, optimizer)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, 25), ({"bucket_cap_mb": 3}, 3)])
