@@ -75,7 +75,7 @@ class Contents:
         if not all(_finite(part.data) for parts in kinds for part in parts.values()):
             raise ConfigError(
                 f"the weights are not finite at step {self.state.step}, nothing is saved; go on "
-                "from the last checkpoint with a lower --learning-rate"
+                "from the last checkpoint with lower learning rates"
             )
 
 

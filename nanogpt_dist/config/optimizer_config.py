@@ -21,7 +21,12 @@ class OptimizerConfig(Settings):
         600_000, "Optimizer", "Steps to make.", ge=1, le=2**40, on_resume="note", scope="run"
     )
     learning_rate: float = setting(
-        6e-4, "Optimizer", "Peak learning rate.", gt=0, on_resume="note", scope="run"
+        6e-4,
+        "Optimizer",
+        "Peak learning rate of all that has none of its own.",
+        gt=0,
+        on_resume="note",
+        scope="run",
     )
     decay_lr: bool = setting(
         True,

@@ -272,6 +272,10 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     last = replace(states, temporary=_end_bytes(config, how, gradients > 0, mine) + block)
     before = replace(top, head=0, temporary=forward_bytes(config, how))
     moments = [before, top, last, _evaluation(config, how, states)]
+    if config.optimizer == "adamw" and config.cautious_weight_decay:
+        # its step keeps what the weights were
+        held = FP32 * mine
+        moments.append(replace(states, gradients=max(gradients, held), temporary=held, gathered=0))
     if config.optimizer == "muon":
         moments.append(_muon_step(config, how, replace(states, gathered=0), mine, ranks))
     most = max(moments, key=lambda each: each.peak)
@@ -287,9 +291,11 @@ def _muon_step(config: TrainConfig, how: Pass, states: Usage, mine: int, ranks: 
     The updates, two factors of each, and what they come to; of all ranks that have a copy.
     """
     elements = config.n_layer * count_parameters(config).matrices
+    most = min(elements, max(MOST, config.n_embd * max(config.mlp_width, config.n_embd)))
     copies = ranks // how.shard
-    made = 4 * min(MOST, elements) + (min(copies * MOST, elements) if copies > 1 else 0)
-    return replace(states, gradients=max(states.gradients, FP32 * mine), temporary=how.low * made)
+    made = 4 * most + (min(copies * most, elements) if copies > 1 else 0)
+    low = FP32 if how.dtype == torch.float16 else how.low
+    return replace(states, gradients=max(states.gradients, FP32 * mine), temporary=low * made)
 
 
 def _end_bytes(config: TrainConfig, how: Pass, added: bool, mine: int) -> int:

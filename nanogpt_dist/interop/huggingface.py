@@ -17,8 +17,9 @@ from torch import Tensor
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint.tensors import fill, index, read_into, whole_parts, write
 from nanogpt_dist.config import ModelConfig, TrainConfig
-from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError
+from nanogpt_dist.errors import BadDataError, CannotCreateError
 from nanogpt_dist.interop import hf_tokenizer
+from nanogpt_dist.interop.exportable import refuse_beyond_gpt2
 from nanogpt_dist.interop.init_from import (
     CONFIG,
     GELU,
@@ -155,10 +156,7 @@ def export(
     an id in the tokenizer are left out. Raises ConfigError for an architecture that is not GPT-2's,
     CannotCreateError, StorageError.
     """
-    if options := [name for name in config.beyond_gpt2() if name != "tied_head"]:
-        raise ConfigError(
-            f"GPT2LMHeadModel has no {', '.join(options)}: such a model cannot be exported to it"
-        )
+    refuse_beyond_gpt2(config, "GPT2LMHeadModel", has=["tied_head"])
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another folder")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from nanogpt_dist import storage
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import CannotCreateError, ConfigError
+from nanogpt_dist.interop.exportable import refuse_beyond_gpt2
 from nanogpt_dist.tokenizer import Tokenizer
 
 MODEL_MAGIC, FP32 = 20240326, 3
@@ -38,10 +39,7 @@ def write(
     Raises ConfigError for an architecture that is not GPT-2's or that llm.c computes otherwise,
     CannotCreateError, StorageError.
     """
-    if options := config.beyond_gpt2():
-        raise ConfigError(
-            f"llm.c has no {', '.join(options)}: such a model cannot be exported to it"
-        )
+    refuse_beyond_gpt2(config, "llm.c")
     if config.gelu != "tanh":
         raise ConfigError(
             "llm.c has the tanh form of GELU, this model the exact one: it would compute something "

@@ -19,6 +19,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import ModelConfig, TrainConfig, resolve
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
+from nanogpt_dist.interop.exportable import refuse_beyond_gpt2
 from nanogpt_dist.interop.import_run import ImportedModel
 from nanogpt_dist.interop.nanogpt_config import to_our_settings
 from nanogpt_dist.model.gpt import GPT
@@ -209,10 +210,7 @@ def write(
 
     Raises ConfigError for an architecture that nanoGPT has not, CannotCreateError, StorageError.
     """
-    if options := config.beyond_gpt2():
-        raise ConfigError(
-            f"nanoGPT has no {', '.join(options)}: such a model cannot be exported to it"
-        )
+    refuse_beyond_gpt2(config, "nanoGPT")
     if out.exists():
         raise CannotCreateError(f"{out} exists already; give another file")
     meta = _meta_beside(out, tokenizer)

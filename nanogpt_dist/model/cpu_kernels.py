@@ -110,7 +110,7 @@ def _joined(blocks: list[Tensor]) -> Tensor:
 
 
 def _added(total: Tensor | None, part: Tensor, seen: slice, T: int) -> Tensor:
-    """`total` of earlier blocks, (BH, T, D), with `part` of the keys seen; the only one as it is."""
+    """`total` of earlier blocks, (BH, T, D), with `part` of keys seen; the only one as it is."""
     if total is None:
         if part.size(1) == T:
             return part

@@ -16,6 +16,16 @@ Groups = list[dict[str, Any]]
 HIDDEN = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
+def lower_rates(config: TrainConfig) -> str:
+    """What to type for a run that has diverged: its rates, all of which are to be lower."""
+    names = ["learning_rate"]
+    names += ["muon_learning_rate"] if config.optimizer == "muon" else []
+    names += ["embedding_learning_rate"] if config.embedding_learning_rate else []
+    names += ["head_learning_rate"] if config.head_learning_rate else []
+    flags = [f"--{name.replace('_', '-')} {getattr(config, name):g}" for name in names]
+    return f"go on with less than {', '.join(flags)}"
+
+
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether it is a matrix of a block that Muon takes: of attention's or the MLP's products."""
     return name.startswith("transformer.h.") and name.endswith(HIDDEN) and parameter.ndim == 2

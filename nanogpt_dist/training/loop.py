@@ -13,6 +13,7 @@ from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluator
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.build import build
+from nanogpt_dist.training.groups import lower_rates
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun, open_run
 from nanogpt_dist.training.pending import PendingResults
@@ -207,8 +208,7 @@ def _evaluate(run: Run) -> bool:
         return improved
     error = ConfigError(
         f"the val loss is {state.val_loss} at step {state.step}, nothing is saved; "
-        f"{saver.last_good(state)}: go on with a --learning-rate below "
-        f"{run.config.learning_rate:g}"
+        f"{saver.last_good(state)}: {lower_rates(run.config)}"
     )
     error.agreed = True
     raise error

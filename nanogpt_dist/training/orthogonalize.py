@@ -32,7 +32,8 @@ class Coefficients:
         return self.triples[min(step, len(self.triples) - 1)]
 
 
-# Computed for five steps and singular values down to 0.001, with the margin for their rounding.
+# The first five are computed for five steps and singular values down to 0.001, with the margin for
+# their rounding.
 POLAR_EXPRESS = Coefficients(
     (
         (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -40,6 +41,7 @@ POLAR_EXPRESS = Coefficients(
         (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
         (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
         (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+        (1.875, -1.25, 0.375),  # where singular values are near 1 by now: they go to 1
     ),
     margin=1.02,
     least=1e-6,

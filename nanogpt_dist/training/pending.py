@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.training.groups import lower_rates
 from nanogpt_dist.training.progress import Progress
 from nanogpt_dist.training.saver import Saver
 from nanogpt_dist.training.step import StepResult
@@ -69,8 +70,7 @@ class PendingResults:
             return
         error = ConfigError(
             f"no finite gradient in {self.skipped} steps up to step {step}; "
-            f"{self.saver.last_good(self.state)}: go on with a --learning-rate below "
-            f"{self.progress.config.learning_rate:g}"
+            f"{self.saver.last_good(self.state)}: {lower_rates(self.progress.config)}"
         )
         error.agreed = True  # all ranks have seen the same norms
         raise error

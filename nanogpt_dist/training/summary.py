@@ -8,15 +8,13 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Batches
 from nanogpt_dist.devices import dtype_name, total_memory_bytes
 from nanogpt_dist.distributed.layout import is_compiled
 from nanogpt_dist.training import optim
 from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.odd_settings import odd_settings
 from nanogpt_dist.training.step import TrainStep
-
-MANY_EPOCHS = 100
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Summary:
                 f"note: {config.vocab_size - n_vocab:,} of {config.vocab_size:,} rows of the token "
                 f"embedding are unused; --vocab-size {math.ceil(n_vocab / 64) * 64} would do"
             )
-        for line in schedule_warnings(config, self.epochs):
+        for line in odd_settings(config, self.epochs):
             yield f"warning: {line}"
         if warning := disk_warning(self.run, self.train_step):
             yield f"warning: {warning}"
@@ -108,37 +106,6 @@ class Summary:
 def counted(number: int, what: str, plural: str = "s") -> str:
     """`number` and `what`, which gets the ending `plural` unless it is one: 1 rank, 2 ranks."""
     return f"{number:,} {what}{'' if number == 1 else plural}"
-
-
-def schedule_warnings(config: TrainConfig, epochs: float) -> list[str]:
-    """Where the learning rate never does what its settings say, or the same text is read too often.
-
-    epochs: that max_iters makes of the train split.
-    """
-    lines = []
-    warmup, decay = config.warmup_iters, config.lr_decay_iters or config.max_iters
-    if config.decay_lr and warmup >= config.max_iters > 1:
-        lines.append(
-            f"warming up takes {warmup:,} steps, the run makes {config.max_iters:,}: it never "
-            f"reaches learning_rate {config.learning_rate:g}; lower --warmup-iters"
-        )
-    elif config.decay_lr and warmup > decay and config.schedule != "constant":
-        lines.append(
-            f"warming up takes {warmup:,} steps, lr_decay_iters is {decay:,}: the rate falls from "
-            "learning_rate to min_lr at once; lower --warmup-iters"
-        )
-    last = config.ramp.pieces[-1]
-    if last.first >= config.max_iters:
-        lines.append(
-            f"the run makes {config.max_iters:,} steps, its ramp ends at step {last.first:,}: it "
-            "never gets there; begin its last piece earlier"
-        )
-    if epochs > MANY_EPOCHS:
-        lines.append(
-            f"{epochs:,.0f} epochs: the same text is read as many times; prepare more of it, or "
-            "lower --max-iters"
-        )
-    return lines
 
 
 def disk_warning(run: Path, train_step: TrainStep) -> str | None:

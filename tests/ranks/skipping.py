@@ -1,5 +1,6 @@
-"""Run under torchrun by test_step.py: `skipping.py FOLDER STRATEGY DTYPE OPTIMIZER`. A gradient that
-is not finite, on the last rank alone, changes no bit on any of them.
+"""Run under torchrun by test_step.py: `skipping.py FOLDER STRATEGY DTYPE OPTIMIZER`.
+
+A gradient that is not finite, on the last rank alone, changes no bit on any of them.
 """
 
 import math

@@ -197,13 +197,13 @@ def test_more_steps_come_nearer_and_zeros_stay_zeros() -> None:
     u, _, vt = torch.linalg.svd(given)
     polar = BY_NAME["polar_express"]
     far, near = ((orthogonalize(given.clone(), polar, n) - u @ vt).norm() for n in (3, 9))
-    assert near < 0.1 * far
+    assert near < 1e-4 * far
     assert not orthogonalize(torch.zeros(1, 8, 4), polar, 5).any()
 
 
 def test_polar_express_repeats_its_last_triple() -> None:
     polar = BY_NAME["polar_express"]
-    assert [polar.of(step) == polar.triples[-1] for step in range(7)] == [False] * 4 + [True] * 3
+    assert [polar.of(step) == polar.triples[-1] for step in range(7)] == [False] * 5 + [True] * 2
 
 
 # ---- decay, momentum, rates
@@ -404,7 +404,7 @@ def test_a_run_of_two_halves_ends_with_the_same_bits(corpus: Path, tmp_path: Pat
         assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_ranks_without_rows_and_uneven_shards_make_the_same_step(size: int, tmp_path: Path) -> None:
     in_ranks("muon", size, tmp_path)
 
