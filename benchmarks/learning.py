@@ -35,7 +35,7 @@ WIDE = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1"
 )
 WIDE_MINUTES = 10
-NGRAMS = "--bigram-rows 4225 --smear --muon-steps 3 --max-iters 120 --eval-interval 120"
+NGRAMS = "--bigram-rows 4225 --smear --muon-steps 3 --max-iters 130 --eval-interval 130"
 BEST = (
     "--block-size 128 --batch-size 8 --max-iters 1250 --eval-interval 1250 --rotary-base 200 "
     "--muon-learning-rate 0.02 --muon-momentum 0.9 --embedding-learning-rate 0.02"

@@ -150,7 +150,7 @@ def _options_bytes(config: ModelConfig, how: Pass) -> int:
     """What the options beyond GPT-2, and dropout, add to what a block keeps of a token."""
     C, low, KD = config.n_embd, how.low, config.kv_heads * config.head_size
     kept = 0
-    if config.residual_scalars and not how.compiled:
+    if config.residual_scalars and (how.whole or not how.compiled):
         kept += _stream(how) * C  # what the block is given, beside its sum with the embedding
     if config.rotary or config.qk_norm:  # queries and keys anew, and attention's heads side by side
         kept += low * (C + KD) + low * C

@@ -48,7 +48,7 @@ ema_decay = 0.9
 device = "cpu"
 """
 RUNS = ("other", "modern", "tanh", "theirs", "quickstart", "shakespeare-char-cpu", "gpt2-124m")
-RUNS += ("lr-1e-3", "lr-2e-3", "lr-4e-3")
+RUNS += ("lr-1e-2", "lr-2e-2", "lr-4e-2")
 RUNS += ("sweeps/rates/learning_rate=0.003", "sweeps/rates/wide")
 LONGER = "train mine.toml --dataset data/mine --out-dir out/long --schedule wsd --min-lr 0 "
 LONGER += "--max-iters 100 --save-interval 50 --keep-every 50"

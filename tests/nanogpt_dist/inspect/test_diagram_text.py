@@ -21,7 +21,7 @@ def test_drawing_is_straight(preset: str) -> None:
     assert all(
         line[40] in "│▼┬┤+╤"
         or any(text in line for text in ("│ h.", "│ softmax(q kᵀ"))
-        or line[10:].startswith("│ l")
+        or line[10:].startswith(("│ l", "│ smear"))
         for line in lines[4:]
     )
 
