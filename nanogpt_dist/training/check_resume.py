@@ -75,7 +75,8 @@ def _few_steps(plan: Plan, ranks: int) -> dict[str, Any]:
         **ramps,
         **{"max_iters": 2 * STEPS, "save_interval": STEPS, "warmup_iters": 1},
         **{"eval_interval": 2 * STEPS, "eval_iters": 1, "lr_decay_iters": None},
-        **{"log_interval": 1, "tensorboard": False, "wandb_log": False, "keep_checkpoints": 2},
+        **{"log_interval": 1, "tensorboard": False, "wandb_log": False},
+        "keep_checkpoints": 2 * STEPS,  # all: a wsd run saves where its decay starts, too
         # what would follow from the size of the whole step
         "strategy": layout.strategy,
         "activation_checkpointing": layout.activation_checkpointing,

@@ -83,6 +83,15 @@ def test_it_proves_the_layout_that_the_run_has(
         assert count == (1 if joined else 2)
 
 
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.75])
+def test_it_proves_a_wsd_run_wherever_its_decay_starts(
+    corpus: Path, tmp_path: Path, fraction: float
+) -> None:
+    config = tiny(corpus, tmp_path / "run", schedule="wsd", decay_fraction=fraction)
+    assert check_resume(config, ONE, StopRequest()).updates == 4
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_ramp_goes_up_between_the_halves(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
