@@ -202,6 +202,7 @@ class OptimizerConfig(Settings):
     def _schedule_fits(self) -> "OptimizerConfig":
         if self.decay_lr and self.min_lr > self.learning_rate:
             raise ValueError(
-                f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}"
+                f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}; type "
+                f"--min-lr {self.learning_rate:g} or less"
             )
         return self

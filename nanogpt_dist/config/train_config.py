@@ -31,13 +31,13 @@ class TrainConfig(MachineConfig, OutputConfig, OptimizerConfig, DataConfig, Mode
     @model_validator(mode="after")
     def _ramp_ends_at_block_size(self) -> "TrainConfig":
         lengths = [length for _, length in ramps.parse(self.context_ramp or "0:1")]
-        if self.context_ramp is None or (
-            lengths[-1] == self.block_size and max(lengths) == self.block_size
-        ):
+        last, longest = lengths[-1], max(lengths)
+        if self.context_ramp is None or last == longest == self.block_size:
             return self
+        other = f", or --block-size {longest}" if last == longest else ""
         raise ValueError(
             f"context_ramp {self.context_ramp[:80]} must end with block_size {self.block_size} and "
-            f"have nothing longer; type another --context-ramp, or --block-size {max(lengths)}"
+            f"have nothing longer; type another --context-ramp{other}"
         )
 
     @property

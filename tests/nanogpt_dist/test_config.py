@@ -100,7 +100,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_names() -> None:
     ("values", "words"),
     [
         ({"n_head": 5}, "768 is not a multiple of n_head 5"),
-        ({"min_lr": 1.0}, "min_lr 1 is above learning_rate 0.0006"),
+        ({"min_lr": 1.0}, "min_lr 1 is above learning_rate 0.0006; type --min-lr 0.0006 or less"),
         ({"keep_checkpoints": 1}, "keep_checkpoints = 1"),
         ({"dtype": "float8"}, "dtype = 'float8'"),
     ],
@@ -330,7 +330,9 @@ def test_one_setting_under_two_names_with_two_values_is_refused(tmp_path: Path) 
             {"context_ramp": "0:256,1000:512"},
             "must end with block_size 1024 .* or --block-size 512",
         ),
-        ({"context_ramp": "0:2048,9:1024"}, "have nothing longer; .* or --block-size 2048"),
+        ({"context_ramp": "0:512,9:2048"}, "have nothing longer; .* or --block-size 2048"),
+        ({"context_ramp": "0:2048,9:1024"}, "have nothing longer; type another --context-ramp$"),
+        ({"context_ramp": "0:1024,9:512"}, "have nothing longer; type another --context-ramp$"),
     ],
 )
 def test_a_ramp_that_is_none_is_told_what_to_type(settings: dict[str, str], words: str) -> None:
