@@ -2,7 +2,7 @@
 
 d = min(ema_decay, (1 + n) / (10 + n)) in the step that follows n others: early on it is small, so
 that the first weights are soon forgotten, and no correction is needed that would be wrong after a
-run was resumed, or began with trained weights. After 1/(1 − ema_decay) steps it is ema_decay.
+run was resumed, or began with trained weights. After 9/(1 − ema_decay) steps or so it is ema_decay.
 
 Each rank averages what it holds: under fsdp its shards; under ddp all, the same as every other
 rank, so that nothing is sent and each can evaluate them. 4 bytes a parameter, as a weight.
