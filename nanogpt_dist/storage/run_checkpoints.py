@@ -10,7 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_dist import storage
-from nanogpt_dist.errors import BadDataError, CannotCreateError, MissingInputError, UsageError
+from nanogpt_dist.errors import (
+    BadDataError,
+    CannotCreateError,
+    MissingInputError,
+    StorageError,
+    UsageError,
+)
+from nanogpt_dist.storage.manifest import file_problem
 from nanogpt_dist.storage.run_folder import CONFIG, OUT, checkpoints_of, is_checkpoint, read_json
 
 
@@ -25,11 +32,7 @@ def kept_by_keep_every(checkpoints: Path) -> set[str]:
         except OSError:  # cannot be read now: it may have been promised
             kept.add(folder.name)
             continue
-        if (
-            isinstance(every, int)
-            and every > 0
-            and (storage.step_of(folder.name) or 0) % every == 0
-        ):
+        if isinstance(every, int) and every > 0 and storage.step_at(folder) % every == 0:
             kept.add(folder.name)
     return kept
 
@@ -58,27 +61,43 @@ def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) ->
     return storage.newest_good(checkpoints, warn) if steps else None
 
 
-def branch(checkpoint: Path, run: Path) -> None:
-    """Copies `checkpoint` into `run`, to continue from it; a run that has begun stays as it is.
+def is_new(run: Path) -> bool:
+    """Whether `run` has had no checkpoint yet."""
+    had = read_json(run / "status.json").get("checkpoint")
+    return not had and not storage.list_steps(checkpoints_of(run))
 
-    Raises: MissingInputError, BadDataError, StorageError.
+
+def copy_to_run(checkpoint: Path, run: Path) -> None:
+    """Copies `checkpoint` into `run`, to continue from it; the copies are checked.
+
+    Raises: BadDataError, StorageError.
     """
-    if storage.list_steps(checkpoints_of(run)) or read_json(run / "status.json").get("checkpoint"):
-        return
-    storage.require_good(checkpoint)
     manifest = storage.read_manifest(checkpoint)
+    hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
+
+    def fill(staging: Path) -> None:
+        for entry in manifest["files"]:
+            copy = staging / entry["name"]
+            shutil.copyfile(checkpoint / entry["name"], copy)
+            if problem := file_problem(copy, entry, hashes=True):
+                raise StorageError(
+                    f"the copy of {checkpoint / entry['name']} {problem}; type the same again, or "
+                    "check the disk"
+                )
+
+    step = step_of_any(checkpoint)
+    storage.commit(checkpoints_of(run), storage.step_name(step), fill, {"step": step}, hashes)
+
+
+def step_of_any(checkpoint: Path) -> int:
+    """The step of a checkpoint, whatever it was renamed to. Raises: BadDataError."""
     step = storage.step_of(checkpoint.resolve().name)
     step = read_json(checkpoint / "state.json").get("step") if step is None else step
     if not isinstance(step, int) or step < 0:
         raise BadDataError(
             f"{checkpoint} does not say its step; name it step-00001000, after its step"
         )
-
-    def fill(staging: Path) -> None:
-        for entry in manifest["files"]:
-            shutil.copyfile(checkpoint / entry["name"], staging / entry["name"])
-
-    storage.commit(checkpoints_of(run), storage.step_name(step), fill, {"step": step})
+    return step
 
 
 def find_checkpoint(

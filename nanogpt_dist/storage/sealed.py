@@ -99,11 +99,12 @@ def commit(
     name: str,
     fill: Callable[[Path], None],
     about: dict[str, object],
+    known: dict[str, str] | None = None,
     needed: int | None = None,
 ) -> Path:
     """begin(), fill(staging) and seal() in one; on failure `name` is as before.
 
-    needed: bytes that `fill` writes, for the message on a full disk.
+    known: as seal() takes it. needed: bytes that `fill` writes, for the message on a full disk.
 
     Raises: StorageError, and what `fill` raises.
     """
@@ -113,7 +114,7 @@ def commit(
         staging = begin(parent, name)
         try:
             fill(staging)
-            return seal(staging, name, about)
+            return seal(staging, name, about, known)
         except BaseException:
             discard(staging)
             raise

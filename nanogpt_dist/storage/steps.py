@@ -48,6 +48,13 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def step_at(checkpoint: Path) -> int:
+    """The step of one that list_steps() gives."""
+    step = step_of(checkpoint.name)
+    assert step is not None, checkpoint
+    return step
+
+
 def list_steps(checkpoints: Path) -> list[Path]:
     """The entries with a step's name, good or bad, highest step first; [] without the folder."""
     with storage_errors(checkpoints):
@@ -124,7 +131,7 @@ def checkpoints_to_prune(
     return [
         folder
         for folder in whole[keep:]
-        if folder.name not in kept and not (every and (step_of(folder.name) or 0) % every == 0)
+        if folder.name not in kept and not (every and step_at(folder) % every == 0)
     ]
 
 

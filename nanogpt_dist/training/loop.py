@@ -20,10 +20,10 @@ from nanogpt_dist.training.pending import PendingResults
 from nanogpt_dist.training.plan import Plan, make_plan
 from nanogpt_dist.training.progress import Progress
 from nanogpt_dist.training.resume import (
-    branch,
     find_start,
     forget_lost_best,
     forget_other_best,
+    make_ready,
 )
 from nanogpt_dist.training.saver import Saver, due
 from nanogpt_dist.training.step import TrainStep
@@ -82,7 +82,7 @@ def train(
         stop.defer()  # a rank that left by itself would take the others for lost
     plan = make_plan(config, world)
     with open_run(plan.config, world) as folder:
-        branch(folder, branch_from)
+        make_ready(folder, branch_from)
         start = find_start(folder, plan, fresh, console)
         state = start.state if start else TrainState()
         forget_lost_best(folder, state)

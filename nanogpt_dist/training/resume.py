@@ -90,14 +90,18 @@ class ResumePoint:
         return [f"{name} {old} (now {new})" for name, (old, new) in both.items() if old != new]
 
 
-def branch(run: OpenRun, branch_from: Path | None) -> None:
-    """Clear what dead attempts left; where the run has no checkpoint, copy `branch_from` to it."""
+def make_ready(run: OpenRun, branch_from: Path | None) -> None:
+    """Clear what dead attempts left; a run that has had no checkpoint gets a copy of `branch_from`.
+
+    Raises, on all ranks, MissingInputError, BadDataError, StorageError.
+    """
     with run.world.with_long_timeout.raise_on_all_ranks():
         if run.world.is_rank0:
             for folder in (run.path, run.checkpoints):
                 storage.sweep(folder)
-            if branch_from is not None:
-                run_checkpoints.branch(branch_from, run.path)
+            if branch_from is not None and run_checkpoints.is_new(run.path):
+                storage.require_good(branch_from)
+                run_checkpoints.copy_to_run(branch_from, run.path)
 
 
 def find_start(run: OpenRun, plan: Plan, fresh: bool, console: Console) -> ResumePoint | None:
@@ -143,22 +147,22 @@ def _or_one_before(
     console: Console,
 ) -> Path | None:
     """`newest`, or the one before where that was tried too often. Notes the attempt."""
-    step, settings = _step_of(newest), crash_loops.digest(config, run.world.size)
+    step, settings = _steps_made(newest), crash_loops.digest(config, run.world.size)
     chosen = newest
     if crash_loops.steps_back(run.path, step, settings):
         assert newest is not None
-        older = [path for path in storage.list_steps(newest.parent) if _step_of(path) < step]
+        older = [path for path in storage.list_steps(newest.parent) if storage.step_at(path) < step]
         chosen = next((path for path in older if not storage.verify(path)), newest)
         console.line(
             f"warning: {crash_loops.IN_VAIN} attempts in a row ended without a checkpoint after "
             f"{newest.name}; starting from {chosen.name}, once"
         )
-    crash_loops.begun(run.path, step, _step_of(chosen), settings)
+    crash_loops.begun(run.path, step, _steps_made(chosen), settings)
     return chosen
 
 
-def _step_of(path: Path | None) -> int:
-    return (storage.step_of(path.name) or 0) if path is not None else 0
+def _steps_made(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else storage.step_at(checkpoint)
 
 
 def forget_lost_best(run: OpenRun, state: TrainState) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist import storage
-from nanogpt_dist.errors import CannotCreateError, UsageError
+from nanogpt_dist.errors import CannotCreateError, StorageError, UsageError
 from nanogpt_dist.evaluation.report import save_results
 from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_checkpoints, run_folder
@@ -34,6 +34,20 @@ def test_a_checkpoint_is_refused_or_branches_exactly(
     go(config.model_copy(update={"max_iters": 12}), branch_from=step)  # the same again resumes
     assert storage.read_latest(tmp_path / "branch" / "checkpoints") == "step-00000012"
     assert all_hashes(trained) == before
+
+
+def test_a_bad_copy_is_not_begun_with(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flipped(source: Path, copy: Path) -> None:
+        data = bytearray(source.read_bytes())
+        data[-1] ^= 1
+        copy.write_bytes(data)
+
+    monkeypatch.setattr(shutil, "copyfile", flipped)
+    with pytest.raises(StorageError, match="does not match its sha256; type the same again"):
+        go(tiny(corpus, tmp_path), branch_from=trained / "checkpoints" / "step-00000004")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_a_checkpoint_stands_for_a_run_by_its_folder_its_config_and_after_a_move(
