@@ -14,7 +14,7 @@ from cli.terminal import echo
 from launch import verdict
 from nanogpt_dist import load_config, presets
 from nanogpt_dist.config import TrainConfig, resolve
-from nanogpt_dist.errors import ConfigError, NanogptError, StoppedError
+from nanogpt_dist.errors import ConfigError, StoppedError
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.signals import StopRequest
 
@@ -82,15 +82,11 @@ def train(
     stop = StopRequest("stopped before the first step; the same command starts or resumes the run")
     if "RANK" not in os.environ:  # else api.train() listens, once the ranks have met
         stop.listen()
-    try:
-        _refuse_evaluation(preset)
-        if decay_from is not None:
-            preset, settings = api.decay_branch(preset, decay_from, settings, fresh)
-        branch_from = api.branch_point(preset, settings.get("out_dir"), fresh)
-        config = load_config.load(preset, settings)
-    except NanogptError as error:
-        error.agreed = True  # every rank read the same command line
-        raise
+    _refuse_evaluation(preset)
+    if decay_from is not None:
+        preset, settings = api.decay_branch(preset, decay_from, settings, fresh)
+    branch_from = api.branch_point(preset, settings.get("out_dir"), fresh)
+    config = load_config.load(preset, settings)
     assert config.out_dir is not None
     verdict.tell_run(Path(config.out_dir))
     tell = note if rank() == 0 else lambda _: None

@@ -57,6 +57,15 @@ def test_variables_that_torchrun_did_not_set(
     assert "no preset gpt3" in nanogpt("train", "gpt3", code=78).stderr
 
 
+def test_a_rank_that_alone_does_not_find_a_run_says_so(
+    nanogpt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    told = nanogpt("train", "out/a", code=66).stderr
+    assert "error (rank 1): out/a does not exist" in told
+
+
 def test_ranks_that_do_not_come_are_named(
     nanogpt: Run,
     corpus: Path,
