@@ -52,6 +52,10 @@ def train(
     settings = {
         name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
     }
+    if isinstance(config, TrainConfig) and decay_from is not None:
+        raise UsageError(
+            f"decay_from takes a run's folder: type train('out/RUN', decay_from={decay_from})"
+        )
     if not isinstance(config, TrainConfig):
         name = str(config)
         if decay_from is not None:
@@ -96,13 +100,13 @@ def decay_branch(
 ) -> tuple[str, dict[str, Any]]:
     """What to train, and by which settings, where the run `name` is to decay from `step` on.
 
-    Raises UsageError, MissingInputError, ConfigError.
+    Raises UsageError, MissingInputError, BadDataError, ConfigError.
     """
     from nanogpt_dist.training import decay
 
     if fresh:
         raise UsageError(f"--decay-from {step} goes on from a checkpoint: leave --fresh out")
-    return decay.branch(name, step, settings)
+    return decay.settings_of_branch(name, step, settings)
 
 
 def branch_point(name: str, out_dir: str | None, fresh: bool) -> Path | None:

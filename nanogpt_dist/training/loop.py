@@ -82,7 +82,7 @@ def train(
         stop.defer()  # a rank that left by itself would take the others for lost
     plan = make_plan(config, world)
     with open_run(plan.config, world) as folder:
-        make_ready(folder, branch_from)
+        make_ready(folder, branch_from, plan.config)
         start = find_start(folder, plan, fresh, console)
         state = start.state if start else TrainState()
         forget_lost_best(folder, state)

@@ -90,10 +90,10 @@ class ResumePoint:
         return [f"{name} {old} (now {new})" for name, (old, new) in both.items() if old != new]
 
 
-def make_ready(run: OpenRun, branch_from: Path | None) -> None:
+def make_ready(run: OpenRun, branch_from: Path | None, config: TrainConfig) -> None:
     """Clear what dead attempts left; a run that has had no checkpoint gets a copy of `branch_from`.
 
-    Raises, on all ranks, MissingInputError, BadDataError, StorageError.
+    Raises, on all ranks, ConfigError, MissingInputError, BadDataError, StorageError.
     """
     with run.world.with_long_timeout.raise_on_all_ranks():
         if run.world.is_rank0:
@@ -101,6 +101,7 @@ def make_ready(run: OpenRun, branch_from: Path | None) -> None:
                 storage.sweep(folder)
             if branch_from is not None and run_checkpoints.is_new(run.path):
                 storage.require_good(branch_from)
+                decay.refuse_to_branch(branch_from, config)
                 run_checkpoints.copy_to_run(branch_from, run.path)
 
 

@@ -98,6 +98,8 @@ class Saver:
             return
         with self.world.raise_on_all_ranks():
             self.run.refuse_moved()
+        if missed := decay.missed_start(self.newest, state.step, self.config):
+            self.console.line(f"warning: {missed}")
         # now that it is known what became of the one before
         best = evaluated and self.improves(state)
         saved = (

@@ -44,14 +44,35 @@ def is_wsd(config: TrainConfig) -> bool:
 
 
 def stable_until(config: TrainConfig) -> int:
-    """The steps that a run makes before max_iters decides anything, where is_wsd().
+    """The steps that a run makes before its learning rate falls, or Muon's momentum.
 
-    The learning rate falls behind them, or Muon's momentum, if that begins earlier.
+    Where is_wsd(), max_iters decides nothing before; where nothing falls, it is max_iters.
     """
-    start = decay_start(config)
-    if config.optimizer == "muon" and config.muon_momentum_cooldown:
-        start = min(start, max(0, config.max_iters - config.muon_momentum_cooldown))
-    return start
+    falls = config.decay_lr and config.schedule != "constant"
+    start = decay_start(config) if falls else config.max_iters
+    cooldown = cooldown_start(config)
+    return max(0, min(start, cooldown)) if cooldown < config.max_iters else start
+
+
+def fallen(step: int, config: TrainConfig) -> tuple[float, float]:
+    """How far rate and Muon's momentum have fallen in the step that follows `step`, where is_wsd().
+
+    Each 0 → 1, whatever their peaks are.
+    """
+    spans = (
+        (decay_start(config), decay_end(config)),
+        (cooldown_start(config), config.max_iters),
+    )
+    rate, momentum = (
+        0.0 if step <= start else min(1.0, (step - start) / max(1, end - start))
+        for start, end in spans
+    )
+    return rate, momentum
+
+
+def cooldown_start(config: TrainConfig) -> int:
+    """The last step with all of Muon's momentum; below 0: none, max_iters: it does not fall."""
+    return config.max_iters - (config.muon_momentum_cooldown if config.optimizer == "muon" else 0)
 
 
 def decay_end(config: TrainConfig) -> int:

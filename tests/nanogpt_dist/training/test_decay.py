@@ -6,13 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import nanogpt_dist as ng
-from nanogpt_dist import storage
+from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.config import resolve
-from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, UsageError, one_line
+from nanogpt_dist.errors import (
+    MAX_LINE,
+    ConfigError,
+    MissingInputError,
+    StorageError,
+    UsageError,
+    one_line,
+)
 from nanogpt_dist.storage import run_checkpoints
 from nanogpt_dist.training import decay
 from nanogpt_dist.training.schedule import decay_start
@@ -93,8 +100,82 @@ def test_where_muons_momentum_falls_earlier_a_run_is_stable_until_there(
     go(tiny(corpus, whole, max_iters=14, **muon))
     assert tensors(run, 14) == tensors(whole, 14)
     with pytest.raises(ConfigError, match=r"last 7 steps, .* 2: type --muon-momentum-cooldown 2"):
-        decay.branch(str(run), 3, {})
-    decay.branch(str(run), 3, {"muon_momentum_cooldown": 2})
+        decay.settings_of_branch(str(run), 3, {})
+    decay.settings_of_branch(str(run), 3, {"muon_momentum_cooldown": 2})
+
+
+@pytest.mark.parametrize(
+    ("values", "longer", "start"),
+    [
+        ({}, {"max_iters": 20, "decay_fraction": 0.7}, 6),
+        ({}, {"max_iters": 30, "decay_fraction": 0.8}, 6),
+        (
+            {"optimizer": "muon", "muon_momentum_cooldown": 7},
+            {"max_iters": 14, "muon_momentum_cooldown": 11},
+            3,
+        ),
+    ],
+)
+def test_a_decay_that_is_made_longer_begins_anew(
+    corpus: Path, tmp_path: Path, values: dict[str, object], longer: dict[str, object], start: int
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    go(tiny(corpus, run, **{**WSD, **values, "max_iters": 10}))
+    assert steps(run) == ["step-00000010", storage.step_name(start)]
+    settings = {**WSD, **values, **longer}
+    end = go(tiny(corpus, run, **settings)).step
+    go(tiny(corpus, whole, **settings))
+    assert tensors(run, end) == tensors(whole, end)
+    assert (run / "checkpoints/decayed-step-00000010").is_dir()
+
+
+def test_two_decays_that_end_at_one_step_are_both_kept(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = []
+    for fraction, steps_made in ((0.4, 10), (0.3, 10), (0.4, 20)):
+        settings = {**WSD, "decay_fraction": fraction, "max_iters": steps_made}
+        go(tiny(corpus, tmp_path, **settings))
+        logs.append((tmp_path / "metrics.jsonl").read_bytes())
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("decayed-*"))
+    assert kept == ["decayed-step-00000010", "decayed-step-00000010-2"]
+    assert (tmp_path / "metrics-decayed-00000010.jsonl").read_bytes() == logs[0]
+    assert (tmp_path / "metrics-decayed-00000010-2.jsonl").read_bytes() == logs[1] != logs[0]
+
+    def killed(*_: object) -> None:
+        raise OSError("killed")
+
+    chosen = tmp_path / "checkpoints/step-00000006"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", killed)
+        with pytest.raises(StorageError):
+            decay.set_decayed_aside(chosen)
+    before = sorted(tmp_path.glob("metrics-decayed-*"))
+    assert "metrics-decayed-00000020.jsonl" in [path.name for path in before]
+    assert "decayed-step-00000020" in decay.set_decayed_aside(chosen)
+    assert sorted(tmp_path.glob("metrics-decayed-*")) == before
+
+
+def test_a_run_that_could_not_save_where_its_decay_starts_says_so_once(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save = checkpoint.save
+
+    def full(world: object, folder: object, mine: checkpoint.Contents, *rest: object) -> Path:
+        if mine.state.step == 6:
+            raise StorageError("no space left")
+        return save(world, folder, mine, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    values = {**WSD, "max_iters": 10, "save_interval": 2}
+    go(tiny(corpus, tmp_path, **values))
+    told = "warning: no checkpoint was saved at step 6, where the decay starts: a longer run goes"
+    assert capsys.readouterr().err.count(told) == 1
+    go(tiny(corpus, tmp_path / "whole", **{**values, "max_iters": 11}))
+    assert "no checkpoint was saved" not in capsys.readouterr().err
 
 
 def test_a_run_that_is_made_longer_before_its_decay_just_goes_on(
@@ -117,12 +198,40 @@ def test_a_decay_that_goes_on_as_it_was_and_a_shorter_run_move_nothing(
     assert not list((tmp_path / "checkpoints").glob("decayed-*"))
 
 
+def test_each_checkpoint_is_judged_by_its_own_settings(corpus: Path, tmp_path: Path) -> None:
+    run, whole, values = tmp_path / "run", tmp_path / "whole", {**WSD, "save_interval": 2}
+    go(tiny(corpus, run, max_iters=10, **values))
+    storage.list_steps(run / "checkpoints")[0].rename(tmp_path / "gone")
+    go(tiny(corpus, run, max_iters=9, **values))
+    assert steps(run) == ["step-00000009", "step-00000008", "step-00000006"]
+    go(tiny(corpus, run, max_iters=20, **values))  # what made 9 steps would have decayed from 5 on
+    go(tiny(corpus, whole, max_iters=20, **values))
+    assert tensors(run, 20) == tensors(whole, 20)
+
+
+def test_a_branch_of_what_has_decayed_names_the_checkpoint_of_before(
+    corpus: Path, tmp_path: Path
+) -> None:
+    run, new, whole = (tmp_path / name for name in ("run", "new", "whole"))
+    go(tiny(corpus, run, max_iters=10, **WSD))
+    config = tiny(corpus, new, max_iters=20, **WSD)
+    with pytest.raises(ConfigError, match="has decayed; in its place type one of before:") as told:
+        go(config, branch_from=run / "checkpoints/step-00000010")
+    assert steps(new) == []
+    go(config, branch_from=Path(str(told.value).split()[-1]))
+    go(tiny(corpus, whole, max_iters=20, **WSD))
+    assert tensors(new, 20) == tensors(whole, 20)
+    go(config, branch_from=run / "checkpoints/step-00000010")  # it has begun: nothing is copied
+
+
 def test_a_run_that_has_nothing_of_before_its_decay_says_so_and_moves_nothing(
     corpus: Path, tmp_path: Path
 ) -> None:
     go(tiny(corpus, tmp_path, max_iters=10, **WSD))
     (tmp_path / "checkpoints" / "step-00000006").rename(tmp_path / "gone")
-    with pytest.raises(ConfigError, match=r"decayed since step 6, .*schedule constant") as caught:
+    with pytest.raises(
+        ConfigError, match=r"decayed since step 6, .*schedule constant to"
+    ) as caught:
         go(tiny(corpus, tmp_path, max_iters=20, **WSD))
     assert len(one_line(str(caught.value))) <= MAX_LINE
     assert steps(tmp_path) == ["step-00000010"]
@@ -182,6 +291,27 @@ def test_a_branch_of_any_length_decays_from_its_step_and_goes_on_without_its_run
     assert (again.step, tensors(branch, 17)) == (17, tensors(tmp_path / "whole", 17))
 
 
+def test_a_branch_decays_anew_when_it_is_to_be_longer_and_has_one_start(
+    corpus: Path, tmp_path: Path
+) -> None:
+    run, branch = tmp_path / "run", tmp_path / "run-decay-8"
+    go(tiny(corpus, run, max_iters=15, **{**WSD, "save_interval": 4, "keep_every": 4}))
+    ng.train(run, decay_from=8, max_iters=17, device="cpu")
+    ng.train(run, decay_from=8, max_iters=30, device="cpu")
+    go(tiny(corpus, tmp_path / "whole", max_iters=30, **{**WSD, "decay_fraction": 22 / 30}))
+    assert tensors(branch, 30) == tensors(tmp_path / "whole", 30)
+    before = steps(branch)
+    for place in (branch, run):
+        with pytest.raises(ConfigError, match=r"does not decay from 4; type --out-dir NEW"):
+            ng.train(run, decay_from=4, out_dir=place, device="cpu")
+    assert steps(branch) == before
+
+
+def test_settings_in_an_object_are_no_run_to_decay(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run's folder: type train\('out/RUN', decay_from=8\)"):
+        ng.train(tiny(corpus, tmp_path), decay_from=8)
+
+
 @pytest.mark.parametrize(
     ("step", "given", "error", "words"),
     [
@@ -200,7 +330,14 @@ def test_a_branch_of_any_length_decays_from_its_step_and_goes_on_without_its_run
             ConfigError,
             "no number of steps .* give --max-iters above",
         ),
-        (6, {"schedule": "linear"}, UsageError, "leave --schedule and --lr-decay-iters out"),
+        (6, {"schedule": "linear"}, UsageError, "leave --schedule, --lr-decay-iters and --no"),
+        (6, {"decay_lr": False}, UsageError, "--lr-decay-iters and --no-decay-lr out"),
+        (
+            6,
+            {"warmup_iters": 7},
+            UsageError,
+            "--warmup-iters 7 ends after --decay-from 6: leave it",
+        ),
     ],
 )
 def test_a_branch_that_cannot_be_says_what_to_type(
@@ -214,7 +351,7 @@ def test_a_branch_that_cannot_be_says_what_to_type(
     go(tiny(corpus, tmp_path / "run", max_iters=10, **{**WSD, "keep_every": 4}, save_interval=2))
     (tmp_path / "run/checkpoints/step-00000008").rename(tmp_path / "gone")
     with pytest.raises(error, match=words) as caught:
-        decay.branch(str(tmp_path / "run"), step, given)
+        decay.settings_of_branch(str(tmp_path / "run"), step, given)
     assert len(one_line(str(caught.value)).replace(str(tmp_path), "out")) <= MAX_LINE
 
 
@@ -223,21 +360,26 @@ def test_only_a_run_at_its_learning_rate_can_be_branched_off(corpus: Path, tmp_p
     values = {**WSD, "save_interval": 3, "max_iters": 6}
     go(tiny(corpus, cosine, **{**values, "schedule": "cosine"}))
     with pytest.raises(ConfigError, match="at step 3: its cosine rate falls from step 2 on"):
-        decay.branch(str(cosine), 3, {})
+        decay.settings_of_branch(str(cosine), 3, {})
     go(tiny(corpus, constant, **{**values, "schedule": "constant", "warmup_iters": 4}))
     with pytest.raises(ConfigError, match="still warms up at step 3, until 4"):
-        decay.branch(str(constant), 3, {})
-    _, found = decay.branch(str(constant), 6, {})
+        decay.settings_of_branch(str(constant), 3, {})
+    _, found = decay.settings_of_branch(str(constant), 6, {})
     assert decay_start(resolve({"warmup_iters": 4, **found})) == 6
+    muon = {"optimizer": "muon", "muon_momentum_cooldown": 4}
+    config = tiny(corpus, constant, **{**values, "schedule": "constant", **muon})
+    with pytest.raises(ConfigError, match="at step 3: Muon's momentum falls from step 2 on"):
+        decay.refuse_decayed(config, constant, 3)
     # nanoGPT's constant rate has no warm-up
     go(tiny(corpus, plain, **{**values, "decay_lr": False, "warmup_iters": 100}))
-    _, found = decay.branch(str(plain), 3, {})
+    _, found = decay.settings_of_branch(str(plain), 3, {})
     assert (found["decay_lr"], found["warmup_iters"], found["max_iters"]) == (True, 0, 5)
     with pytest.raises(UsageError, match=r"takes a run, and .* type nanogpt train RUN"):
-        decay.branch("gpt2-124m", 3, {})
+        decay.settings_of_branch("gpt2-124m", 3, {})
 
 
 @settings(max_examples=40)
+@example(step=600_000, fraction=0.99, more=1)  # found at once, not step by step
 @given(step=st.integers(1, 10**6), fraction=st.floats(0.001, 0.95), more=st.integers(1, 10**6))
 def test_the_decay_of_a_branch_starts_exactly_at_its_step(
     step: int, fraction: float, more: int

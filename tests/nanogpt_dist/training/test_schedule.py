@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.load_config import load
-from nanogpt_dist.training.schedule import decay_end, decay_start, learning_rate
+from nanogpt_dist.training.muon import muon_momentum
+from nanogpt_dist.training.schedule import (
+    decay_end,
+    decay_start,
+    fallen,
+    learning_rate,
+    stable_until,
+)
 
 
 def nanogpt_rate(it: int, lr: float, min_lr: float, warmup: int, decay: int) -> float:
@@ -68,6 +75,32 @@ def test_every_schedule_rises_stays_and_falls_and_never_leaves_its_bounds(
     elif steps > warmup:
         assert learning_rate(steps, config) == least
         assert (rates[-1] > least) == (least < 1e-3)  # the last step is made at a rate above it
+
+
+@given(
+    warmup=st.integers(0, 50),
+    steps=st.integers(1, 400),
+    fraction=st.floats(0.01, 1),
+    cooldown=st.integers(0, 100),
+)
+def test_what_has_fallen_is_what_the_rate_and_muons_momentum_lack(
+    warmup: int, steps: int, fraction: float, cooldown: int
+) -> None:
+    config = _schedule(
+        "wsd",
+        warmup_iters=warmup,
+        max_iters=steps,
+        decay_fraction=fraction,
+        min_lr=0.0,
+        optimizer="muon",
+        muon_momentum_cooldown=cooldown,
+    )
+    for step in range(warmup, steps):
+        rate, momentum = fallen(step, config)
+        assert learning_rate(step, config) == pytest.approx(1e-3 * (1 - rate), abs=1e-12)
+        assert muon_momentum(step, config) == pytest.approx(0.95 - 0.1 * momentum)
+        if cooldown <= steps:
+            assert ((rate, momentum) == (0, 0)) == (step <= stable_until(config))
 
 
 @given(
