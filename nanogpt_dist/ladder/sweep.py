@@ -14,14 +14,16 @@ n_embd = 256
 
 import hashlib
 import itertools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanogpt_dist import load_config
-from nanogpt_dist.config import TrainConfig, by_own_names, read_toml, resolve, settings_where
+from nanogpt_dist.config import ADDRESS, TrainConfig, by_own_names, read_toml, resolve
 from nanogpt_dist.errors import ConfigError, MissingInputError, NanogptError, UsageError
+from nanogpt_dist.ladder.changes import first_change
 from nanogpt_dist.presets import DEFAULT_PRESET
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown
@@ -105,7 +107,7 @@ def expand(content: dict[str, Any], out: Path) -> Sweep:
         shared.pop(name, default)
         for name, default in (("preset", DEFAULT_PRESET), ("grid", {}), ("run", []))
     )
-    out = Path(shared.pop("out", out))
+    out = _folder(shared.pop("out", str(out)))
     _check(preset, grid, runs, shared)
     found = [_named(None, differs, shared) for differs in combinations(by_own_names(grid))]
     for one in runs:
@@ -115,6 +117,13 @@ def expand(content: dict[str, Any], out: Path) -> Sweep:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"two runs are called {twice}; give one a name: [[run]] name = …")
     return Sweep(preset, out, tuple(found))
+
+
+def _folder(out: Any) -> Path:
+    """A file's `out`, as `nanogpt train` takes an out_dir. Raises ConfigError."""
+    if not isinstance(out, str) or not out or ADDRESS.match(out):
+        raise ConfigError(f'out = {out!r} is no folder; write out = "out/sweeps/rates"')
+    return Path(os.path.expanduser(out))
 
 
 def combinations(grid: dict[str, list[Any]]) -> list[Settings]:
@@ -179,39 +188,24 @@ def flags(settings: Settings) -> list[str]:
     return given
 
 
-def checked(sweep: Sweep) -> Sweep:
+def checked(sweep: Sweep, otherwise: str = "give another out = …") -> Sweep:
     """`sweep`, whose runs are such as `nanogpt train` takes.
 
-    Raises ConfigError for wrong settings, and for a folder with a run of other settings.
+    otherwise: what to do about a folder with another run. Raises ConfigError for it, and for wrong
+    settings.
     """
     for run in sweep.runs:
         try:
             config = sweep.config(run)
         except NanogptError as error:
             raise type(error)(f"run {run.name}: {error}") from None
-        _refuse_other(sweep, run, config)
+        folder = sweep.folder(run)
+        if not run_folder.has_begun(folder) or not (folder / run_folder.CONFIG).is_file():
+            continue
+        before = resolve(read_toml(folder / run_folder.CONFIG))
+        if change := first_change(before, config, run.settings):
+            raise ConfigError(f"{shown(folder)} was trained with {change}; {otherwise}")
     return sweep
-
-
-def _refuse_other(sweep: Sweep, run: SweepRun, config: TrainConfig) -> None:
-    """Raises ConfigError where the folder has a run that was trained otherwise."""
-    folder = sweep.folder(run)
-    if not run_folder.has_begun(folder) or not (folder / run_folder.CONFIG).is_file():
-        return
-    before = resolve(read_toml(folder / run_folder.CONFIG))
-    same = {*settings_where(on_resume="ignore"), "max_iters"} - {"dataset", "init_from"}
-    for name in (name for name in TrainConfig.model_fields if name not in same):
-        was, now = getattr(before, name), getattr(config, name)
-        fitted = name in ("vocab_size", "eot_id") and name not in run.settings
-        if was != now and not fitted:
-            raise ConfigError(
-                f"{shown(folder)} was trained with {name} {was} (now {now}); give another out = …"
-            )
-    if before.max_iters > config.max_iters:
-        raise ConfigError(
-            f"{shown(folder)} was trained with max_iters {before.max_iters} (now "
-            f"{config.max_iters}); give another out = …"
-        )
 
 
 def state(folder: Path, max_iters: int) -> str:

@@ -15,6 +15,8 @@ from cli.options import nanogpt_style
 from nanogpt_dist.config import TrainConfig, settings_where
 from nanogpt_dist.errors import MAX_LINE, ConfigError, MissingInputError, UsageError
 from nanogpt_dist.ladder import sweep
+from nanogpt_dist.ladder.changes import first_change
+from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_folder
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -117,6 +119,9 @@ def test_a_long_name_is_cut_and_stays_another() -> None:
         ('preset = "quickstrat"\n[[run]]', "did you mean quickstart?"),
         ('preset = "gpt2-124m"\n[[run]]\nlearning_rate = 1e-5', "min_lr"),
         ("[grid", "is not TOML"),
+        ("out = 5\n[[run]]", "out = 5 is no folder"),
+        ('out = ""\n[[run]]', "out = '' is no folder"),
+        ('out = "s3://bucket/x"\n[[run]]', 'write out = "out/sweeps/rates"'),
     ],
 )
 def test_what_is_no_sweep_is_told_in_a_line(text: str, message: str, tmp_path: Path) -> None:
@@ -132,7 +137,16 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         sweep.read(tmp_path / "a.toml")
 
 
-@pytest.mark.parametrize("name", ["seed", "dataset", "learning_rate", "init_from", "n_layer"])
+def test_the_home_folder_is_that_of_train() -> None:
+    found = sweep.expand({"out": "~/x", "run": [{"name": "a"}]}, Path("y"))
+    assert found.out == Path.home() / "x"
+    assert found.config(found.runs[0]).out_dir == str(found.out / "a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["seed", "dataset", "learning_rate", "init_from", "init", "zero_init", "n_layer"],
+)
 def test_a_folder_with_a_run_of_other_settings_is_refused(
     name: str,
     tmp_path: Path,
@@ -142,12 +156,15 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(
     folder = tmp_path / "a"
     folder.mkdir()
     changed: dict[str, Any] = {"seed": 1, "dataset": "x", "learning_rate": 4e-3, "n_layer": 3}
+    changed["zero_init"] = False
     theirs = found.config(found.runs[0]).model_copy(update={name: changed.get(name, "gpt2")})
     write(folder, theirs)
     assert sweep.checked(found)  # a config.toml alone is anybody's
     run_folder.write_status(folder, run_folder.Status("done", 1000, None))
     with pytest.raises(ConfigError, match=rf"was trained with {name} .*; give another out"):
         sweep.checked(found)
+    with pytest.raises(ConfigError, match=rf"was trained with {name} .*; give another --out-dir$"):
+        sweep.checked(found, "give another --out-dir")
 
 
 def test_a_run_may_be_made_longer_and_use_the_machine_otherwise(tmp_path: Path) -> None:
@@ -164,6 +181,47 @@ def test_a_run_may_be_made_longer_and_use_the_machine_otherwise(tmp_path: Path) 
     write(folder, theirs.model_copy(update={"max_iters": 2000}))
     with pytest.raises(ConfigError, match="max_iters 2000"):
         sweep.checked(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        ({"schedule": "wsd"}, True),
+        ({"schedule": "wsd", "muon_momentum_cooldown": 50}, True),
+        ({"schedule": "constant"}, True),
+        ({"schedule": "cosine"}, False),
+        ({"schedule": "linear"}, False),
+        ({"schedule": "cosine", "decay_lr": False}, True),
+        ({"schedule": "cosine", "lr_decay_iters": 900}, True),
+        ({"schedule": "constant", "muon_momentum_cooldown": 50}, False),
+        ({"schedule": "constant", "muon_momentum_cooldown": 50, "optimizer": "adamw"}, True),
+    ],
+    ids=str,
+)
+def test_a_run_grows_where_its_first_steps_are_those_of_the_longer_one(
+    settings: dict[str, Any],
+    may: bool,
+) -> None:
+    short = load("quickstart", {**settings, "max_iters": 900})
+    change = first_change(short, load("quickstart", {**settings, "max_iters": 1000}), settings)
+    assert change == (None if may else "max_iters 900, where its schedule ends (now 1000)")
+
+
+def test_how_a_step_is_shared_out_saved_and_logged_may_change() -> None:
+    now = load("quickstart")
+    before = now.model_copy(
+        update={
+            "batch_size": now.batch_size * now.gradient_accumulation_steps,
+            "gradient_accumulation_steps": 1,
+            "save_interval": 10,
+            "keep_checkpoints": 5,
+            "log_interval": 7,
+        }
+    )
+    assert first_change(before, now, ()) is None
+    before = now.model_copy(update={"batch_size": 2 * now.batch_size})
+    change = first_change(before, now, ())
+    assert change == f"global_batch_size {before.global_batch_size} (now {now.global_batch_size})"
 
 
 def write(folder: Path, config: TrainConfig) -> None:
