@@ -84,9 +84,7 @@ def ladder(
         return
     failures = []
     if not table:
-        failures = sweep_runs.make_runs(
-            found.sweep, found.sweep.runs, nproc_per_node, fail_fast, "the same command"
-        )
+        failures = sweep_runs.make_runs(found.sweep, found.sweep.runs, nproc_per_node, fail_fast)
         sweep_runs.tell(failures)
     reading = ladders.read(found)
     predictions = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import launch_jobs, sweep_runs
-from cli.options import Json, takes_settings
+from cli.options import Json, note, takes_settings
 from cli.terminal import echo, echo_table
 from launch import job_options
 from nanogpt_dist.errors import UsageError
@@ -93,11 +93,8 @@ def sweep(
         for run in runs:
             echo(sweep_runs.command(found, run, nproc_per_node))
         return
-    failures = []
-    if not table:
-        ranks = ["--nproc-per-node", nproc_per_node] if nproc_per_node else []
-        again = shlex.join(["nanogpt", "sweep", str(file), *ranks])
-        failures = sweep_runs.make_runs(found, runs, nproc_per_node, fail_fast, again)
+    refuse_undrawable(plot)
+    failures = [] if table else sweep_runs.make_runs(found, runs, nproc_per_node, fail_fast)
     _report(found, plot, json)
     sweep_runs.tell(failures)
 
@@ -112,14 +109,15 @@ def _submit(
 ) -> None:
     """Hand the runs over to Slurm, each as a task of an array."""
     tasks = tuple(found.arguments(run) for run in found.runs)
-    if "gpus_per_node" not in settings and all(
-        found.config(run).device == "cpu" for run in found.runs
-    ):
+    on_gpus = [run for run in found.runs if found.config(run).device != "cpu"]
+    if "gpus_per_node" not in settings and not on_gpus:
         settings["gpus_per_node"] = 0
     settings.setdefault("job_name", job_options.default_name(["sweep", str(file)]))
     timeout_s = 60  # nanogpt launch's --shutdown-timeout
+    # all tasks get the GPUs of this one
+    largest = found.arguments((on_gpus or found.runs)[0])
     job = job_options.make(
-        nnodes, nproc_per_node, tasks[0], settings, 0, timeout_s, Path(os.getcwd())
+        nnodes, nproc_per_node, largest, settings, 0, timeout_s, Path(os.getcwd())
     )
     launch_jobs.hand_over(replace(job, tasks=tasks), True, dry_run)
     if not dry_run:
@@ -132,20 +130,33 @@ def _report(found: "Sweep", plot: Path | None, as_json: bool) -> None:
 
     all_runs = results.best_first(results.read(found))
     equal = results.at_equal(all_runs)
-    if plot is not None:
-        from nanogpt_dist.ladder.plots import plot_sweep
-
-        plot_sweep(all_runs, plot)
     if as_json:
         from nanogpt_dist.storage.run_folder import to_json
 
         told = [results.figures(one) for one in all_runs]
         echo(to_json({"out": str(found.out), "runs": told, "at_equal": equal}))
-        return
-    echo_table(runs_table(all_runs), spare=("best", "parameters"))
-    _print_equal(all_runs, equal)
+    else:
+        echo_table(runs_table(all_runs), spare=("best", "parameters"))
+        _print_equal(all_runs, equal)
+    if not results.share_windows(all_runs):
+        note(
+            "eval_iters × batch_size or block_size differ, so val losses are over other windows of "
+            "the val split; nanogpt eval RUN reads all of it"
+        )
     if plot is not None:
-        echo(f"{plot} is drawn")
+        from nanogpt_dist.ladder.plots import plot_sweep
+
+        plot_sweep(all_runs, plot)
+        if not as_json:
+            echo(f"{plot} is drawn")
+
+
+def refuse_undrawable(plot: Path | None) -> None:
+    """Raises ConfigError, CannotCreateError where --plot cannot be drawn once runs are made."""
+    if plot is not None:
+        from nanogpt_dist.ladder import plots
+
+        plots.refuse_undrawable(plot)
 
 
 def runs_table(all_runs: list["RunResult"], names_tell: bool = False) -> "Table":

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from cli.options import note
 from cli.terminal import echo
@@ -56,33 +57,56 @@ def make_runs(
     runs: tuple[SweepRun, ...],
     nproc_per_node: str | None,
     fail_fast: bool,
-    again: str,
 ) -> list[Failure]:
     """Make the runs that are not done, or go on with them; those that failed.
 
-    again: the command that goes on. Raises StoppedError on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1.
+    Raises, before the first run, MissingInputError and BadDataError where one has no data;
+    StoppedError on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1.
     """
+    _refuse_missing_data(sweep, runs)
     failures: list[Failure] = []
-    stop = StopRequest(f"stopped before the first run; type: {again}").listen()
+    stop = StopRequest("stopped before the first run; the same command begins it").listen()
     for number, run in enumerate(runs, 1):
-        folder = sweep.folder(run)
-        if state(folder, sweep.config(run).max_iters) == "done":
-            echo(f"run {number}/{len(runs)} is done: {run.name}", err=True)
+        where = f"run {number}/{len(runs)}"
+        if _is_done(sweep, run):
+            echo(f"{where} is done: {run.name}", err=True)
             continue
         line = command(sweep, run, nproc_per_node)
-        echo(f"run {number}/{len(runs)}: {run.name}\n$ {line}", err=True)
+        echo(f"{where}: {run.name}\n$ {line}", err=True)
         stop.defer()
-        code = _make(arguments(sweep, run, nproc_per_node), stop)
+        status = sweep.folder(run) / "status.json"
+        before = _written(status)
+        code = Exit.STOPPED if stop else _make(arguments(sweep, run, nproc_per_node), stop)
         more = code != Exit.DONE or number < len(runs)
         if (stop and more) or code in (Exit.STOPPED, INTERRUPTED):
-            raise StoppedError(f"stopped in run {number}/{len(runs)}, {run.name}; type: {again}")
+            _list(failures)
+            raise StoppedError(f"stopped at {where}, {run.name}; the same command goes on")
         if code != Exit.DONE:
-            message = run_folder.read_json(folder / "status.json").get("message", "")
-            failures.append(Failure(run.name, code, message, line))
+            # one that died early has left the words of an earlier attempt
+            told = run_folder.read_json(status) if _written(status) != before else {}
+            failures.append(Failure(run.name, code, told.get("message", ""), line))
             note(f"{run.name} failed with exit code {code}")
             if fail_fast:
                 break
     return failures
+
+
+def _is_done(sweep: Sweep, run: SweepRun) -> bool:
+    return state(sweep.folder(run), sweep.config(run).max_iters) == "done"
+
+
+def _refuse_missing_data(sweep: Sweep, runs: tuple[SweepRun, ...]) -> None:
+    """Raises MissingInputError, BadDataError where a run that is not done has no data."""
+    from nanogpt_dist.data import DataFolder
+
+    waiting = [run for run in runs if not _is_done(sweep, run)]
+    for dataset in sorted({sweep.config(run).dataset for run in waiting}):
+        DataFolder.open(dataset)
+
+
+def _written(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0: never."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _make(given: list[str], stop: StopRequest) -> int:
@@ -98,13 +122,17 @@ def tell(failures: list[Failure]) -> None:
     """Tell which runs failed, with their exit codes and what to type; raises for the first."""
     if not failures:
         return
-    for failure in failures:
-        why = f" ({one_line(failure.message)})" if failure.message else ""
-        echo(f"{failure.run} failed with exit code {failure.code}{why}; type:", err=True)
-        echo(f"  {failure.command}", err=True)
+    _list(failures)
     first = failures[0]
     raise error_of(
         first.code,
         f"{len(failures)} of the runs failed, {first.run} with exit code {first.code}; mend it and "
         "type the same command again",
     )
+
+
+def _list(failures: list[Failure]) -> None:
+    for failure in failures:
+        why = f" ({one_line(failure.message)})" if failure.message else ""
+        echo(f"{failure.run} failed with exit code {failure.code}{why}; type:", err=True)
+        echo(f"  {failure.command}", err=True)

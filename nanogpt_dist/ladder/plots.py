@@ -1,16 +1,32 @@
 """A sweep's losses over tokens, seconds and FLOPs, and a ladder's law, as pictures (matplotlib)."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from nanogpt_dist.errors import CannotCreateError
 from nanogpt_dist.inspect.compare_runs import new_figure, plain, save_figure
 from nanogpt_dist.ladder.ladder import Prediction, Reading
 from nanogpt_dist.ladder.results import BUDGETS, RunResult, best_first
+from nanogpt_dist.storage.durable import shown
+from nanogpt_dist.storage.user_file import probe_writable
 
 UNITS = {"tokens": "tokens", "seconds": "seconds in steps", "flops": "FLOPs"}
 NAMED = 12  # runs that the legend names, the best
+
+
+def refuse_undrawable(out: Path) -> None:
+    """Before runs are made whose losses are drawn into `out`.
+
+    Raises ConfigError without matplotlib, CannotCreateError where `out` cannot be written.
+    """
+    new_figure(1, 1)
+    if out.is_dir():
+        raise CannotCreateError(f"{shown(out)} is a folder; name a file in it")
+    if not out.exists() or out.is_file():  # a device or a pipe is nobody's to replace
+        probe_writable(Path(os.path.realpath(out)).parent)
 
 
 def plot_sweep(results: Sequence[RunResult], out: Path) -> None:

@@ -106,11 +106,17 @@ def _read(sweep: Sweep, run: SweepRun, size: Callable[..., Size]) -> RunResult:
         curve = compare_runs.read_curve(folder)
     except (MissingInputError, BadDataError):
         return RunResult(run, folder, how)
-    steps = int(run_folder.read_json(folder / "status.json").get("step", 0))
+    saved = int(run_folder.read_json(folder / "status.json").get("step", 0))
     architecture = curve.config.architecture()
     lengths = (piece.length for piece in curve.config.ramp.pieces)
     known = size(architecture, *lengths) if architecture.vocab_size else None
-    return RunResult(run, folder, how, steps, curve, known)
+    return RunResult(run, folder, how, max(saved, curve.step), curve, known)
+
+
+def share_windows(results: Sequence[RunResult]) -> bool:
+    """Whether all val losses are over the same windows of a val split, as far as settings tell."""
+    configs = [one.curve.config for one in results if one.curve and one.evaluated]
+    return len({(each.block_size, each.eval_iters * each.batch_size) for each in configs}) < 2
 
 
 def best_first(results: Sequence[RunResult]) -> list[RunResult]:

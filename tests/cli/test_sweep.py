@@ -1,8 +1,10 @@
 """`nanogpt sweep`: stopped, killed and resumed; what fails; tables, JSON, picture, commands."""
 
+import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -13,16 +15,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cli import sweep_runs
 from cli.main import app
 from cli.options import nanogpt_style
 from nanogpt_dist import storage
 from nanogpt_dist.config import resolve
-from nanogpt_dist.errors import MAX_LINE
+from nanogpt_dist.errors import MAX_LINE, Exit, StoppedError
 from nanogpt_dist.inspect import compare_runs
 from nanogpt_dist.ladder import results
 from nanogpt_dist.ladder import sweep as sweeps
 from nanogpt_dist.ladder.sizes import size_of
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.storage import run_folder
 from tests.conftest import CLONE, TINY, command
 
 STEPS = 100
@@ -43,15 +47,17 @@ def write(folder: Path, corpus: Path, more: str, steps: int = STEPS) -> Path:
 
 def typed(folder: Path, *words: str) -> tuple[int, str, str]:
     """`nanogpt WORDS` in this process, in `folder`: exit code, standard output, the error."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         done = CliRunner().invoke(app, nanogpt_style(list(words)))
-    finally:
-        os.chdir(before)
     error = done.exception
     code = int(getattr(error, "code", done.exit_code) if error else done.exit_code)
     return code, done.stdout, str(error or "")
+
+
+def noted(folder: Path, *words: str) -> str:
+    """What the same writes to standard error."""
+    with contextlib.chdir(folder):
+        return CliRunner().invoke(app, nanogpt_style(list(words))).stderr
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,7 @@ def test_a_stopped_and_killed_sweep_goes_on_and_ends_with_the_weights_of_an_undi
     stopped.send_signal(signal.SIGTERM)
     said = stopped.communicate(timeout=120)[1]
     assert stopped.returncode == 75, said[-2000:]
-    assert "stopped in run 1/2, seed=1; type: nanogpt sweep s.toml" in said
+    assert "stopped at run 1/2, seed=1; the same command goes on" in said
     assert json.loads((first / "status.json").read_text())["verdict"] == "stopped"
     assert not second.exists()
 
@@ -159,24 +165,99 @@ def test_what_is_there_is_shown_while_nothing_has_begun(corpus: Path, tmp_path: 
 
 def test_a_failing_run_does_not_keep_others_from_going_on_and_is_told(made: Path) -> None:
     shared = (made / "s.toml").read_text().split("[grid]")[0]
-    bad = '[[run]]\nname = "bad"\ndataset = "nowhere"\n[[run]]\nname = "worse"\ndataset = "gone"\n'
+    bad = '[[run]]\nname = "bad"\nvocab_size = 7\n[[run]]\nname = "worse"\nvocab_size = 8\n'
     (made / "bad.toml").write_text(f'out = "out/bad"\n{shared}{bad}')
+    (made / "out/bad/bad").mkdir(parents=True)
+    before = run_folder.Status("failed", 5, None, 70, "words of an earlier attempt")
+    run_folder.write_status(made / "out/bad/bad", before)
     line = command("sweep", "bad.toml")
     done = subprocess.run(line, cwd=made, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 66
+    assert done.returncode == 78
     assert "run 2/2: worse" in done.stderr
-    assert "bad failed with exit code 66" in done.stderr
-    typed_again = done.stderr.split("bad failed with exit code 66; type:\n  ")[1].splitlines()[0]
+    assert "earlier attempt" not in done.stderr
+    typed_again = done.stderr.split("bad failed with exit code 78; type:\n  ")[1].splitlines()[0]
     assert typed_again.startswith("nanogpt train quickstart --n-layer 2")
-    assert "--dataset nowhere" in typed_again
+    assert "--vocab-size 7" in typed_again
     last = done.stderr.splitlines()[-1]
-    assert "2 of the runs failed, bad with exit code 66" in last
+    assert "2 of the runs failed, bad with exit code 78" in last
     assert len(last) <= MAX_LINE
     assert "not begun" in done.stdout
     line.append("--fail-fast")
     done = subprocess.run(line, cwd=made, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 66
+    assert done.returncode == 78
     assert "worse" not in done.stderr
+
+
+def test_a_run_that_is_asked_to_stop_between_two_others_is_not_made(
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    begun = []
+
+    def fail(given: list[str], stop: object) -> int:
+        begun.append(given)
+        return int(Exit.BUG)
+
+    monkeypatch.chdir(made)
+    monkeypatch.setattr(sweep_runs, "_make", fail)
+    # a note follows each failure
+    monkeypatch.setattr(sweep_runs, "note", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    file = made / "between.toml"
+    file.write_text((made / "s.toml").read_text().replace("[1, 2]", "[3, 4]"))
+    found = sweeps.read(file)
+    with pytest.raises(StoppedError, match="stopped at run 2/2, seed=4; the same command"):
+        sweep_runs.make_runs(found, found.runs, None, fail_fast=False)
+    assert len(begun) == 1
+    assert "seed=3 failed with exit code 70; type:\n  nanogpt train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "code", "message"),
+    [
+        ([], 'dataset = "nowhere"', 66, "nowhere does not exist"),
+        (["--plot", "."], "", 73, ". is a folder; name a file in it"),
+        (["--plot", "s.toml/x.svg"], "", 73, "name a folder that you may write to"),
+    ],
+)
+def test_what_is_missing_is_told_before_the_first_run(
+    words: list[str],
+    more: str,
+    code: int,
+    message: str,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, corpus, f'[[run]]\nname = "a"\n[[run]]\nname = "b"\n{more}')
+    found = typed(tmp_path, "sweep", "s.toml", *words)
+    assert found[0] == code
+    assert message in found[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_losses_over_other_windows_are_not_compared_without_a_word(
+    made: Path,
+    tmp_path: Path,
+) -> None:
+    for name, windows in (("a", 2), ("b", 3)):
+        run = tmp_path / "out/sweeps/s" / name
+        shutil.copytree(made / "out/sweeps/s/seed=1", run)
+        text = (run / "config.toml").read_text()
+        (run / "config.toml").write_text(text.replace("eval_iters = 2", f"eval_iters = {windows}"))
+    shared = (made / "s.toml").read_text().split("[grid]")[0]
+    runs = '[[run]]\nname = "a"\nseed = 1\n[[run]]\nname = "b"\nseed = 1\neval_iters = 3\n'
+    (tmp_path / "s.toml").write_text(shared + runs)
+    said = noted(tmp_path, "sweep", "s.toml", "--table")
+    assert "other windows of the val split; nanogpt eval RUN reads all of it" in said
+    assert "windows" not in noted(made, "sweep", "s.toml", "--table")
+
+
+def test_steps_are_those_that_were_logged_since_the_last_save(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "here")
+    status = tmp_path / "here/out/sweeps/s/seed=1/status.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "step": 75}))
+    told = json.loads(typed(tmp_path / "here", "sweep", "s.toml", "--table", "--json")[1])
+    assert {run["step"] for run in told["runs"]} == {STEPS}
 
 
 def test_one_run_is_made_by_its_number_or_name_in_ranks(made: Path) -> None:

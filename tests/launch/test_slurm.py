@@ -312,6 +312,12 @@ def test_an_array_has_a_task_for_each_run_of_a_sweep(
     ]
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     assert "--gpus-per-node=2" in typed("--dry-run", "--gpus-per-node", "2")
+    mixed = SWEEP.replace('device = "cpu"\n', "").replace(
+        "seed = [1, 2]", 'device = ["cpu", "cuda"]'
+    )
+    (here / "rates.toml").write_text(mixed)
+    assert "--gpus-per-node=2" in typed("--dry-run")  # the first task alone needs none
+    (here / "rates.toml").write_text(SWEEP)
     fake_sbatch(here, monkeypatch, 'cp "$2" submitted; echo 12')
     assert typed() == (
         "job 12 of nanogpt-rates.sbatch; see: tail -F nanogpt-rates-12_*.out; end it: scancel 12\n"
