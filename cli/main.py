@@ -142,7 +142,7 @@ command(
 command(
     app,
     "ladder",
-    "nanogpt ladder quickstart --sizes 64,96,128,192 --hold-out 256",
+    "nanogpt ladder quickstart --sizes 64,96,128,192 --hold-out 256 --max-iters 1000",
     "nanogpt ladder mine.toml --sizes 4x256,6x384,8x512 --predict 1.5e9:30e9 --plot law.svg",
     rich_help_panel=RUNS,
 )(ladder)

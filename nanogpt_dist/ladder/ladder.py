@@ -1,22 +1,17 @@
-"""A ladder: the runs of several sizes, and the law that their losses follow.
+"""A ladder: the runs of several sizes of one preset.
 
 Settings that count steps (warm-up, decay, Muon's momentum) keep their share of max_iters.
 """
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nanogpt_dist import load_config
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, UsageError
-from nanogpt_dist.ladder import results, scaling_law
-from nanogpt_dist.ladder.results import RunResult
-from nanogpt_dist.ladder.scaling_law import Fit
 from nanogpt_dist.ladder.sizes import Shape, shapes, size_of
 from nanogpt_dist.ladder.sweep import Sweep, SweepRun
 from nanogpt_dist.storage import run_folder
@@ -24,7 +19,6 @@ from nanogpt_dist.storage import run_folder
 LADDERS = run_folder.OUT / "ladders"
 RATIO = "20"  # tokens per parameter, as Hoffmann et al. 2022 find best
 EVALUATIONS = 10  # of a run, unless eval_interval is given
-COUNTED_FROM = 0.25  # share of a run with a constant rate from which on its evaluations count
 IN_STEPS = ("warmup_iters", "lr_decay_iters", "muon_momentum_warmup", "muon_momentum_cooldown")
 BY_SIZES = ("n_layer", "n_head", "n_embd", "n_kv_head")
 
@@ -35,6 +29,12 @@ class Ladder:
 
     sweep: Sweep
     held_out: frozenset[str]
+
+    @property
+    def fitted_sizes(self) -> int:
+        """How many sizes the law is fitted to once all runs are done."""
+        runs = (run for run in self.sweep.runs if run.name not in self.held_out)
+        return len({(run.settings["n_layer"], run.settings["n_embd"]) for run in runs})
 
 
 def build(
@@ -50,7 +50,7 @@ def build(
     sizes, hold_out: as --sizes takes them; ratios: tokens per parameter, or None for the same
     max_iters at each size. Raises UsageError, ConfigError.
     """
-    _check(config, given, ratios)
+    _check(preset, config, given, ratios)
     fitted, held = shapes(sizes, config), shapes(hold_out, config) if hold_out else []
     names = [shape.name for shape in (*fitted, *held)]
     if len(set(names)) < len(names):
@@ -61,7 +61,7 @@ def build(
     of_preset = int(load_config.read(preset).get("max_iters", TrainConfig().max_iters))
 
     def run(shape: Shape, ratio: float | None) -> SweepRun:
-        name = shape.name + (f"-{ratio:g}" if len(numbers) > 1 else "")
+        name = shape.name if ratio is None else f"{shape.name}-{ratio:g}"
         return _run(name, config, shape, ratio, of_preset, shared)
 
     runs = [run(shape, ratio) for shape in fitted for ratio in numbers]
@@ -71,7 +71,13 @@ def build(
     return Ladder(sweep, frozenset(run.name for run in last))
 
 
-def _check(config: TrainConfig, given: dict[str, Any], ratios: str | None) -> None:
+def _check(preset: str, config: TrainConfig, given: dict[str, Any], ratios: str | None) -> None:
+    if run_folder.as_run(preset) or run_folder.as_checkpoint(preset):
+        line = shlex.join(["nanogpt", "show", "config", preset])
+        raise ConfigError(
+            f"a ladder begins from scratch, and {preset} has weights; give its settings alone: "
+            f"{line} > FILE.toml"
+        )
     if ratios and "max_iters" in given:
         raise UsageError("--tokens-per-parameter or --max-iters: one of them says how long")
     if typed := next((name for name in BY_SIZES if name in given), None):
@@ -129,106 +135,3 @@ def _run(
     if "eval_interval" not in shared:
         differs["eval_interval"] = math.ceil(steps / EVALUATIONS)
     return SweepRun(name, differs, {**shared, **differs})
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a ladder's runs say: their results, the points of the fit, (n,) each, and the law."""
-
-    results: tuple[RunResult, ...]
-    n: NDArray[np.float64]
-    d: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    fit: Fit
-    along_runs: bool
-
-
-def read(ladder: Ladder) -> Reading:
-    """Fit the law to the runs that are done. Raises ConfigError where they are too few."""
-    found = results.read(ladder.sweep)
-    done = [one for one in found if one.state == "done" and one.evaluated]
-    fitted = [one for one in done if one.run.name not in ladder.held_out]
-    along = bool(fitted) and all(has_constant_rate(one) for one in fitted)
-    points = [point for one in fitted for point in _points(one, along)]
-    n, d, loss = np.array(points, dtype=np.float64).reshape(-1, 3).T
-    return Reading(tuple(found), n, d, loss, scaling_law.fit(n, d, loss), along)
-
-
-def has_constant_rate(result: RunResult) -> bool:
-    """Whether each val loss along a run is that of a shorter run, as its rate does not decay."""
-    assert result.curve is not None
-    config = result.curve.config
-    return not config.decay_lr or config.schedule == "constant"
-
-
-def _points(result: RunResult, along: bool) -> list[tuple[float, float, float]]:
-    """(N, D, loss) at the end of a run; along it: of each evaluation from COUNTED_FROM on."""
-    assert result.curve is not None
-    assert result.size is not None
-    curve, n = result.curve, result.size.parameters
-    pairs = list(zip(curve.val_tokens, curve.val_loss, strict=True))
-    if along:
-        pairs = [pair for pair in pairs if pair[0] >= COUNTED_FROM * curve.val_tokens[-1]]
-    return [(n, tokens, loss) for tokens, loss in (pairs if along else pairs[-1:])]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The law's loss for N parameters after D tokens, its interval of 90 %, and what was reached.
-
-    beyond: how many times N is larger than the largest that was fitted.
-    """
-
-    name: str
-    parameters: float
-    tokens: float
-    val_loss: float
-    low: float | None
-    high: float | None
-    beyond: float
-    reached: float | None = None
-
-    @property
-    def error(self) -> float | None:
-        """Of the prediction, as a share of what was reached."""
-        return None if self.reached is None else self.val_loss / self.reached - 1
-
-
-def predict(reading: Reading, name: str, n: float, d: float | None) -> Prediction:
-    """A prediction; d: None for as many tokens as the fitted runs would have had at this size."""
-    d = reading.fit.tokens_for(n) if d is None or not reading.fit.in_tokens else d
-    loss, low, high = reading.fit.predict(n, d)
-    return Prediction(name, n, d, loss, low, high, n / float(reading.n.max()))
-
-
-def held_out(ladder: Ladder, reading: Reading) -> list[Prediction]:
-    """Of each size that was held out and is done: prediction beside what it has reached."""
-    found = []
-    for one in reading.results:
-        if one.run.name in ladder.held_out and one.state == "done" and one.size and one.evaluated:
-            d = one.total("tokens")
-            made = predict(reading, one.run.name, one.size.parameters, d)
-            found.append(
-                Prediction(**{**vars(made), "tokens": d or made.tokens, "reached": one.val_loss})
-            )
-    return found
-
-
-def wanted(text: str) -> tuple[str, float, float | None]:
-    """--predict N, N:D, PRESET or PRESET:D: its name, parameters, tokens. Raises as load()."""
-    what, _, after = text.partition(":")
-    try:
-        tokens = float(after) if after else None
-    except ValueError:
-        tokens = math.nan
-    if tokens is not None and not 0 < tokens < math.inf:
-        raise UsageError(f"--predict {text}: give PARAMETERS:TOKENS like 1.5e9:30e9, or a preset")
-    try:
-        n = float(what)
-    except ValueError:
-        config = load_config.with_vocabulary(load_config.load(what))
-        n = size_of(config.architecture()).parameters
-        return what, n, tokens or config.ramp.tokens_before(config.max_iters)
-    if not 0 < n < math.inf:
-        raise UsageError(f"--predict {text}: give PARAMETERS:TOKENS like 1.5e9:30e9, or a preset")
-    return text, n, tokens

@@ -8,7 +8,7 @@ import numpy as np
 
 from nanogpt_dist.errors import CannotCreateError
 from nanogpt_dist.inspect.compare_runs import new_figure, plain, save_figure
-from nanogpt_dist.ladder.ladder import Prediction, Reading
+from nanogpt_dist.ladder.reading import Prediction, Reading
 from nanogpt_dist.ladder.results import BUDGETS, RunResult, best_first
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.storage.user_file import probe_writable

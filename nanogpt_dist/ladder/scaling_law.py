@@ -47,7 +47,10 @@ class Law:
         return loss + self.B / np.asarray(d, dtype=np.float64) ** self.beta
 
     def best_for(self, flops: float) -> tuple[float, float]:
-        """N and D of the lowest loss for C = 6·N·D FLOPs. Source: Hoffmann et al., equation 4."""
+        """N and D of the lowest loss for C = 6·N·D FLOPs. Source: Hoffmann et al., equation 4.
+
+        Raises OverflowError, ZeroDivisionError where the exponents are next to 0, or a term is 0.
+        """
         assert self.beta is not None
         G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n = G * (flops / 6) ** (self.beta / (self.alpha + self.beta))
@@ -95,9 +98,9 @@ def interval(values: list[float]) -> tuple[float | None, float | None]:
 
 
 def separates(n: Floats, d: Floats) -> bool:
-    """Whether D varies enough beside N for a law in both: at each N several D, and enough points.
+    """Whether D varies enough beside N for a law in both; n, d: (n,).
 
-    n, d: (n,).
+    Enough points, several N and several D, and log D off its line through log N.
     """
     if len(n) < LEAST_POINTS or len(set(n)) < LEAST_SIZES or len(set(d)) < LEAST_SIZES:
         return False
@@ -106,17 +109,21 @@ def separates(n: Floats, d: Floats) -> bool:
     return float(beside.std()) > SPREAD
 
 
+def refuse_few(sizes: int) -> None:
+    """Raises ConfigError where a law cannot be fitted to so many sizes."""
+    if sizes < LEAST_SIZES:
+        raise ConfigError(
+            f"a law takes {LEAST_SIZES} sizes or more, here are {sizes}; give more to --sizes"
+        )
+
+
 def fit(n: ArrayLike, d: ArrayLike, loss: ArrayLike, seed: int = 0) -> Fit:
     """The law of losses (n,) of models of N parameters after D tokens, (n,) each.
 
     In N alone where D does not vary by itself. Raises ConfigError for too few sizes.
     """
     n, d, loss = (np.asarray(each, dtype=np.float64) for each in (n, d, loss))
-    if len(set(n)) < LEAST_SIZES:
-        raise ConfigError(
-            f"a law takes {LEAST_SIZES} sizes or more that are done, here are {len(set(n))}; give "
-            "more to --sizes"
-        )
+    refuse_few(len(set(n)))
     slope, offset = np.polyfit(np.log(n), np.log(d), 1)
     problem = _Problem.of(n, d if separates(n, d) else None)
     y = np.log(loss)

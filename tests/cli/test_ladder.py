@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.ladder import _build
+from nanogpt_dist import storage
 from nanogpt_dist.config import ModelConfig
 from nanogpt_dist.errors import MAX_LINE, UsageError
 from nanogpt_dist.ladder import ladder as ladders
 from nanogpt_dist.ladder.sizes import Shape, shapes, size_of
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import PRESETS
-from tests.cli.test_sweep import typed
+from tests.cli.test_sweep import noted, typed
 from tests.conftest import SHARED, build, command
 
 BASE = ModelConfig(n_layer=12, n_head=12, n_embd=768)
@@ -106,7 +108,11 @@ def test_a_run_has_so_many_tokens_for_each_parameter(corpus: Path) -> None:
         share = PRESETS["quickstart"]["warmup_iters"] / PRESETS["quickstart"]["max_iters"]
         assert config.warmup_iters == max(1, round(share * config.max_iters))
         assert config.eval_interval == math.ceil(config.max_iters / 10)
-    assert [run.name for run in built(corpus).sweep.runs] == ["1x32", "2x64"]
+    # the same name, however many numbers were typed
+    assert [run.name for run in built(corpus).sweep.runs] == ["1x32-20", "2x64-20"]
+    assert {run.name for run in built(corpus, ratios="5").sweep.runs} < {
+        run.name for run in made.sweep.runs
+    }
 
 
 def test_max_iters_are_those_of_each_size_and_typed_steps_stay(corpus: Path) -> None:
@@ -134,14 +140,18 @@ def test_max_iters_are_those_of_each_size_and_typed_steps_stay(corpus: Path) -> 
         ("--sizes 32 --predict 1e9:x", "like 1.5e9:30e9"),
         ("--sizes 32 --predict=-5", "like 1.5e9:30e9"),
         ("--sizes 32 --predict gpt3", "no preset gpt3"),
+        ("--sizes 32 --predict :1e9", "like 1.5e9:30e9"),
         ("--sizes 32 --batch-ramp 0:4,9:8", "counts in steps, which a ladder changes"),
-        ("--sizes 32,64 --table", "a law takes 3 sizes or more that are done, here are 0"),
+        ("--sizes 32,64", "a law takes 3 sizes or more, here are 2; give more to --sizes"),
+        ("--sizes 32,64 --hold-out 96 --table", "here are 2; give more to --sizes"),
+        ("--sizes 32,64,96 --table", "that are done, here are 0; type the same again, without"),
+        ("--sizes 32,64,96 --plot .", ". is a folder; name a file in it"),
     ],
 )
 def test_usage(words: str, message: str, corpus: Path, tmp_path: Path) -> None:
     line = ["ladder", "quickstart", "--dataset", str(corpus), *shlex.split(words)]
     code, _, error = typed(tmp_path, *line)
-    assert code in (2, 78)
+    assert code in (2, 73, 78)
     assert message in error
     assert len(error) <= MAX_LINE
     assert not (tmp_path / "out").exists()
@@ -163,6 +173,7 @@ def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def test_the_law_is_fitted_told_and_drawn(made: tuple[Path, list[str]]) -> None:
     folder, line = made
     line = [*line, "--table", "--predict", "1e6:1e8", "--predict", "gpt2-124m"]
+    assert "note: gpt2-124m has 50,304 ids, the runs have 257" in noted(folder, *line)
     code, out, error = typed(folder, *line, "--plot", "law.svg")
     assert code == 0, error
     assert "<svg" in (folder / "law.svg").read_text()
@@ -207,10 +218,46 @@ def test_with_a_decaying_rate_only_the_ends_of_runs_count(
     out = typed(tmp_path, *words, "--table")[1]
     assert "this is a law in N alone" in out
     assert "(10,240 tokens each)" in out
+    assert "a law in N alone knows no D" not in noted(tmp_path, *words, "--table")
+    said = noted(tmp_path, *words, "--table", "--predict", "1e6:1e8")
+    assert "note: a law in N alone knows no D" in said
     (tmp_path / "out/ladders/quickstart/1x8/status.json").unlink()
-    code, _, error = typed(tmp_path, *words, "--table")
+    code, out, error = typed(tmp_path, *words, "--table")
     assert code == 78
-    assert "here are 2" in error
+    assert "here are 2; type the same again, without --table" in error
+    assert out.count(" done") == 3  # the table comes first
+    assert out.count("not begun") == 1
+
+
+@pytest.mark.parametrize(("name", "law"), [("2x64", True), ("1x8", False)])
+def test_a_run_that_fails_is_told_below_the_law_or_what_is_missing_for_it(
+    name: str,
+    law: bool,
+    made: tuple[Path, list[str]],
+    tmp_path: Path,
+) -> None:
+    folder, line = made
+    shutil.copytree(folder / "out", tmp_path / "out")
+    run = tmp_path / "out/ladders/quickstart" / name
+    shutil.rmtree(run, ignore_errors=True)
+    run.write_text("a file where a folder is to be made")
+    sizes = "8,16,32,64" if law else "8,16,32"
+    code, out, error = typed(tmp_path, *(sizes if word == "8,16,32" else word for word in line))
+    assert code == 73
+    assert f"1 of the runs failed, {name} with exit code 73" in error
+    assert out.count("not begun") == 1
+    assert ("fitted to" in out) == law
+
+
+def test_a_run_or_a_checkpoint_is_no_preset_of_a_ladder(made: tuple[Path, list[str]]) -> None:
+    folder, _ = made
+    run = "out/ladders/quickstart/1x8"
+    for target in (run, f"{run}/checkpoints/{storage.step_name(40)}"):
+        code, _, error = typed(folder, "ladder", target, "--sizes", "8,16,32")
+        assert code == 78
+        assert "a ladder begins from scratch" in error
+        advice = error.split("its settings alone: nanogpt ")[1].split(" > ")[0]
+        assert typed(folder, *shlex.split(advice))[0] == 0
 
 
 @pytest.mark.thorough
