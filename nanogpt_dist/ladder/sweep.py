@@ -5,7 +5,7 @@ out = "out/sweeps/rates"     folder of the runs; unset: out/sweeps/ and the file
 max_iters = 200              settings that all runs share
 
 [grid]                       all combinations of these
-learning_rate = [1e-3, 2e-3]
+muon_learning_rate = [1e-2, 2e-2]
 
 [[run]]                      and these
 name = "wide"
