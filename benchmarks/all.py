@@ -92,6 +92,7 @@ def line_of(row: dict[str, Any]) -> str:
     reach, at_most = row.get("reach"), row.get("at_most", False)
     wanted = "" if reach is None else f"{'≤' if at_most else '≥'} {reach:g}"
     good = reach is None or (row["ratio"] <= reach if at_most else row["ratio"] >= reach)
+    good &= row.get("reached", True)
     rounds = f"{row['least']:g} – {row['greatest']:g}" if "least" in row else ""
     return (
         f"| {row['what']} | {row['beside']} | {row['ratio']:g} | {rounds} | {wanted} | "
@@ -101,7 +102,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 def figures_of(rows: list[dict[str, Any]]) -> list[str]:
     """What the ratios are made of, once where several rows have the same."""
-    known = ("what", "beside", "ratio", "least", "greatest", "reach", "at_most")
+    known = ("what", "beside", "ratio", "least", "greatest", "reach", "at_most", "reached")
     found: dict[str, str] = {}
     for row in rows:
         text = "; ".join(
