@@ -155,7 +155,7 @@ def step_times(log: str) -> list[float]:
 
 
 def same_loss(bench: Bench, what: str, flags: str, reach: float) -> dict[str, Any]:
-    """The time to nanoGPT's own loss, as a share of nanoGPT's; each seed told, and all to reach it."""
+    """The time to nanoGPT's own loss, as a share of nanoGPT's; all seeds are to reach it."""
     theirs = bench.small
     each = [bench.train("modern-char", *flags.split(), seed=seed) for seed in bench.seeds]
     good = sum(one.loss <= theirs.loss for one in each)
