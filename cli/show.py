@@ -59,7 +59,7 @@ def params(settings: Settings, preset: Preset = DEFAULT_PRESET, as_json: Json = 
         "embedding\n"
     )
     echo_table(_component_table(counted), WIDTH, spare=("by hand", "share", "times", "each"))
-    echo_wrapped("\n" + "\n".join(_facts(counted)))
+    echo_wrapped("\n" + "\n".join(_facts(counted, config.optimizer)))
 
 
 @command(
@@ -229,17 +229,21 @@ def _component_table(counted: "Parameters") -> "Table":
     return table
 
 
-def _facts(counted: "Parameters") -> list[str]:
+def _facts(counted: "Parameters", optimizer: str) -> list[str]:
+    name, decayed, others = {
+        "adamw": ("AdamW", "matrices and embeddings", "biases and LayerNorms"),
+        "muon": ("Muon", "the blocks' matrices", "all else"),
+    }[optimizer]
+    if not counted.decayed:
+        decayed, others = "weight_decay is 0", "all"
     return [
         f"blocks       {counted.blocks:,}; 12·n_layer·n_embd² = {counted.rule_of_thumb:,}"
         f" ({counted.rule_of_thumb_error:+.3f} %)",
-        f"decayed      {counted.decayed:,} in {counted.decayed_tensors} tensors (matrices and "
-        "embeddings)",
-        f"not decayed  {counted.not_decayed:,} in {counted.not_decayed_tensors} tensors (biases "
-        "and LayerNorms)",
+        f"decayed      {counted.decayed:,} in {counted.decayed_tensors} tensors ({decayed})",
+        f"not decayed  {counted.not_decayed:,} in {counted.not_decayed_tensors} tensors ({others})",
         f"weights      {_size(counted.fp32_bytes)} in fp32, {_size(counted.bf16_bytes)} in bf16",
-        f"AdamW        {_size(counted.training_bytes)} for weights, gradients and both moments in "
-        "fp32; activations on top",
+        f"{name:<12} {_size(counted.training_bytes)} for weights, gradients and moments in fp32; "
+        "activations on top",
     ]
 
 

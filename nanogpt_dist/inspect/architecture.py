@@ -31,7 +31,7 @@ class Parameters:
 
     by_component: summed over the blocks; its values add up to total. blocks: all blocks together.
     rule_of_thumb: 12·n_layer·n_embd², which estimates blocks, rule_of_thumb_error percent off.
-    training_bytes: weights, gradients and AdamW's moments in fp32; activations come on top.
+    training_bytes: weights, gradients and the optimizer's state in fp32; activations come on top.
     """
 
     total: int
@@ -64,8 +64,12 @@ class Component:
 
 
 def count_parameters(config: ModelConfig) -> Parameters:
-    """The parameters of GPT(config), counted on the model itself. config.vocab_size must be set."""
+    """The parameters of GPT(config), counted on the model itself. config.vocab_size must be set.
+
+    What decays, and the optimizer's bytes, are those of a TrainConfig; else of the default one.
+    """
     model = skeleton(config)
+    recipe = config if isinstance(config, TrainConfig) else TrainConfig()
     by_component: dict[str, int] = {}
     # a shared tensor comes once, under its first name: wte
     for name, parameter in model.named_parameters():
@@ -77,7 +81,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     blocks = sum(count for name, count in by_component.items() if name.startswith("h."))
     # 3C² + C² in attention, 4C² + 4C² in the MLP
     rule_of_thumb = 12 * config.n_layer * config.n_embd**2
-    groups = parameter_groups(model, TrainConfig())
+    groups = parameter_groups(model, recipe)
     decayed, not_decayed = (
         [p for group in groups if bool(group["weight_decay"]) == decays for p in group["params"]]
         for decays in (True, False)
@@ -97,7 +101,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         not_decayed_tensors=len(not_decayed),
         fp32_bytes=4 * total,
         bf16_bytes=2 * total,
-        training_bytes=int(training_bytes(TrainConfig()) * total),
+        training_bytes=int(training_bytes(recipe) * total),
     )
 
 

@@ -62,6 +62,15 @@ def test_decayed_and_not_decayed() -> None:
     assert (counted.not_decayed, counted.not_decayed_tensors) == (19_200, 25)
 
 
+def test_with_muon_its_matrices_decay_alone_and_have_one_moment() -> None:
+    modern = show_json("params", "modern-124m")
+    matrices = 12 * 12 * 768**2
+    assert (modern["decayed"], modern["decayed_tensors"]) == (matrices, 48)
+    assert modern["training_bytes"] == 16 * modern["total"] - 4 * matrices
+    assert "(the blocks' matrices)" in show("params", "modern-124m")
+    assert "decayed      0 in 0 tensors (weight_decay is 0)" in show("params", "quickstart")
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_counts_are_those_of_the_real_model(bias: bool) -> None:
     config = TrainConfig(**TINY, bias=bias)
