@@ -102,6 +102,7 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") 
         time.sleep(0.02)
 
 
+@pytest.mark.thorough
 def test_a_stopped_and_killed_sweep_goes_on_and_ends_with_the_weights_of_an_undisturbed_one(
     made: Path,
     corpus: Path,

@@ -257,6 +257,7 @@ def averaged(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_each_layout_has_the_same_average_and_resumes_it_bitwise(averaged: Path) -> None:
     for size in (1, 2):
         for name in strategies(size):
@@ -276,6 +277,7 @@ def test_each_layout_has_the_same_average_and_resumes_it_bitwise(averaged: Path)
             assert any(not torch.equal(whole[key], weights[key]) for key in whole)
 
 
+@pytest.mark.thorough
 def test_each_layout_reads_every_others_average(averaged: Path) -> None:
     for size in (1, 2):
         found = json.loads((averaged / f"loaded-{size}.json").read_text())
@@ -287,6 +289,7 @@ def test_each_layout_reads_every_others_average(averaged: Path) -> None:
         assert all(value == pytest.approx(of_two[0], rel=1e-5) for value in of_two)
 
 
+@pytest.mark.thorough
 def test_consolidating_keeps_the_average(averaged: Path, tmp_path: Path) -> None:
     sharded = saved(averaged / "fsdp-2" / "whole", HALF)
     out = consolidate(sharded, tmp_path / sharded.name)
