@@ -3,10 +3,10 @@
     git clone https://github.com/karpathy/nanoGPT
     python benchmarks/learning.py --against-nanogpt nanoGPT --text tinyshakespeare.txt
 
-nanoGPT's train.py runs as its README says (characters on a CPU), once; ours behind it, once for
-each seed. Seconds are those of the steps, by each one's own log, without start-up and evaluations;
-every val loss is `nanogpt eval` over the whole val split, of nanoGPT's checkpoint, too. --rows:
-some of the table's rows, by name. Prints one JSON object. An hour on two cores.
+nanoGPT's train.py runs as its README says (characters on a CPU), once for each row; ours behind it,
+once for each seed. Seconds are those of the steps, by each one's own log, without start-up and
+evaluations; every val loss is `nanogpt eval` over the whole val split, of theirs, too.
+--rows: some of the table's rows, by name. Prints one JSON object. An hour on two cores.
 """
 
 import argparse
@@ -76,7 +76,6 @@ class Bench:
         self.folder, self.nanogpt, self.seeds = folder, nanogpt.resolve(), range(1, seeds + 1)
         ours(folder, "prepare", "shakespeare_char", "--source", str(text.resolve()))
         self._prepare_theirs(text)
-        self._small: Trained | None = None
         self._runs = 0
 
     def _prepare_theirs(self, text: Path) -> None:
@@ -88,13 +87,6 @@ class Bench:
         run([sys.executable, str(data / "prepare.py")], self.folder)
         for name in ("model.py", "configurator.py", "train.py"):
             shutil.copyfile(self.nanogpt / name, self.folder / name)
-
-    @property
-    def small(self) -> Trained:
-        """nanoGPT's own recipe of 4 × 128, trained once."""
-        if self._small is None:
-            self._small = self.theirs(SMALL)
-        return self._small
 
     def theirs(self, arguments: str, seconds: float | None = None) -> Trained:
         """nanoGPT's train.py to its end, or for about so many seconds of steps.
@@ -156,7 +148,7 @@ def step_times(log: str) -> list[float]:
 
 def same_loss(bench: Bench, what: str, flags: str, reach: float) -> dict[str, Any]:
     """The time to nanoGPT's own loss, as a share of nanoGPT's; all seeds are to reach it."""
-    theirs = bench.small
+    theirs = bench.theirs(SMALL)
     each = [bench.train("modern-char", *flags.split(), seed=seed) for seed in bench.seeds]
     good = sum(one.loss <= theirs.loss for one in each)
     return {
@@ -188,7 +180,7 @@ def ngrams(bench: Bench) -> list[dict[str, Any]]:
 
 def best(bench: Bench) -> list[dict[str, Any]]:
     """The lowest loss in nanoGPT's time."""
-    theirs = bench.small
+    theirs = bench.theirs(SMALL)
     each = [bench.train("modern-char", *BEST.split(), seed=seed) for seed in bench.seeds]
     return [
         {
