@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from nanogpt_dist.config import TrainConfig, settings_where
-from nanogpt_dist.training.schedule import is_wsd
+from nanogpt_dist.training.schedule import is_wsd, rate_falls
 
 # a resume does not read them, and yet the run is another
 BEGINNING = ("dataset", "init_from", "init", "zero_init")
@@ -49,6 +49,5 @@ def _can_grow(config: TrainConfig) -> bool:
     """
     if is_wsd(config) and config.lr_decay_iters is None:
         return True
-    until_the_end = config.decay_lr and config.schedule != "constant"
     cools_down = config.optimizer == "muon" and config.muon_momentum_cooldown > 0
-    return not cools_down and (not until_the_end or config.lr_decay_iters is not None)
+    return not cools_down and (not rate_falls(config) or config.lr_decay_iters is not None)

@@ -14,6 +14,7 @@ from nanogpt_dist.ladder.ladder import Ladder
 from nanogpt_dist.ladder.results import RunResult
 from nanogpt_dist.ladder.scaling_law import BOUNDS, LEAST_SIZES, Fit, Law
 from nanogpt_dist.ladder.sizes import size_of
+from nanogpt_dist.training.schedule import rate_falls
 
 COUNTED_FROM = 0.25  # share of a run with a constant rate from which on its evaluations count
 NEAR = 10.0  # times the fitted sizes, up or down: so far the best use of FLOPs is told
@@ -55,8 +56,7 @@ def read(ladder: Ladder, found: Sequence[RunResult]) -> Reading:
 def has_constant_rate(result: RunResult) -> bool:
     """Whether each val loss along a run is that of a shorter run, as its rate does not decay."""
     assert result.curve is not None
-    config = result.curve.config
-    return not config.decay_lr or config.schedule == "constant"
+    return not rate_falls(result.curve.config)
 
 
 def _points(result: RunResult, along: bool) -> list[tuple[float, float, float]]:

@@ -18,11 +18,10 @@ HIDDEN = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 
 def lower_rates(config: TrainConfig) -> str:
     """What to type for a run that has diverged: its rates, all of which are to be lower."""
-    names = ["learning_rate"]
-    names += ["muon_learning_rate"] if config.optimizer == "muon" else []
-    names += ["embedding_learning_rate"] if config.embedding_learning_rate else []
-    names += ["head_learning_rate"] if config.head_learning_rate else []
-    flags = [f"--{name.replace('_', '-')} {getattr(config, name):g}" for name in names]
+    muon = ("muon_learning_rate",) if config.optimizer == "muon" else ()
+    of_groups = ("embedding_learning_rate", "head_learning_rate", "scalar_learning_rate")
+    rates = {name: getattr(config, name) for name in ("learning_rate", *muon, *of_groups)}
+    flags = [f"--{name.replace('_', '-')} {rate:g}" for name, rate in rates.items() if rate]
     return f"go on with less than {', '.join(flags)}"
 
 

@@ -1,6 +1,7 @@
 """What nobody means by their settings, and what nothing reads: lines that warn before a run."""
 
 from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.training.schedule import rate_falls
 
 MANY_EPOCHS = 100
 # (a setting and its value without which others are not read, what to type, those others)
@@ -30,17 +31,17 @@ def odd_settings(config: TrainConfig, epochs: float) -> list[str]:
             f"warming up takes {warmup:,} steps, the run makes {config.max_iters:,}: it never "
             f"reaches learning_rate {config.learning_rate:g}; lower --warmup-iters"
         )
-    elif config.decay_lr and warmup > decay and config.schedule != "constant":
+    elif rate_falls(config) and warmup > decay:
         lines.append(
             f"warming up takes {warmup:,} steps, lr_decay_iters is {decay:,}: the rate falls from "
             "learning_rate to min_lr at once; lower --warmup-iters"
         )
-    elif config.decay_lr and decay > config.max_iters and config.schedule != "constant":
+    elif rate_falls(config) and decay > config.max_iters:
         lines.append(
             f"the rate reaches min_lr at step {decay:,}, the run makes {config.max_iters:,}: it "
             "never decays to its end; lower --lr-decay-iters"
         )
-    elif config.decay_lr and decay < config.max_iters and config.min_lr == 0:
+    elif rate_falls(config) and decay < config.max_iters and config.min_lr == 0:
         lines.append(
             f"from step {decay:,} on the rate is 0: the last {config.max_iters - decay:,} steps "
             "learn nothing; raise --lr-decay-iters, or --min-lr"

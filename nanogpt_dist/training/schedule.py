@@ -43,13 +43,17 @@ def is_wsd(config: TrainConfig) -> bool:
     return config.decay_lr and config.schedule == "wsd"
 
 
+def rate_falls(config: TrainConfig) -> bool:
+    """Whether the learning rate falls again after its warm-up."""
+    return config.decay_lr and config.schedule != "constant"
+
+
 def stable_until(config: TrainConfig) -> int:
     """The steps that a run makes before its learning rate falls, or Muon's momentum.
 
     Where is_wsd(), max_iters decides nothing before; where nothing falls, it is max_iters.
     """
-    falls = config.decay_lr and config.schedule != "constant"
-    start = decay_start(config) if falls else config.max_iters
+    start = decay_start(config) if rate_falls(config) else config.max_iters
     cooldown = cooldown_start(config)
     return max(0, min(start, cooldown)) if cooldown < config.max_iters else start
 

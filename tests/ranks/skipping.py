@@ -9,18 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from nanogpt_dist.distributed.strategy import plan_layout
-from nanogpt_dist.distributed.world import connect
+from nanogpt_dist.distributed.world import connect, local_part
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import tiny
 from tests.ranks import leave
-
-
-def local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def bits(train_step: TrainStep) -> dict[str, Tensor]:
@@ -32,7 +27,9 @@ def bits(train_step: TrainStep) -> dict[str, Tensor]:
         for parameter, values in train_step.optimizer.state.items()
         for key, value in values.items()
     }
-    return {name: local(value).detach().clone() for name, value in {**weights, **state}.items()}
+    return {
+        name: local_part(value).detach().clone() for name, value in {**weights, **state}.items()
+    }
 
 
 if __name__ == "__main__":
@@ -53,7 +50,9 @@ if __name__ == "__main__":
         if world.rank == world.size - 1:
             # fsdp: a shard, after the reduction; ddp: what is reduced
             handle = (
-                weight.register_post_accumulate_grad_hook(lambda p: local(p.grad).fill_(math.inf))
+                weight.register_post_accumulate_grad_hook(
+                    lambda p: local_part(p.grad).fill_(math.inf)
+                )
                 if strategy == "fsdp"
                 else weight.register_hook(lambda gradient: gradient * math.inf)
             )

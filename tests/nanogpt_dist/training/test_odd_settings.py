@@ -55,6 +55,8 @@ def test_what_nobody_means_and_nothing_reads_is_told(
         {"warmup_iters": 3, "max_iters": 6},
         {"warmup_iters": 6, "lr_decay_iters": 3, "max_iters": 8, "schedule": "constant"},
         {"warmup_iters": 3, "max_iters": 6, "batch_ramp": "0:4,5:8"},
+        {"warmup_iters": 1, "max_iters": 6, "lr_decay_iters": 5, "min_lr": 0.0}
+        | {"schedule": "constant"},
         {"optimizer": "muon", "muon_steps": 3, "schedule": "wsd", "decay_fraction": 0.5},
     ],
 )

@@ -10,12 +10,11 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_dist.distributed.strategy import plan_layout, whole
-from nanogpt_dist.distributed.world import World, connect
+from nanogpt_dist.distributed.world import World, connect, local_part
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.step import TrainStep, seed
 from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, tiny
-from tests.ranks.skipping import local
 
 
 def a_train_step(folder: Path, world: World, **changes: object) -> TrainStep:
@@ -66,13 +65,15 @@ def test_the_gradient_is_clipped_as_torch_does_it_to_the_last_bit(
         generator = torch.Generator().manual_seed(1)
         for p in train_step.model.parameters():
             p.grad = p.detach().clone()
-            local(p.grad).copy_(torch.randn(local(p).shape, generator=generator) * size)
+            local_part(p.grad).copy_(torch.randn(local_part(p).shape, generator=generator) * size)
         if clip is None:
             parameters = train_step.model.parameters()
             norm = whole(torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf))
         else:
             norm = clip()
-        gradients = [local(p.grad) for p in train_step.model.parameters() if p.grad is not None]
+        gradients = [
+            local_part(p.grad) for p in train_step.model.parameters() if p.grad is not None
+        ]
         found.append([norm, *(gradient.clone() for gradient in gradients)])
     ours, torchs = found
     for our, their in zip(ours, torchs, strict=True):
