@@ -52,7 +52,7 @@ FLOORS = [
     {"data", "distributed", "checkpoint"},
     {"generation", "interop", "evaluation"},
     {"load_config", "training"},
-    {"inspect", "bench", "api", "ladder"},
+    {"inspect", "bench", "api", "ladder", "estimate", "html_report", "doctor"},
 ]
 # prepare's: what a corpus is made of, then the whole line.
 PREPARE_FLOORS = [

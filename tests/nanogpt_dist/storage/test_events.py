@@ -1,0 +1,27 @@
+"""A run's events: appended, read back, and never in the way."""
+
+import json
+from pathlib import Path
+
+from nanogpt_dist.storage.events import EVENTS, note_event, read_events
+
+
+def test_events_are_read_in_order_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    note_event(tmp_path, "start", 0, world_size=2)
+    note_event(tmp_path, "save", 100, seconds=0.5)
+    with (tmp_path / EVENTS).open("ab") as file:
+        file.write(b'[1]\n{"time": 1, "event": "sa')
+    events = read_events(tmp_path)
+    assert [(event["event"], event["step"]) for event in events] == [("start", 0), ("save", 100)]
+    assert events[1]["seconds"] == 0.5
+    assert events[0]["time"] <= events[1]["time"]
+
+
+def test_a_number_that_json_does_not_have_becomes_null(tmp_path: Path) -> None:
+    note_event(tmp_path, "skip", 7, norm=float("nan"))
+    assert json.loads((tmp_path / EVENTS).read_text())["norm"] is None
+
+
+def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    note_event(tmp_path / "gone", "save", 1)
+    assert read_events(tmp_path / "gone") == []
