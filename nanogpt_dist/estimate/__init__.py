@@ -1,0 +1,4 @@
+"""Before a launch: what a training takes of memory, time, network, disk, energy and money.
+
+accelerators.py  GPUs by the names that people type: memory, peak, links, power
+"""
