@@ -39,6 +39,7 @@ TORCH_FREE += [
     "nanogpt_dist/hub_retries.py",
     "nanogpt_dist/inspect/compare_runs.py",
     "nanogpt_dist/inspect/formulas.py",
+    "nanogpt_dist/inspect/run_record.py",
     "nanogpt_dist/ladder/changes.py",
     "nanogpt_dist/ladder/scaling_law.py",
     "nanogpt_dist/ladder/sweep.py",

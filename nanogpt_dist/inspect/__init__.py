@@ -5,5 +5,6 @@ formulas.py         parameters counted by hand, without a model and without torc
 architecture.py     components, shapes, parameters, counted from the model itself
 diagram_text.py     the model as a drawing in the terminal; diagram_svg.py: as a picture
 attention_head.py   one head: queries, keys, values, the mask, who attends to whom
+run_record.py       a run folder, live or old, read from its files alone
 compare_runs.py     settings that differ, losses at equal tokens
 """

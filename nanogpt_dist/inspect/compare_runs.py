@@ -1,6 +1,5 @@
 """Runs side by side: settings that differ, losses at equal tokens, a plot. No torch."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, settings_where
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
+from nanogpt_dist.inspect.run_record import JsonLines
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.storage.user_file import write_user_file
@@ -57,14 +57,12 @@ def read_curve(run: Path) -> Curve:
     except ConfigError as error:
         raise BadDataError(f"{shown(run / 'config.toml')}: {error}") from None
     with storage_errors(record):
-        lines = record.read_bytes().splitlines()
+        lines = JsonLines(record).read()
     train, val, speeds, bits, step = [], [], [], None, 0
-    for line in lines:
-        try:
-            values = json.loads(line)
-            tokens = config.ramp.tokens_before(values["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that is being written
+    for values in lines:
+        if type(values.get("step")) is not int:
+            continue
+        tokens = config.ramp.tokens_before(values["step"])
         step = max(step, values["step"])
         if isinstance(values.get("val_loss"), float):
             val.append((tokens, values["val_loss"]))

@@ -19,6 +19,7 @@ from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import storage_errors
 
 CONFIG = "config.toml"
+SAMPLES = "samples.jsonl"  # prompts continued while it trains: {"step", "time", "prompt", "text"}
 OUT = Path("out")  # where runs lie by default
 
 
