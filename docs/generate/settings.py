@@ -3,13 +3,12 @@
 from typing import Any
 
 import tomli_w
-import torch
 
 from docs.generate.text import code, escape, table
 from nanogpt_dist.config import ALIASES, TrainConfig
+from nanogpt_dist.estimate.flops import model_flops_per_token
 from nanogpt_dist.inspect.architecture import count_parameters
 from nanogpt_dist.load_config import load, with_vocabulary
-from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.presets import ABOUT, DEFAULT_PRESET, PRESETS
 
 TYPES = {
@@ -129,11 +128,5 @@ def preset_row(name: str) -> tuple[str, ...]:
         f"{config.ramp.pieces[-1].tokens:,}",
         f"{config.max_iters:,}",
         f"{tokens:.2e}",
-        f"{tokens * flops_per_token(config):.1e}",
+        f"{tokens * model_flops_per_token(config):.1e}",
     )
-
-
-def flops_per_token(config: TrainConfig) -> int:
-    """Floating-point operations of a token, as `nanogpt train` counts them."""
-    with torch.device("meta"):
-        return GPT(config).flops_per_token()

@@ -1,4 +1,5 @@
 """Before a launch: what a training takes of memory, time, network, disk, energy and money.
 
 accelerators.py  GPUs by the names that people type: memory, peak, links, power
+flops.py         floating-point operations, by component, exactly
 """
