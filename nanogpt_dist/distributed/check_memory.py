@@ -94,12 +94,10 @@ def _is_free(site: Site) -> bool:
 
 def advice(site: Site, layout: Layout) -> str:
     """What to type in place of `layout`, which does not fit."""
-    open_site = _changed(site, activation_checkpointing="auto", join_micro_batches=True)
-    if site.config.mesh is None:
-        open_site = _changed(open_site, strategy="auto")
+    open_site = opened(site)
     best = choose_layout(open_site)
     if open_site.fits(best):
-        return f"type {_flags(site, best)}"
+        return f"type {flags_for(site, best)}"
     offloaded = _changed(open_site, strategy="fsdp", cpu_offload=True)
     if not site.config.cpu_offload and offloaded.fits(choose_layout(offloaded)):
         offload = "type --strategy fsdp --cpu-offload"
@@ -107,6 +105,12 @@ def advice(site: Site, layout: Layout) -> str:
         offload = "take a smaller model, or a shorter --block-size"
     ranks = _ranks_that_fit(open_site)
     return offload if ranks is None else f"{offload}, or take {ranks} GPUs"
+
+
+def opened(site: Site) -> Site:
+    """`site` with all left open that memory decides, but for a mesh that was asked for."""
+    site = _changed(site, activation_checkpointing="auto", join_micro_batches=True)
+    return site if site.config.mesh is not None else _changed(site, strategy="auto")
 
 
 def _ranks_that_fit(site: Site) -> int | None:
@@ -125,7 +129,7 @@ def _changed(site: Site, **settings: object) -> Site:
     return replace(site, config=site.config.model_copy(update=settings))
 
 
-def _flags(site: Site, best: Layout) -> str:
+def flags_for(site: Site, best: Layout) -> str:
     """The flags that make `best` of the settings as they are."""
     config = site.config
     flags = []

@@ -202,6 +202,6 @@ def _batch_sizes(site: Site) -> list[int]:
     if join and not memory.on_cpu:
         at_most = max(at_most, MOST_TOKENS // config.block_size)
     elif join and kernels.uses_cpu_kernels(config, torch.device(memory.device), site.dtype):
-        at_most = kernels.joined_batch_size(config, memory.ranks)
+        at_most = kernels.joined_batch_size(config, memory.ranks, memory.total)
     sizes = [n for n in range(min(at_most, site.share), 0, -1) if site.share % n == 0]
     return sizes if join and not memory.on_cpu else sizes[:1]

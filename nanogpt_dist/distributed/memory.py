@@ -264,7 +264,9 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     # none yet where activations are most.
     # ddp's first micro-batches give gradients beside its buckets, which the last puts them into
     gradients = FP32 * P * (how.buckets + accumulates)
-    states = Usage(FP32 * mine, int(how.state_bytes * mine), gradients, gathered_bytes(config, how))
+    states = Usage(
+        FP32 * mine, round(how.state_bytes * mine), gradients, gathered_bytes(config, how)
+    )
     top = replace(states, activations=activation_bytes(config, how))
     top = replace(top, temporary=temporary_bytes(config, how))
     head, block = head_bytes(config, how), top.temporary

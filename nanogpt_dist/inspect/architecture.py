@@ -101,7 +101,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         not_decayed_tensors=len(not_decayed),
         fp32_bytes=4 * total,
         bf16_bytes=2 * total,
-        training_bytes=int(training_bytes(recipe) * total),
+        training_bytes=round(training_bytes(recipe) * total),
     )
 
 

@@ -77,8 +77,10 @@ def has_plain_heads(config: ModelConfig) -> bool:
     return not config.intra_document and config.kv_heads == config.n_head
 
 
-def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:
+def joined_batch_size(config: TrainConfig, ranks_here: int, memory_bytes: int | None = None) -> int:
     """Sequences in one pass of the CPU kernels at most: micro-batches are joined while they fit.
+
+    memory_bytes: of the machine, all ranks_here together; None: of this one.
 
     The gradient of a step is the same sum. Larger products are faster, and weights are cast less
     often.
@@ -88,5 +90,6 @@ def joined_batch_size(config: TrainConfig, ranks_here: int) -> int:
     # of its heads.
     probabilities = config.n_head * min(T, cpu_kernels.LONGEST)
     bytes_per_token = config.n_layer * (42 * C + probabilities) + 8 * C
-    room = MEMORY_SHARE * total_memory_bytes(torch.device("cpu")) / ranks_here / bytes_per_token
+    memory_bytes = memory_bytes or total_memory_bytes(torch.device("cpu"))
+    room = MEMORY_SHARE * memory_bytes / ranks_here / bytes_per_token
     return max(config.batch_size, int(min(room, ENOUGH_TOKENS) // T))
