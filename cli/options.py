@@ -160,7 +160,9 @@ def with_paths(arguments: list[str]) -> list[str]:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         joined = re.match(r"--[\w-]+=", argument)
         flag, equals, value = argument.partition("=") if joined else (before, "", argument)
-        is_text = flag == "--prompt" or (flag == "--text" and "attention" in arguments)
+        is_text = flag in ("--prompt", "--sample-prompt") or (
+            flag == "--text" and "attention" in arguments
+        )
         if not is_text and ADDRESS.match(value):
             raise UsageError(_advice(flag if flag.startswith("--") else "", value))
         tilde = r"^(FILE:)~(?=/)" if is_text else r"(^|[,=])~(?=/|$)"

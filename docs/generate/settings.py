@@ -16,6 +16,7 @@ TYPES = {
     "number": "number",
     "boolean": "true or false",
     "string": "text",
+    "array": "list of texts",
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 ON_RESUME = {

@@ -84,6 +84,24 @@ class OutputConfig(Settings):
         on_resume="ignore",
         scope="run",
     )
+    sample_interval: int | None = setting(
+        None,
+        "Output",
+        "Steps between samples of the model in training, into samples.jsonl and TensorBoard; "
+        "unset: none.",
+        ge=1,
+        le=2**40,
+        on_resume="ignore",
+        scope="report",
+    )
+    sample_prompt: list[str] | None = setting(
+        None,
+        "Output",
+        "Text that such a sample goes on from; may be given again. Unset: beginnings of documents "
+        "of the val split.",
+        on_resume="ignore",
+        scope="report",
+    )
     tensorboard: bool = setting(
         True,
         "Output",

@@ -13,6 +13,7 @@ resume.py         where a run goes on, and whether it may
 decay.py          longer wsd runs, and decays that branch off one
 crash_loops.py    stop after repeated crashes
 progress.py       what a run tells while it goes on
-metrics.py        metrics.jsonl, TensorBoard, the console; wandb.py: Weights & Biases
+samples.py        the same prompts, continued again and again
+metrics.py        metrics.jsonl, samples.jsonl, TensorBoard, the console; wandb.py: Weights & Biases
 check_resume.py   the proof that stopping and resuming changes no bit
 """

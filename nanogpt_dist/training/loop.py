@@ -25,6 +25,7 @@ from nanogpt_dist.training.resume import (
     forget_other_best,
     make_ready,
 )
+from nanogpt_dist.training.samples import Sampler, make_sampler
 from nanogpt_dist.training.saver import Saver, due
 from nanogpt_dist.training.step import TrainStep
 from nanogpt_dist.training.summary import Summary
@@ -54,6 +55,7 @@ class Run:
     prefetcher: Prefetcher[Staged]
     train_step: TrainStep
     evaluator: Evaluator
+    sampler: Sampler | None
     saver: Saver
     progress: Progress
     stop: StopRequest
@@ -121,6 +123,9 @@ def _run(
         summary.show(console)
         if world.any(bool(stop)):
             raise StoppedError(stop.message)
+        with world.raise_on_all_ranks():
+            dtype = plan.layout.autocast_dtype(plan.dtype)
+            sampler = make_sampler(config, plan.data, world, dtype)
         reading = contextlib.closing(Prefetcher(plan.batches, stager(world.device)))
         prefetcher = stack.enter_context(reading)
         stack.enter_context(saver.ending())
@@ -134,6 +139,7 @@ def _run(
                 prefetcher=prefetcher,
                 train_step=train_step,
                 evaluator=plan.evaluator,
+                sampler=sampler,
                 saver=saver,
                 progress=progress,
                 stop=stop,
@@ -173,6 +179,9 @@ def loop(run: Run) -> Path:
             run.world.settle(not slow or has_evaluated)
             has_evaluated = True
         improved = _evaluate(run) if evaluated else False
+        if run.sampler is not None and run.sampler.is_due(state.step):
+            results.read_all()
+            run.progress.log_samples(state, run.sampler(run.train_step.model))
         save_pending = save_pending or due(config, state.step, evaluated, improved)
         if save_pending:
             results.read_all()

@@ -1,8 +1,9 @@
-"""What a run logs: metrics.jsonl (the record), TensorBoard and W&B, the terminal.
+"""What a run logs: metrics.jsonl (the record), samples.jsonl, TensorBoard, W&B, the terminal.
 
 TensorBoard and W&B are best effort.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -20,9 +21,11 @@ from nanogpt_dist.storage.durable import storage_errors
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from nanogpt_dist.generation.sampling import Sample
     from nanogpt_dist.training.wandb import WandbBoard
 
 RECORD = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 def duration(seconds: float) -> str:
@@ -38,7 +41,7 @@ def duration(seconds: float) -> str:
 
 
 def cut_record(path: Path, step: int) -> None:
-    """Drop what metrics.jsonl tells of steps after `step`, and a torn last line.
+    """Drop what metrics.jsonl or samples.jsonl tells of steps after `step`, and a torn last line.
 
     These steps are about to be made again.
     """
@@ -98,6 +101,11 @@ class Console:
                 self.enabled = False
 
 
+def _as_code(text: str) -> str:
+    """`text` as Markdown that shows it as it stands."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
 class Recorder:
     """Writes one object per logged step and per evaluation. Made on rank 0 only."""
 
@@ -105,6 +113,8 @@ class Recorder:
         with storage_errors(run / RECORD):
             cut_record(run / RECORD, step)
             self._record = (run / RECORD).open("ab", buffering=0)
+            cut_record(run / SAMPLES, step)
+        self._samples = run / SAMPLES
         self._unwritten = b""  # lines that the disk had no room for yet
         self._console = console
         self._excepthook = threading.excepthook
@@ -124,6 +134,24 @@ class Recorder:
         """Record one evaluation."""
         self._write("val", values)
         self._console.line(line)
+
+    def log_samples(self, step: int, samples: "list[Sample]") -> None:
+        """Record samples; what the disk has no room for is left out."""
+        now = round(time.time(), 3)
+        lines = [
+            run_folder.to_json(
+                {"step": step, "time": now, "prompt": each.prompt, "text": each.text}
+            )
+            for each in samples
+        ]
+        with contextlib.suppress(OSError), self._samples.open("ab", buffering=0) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+        self._to_board(
+            lambda board: [
+                board.add_text(f"samples/{i}", _as_code(each.prompt + each.text), step)
+                for i, each in enumerate(samples)
+            ]
+        )
 
     def close(self) -> None:
         """Close all files."""

@@ -67,4 +67,6 @@ def unread(config: TrainConfig) -> list[str]:
         idle = [other for other in others if getattr(config, other) != getattr(plain, other)]
         if idle and getattr(config, name) != value:
             lines.append(f"nothing reads {', '.join(idle)} without {typed}")
+    if config.sample_prompt and config.sample_interval is None:
+        lines.append("nothing reads sample_prompt without --sample-interval")
     return lines

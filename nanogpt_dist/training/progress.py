@@ -11,6 +11,7 @@ from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import to_run_toml
 from nanogpt_dist.devices import memory_bytes
 from nanogpt_dist.evaluation.loss import Evaluation
+from nanogpt_dist.generation.sampling import Sample
 from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.metrics import Console, Recorder, duration
@@ -126,6 +127,11 @@ class Progress:
                 + (f" · averaged weights {averaged.val_loss:.4f}" if averaged else "")
                 + (" · best so far" if lowest else ""),
             )
+
+    def log_samples(self, state: TrainState, samples: list[Sample]) -> None:
+        """Record what the model wrote after each prompt."""
+        if self.recorder is not None:
+            self.recorder.log_samples(state.step, samples)
 
     def restart_clock(self) -> None:
         """After an evaluation or a save: they do not count as training time."""

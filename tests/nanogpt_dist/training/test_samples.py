@@ -1,0 +1,130 @@
+"""Samples while a run goes on: what they say, and that training does not notice them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanogpt_dist.checkpoint import load_model
+from nanogpt_dist.config import resolve
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.generation.decoder import Decoder
+from nanogpt_dist.generation.sampling import sample
+from nanogpt_dist.generation.settings import Settings
+from nanogpt_dist.training.odd_settings import odd_settings
+from nanogpt_dist.training.samples import NEW_TOKENS, val_beginnings
+from tests.conftest import TINY, Run
+from tests.nanogpt_dist.small import ALL_OPTIONS, go, records, tiny, weights_sha256
+
+
+def samples(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def test_training_does_not_notice_that_samples_are_drawn(corpus: Path, tmp_path: Path) -> None:
+    for name, changes in (("without", {}), ("with", {"sample_interval": 2})):
+        go(tiny(corpus, tmp_path / name, dropout=0.3, log_interval=1, **changes))
+    assert weights_sha256(tmp_path / "with", 8) == weights_sha256(tmp_path / "without", 8)
+    logged = [
+        [
+            (line["step"], line.get("loss"), line.get("val_loss"))
+            for line in records(tmp_path / name)
+        ]
+        for name in ("without", "with")
+    ]
+    assert logged[0] == logged[1]
+    assert not (tmp_path / "without" / "samples.jsonl").exists()
+    assert sorted({line["step"] for line in samples(tmp_path / "with")}) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["gpt2", "all-options"])
+def test_they_are_what_the_decoder_draws_of_the_checkpoint(
+    corpus: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    prompts = ["def ", "import os", ""]
+    result = go(
+        tiny(corpus, tmp_path, sample_interval=100, sample_prompt=prompts, dropout=0.1, **options)
+    )
+    found = samples(tmp_path)
+    assert [line["prompt"] for line in found] == prompts
+    assert {line["step"] for line in found} == {8}, "the last step has samples, whatever it is"
+    assert all(line["time"] > 1.7e9 for line in found)
+    model = load_model(Path(result.checkpoint), torch.device("cpu"))[0].eval()
+    tokenizer = DataFolder.open(corpus).tokenizer
+    decoder, settings = Decoder(model, tokenizer.n_vocab), Settings(max_new_tokens=NEW_TOKENS)
+    expected = sample(decoder, tokenizer, prompts, 1, settings)
+    drawn = "".join(line["text"] for line in found)
+    oracle = "".join(each.text for each in expected)
+    # where two ids are all but equally likely, rounding decides
+    same = sum(a == b for a, b in zip(drawn, oracle, strict=True))
+    assert len(oracle) - same <= 2 < len(oracle)
+
+
+def test_without_prompts_documents_of_the_val_split_begin_them(corpus: Path) -> None:
+    data = DataFolder.open(corpus)
+    prompts = val_beginnings(data, 1024)
+    assert prompts == val_beginnings(data, 1024)
+    assert len(set(prompts)) == len(prompts) > 1
+    split = data.split("val")
+    whole = data.tokenizer.decode(split.read(0, split.tokens).tolist())
+    assert all(prompt and prompt in whole for prompt in prompts)
+
+
+def test_a_resume_draws_anew_what_comes_after_its_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    go(tiny(corpus, whole, sample_interval=3))
+    go(tiny(corpus, stopped, sample_interval=3, max_iters=4))
+    kept = (stopped / "samples.jsonl").read_text()
+    with (stopped / "samples.jsonl").open("a") as file:  # of steps that are lost, and a torn line
+        file.write('{"step": 7, "time": 1, "prompt": "", "text": ""}\n{"step": 3, "ti')
+    go(tiny(corpus, stopped, sample_interval=3))
+    assert (stopped / "samples.jsonl").read_text().startswith(kept)
+    texts = [
+        [(line["step"], line["text"]) for line in samples(run) if line["step"] in (3, 6, 8)]
+        for run in (whole, stopped)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_tensorboard_shows_them_as_they_stand(corpus: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    go(tiny(corpus, tmp_path, sample_interval=4, sample_prompt=["# x"], tensorboard=True))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    [tag] = board.Tags()["tensors"]
+    assert tag.startswith("samples/0")
+    events = board.Tensors(tag)
+    assert [event.step for event in events] == [4, 8]
+    assert events[0].tensor_proto.string_val[0].decode().startswith("    # x")
+
+
+def test_typed_prompts_reach_the_run(corpus: Path, nanogpt: Run, tmp_path: Path) -> None:
+    flags = [*TINY, "--max-iters", 2, "--no-tensorboard", "--out-dir", "run", "--dataset", corpus]
+    asked = ["--sample-interval", 2, "--sample-prompt", "s3://no/address", "--sample-prompt", "~/"]
+    nanogpt("train", "shakespeare-char-cpu", *flags, *asked)
+    assert [line["prompt"] for line in samples(tmp_path / "run")] == ["s3://no/address", "~/"]
+    toml = (tmp_path / "run" / "config.toml").read_text()
+    assert "sample_prompt" in toml
+    nanogpt("train", "run", "--max-iters", 4)  # goes on with them
+    assert {line["step"] for line in samples(tmp_path / "run")} == {2, 4}
+
+
+def test_a_prompt_that_nothing_reads_is_told() -> None:
+    idle = resolve({"sample_prompt": ["a"]})
+    assert any("without --sample-interval" in line for line in odd_settings(idle, 1))
+    read = resolve({"sample_prompt": ["a"], "sample_interval": 5})
+    assert not any("sample" in line for line in odd_settings(read, 1))
+
+
+@pytest.mark.thorough
+def test_all_ranks_together_draw_the_same(corpus: Path, nanogpt: Run, tmp_path: Path) -> None:
+    flags = [*TINY, "--max-iters", 4, "--no-tensorboard", "--dataset", corpus]
+    for strategy, ranks in (("single", 0), ("ddp", 2), ("fsdp", 2)):
+        asked = ["--sample-interval", 2, "--strategy", strategy, "--out-dir", strategy]
+        nanogpt("train", "shakespeare-char-cpu", *flags, *asked, ranks=ranks)
+    texts = [[line["text"] for line in samples(tmp_path / name)] for name in ("single", "ddp")]
+    assert texts[0] == texts[1]
+    sharded = [line["text"] for line in samples(tmp_path / "fsdp")]
+    assert sharded == texts[0]
