@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nanogpt_dist.training.wandb import WandbBoard
 
 RECORD = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
 
 
 def duration(seconds: float) -> str:
@@ -113,8 +112,8 @@ class Recorder:
         with storage_errors(run / RECORD):
             cut_record(run / RECORD, step)
             self._record = (run / RECORD).open("ab", buffering=0)
-            cut_record(run / SAMPLES, step)
-        self._samples = run / SAMPLES
+            cut_record(run / run_folder.SAMPLES, step)
+        self._samples = run / run_folder.SAMPLES
         self._unwritten = b""  # lines that the disk had no room for yet
         self._console = console
         self._excepthook = threading.excepthook

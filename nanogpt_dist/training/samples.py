@@ -9,11 +9,11 @@ tokenizer has.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.data.documents import document_starts
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed.strategy import reshard
 from nanogpt_dist.distributed.world import World
@@ -24,6 +24,7 @@ from nanogpt_dist.tokenizer import Tokenizer
 from nanogpt_dist.transfers import upload
 
 PROMPTS, PROMPT_TOKENS = 3, 16  # of the val split, and of each document's beginning
+SEARCHED = 65536  # tokens in which a document is to begin
 NEW_TOKENS = 96
 DRAWN = Settings(max_new_tokens=NEW_TOKENS)
 ALIGNED = 16  # T is a multiple, as products in float8 want it
@@ -94,27 +95,26 @@ def make_sampler(
     """The Sampler that `config` asks for; None: it asks for none. Raises BadDataError."""
     if config.sample_interval is None:
         return None
-    prompts = config.sample_prompt or val_beginnings(data, config.block_size)
+    prompts = config.sample_prompt or val_beginnings(data)
     return Sampler(prompts, data.tokenizer, world, dtype, config.sample_interval, config.max_iters)
 
 
-def val_beginnings(data: DataFolder, block_size: int) -> list[str]:
+def val_beginnings(data: DataFolder) -> list[str]:
     """The first words of documents that are spread over the val split, as prompts.
 
-    Where documents are not told apart, or are longer than a window, the words there.
+    Where documents are not told apart, or none begins within SEARCHED tokens, the words there.
     """
     split, eot_id = data.split("val"), data.tokenizer.eot_id
-    ends_known = data.manifest.eot is not None and eot_id is not None
-    starts = document_starts(data) if ends_known else None
     found = []
     for i in range(PROMPTS):
         start = i * split.tokens // PROMPTS
-        length = min(block_size, split.tokens - start)
-        if starts is not None and length > 0:
-            start = starts.align(split, start, length)
-        ids = split.read(start, min(PROMPT_TOKENS + 1, split.tokens - start)).tolist()
-        ids = ids[1:] if ids[:1] == [eot_id] else ids[:PROMPT_TOKENS]
-        if eot_id in ids:
-            ids = ids[: ids.index(eot_id)]
-        found.append(data.tokenizer.decode(ids).strip("\ufffd"))  # half a character at an end
+        ids = split.read(start, min(SEARCHED, split.tokens - start))
+        if eot_id is not None and i:
+            ends = np.flatnonzero(ids == eot_id)  # in front of a document, or behind the one before
+            ids = ids[ends[0] + 1 :] if ends.size and ends[0] + 1 < len(ids) else ids
+        words = ids[: PROMPT_TOKENS + 1].tolist()
+        words = words[1:] if words[:1] == [eot_id] else words[:PROMPT_TOKENS]
+        if eot_id in words:
+            words = words[: words.index(eot_id)]
+        found.append(data.tokenizer.decode(words).strip("\ufffd"))  # half a character at an end
     return list(dict.fromkeys(found))

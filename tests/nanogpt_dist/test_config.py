@@ -280,7 +280,10 @@ OTHERWISE = {
         ({"scope": "machine"}, {"dataset", "device"}),
         (
             {"scope": "report"},
-            {"out_dir", "tensorboard", "wandb_log", "wandb_project", "wandb_run_name"},
+            {
+                *("out_dir", "sample_interval", "sample_prompt", "tensorboard"),
+                *("wandb_log", "wandb_project", "wandb_run_name"),
+            },
         ),
         ({"scope": "upkeep"}, {"timeout_s", "log_interval", "keep_checkpoints"}),
     ],

@@ -10,12 +10,14 @@ import torch
 from nanogpt_dist.checkpoint import load_model
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.importing import import_shards
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.generation.sampling import sample
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.training.odd_settings import odd_settings
 from nanogpt_dist.training.samples import NEW_TOKENS, val_beginnings
 from tests.conftest import TINY, Run
+from tests.nanogpt_dist.data.test_importing import stream, write_raw
 from tests.nanogpt_dist.small import ALL_OPTIONS, go, records, tiny, weights_sha256
 
 
@@ -62,13 +64,24 @@ def test_they_are_what_the_decoder_draws_of_the_checkpoint(
     assert len(oracle) - same <= 2 < len(oracle)
 
 
-def test_without_prompts_documents_of_the_val_split_begin_them(corpus: Path) -> None:
+@pytest.mark.parametrize("eot", ["append", "prepend"])
+def test_without_prompts_documents_of_the_val_split_begin_them(tmp_path: Path, eot: str) -> None:
+    texts = [f"document {i}, and its words" for i in range(20)]
+    for name in ("train", "val"):
+        write_raw(tmp_path / f"{name}.bin", stream(texts, eot))
+    import_shards([tmp_path], "byte", eot=eot)  # type: ignore[arg-type]
+    data = DataFolder.open(tmp_path)
+    prompts = val_beginnings(data)
+    assert prompts == val_beginnings(data)
+    assert prompts == ["document 0, and ", "document 7, and ", "document 14, and"]
+
+
+def test_where_no_document_begins_the_words_there_do(corpus: Path) -> None:
     data = DataFolder.open(corpus)
-    prompts = val_beginnings(data, 1024)
-    assert prompts == val_beginnings(data, 1024)
-    assert len(set(prompts)) == len(prompts) > 1
-    split = data.split("val")
+    split = data.split("val")  # of one document
     whole = data.tokenizer.decode(split.read(0, split.tokens).tolist())
+    prompts = val_beginnings(data)
+    assert len(set(prompts)) == 3
     assert all(prompt and prompt in whole for prompt in prompts)
 
 
