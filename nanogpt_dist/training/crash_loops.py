@@ -37,17 +37,23 @@ def steps_back(run: Path, newest: int, settings: str) -> int:
 
     settings: digest(). Raises ConfigError where the run has died in vain after that, too.
     """
-    in_vain = 0
-    for attempt in reversed(_read(run)):
-        if attempt.get("newest") != newest or attempt.get("settings") != settings:
-            break
-        in_vain += 1
+    in_vain = starts_in_vain(run, newest, settings)
     if in_vain > IN_VAIN:
         raise ConfigError(
             f"{in_vain} attempts in a row ended without a checkpoint after step "
             f"{newest}{_last_words(run)}; change a setting, or rm {run / ATTEMPTS} to try again"
         )
     return int(in_vain == IN_VAIN and newest > 0)
+
+
+def starts_in_vain(run: Path, newest: int, settings: str) -> int:
+    """How many starts in a row, the last one included, have left no checkpoint after `newest`."""
+    in_vain = 0
+    for attempt in reversed(_read(run)):
+        if attempt.get("newest") != newest or attempt.get("settings") != settings:
+            break
+        in_vain += 1
+    return in_vain
 
 
 def begun(run: Path, newest: int, start: int, settings: str) -> None:
@@ -85,7 +91,7 @@ def _read(run: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return entry if isinstance(entry, dict) else {}
 

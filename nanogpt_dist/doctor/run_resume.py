@@ -1,0 +1,233 @@
+"""What a resume of a run would do: its checkpoints, their disk, its data set."""
+
+import shlex
+from pathlib import Path
+
+from nanogpt_dist import __version__, storage
+from nanogpt_dist.config import read_toml, resolve, settings_where
+from nanogpt_dist.data import DataFolder
+from nanogpt_dist.doctor.check import Check, Level
+from nanogpt_dist.doctor.run_facts import RunFacts, count, word
+from nanogpt_dist.errors import Exit, NanogptError
+from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.run_folder import CONFIG, checkpoints_of
+
+GIB = 2**30
+
+
+def check_resume(facts: RunFacts) -> list[Check]:
+    """Settings, checkpoints, disk and data of a run, and the step from which it would go on."""
+    checkpoints, good = _checkpoints(facts)
+    return [
+        *_config(facts),
+        *checkpoints,
+        *_disk(facts),
+        *_data(facts),
+        *_resume(facts, good),
+    ]
+
+
+def _config(facts: RunFacts) -> list[Check]:
+    error = facts.wrong.get(CONFIG)
+    if error is None:
+        return []
+    kept = next((path / CONFIG for path in facts.steps if (path / CONFIG).is_file()), None)
+    todo = (
+        shlex.join(["cp", str(kept), str(facts.path / CONFIG)])
+        if kept is not None and _can_read(kept)
+        else "nanogpt show config > FILE.toml, and write its settings anew"
+    )
+    version = word(facts.record.about, "version")
+    if version and version != __version__:
+        todo = f"pip install nanogpt-dist=={version}, which wrote it; or {todo}"
+    return [Check("settings", "error", f"{CONFIG} cannot be used: {error}", todo, error.code)]
+
+
+def _can_read(config: Path) -> bool:
+    try:
+        resolve(read_toml(config))
+    except NanogptError:
+        return False
+    return True
+
+
+def _checkpoints(facts: RunFacts) -> tuple[list[Check], Path | None]:
+    """Whether the newest and the best verify, byte by byte; and the newest good one."""
+    if "checkpoints" in facts.wrong:
+        error = facts.wrong["checkpoints"]
+        todo = shlex.join(["ls", "-ld", str(checkpoints_of(facts.path))])
+        return [Check("checkpoints", "error", str(error), todo, error.code)], None
+    if not facts.steps:
+        return _no_checkpoint(facts), None
+    found, good = [], None
+    for folder in facts.steps:
+        check = _verified(facts, folder)
+        if check is None:
+            good = folder
+            break
+        found.append(check)
+    if good is None:
+        last = found[-1]
+        todo = f"restore a backup, or start over: {facts.fresh_line('again')}"
+        text = f"all {len(facts.steps)} are damaged ({last.text})"
+        return [Check("checkpoints", "error", text, todo, last.code)], None
+    best = count(facts.state, "best_step")
+    if best is not None and best < storage.step_at(good):  # newer ones were looked at above
+        found += _best(facts, checkpoints_of(facts.path) / storage.step_name(best))
+    if not found:
+        size = _size(good) / 1e6
+        text = f"{good.name} is good, {size:,.1f} MB; {len(facts.steps)} kept"
+        return [Check("checkpoints", "ok", text)], good
+    return found, good
+
+
+def _no_checkpoint(facts: RunFacts) -> list[Check]:
+    lost = facts.status.get("checkpoint")
+    if not isinstance(lost, str) or not lost:
+        return [Check("checkpoints", "ok", "none yet")]
+    todo = f"restore {checkpoints_of(facts.path)}, or start over: {facts.train_line('--fresh')}"
+    return [
+        Check(
+            "checkpoints", "error", f"{lost[:40]} and all others are gone", todo, Exit.MISSING_INPUT
+        )
+    ]
+
+
+def _verified(facts: RunFacts, folder: Path) -> Check | None:
+    """None where every byte is as sealed."""
+    try:
+        problems = storage.verify(folder)
+    except storage.NewerFormatError as error:
+        what, _, todo = str(error).rpartition("; ")
+        return Check("checkpoints", "error", what, todo, error.code)
+    except NanogptError as error:
+        what, _, todo = str(error).rpartition("; ")
+        return Check("checkpoints", "error", what or todo, todo, error.code)
+    if not problems:
+        return None
+    name, reason = problems[0]
+    return Check(
+        "checkpoints",
+        "warning",
+        f"{folder.name} is damaged: {name[:40]} {reason}; a resume takes the one before",
+        facts.train_line(),
+        Exit.BAD_DATA,
+    )
+
+
+def _best(facts: RunFacts, best: Path) -> list[Check]:
+    if not best.is_dir():
+        text = f"the best one, {best.name}, is gone"
+        return [Check("checkpoints", "warning", text, facts.train_line())]
+    if _verified(facts, best) is None:
+        return []
+    text = f"the best one, {best.name}, is damaged"
+    todo = shlex.join(["mv", str(best), str(best.with_name(f".bad-{best.name}-1"))])
+    return [Check("checkpoints", "warning", text, todo)]
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in `folder`, links not followed; what cannot be read is left out."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except OSError:
+            continue
+    return total
+
+
+def _disk(facts: RunFacts) -> list[Check]:
+    """What the run takes, what dead saves left, and whether the next saves have room."""
+    folder = checkpoints_of(facts.path)
+    found = _debris(facts, folder)
+    try:
+        used, free = _size(facts.path), storage.free_bytes(folder)
+    except OSError as error:
+        return [*found, Check("disk", "warning", f"{error}", f"df {shlex.quote(str(folder))}")]
+    if facts.steps and facts.config is not None and facts.verdict != "done":
+        size = max(_size(path) for path in facts.steps)
+        # the next is written before the oldest goes
+        count_ = max(1, facts.config.keep_checkpoints + 1 - len(facts.steps))
+        if free < size * count_:
+            text = (
+                f"{free / GIB:,.2f} GiB free at {folder}, the next {count_} saves take "
+                f"{size * count_ / GIB:,.2f} GiB"
+            )
+            prune = shlex.join(["nanogpt", "checkpoint", "prune", str(facts.path), "--keep", "1"])
+            level: Level = "error" if free < size else "warning"
+            return [*found, Check("disk", level, text, prune, Exit.IO_ERROR)]
+    return found or [Check("disk", "ok", f"{used / 1e6:,.1f} MB, {free / GIB:,.1f} GiB free")]
+
+
+def _debris(facts: RunFacts, folder: Path) -> list[Check]:
+    """Half-written checkpoints, and damaged ones that were set aside."""
+    if facts.held or not folder.is_dir():  # of a living run they are being written
+        return []
+    hidden = [path for path in folder.glob(".*") if path.is_dir()]
+    left = [path for path in hidden if path.name.startswith((".tmp-", ".trash-"))]
+    bad = [path for path in hidden if path.name.startswith(".bad-")]
+    found = []
+    for paths, what in ((left, "of killed saves"), (bad, "set aside as damaged")):
+        if paths:
+            size = sum(map(_size, paths)) / 1e6
+            text = f"{len(paths)} folder{'s' * (len(paths) > 1)} {what}, {size:,.1f} MB"
+            todo = shlex.join(["rm", "-rf", *map(str, sorted(paths)[:3])])
+            found.append(Check("disk", "warning", text, todo))
+    return found
+
+
+def _data(facts: RunFacts) -> list[Check]:
+    """Whether the data set is there, whole by its sizes, and that of the newest checkpoint."""
+    if facts.config is None:
+        return []
+    place = Path(run_folder.dataset_of(facts.path, facts.config.dataset))
+    other = facts.train_line("--dataset", "DIR")
+    # a finished run needs its data no more; another machine may have them
+    level: Level = "error" if facts.is_here and facts.verdict != "done" else "warning"
+    try:
+        data = DataFolder.open(place)
+    except NanogptError as error:
+        what, _, advice = str(error).rpartition("; ")
+        todo = f"{advice}; or {other}" if what else other
+        return [Check("data", level, what or str(error), todo, error.code)]
+    was = word(facts.state, "dataset_id")
+    if was and was != data.dataset_id:
+        text = f"trained on data set {was[:12]}, {place} is {data.dataset_id[:12]}"
+        return [Check("data", level, text, other, Exit.BAD_DATA)]
+    tokens = data.split("train").tokens
+    return [Check("data", "ok", f"{place}, {tokens:,} tokens, as the checkpoint has it")]
+
+
+def _resume(facts: RunFacts, good: Path | None) -> list[Check]:
+    """From which step it would go on, and what is computed again."""
+    if facts.config is None:
+        return []
+    start = storage.step_at(good) if good is not None else 0
+    lost = max(0, facts.step - start)
+    from_ = f"from {good.name}" if good is not None else "from step 0"
+    again = f", {lost:,} steps are computed again" if lost else ""
+    changed = _refused(facts, good)
+    if changed and good is not None:
+        todo = shlex.join(["cp", str(good / CONFIG), str(facts.path / CONFIG)])
+        text = f"refused: {CONFIG} has {', '.join(changed[:3])}"
+        return [Check("resume", "error", text, todo, Exit.CONFIG)]
+    if facts.verdict == "done" and start >= facts.config.max_iters:
+        more = facts.train_line("--max-iters", 2 * facts.config.max_iters)
+        return [Check("resume", "ok", f"none is due; longer: {more}")]
+    if facts.held:
+        return [Check("resume", "ok", f"would go on {from_}{again}, were it stopped now")]
+    return [Check("resume", "ok", f"{facts.train_line()} goes on {from_}{again}")]
+
+
+def _refused(facts: RunFacts, good: Path | None) -> list[str]:
+    """Settings of the run that the checkpoint refuses, as "name OLD (now NEW)"."""
+    if good is None or facts.config is None:
+        return []
+    try:
+        saved = resolve(read_toml(good / CONFIG))
+    except NanogptError:
+        return []
+    names = [*settings_where(on_resume="refuse"), "global_batch_size"]
+    both = {name: (getattr(saved, name), getattr(facts.config, name)) for name in names}
+    return [f"{name} {old} (now {new})" for name, (old, new) in both.items() if old != new]

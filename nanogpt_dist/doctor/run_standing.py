@@ -1,0 +1,199 @@
+"""How a run stands: who is in it, how it ended, and how often it was started in vain."""
+
+import itertools
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanogpt_dist import storage
+from nanogpt_dist.doctor.check import Check
+from nanogpt_dist.doctor.run_facts import Line, RunFacts, count, number, word
+from nanogpt_dist.errors import ConfigError, Exit
+from nanogpt_dist.storage.events import EVENTS
+from nanogpt_dist.training import crash_loops
+from nanogpt_dist.training.metrics import RECORD, duration
+
+SILENT_S = 600  # seconds without a line, at least, before a living run is called silent
+SILENT = 10  # times the longest that it was silent before
+
+
+def check_standing(facts: RunFacts) -> list[Check]:
+    """Verdict, lock, attempts and clock of a run."""
+    return [_verdict(facts), *_attempts(facts), *_clock(facts)]
+
+
+def _verdict(facts: RunFacts) -> Check:
+    if facts.held:
+        return _alive(facts)
+    told = {
+        "done": _done,
+        "stopped": _stopped,
+        "failed": _failed,
+        "killed": _killed,
+        "running": _elsewhere,
+    }
+    return told.get(facts.verdict or "", _unknown)(facts)
+
+
+def _done(facts: RunFacts) -> Check:
+    return Check("run", "ok", f"done, {_steps(facts)}")
+
+
+def _stopped(facts: RunFacts) -> Check:
+    return Check("run", "ok", f"stopped and saved, {_steps(facts)}; {facts.train_line()} goes on")
+
+
+def _failed(facts: RunFacts) -> Check:
+    """What status.json says; what to type stands behind the last semicolon of an error line."""
+    what, _, advice = (word(facts.status, "message") or "no message").rpartition("; ")
+    told = count(facts.status, "code") or Exit.BUG
+    code = next((exit for exit in Exit if exit == told and exit != Exit.DONE), Exit.BUG)
+    todo = f"{advice}; then {facts.train_line()}" if what else facts.train_line()
+    return Check(
+        "run", "error", f"failed, {_steps(facts)}, exit code {told}: {what or advice}", todo, code
+    )
+
+
+def _elsewhere(facts: RunFacts) -> Check:
+    """status.json says running on another machine, whose lock is not seen from here."""
+    silent = duration(_silent_s(facts) or 0.0)
+    text = f"running on {facts.host}, {_steps(facts)}, last line {silent} ago"
+    return Check("run", "ok", text)
+
+
+def _killed(facts: RunFacts) -> Check:
+    """status.json says running, and nobody seen from here holds the lock."""
+    where = f" on {facts.host}" if facts.host else ""
+    pid = f"process {facts.pid}{where}" if facts.pid is not None else f"the process{where}"
+    text = f"killed, {_steps(facts)}: {pid} ended without a word (kill -9, lack of memory, power)"
+    if facts.is_here:
+        return Check("run", "warning", text, facts.train_line())
+    look = shlex.join(["ssh", facts.host, "ps", "-p", str(facts.pid)])
+    return Check("run", "warning", text, f"{look}; if it is gone: {facts.train_line()}")
+
+
+def _unknown(facts: RunFacts) -> Check:
+    if "status.json" in facts.wrong:
+        return Check(
+            "run",
+            "error",
+            f"status.json cannot be used: {facts.wrong['status.json']}",
+            f"{shlex.join(['rm', str(facts.path / 'status.json')])}; then {facts.train_line()}",
+            Exit.BAD_DATA,
+        )
+    return Check(
+        "run", "warning", f"nothing says how it ended, {_steps(facts)}", facts.train_line()
+    )
+
+
+def _alive(facts: RunFacts) -> Check:
+    holder = f"process {facts.pid} on {facts.host}" if facts.host and facts.pid else "a process"
+    text = f"running, {_steps(facts)}: {holder} holds {storage.LOCK}"
+    if facts.is_here and facts.pid is not None and not Path(f"/proc/{facts.pid}").exists():
+        others = ", ".join(map(str, holders_of(facts.path / storage.LOCK)))
+        return Check(
+            "run",
+            "error",
+            f"{holder} is dead, but {storage.LOCK} is still held"
+            + (f" by {others}" if others else "")
+            + ": no other run can start here",
+            f"kill {others.replace(',', '')}"
+            if others
+            else shlex.join(["fuser", "-k", str(facts.path / storage.LOCK)]),
+            Exit.CANNOT_CREATE,
+        )
+    silent, usual = _silent_s(facts), _usual_silence_s(facts)
+    if silent is not None and usual is not None and silent > max(SILENT_S, SILENT * usual):
+        away = [] if facts.is_here else ["ssh", facts.host]
+        return Check(
+            "run",
+            "warning",
+            f"{text}, and has logged nothing for {duration(silent)}, before never for more than "
+            f"{duration(usual)}",
+            f"{shlex.join([*away, 'kill', str(facts.pid)])}; then {facts.train_line()}",
+        )
+    return Check("run", "ok", text)
+
+
+def holders_of(lock: Path) -> list[int]:
+    """Living processes of this machine that have the file `lock` open, where we may look."""
+    try:
+        mine = lock.stat()
+    except OSError:
+        return []
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) == os.getpid():
+            continue
+        try:
+            if any(os.path.samestat(mine, fd.stat()) for fd in (entry / "fd").iterdir()):
+                found.append(int(entry.name))
+        except OSError:  # it ended, or is another user's
+            continue
+    return sorted(found)
+
+
+def _steps(facts: RunFacts) -> str:
+    of = f" of {facts.config.max_iters:,}" if facts.config else ""
+    return f"step {facts.step:,}{of}"
+
+
+def _silent_s(facts: RunFacts) -> float | None:
+    """Seconds since the last line of metrics.jsonl, by the file system's clock."""
+    try:
+        return max(0.0, time.time() - (facts.path / RECORD).stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _usual_silence_s(facts: RunFacts) -> float | None:
+    """The longest time between two lines; None where they do not tell the time."""
+    pauses = [later - before for before, later in itertools.pairwise(_times(facts.train))]
+    return max([pause for pause in pauses if pause >= 0], default=None)
+
+
+def _times(lines: Sequence[Line]) -> list[float]:
+    """When they were written, in their order; [] for an older run, whose lines do not tell."""
+    return [at for line in lines if (at := number(line, "time")) is not None]
+
+
+def _attempts(facts: RunFacts) -> list[Check]:
+    """Starts in a row that left no checkpoint, as crash_loops counts them."""
+    if facts.config is None or facts.held or facts.verdict in ("done", "stopped"):
+        return []
+    newest = storage.step_at(facts.steps[0]) if facts.steps else 0
+    settings = crash_loops.digest(facts.config, facts.ranks)
+    in_vain = crash_loops.starts_in_vain(facts.path, newest, settings)
+    if in_vain < 2:
+        return []
+    text = f"{in_vain} starts in a row left no checkpoint after step {newest:,}"
+    sooner = max(1, (facts.step - newest) // 2)
+    todo = facts.train_line("--save-interval", sooner)
+    try:
+        back = crash_loops.steps_back(facts.path, newest, settings)
+    except ConfigError:
+        attempts = shlex.join(["rm", str(facts.path / crash_loops.ATTEMPTS)])
+        refused = f"{text}; the next start will be refused"
+        return [Check("attempts", "error", refused, f"{attempts}; then {todo}", Exit.CONFIG)]
+    if back:
+        text += "; the next one goes one checkpoint further back"
+    return [Check("attempts", "warning", text, todo)]
+
+
+def _clock(facts: RunFacts) -> list[Check]:
+    """Times that go backwards: rates, ETA and the order of TensorBoard's files are wrong then."""
+    for name, lines in ((RECORD, facts.train), (EVENTS, facts.record.events)):
+        for before, later in itertools.pairwise(_times(lines)):
+            if later < before - 1:
+                return [
+                    Check(
+                        "clock",
+                        "warning",
+                        f"{name}: the clock{f' of {facts.host}' if facts.host else ''} went "
+                        f"{duration(before - later)} back between two lines",
+                        "timedatectl set-ntp true",
+                    )
+                ]
+    return []
