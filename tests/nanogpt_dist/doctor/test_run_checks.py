@@ -499,6 +499,7 @@ def test_the_commands_that_it_says_mend_the_run(run: Path) -> None:
     for check in check_run(run):
         line = f'alias nanogpt="{sys.executable} -m nanogpt_dist"\n{check.todo}'
         subprocess.run(line, shell=True, check=True, capture_output=True)
+    lines(run, steady)  # others may use the machine
     left = [check for check in check_run(run) if check.level != "ok"]
     assert [check.text[:33] for check in left] == ["1 folder set aside as damaged, 0."]
 
