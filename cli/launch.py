@@ -1,4 +1,4 @@
-"""`nanogpt launch prepare|train|eval …`: a command in several ranks, through torchrun."""
+"""`nanogpt launch prepare|train|eval|doctor …`: a command in several ranks, through torchrun."""
 
 import contextlib
 import difflib
@@ -14,7 +14,7 @@ from launch import job_options, multi_node, supervisor, torchrun
 from nanogpt_dist.errors import NanogptError, UsageError
 
 # the commands that share their work out; others would do it once in each rank
-IN_RANKS = ("prepare", "train", "eval")
+IN_RANKS = ("prepare", "train", "eval", "doctor")
 # Options end at the command's name: all that follows it belongs to the command, even `--help` and
 # `--nnodes`.
 CONTEXT = {**options.CONTEXT, "allow_interspersed_args": False}
@@ -26,7 +26,7 @@ def launch(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="prepare|train|eval …",
+            metavar="prepare|train|eval|doctor …",
             help="The nanogpt command to run in every rank, with its options.",
         ),
     ],
@@ -80,7 +80,7 @@ def launch(
         bool, typer.Option("--dry-run", help="Print the command, or the job file, and run nothing.")
     ] = False,
 ) -> None:
-    """Run prepare, train or eval in several ranks, on this node or on many.
+    """Run prepare, train, eval or doctor in several ranks, on this node or on many.
 
     Ctrl-C, SIGTERM or SIGUSR1 lets every rank save, and returns 75: the same command again resumes.
 

@@ -9,6 +9,7 @@ import typer
 from cli.bench import bench_app
 from cli.checkpoint import checkpoint_app
 from cli.compare import compare
+from cli.doctor import doctor
 from cli.ending import DEBUG, code_of
 from cli.eval import eval_command
 from cli.export import export_app
@@ -161,6 +162,13 @@ command(
     context_settings=LAUNCH_CONTEXT,
     rich_help_panel=MACHINES,
 )(launch)
+command(
+    app,
+    "doctor",
+    "nanogpt doctor",
+    "torchrun --nproc-per-node 2 nanogpt doctor",
+    rich_help_panel=MACHINES,
+)(doctor)
 app.add_typer(
     bench_app,
     name="bench",

@@ -13,6 +13,7 @@ MAX_LINE = 200  # characters of an error line
 WORD = 20  # characters of a word that goes whole where a line is cut
 SHORT = 24  # characters that stay of a path or a quotation, at least
 WORDS = r"""(?<![^\s(=])(?:'[^']*'|"[^"]*")(?![^\s:;,.)])|\S+"""  # a quotation is one
+WARNINGS = 1  # exit code of `nanogpt doctor` where nothing is worse than a warning
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ends with nothing to save, as shells have it
 
 

@@ -87,6 +87,15 @@ def peak_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3
     return _measured_peak(device, dtype, exact, measure_s)
 
 
+def measured_tflops(device: torch.device, dtype: torch.dtype, measure_s: float = 0.3) -> float:
+    """TFLOP/s of a large matmul, measured for `measure_s` once in a process.
+
+    The table is not asked. Of float32 with the products' precision as it is set.
+    """
+    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return _measured_peak(device, dtype, exact, measure_s)
+
+
 WIDTH, WIDEST = 1024, {"cuda": 8192, "mps": 4096}  # of the matrices; wide enough: all units work
 LONG_S = 0.005  # a product that takes so long need not be of wider ones
 

@@ -1,7 +1,7 @@
 """The pages of the corpora, the tokenizers and the exit codes."""
 
 from docs.generate.text import code, escape, table
-from nanogpt_dist.errors import INTERRUPTED, Exit, NanogptError
+from nanogpt_dist.errors import INTERRUPTED, WARNINGS, Exit, NanogptError
 from nanogpt_dist.tokenizer.loading import TIKTOKEN
 from prepare.corpora import CORPORA, Corpus
 
@@ -92,5 +92,6 @@ def exit_codes_page() -> str:
         (code(int(exit)), escape(exit.meaning), ", ".join(errors.get(int(exit), [])))
         for exit in Exit
     ]
+    rows.insert(1, (code(WARNINGS), "`nanogpt doctor` has warnings, and no error", ""))
     rows.append((code(INTERRUPTED), "Ctrl-C in a command that has nothing to save", ""))
     return EXIT_CODES_PAGE.format(table=table(("code", "meaning", "exception"), rows))

@@ -8,4 +8,18 @@ run_resume.py    checkpoints, disk, data, from where it would go on,
 run_losses.py    spikes, flat, NaN, overfitting,
 run_speed.py     throughput over time, slow ranks, stalls,
 run_settings.py  rates, batch, warm-up, epochs, val split
+machine.py       the machine, theme by theme; the themes:
+installation.py    Python, packages, which of several is imported, a compiler
+variables.py       environment variables: left over, for debugging
+limits.py          ulimit, umask
+cores.py           cores, and threads on them
+cgroup.py          what a container or a job may use
+network.py         host name, interfaces, port, proxies, certificates
+scheduler.py       Slurm, Kubernetes
+hub_access.py      the hub's address, token and cache
+clock.py           the clock
+disk.py            folder of runs, temporary files, shared memory
+gpus.py            torch's build, memory, devices and their speed
+ranks.py         several ranks as one report: differences, all-reduce
+scrub.py         a text without secrets
 """

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nanogpt_dist.errors import Exit
+from nanogpt_dist.errors import WARNINGS, Exit
 
 Level = Literal["ok", "warning", "error"]
 
@@ -28,4 +28,4 @@ def exit_code(checks: list[Check]) -> int:
     for check in checks:
         if check.level == "error":
             return int(check.code)
-    return int(any(check.level == "warning" for check in checks))
+    return WARNINGS if any(check.level == "warning" for check in checks) else int(Exit.DONE)

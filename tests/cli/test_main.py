@@ -189,7 +189,7 @@ MISTAKES = [
     ("prepare text --source nowhere", 66, "nowhere"),
     ("show params gpt-2", 78, "did you mean gpt2"),
     ("launch trian", 2, "did you mean train?"),
-    ("launch sample", 2, "give one of prepare, train, eval"),
+    ("launch sample", 2, "give one of prepare, train, eval, doctor"),
     ("train --learning-rate inf", 78, "learning_rate = inf"),
     ("train --max-iters 0", 78, "max_iters = 0"),
     ("train --batch-size 99999999999999999999", 78, "batch_size"),

@@ -176,7 +176,8 @@ def typed(line: str, folder: Path) -> str:
         done = CliRunner().invoke(app, nanogpt_style(shlex.split(line)))
     finally:
         os.chdir(before)
-    assert done.exit_code == 0, f"{line}: {done.output[-2000:]} {done.exception}"
+    known = (0, 1) if line.startswith("doctor") else (0,)  # with warnings, which a machine may have
+    assert done.exit_code in known, f"{line}: {done.output[-2000:]} {done.exception}"
     return done.stdout
 
 

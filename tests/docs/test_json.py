@@ -62,6 +62,7 @@ TYPED = {
     "nanogpt show attention": "show attention out/a --text To",
     "nanogpt show data": "show data data/x --run out/a --step 1",
     "nanogpt show checkpoint": "show checkpoint out/a",
+    "nanogpt doctor": "doctor",
     "nanogpt bench train": f"bench train {RUN} --updates 3",
     "nanogpt bench sample": f"bench sample quickstart {MODEL} --prompt-tokens 4 --max-new-tokens 4",
     "nanogpt bench data": "bench data quickstart --batch-size 2 --megabytes 1 --updates 3",
@@ -111,7 +112,8 @@ def test_the_keys_are_those_of_the_page(
 def typed(line: str) -> str:
     """What `nanogpt LINE` prints on standard output."""
     done = CliRunner().invoke(app, shlex.split(line))
-    assert done.exit_code == 0, done.output + str(done.exception)
+    known = (0, 1) if line.startswith("doctor") else (0,)  # with warnings, which a machine may have
+    assert done.exit_code in known, done.output + str(done.exception)
     return done.stdout
 
 

@@ -1,0 +1,56 @@
+"""What a container or a job may use, in the kernel's files.
+
+Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (cpu.max, pids.max) and
+Documentation/scheduler/sched-bwc.rst (cpu.cfs_quota_us).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanogpt_dist.doctor.machine import Machine
+
+
+def cpu_quota(machine: Machine) -> float | None:
+    """Cores' worth of time that this process may use; None: all of each core."""
+    quotas = []
+    for folder, version in _folders(machine, "cpu"):
+        if version == 2:
+            quota, _, period = _text(folder / "cpu.max").partition(" ")
+        else:
+            quota = _text(folder / "cpu.cfs_quota_us")
+            period = _text(folder / "cpu.cfs_period_us")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def processes_left(machine: Machine) -> tuple[int, int] | None:
+    """(processes and threads that there are, that there may be); None: without limit."""
+    found = []
+    for folder, _ in _folders(machine, "pids"):
+        now, most = _text(folder / "pids.current"), _text(folder / "pids.max")
+        if now.isdecimal() and most.isdecimal():
+            found.append((int(now), int(most)))
+    return min(found, key=lambda pair: pair[1] - pair[0], default=None)
+
+
+def _folders(machine: Machine, controller: str) -> Iterator[tuple[Path, int]]:
+    """The folders that limit this process, the innermost first, with their version of cgroups."""
+    base = machine.root / "sys/fs/cgroup"
+    for line in machine.read("proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = base / controller if controllers else base
+        place = top / path.lstrip("/")
+        for folder in [place, *place.parents]:
+            yield folder, 1 if controllers else 2
+            if folder == top:
+                break
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

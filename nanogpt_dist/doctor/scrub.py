@@ -1,0 +1,159 @@
+"""Secrets out of a text that goes to strangers: known values first, then what looks like one.
+
+Too much may go, too little must not: a commit of 40 hexadecimal digits has the form of a key of
+Weights & Biases, and goes, too.
+"""
+
+import configparser
+import contextlib
+import getpass
+import json
+import netrc
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+GONE = "***"
+SHORTEST = 6  # characters of a secret that is looked for wherever it stands
+
+# parts of names whose values are nobody's to see
+SECRET_NAME = re.compile(
+    r"(?i)(?:token|secret|passw(?:or)?d|passphrase|pwd|api_?-?key|access_?-?key|private_?-?key"
+    r"|credential|auth|cookie|jwt|signature|dsn|(?:^|_)pat|(?:^|_)key)s?$"
+    r"|token|secret|passw|credential|jwt"
+)
+HARMLESS_NAME = re.compile(
+    r"(?i)tokenizer|tokens|parallelism|SSL_CERT|PWD$|XAUTHORITY|SSH_AUTH_SOCK"
+)
+
+# What keys of the services look like that people use beside this.
+FORMS = [
+    r"hf_[A-Za-z0-9]{8,}|api_org_[A-Za-z0-9]{8,}",  # Hugging Face
+    r"wandb_v\d_[\w-]{8,}",  # Weights & Biases; the older ones are hexadecimal
+    r"(?<![0-9A-Za-z])[0-9a-fA-F]{40}(?:[0-9a-fA-F]{46})?(?![0-9A-Za-z])",
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",  # AWS
+    r"gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}",  # GitHub, GitLab
+    r"sk-[\w-]{16,}|xox[abeoprs]-[\w-]{8,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|nvapi-[\w-]{16,}",
+    r"pypi-[\w-]{16,}|dckr_pat_[\w-]{16,}|npm_\w{16,}|lsv2_\w{16,}",
+    r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",  # a JSON web token
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.|\n)*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+]
+KEYS = re.compile("|".join(FORMS))
+IN_ADDRESS = re.compile(r"(?<=://)[^/\s\"'<>]*@")  # user:password@, token@
+IN_QUERY = re.compile(
+    r"(?i)([?&;](?:[\w-]*(?:token|sig|signature|key|secret|password|credential|code|auth)[\w-]*)=)"
+    r"[^&\s\"'<>#]+"
+)
+IN_HEADER = re.compile(r"(?i)\b(bearer|basic|token)\s+(?=[\w+/.=-]*\d)[\w+/.=-]{8,}")
+ASSIGNED = re.compile(
+    r"""(?i)((?<![\w-])["']?[\w.-]*?"""
+    r"""(?:token|secret|passwd|password|passphrase|api[_-]?key|access[_-]?key(?:[_-]?id)?"""
+    r"""|private[_-]?key|credential|credentials|authorization|cookie|login)["']?\s*[:=]\s*)"""
+    r"""("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|(?!null\b|None\b|true\b|false\b)[^\s,;}\])"']+)"""
+)
+AS_FLAG = re.compile(
+    r"(?i)(--[\w-]*(?:token|secret|password|passwd|api-?key|access-?key|credential)[= ])(\S+)"
+)
+NETRC = re.compile(r"(?i)\b(machine\s+\S+\s+login\s+)\S+(\s+password\s+)\S+")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether the value of a variable or a key of this name is nobody's to see."""
+    return bool(SECRET_NAME.search(name)) and not HARMLESS_NAME.search(name)
+
+
+def scrub_text(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without `secrets`, keys, passwords in addresses, and the name of the user's home."""
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        for form in {secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]}:
+            text = text.replace(form, GONE)
+    text = IN_ADDRESS.sub(f"{GONE}@", text)
+    text = IN_QUERY.sub(rf"\1{GONE}", text)
+    text = NETRC.sub(rf"\1{GONE}\2{GONE}", text)
+    text = KEYS.sub(GONE, text)
+    text = IN_HEADER.sub(rf"\1 {GONE}", text)
+    text = AS_FLAG.sub(rf"\1{GONE}", text)
+    text = ASSIGNED.sub(_without_value, text)
+    return _without_user(text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    value = found[2]
+    mark = value[0] if value[0] in "\"'" else ""
+    if re.fullmatch(r"[\d.]*", value.strip("\"'")) and not mark:
+        return found[0]  # a count
+    return f"{found[1]}{mark}{GONE}{mark}"
+
+
+def _without_user(text: str) -> str:
+    home, user = _home_and_user()
+    if len(home) > 1:
+        text = re.sub(re.escape(home) + r"(?![\w-])", "~", text)
+    if user is not None:
+        text = re.sub(rf"(?<=[/\\]){re.escape(user)}(?![\w-])", "USER", text)
+        text = re.sub(rf"(?<![\w-]){re.escape(user)}(?=@)", "USER", text)
+    return text
+
+
+@cache
+def _home_and_user() -> tuple[str, str | None]:
+    home = os.path.expanduser("~").rstrip("/")
+    with contextlib.suppress(OSError, KeyError, ImportError):
+        user = getpass.getuser()
+        if len(user) > 2 and user not in ("root", "user", "ubuntu", "nobody", "runner", "home"):
+            return home, user
+    return home, None
+
+
+def known_secrets(environment: Mapping[str, str], home: Path | None = None) -> set[str]:
+    """Values that this user's environment and files call secret."""
+    home = home or Path.home()
+    found = {value for name, value in environment.items() if is_secret_name(name)}
+    for value in environment.values():  # http://user:password@proxy
+        for pair in re.findall(r"://([^/\s@]+)@", value):
+            found |= set(pair.split(":")[1:] or [pair])
+    hub = Path(environment.get("HF_HOME") or home / ".cache/huggingface")
+    for path in [
+        environment.get("HF_TOKEN_PATH"),
+        *(hub / "token", home / ".huggingface/token", home / ".kaggle/kaggle.json"),
+    ]:
+        found |= set(_words(path)) if path else set()
+    for path in (hub / "stored_tokens", home / ".aws/credentials", home / ".config/wandb/settings"):
+        found |= _of_ini(path)
+    found |= _of_netrc(Path(environment.get("NETRC") or home / ".netrc"))
+    return {value.strip() for value in found if len(value.strip()) >= SHORTEST}
+
+
+def _words(path: Path | str) -> list[str]:
+    with contextlib.suppress(OSError, ValueError):
+        return re.findall(r"[\w./+=-]{8,}", Path(path).read_text(encoding="utf-8"))
+    return []
+
+
+def _of_ini(path: Path) -> set[str]:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    with contextlib.suppress(OSError, ValueError, configparser.Error):
+        parser.read_string(path.read_text(encoding="utf-8"))
+    return {
+        value
+        for section in parser.values()
+        for name, value in section.items()
+        if is_secret_name(name) or name.endswith("key_id")
+    }
+
+
+def _of_netrc(path: Path) -> set[str]:
+    try:
+        hosts = netrc.netrc(str(path)).hosts.values()
+    except (OSError, netrc.NetrcParseError, ValueError):
+        return set(re.findall(r"(?i)password\s+(\S+)", " ".join(_lines(path))))
+    return {password for _, _, password in hosts if password}
+
+
+def _lines(path: Path) -> list[str]:
+    with contextlib.suppress(OSError, ValueError):
+        return path.read_text(encoding="utf-8").splitlines()
+    return []
