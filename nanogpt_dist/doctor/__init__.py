@@ -8,7 +8,8 @@ run_resume.py    checkpoints, disk, data, from where it would go on,
 run_losses.py    spikes, flat, NaN, overfitting,
 run_speed.py     throughput over time, slow ranks, stalls,
 run_settings.py  rates, batch, warm-up, epochs, val split
-machine.py       the machine, theme by theme; the themes:
+machine.py       what is looked at
+check_machine.py the machine, theme by theme; the themes:
 installation.py    Python, packages, which of several is imported, a compiler
 variables.py       environment variables: left over, for debugging
 limits.py          ulimit, umask

@@ -16,7 +16,8 @@ from typing import Any
 
 from nanogpt_dist import __version__
 from nanogpt_dist.doctor.check import Check
-from nanogpt_dist.doctor.machine import Machine, check_machine, in_order, is_rank
+from nanogpt_dist.doctor.check_machine import check_machine, in_order
+from nanogpt_dist.doctor.machine import Machine, is_rank
 from nanogpt_dist.errors import Exit, NanogptError, explain, one_line
 
 TIMEOUT_S = 120  # for all ranks to come: torch may lie on a slow disk

@@ -61,9 +61,9 @@ def expect(report: dict[str, Any], faults: list[tuple[str, str, str]]) -> None:
     """Each of `faults`, (name, part of the text, what to type), is in the report."""
     bad = found(report)
     for name, part, todo in faults:
-        assert any(
-            (name, todo) == (each, typed) and part in text for each, text, typed in bad
-        ), f"{name}: {part}: {todo}, of {bad}"
+        assert any((name, todo) == (each, typed) and part in text for each, text, typed in bad), (
+            f"{name}: {part}: {todo}, of {bad}"
+        )
 
 
 def expect_mended(report: dict[str, Any], faults: list[tuple[str, str, str]]) -> None:
