@@ -11,7 +11,8 @@ import typer
 from cli.options import flush_or_drop, rank
 from launch import verdict
 from nanogpt_dist import errors
-from nanogpt_dist.errors import MAX_LINE, Exit, NanogptError, one_line
+from nanogpt_dist.errors import MAX_LINE, Exit, NanogptError, OutOfMemoryError, one_line
+from nanogpt_dist.start_again import start_again
 
 DEBUG = "NANOGPT_DEBUG"  # set by --debug, inherited by the ranks that a command starts
 
@@ -23,6 +24,8 @@ def code_of(error: BaseException) -> int:
         return Exit.DONE
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
+    if isinstance(error, OutOfMemoryError) and error.falls_back:
+        start_again()
     return _leave(*explain(error), quiet=isinstance(error, NanogptError) and error.quiet)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from cli import completing
 from cli.terminal import echo
-from nanogpt_dist.config import ADDRESS, ALIASES, TrainConfig, by_own_names
+from nanogpt_dist.config import ADDRESS, ALIASES, AUTO, TrainConfig, by_own_names
 from nanogpt_dist.errors import UsageError
 
 # `--learning_rate` is `--learning-rate`, as in nanoGPT.
@@ -104,13 +104,27 @@ def _flag(name: str, field: Any, panel: str | None) -> inspect.Parameter:
     default = (
         "" if field.default is None else f" [dim]\\[default: {str(field.default).lower()}][/dim]"
     )
+    # a number or the word
+    words: dict[str, Any] = (
+        {"parser": _number_or_auto, "metavar": "INTEGER|auto"} if name in AUTO else {}
+    )
     option = typer.Option(
-        help=f"{field.description}{default}", rich_help_panel=group, show_default=False
+        help=f"{field.description}{default}", rich_help_panel=group, show_default=False, **words
     )
     annotation = Annotated[field.annotation | None, option]  # unset: what the preset says
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+def _number_or_auto(text: str) -> int | str:
+    """Raises typer.BadParameter."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto.") from None
 
 
 def _flag_with_default(name: str, field: Any, panel: str | None) -> inspect.Parameter:

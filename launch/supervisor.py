@@ -21,6 +21,7 @@ from types import FrameType
 from launch import processes, verdict
 from launch.verdict import Verdict
 from nanogpt_dist.errors import (
+    OUT_OF_MEMORY,
     CannotCreateError,
     Exit,
     NanogptError,
@@ -142,7 +143,9 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = ""
     if returncode == 0:
         return Exit.DONE
     if left:
-        raise error_of(left.code, f"rank {left.rank}: {left.message}")
+        error = error_of(left.code, f"rank {left.rank}: {left.message}")
+        error.quiet = left.message.startswith(OUT_OF_MEMORY)  # the rank's own line is enough
+        raise error
     if stop.alone:
         raise StorageError(
             f"lost {others}, or the network to it; the same command, on all of them, resumes"
@@ -172,7 +175,7 @@ def conclude(returncode: int, left: Verdict | None, stop: Stop, others: str = ""
     )
     raise NanogptError(
         f"torchrun {how} and no rank said why: see the report above (exitcode -9: killed, mostly "
-        "for lack of memory); the same command resumes"
+        "for lack of memory: --batch-size auto takes less); the same command resumes"
     )
 
 

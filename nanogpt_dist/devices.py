@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.memory_limits import memory_limit_bytes
+from nanogpt_dist.memory_limits import room_bytes as machine_room_bytes
 
 
 def pick_device(
@@ -252,35 +254,13 @@ def total_memory_bytes(device: torch.device) -> int:
     )
 
 
-def memory_limit_bytes(
-    root: Path = Path("/sys/fs/cgroup"),
-    own: Path = Path("/proc/self/cgroup"),
-) -> int | None:
-    """The smallest cgroup memory limit of this process; None: no limit.
+def room_bytes(device: torch.device, ranks_here: int) -> int | None:
+    """Memory of the device that this process may still take; None where the system does not say.
 
-    Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (memory.max) and
-    cgroup-v1/memory.rst.
+    ranks_here: processes like this one that share the machine's. On a CPU without what would have
+    to be swapped out first.
     """
-    try:
-        entries = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        return None
-    limits = []
-    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
-            continue
-        base, name = (
-            (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
-        )
-        place = base / path.lstrip("/")
-        for folder in [place, *place.parents]:
-            if folder == root.parent:
-                break
-            try:
-                limits.append(int((folder / name).read_text()))
-            except (OSError, ValueError):  # no such file, or "max"
-                continue
-    return min(limits, default=None)
+    return free_memory_bytes(device) if device.type != "cpu" else machine_room_bytes(ranks_here)
 
 
 def free_memory_bytes(device: torch.device) -> int | None:

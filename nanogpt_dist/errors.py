@@ -12,6 +12,7 @@ from nanogpt_dist.gpu_errors import explain_gpu, is_lost_rank, is_out_of_memory
 MAX_LINE = 200  # characters of an error line
 WORD = 20  # characters of a word that goes whole where a line is cut
 SHORT = 24  # characters that stay of a path or a quotation, at least
+OUT_OF_MEMORY = "out of memory"  # so begins the line of whoever is short of it
 WORDS = r"""(?<![^\s(=])(?:'[^']*'|"[^"]*")(?![^\s:;,.)])|\S+"""  # a quotation is one
 WARNINGS = 1  # exit code of `nanogpt doctor` where nothing is worse than a warning
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ends with nothing to save, as shells have it
@@ -50,6 +51,17 @@ class NanogptError(Exception):
     code = Exit.BUG
     agreed = False
     quiet = False
+
+
+class OutOfMemoryError(NanogptError):
+    """The memory of the machine or of a GPU does not suffice; the rank that is short of it says so.
+
+    falls_back: a smaller layout will be tried, on all ranks: whoever hears of it does the same.
+    """
+
+    def __init__(self, message: str, falls_back: bool = False) -> None:
+        super().__init__(message)
+        self.falls_back = falls_back
 
 
 class UsageError(NanogptError):
@@ -132,8 +144,9 @@ def error_of(code: int, message: str) -> NanogptError:
 
     NanogptError for an unknown code.
     """
-    kinds = {int(kind.code): kind for kind in NanogptError.__subclasses__()}
-    return kinds.get(code, NanogptError)(message)
+    kinds = NanogptError.__subclasses__()
+    kind = {int(kind.code): kind for kind in kinds if kind.code != Exit.BUG}.get(code)
+    return (kind or NanogptError)(message)
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -157,13 +170,13 @@ def explain(error: BaseException) -> tuple[int, str]:
     if is_out_of_memory(error):
         return (
             Exit.BUG,
-            "out of memory; lower --batch-size (and raise --gradient-accumulation-steps), with "
+            f"{OUT_OF_MEMORY}; lower --batch-size (and raise --gradient-accumulation-steps), with "
             "--no-join-micro-batches, or --num-samples",
         )
     if is_lost_peer(error):
         return Exit.IO_ERROR, (
             "lost another rank: see its message, or its exit code above (-9: killed, mostly for "
-            "lack of memory); the same command resumes"
+            "lack of memory: --batch-size auto takes less); the same command resumes"
         )
     if isinstance(error, RuntimeError) and (line := explain_gpu(text)) is not None:
         return Exit.IO_ERROR, line

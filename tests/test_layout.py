@@ -48,7 +48,8 @@ TORCH_FREE += [
 # The rooms of nanogpt_dist, from the ground up: a room imports from its own floor and from below.
 FLOORS = [
     {"errors", "config", "devices", "peaks", "transfers", "signals"}
-    | {"gpu_errors", "hub", "hub_retries", "presets"},
+    | {"gpu_errors", "hub", "hub_retries", "memory_limits", "presets"}
+    | {"start_again"},
     {"storage", "tokenizer", "model"},
     {"data", "distributed", "checkpoint"},
     {"generation", "interop", "evaluation"},

@@ -1,7 +1,9 @@
 """A training run as a function call."""
 
+import gc
 import os
 import shlex
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nanogpt_dist import load_config
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.errors import ConfigError, NanogptError, UsageError
+from nanogpt_dist.errors import ConfigError, NanogptError, OutOfMemoryError, UsageError
 from nanogpt_dist.presets import DEFAULT_PRESET
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
@@ -70,9 +72,17 @@ def train(
 
     from nanogpt_dist.training.loop import train as run
 
-    with connected(config, stop) as world:
-        asked = StopRequest() if stop is None else stop
-        return run(config, world, asked, fresh, branch_from)
+    asked = StopRequest() if stop is None else stop
+    while True:
+        try:
+            with connected(config, stop) as world:
+                return run(config, world, asked, fresh, branch_from)
+        except OutOfMemoryError as error:
+            # several ranks cannot begin anew within their processes
+            if not error.falls_back or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold what was too much
+        gc.collect()
 
 
 @contextmanager

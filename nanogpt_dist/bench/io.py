@@ -13,6 +13,7 @@ from nanogpt_dist.bench.clock import spread
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import memory_bytes, pick_dtype, synchronize
+from nanogpt_dist.distributed.check_memory import smallest_room
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.load_config import with_vocabulary
@@ -55,7 +56,7 @@ def bench_io(config: TrainConfig, world: World, folder: Path, rounds: int) -> Io
     Raises ConfigError, CannotCreateError, StorageError.
     """
     config = with_vocabulary(config)
-    layout = plan_layout(config, world, training_bytes(config))
+    layout = plan_layout(config, world, training_bytes(config), smallest_room(config, world))
     train_step = TrainStep(config, world, layout, pick_dtype(config.dtype, world.device))
     for parameter in train_step.model.parameters():
         parameter.grad = torch.zeros_like(parameter)

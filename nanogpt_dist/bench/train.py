@@ -18,6 +18,7 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Prefetcher
 from nanogpt_dist.data.documents import document_starts
 from nanogpt_dist.devices import dtype_name, memory_bytes, pick_dtype, synchronize
+from nanogpt_dist.distributed.check_memory import smallest_room
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
@@ -111,7 +112,7 @@ def bench_train(
     config = behind_ramps(config)
     dtype, layout = (
         pick_dtype(config.dtype, world.device),
-        plan_layout(config, world, training_bytes(config)),
+        plan_layout(config, world, training_bytes(config), smallest_room(config, world)),
     )
     warning = memory_warning(config, layout, world)
     if warning and world.is_rank0:

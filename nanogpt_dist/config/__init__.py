@@ -16,12 +16,13 @@ resolve.py           values and TOML files → TrainConfig, and back
 
 from nanogpt_dist.config.model_config import BEYOND_GPT2, ModelConfig
 from nanogpt_dist.config.resolve import read_toml, resolve, settings_where, to_run_toml, to_toml
-from nanogpt_dist.config.setting import ALIASES, PATH, OnResume, Scope, by_own_names, setting
+from nanogpt_dist.config.setting import ALIASES, AUTO, PATH, OnResume, Scope, by_own_names, setting
 from nanogpt_dist.config.train_config import ADDRESS, TrainConfig
 
 __all__ = [
     "ADDRESS",
     "ALIASES",
+    "AUTO",
     "BEYOND_GPT2",
     "PATH",
     "ModelConfig",

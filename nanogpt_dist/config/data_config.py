@@ -30,10 +30,19 @@ class DataConfig(Settings):
     batch_size: int = setting(
         12,
         "Data",
-        "Micro-batch: sequences in one forward pass of one rank; see join_micro_batches.",
+        "Micro-batch: sequences in one forward pass of one rank, see join_micro_batches; auto: the "
+        "largest that fits, see auto_batch_size.",
         ge=1,
         le=2**20,
         on_resume="refuse_global_batch",
+        scope="run",
+    )
+    auto_batch_size: bool = setting(
+        False,
+        "Data",
+        "What --batch-size auto turns on: choose the largest micro-batch that fits, and a smaller "
+        "one where memory ends in an attempt's first steps; the global batch stays.",
+        on_resume="ignore",
         scope="run",
     )
     gradient_accumulation_steps: int = setting(

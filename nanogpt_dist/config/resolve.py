@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nanogpt_dist.config.model_config import ModelConfig
-from nanogpt_dist.config.setting import ALIASES, OnResume, Scope, by_own_names
+from nanogpt_dist.config.setting import ALIASES, AUTO, OnResume, Scope, by_own_names
 from nanogpt_dist.config.train_config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
 
@@ -30,10 +30,14 @@ def resolve(
 ) -> TrainConfig:
     """A validated TrainConfig from a preset's or file's `values` with `overrides` on top.
 
-    name: of that preset or file. Raises ConfigError naming every wrong setting at once, an unknown
-    one with the nearest name, and where it stands, if it is none of `overrides`.
+    A number on top of an `auto` turns that off; `auto` on top of a number keeps it, for the global
+    batch. name: of that preset or file. Raises ConfigError naming every wrong setting at once, an
+    unknown one with the nearest name, and where it stands, if it is none of `overrides`.
     """
     mine, place = by_own_names(overrides or {}), f"{name}: " if name else ""
+    for number, switch in AUTO.items():
+        if number in mine:
+            mine.setdefault(switch, False)
     try:
         return TrainConfig(**{**by_own_names(values), **mine})
     except ValidationError as error:

@@ -8,6 +8,8 @@ from nanogpt_dist.errors import ConfigError
 
 # Another name that flags and TOML files may give a setting; files are written with its own.
 ALIASES = {"tie_embeddings": "tied_head"}
+# Settings that take the word `auto`, and the switch that it turns on. The number below stays.
+AUTO = {"batch_size": "auto_batch_size"}
 
 PATH = r"^[^\x00-\x1f]+$"  # a path that can stand in a TOML file and in a message
 
@@ -54,11 +56,15 @@ def setting(
 
 
 def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with each alias replaced by the setting's own name.
+    """`values` with each alias replaced by the setting's own name, and `auto` by its switch.
 
     Raises ConfigError where a setting stands under both names, with different values.
     """
     found = {name: value for name, value in values.items() if name not in ALIASES}
+    for name, switch in AUTO.items():
+        if found.get(name) == "auto":
+            del found[name]
+            found[switch] = True
     for alias in ALIASES.keys() & values.keys():
         name, value = ALIASES[alias], values[alias]
         if found.setdefault(name, value) != value:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from nanogpt_dist.devices import free_memory_bytes, total_memory_bytes
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.devices import free_memory_bytes, room_bytes, total_memory_bytes
 from nanogpt_dist.distributed.layout import Layout, Memory, Site, choose_layout, peak
 from nanogpt_dist.distributed.memory import count_parameters
 from nanogpt_dist.distributed.world import World
@@ -14,10 +15,23 @@ TIGHT = 0.8  # of a CPU's free memory for weights, gradients and state: hardly e
 MOST_GPUS = 1024  # up to which a number of them that would do is looked for
 
 
-def memory_of(device: torch.device, world: World) -> Memory:
-    """What `device` has now."""
+def memory_of(device: torch.device, world: World, room: int | None = None) -> Memory:
+    """What `device` has now; room: as smallest_room() has found it."""
     ranks = 1 if device.type == "cuda" else world.local_size
-    return Memory(total_memory_bytes(device), free_memory_bytes(device), ranks, device.type)
+    total, free = total_memory_bytes(device), free_memory_bytes(device)
+    return Memory(total, free, ranks, device.type, room)
+
+
+def smallest_room(config: TrainConfig, world: World) -> int | None:
+    """Bytes that each rank may still take of its device's memory; all ranks together.
+
+    None where it is unknown, and where nothing is chosen by it: without auto_batch_size.
+    """
+    if not config.auto_batch_size:
+        return None
+    room = room_bytes(world.device, world.local_size)
+    rooms = world.gather_ints(-1 if room is None else room)
+    return None if min(rooms) < 0 else min(rooms)
 
 
 def check_memory(site: Site, layout: Layout, host: Memory) -> str | None:
@@ -98,6 +112,17 @@ def advice(site: Site, layout: Layout) -> str:
     best = choose_layout(open_site)
     if open_site.fits(best):
         return f"type {flags_for(site, best)}"
+    return _beyond(site, open_site)
+
+
+def takes_more(site: Site) -> str:
+    """What to do where not even the smallest of all layouts fits."""
+    if site.memory.on_cpu:
+        return "take a smaller model, or a shorter --block-size"
+    return _beyond(site, site)
+
+
+def _beyond(site: Site, open_site: Site) -> str:
     offloaded = _changed(open_site, strategy="fsdp", cpu_offload=True)
     if not site.config.cpu_offload and offloaded.fits(choose_layout(offloaded)):
         offload = "type --strategy fsdp --cpu-offload"

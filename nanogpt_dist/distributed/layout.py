@@ -1,7 +1,8 @@
 """How a training is laid out: strategy, activation checkpointing, micro-batch, as memory allows.
 
 choose_layout() is a function of settings, the memory of one device, and the number of ranks: what
-is on `auto` it takes as fast as it fits, and what is given it takes as given.
+is on `auto` it takes as fast as it fits, and what is given it takes as given. next_layout() is what
+to try where that was too much.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ MOST_TOKENS = 65_536
 # 132 of them), and fsdp's gathering of 4 bytes a parameter no longer hides behind 6 operations a
 # token and parameter. Where not even that many fit, half as many are tried, and so on.
 ENOUGH_TOKENS = (4096, 2048, 1024, 0)
+# The same on a CPU, which few tokens keep busy.
+ENOUGH_ON_CPU = (512, 256, 0)
+# What auto_batch_size leaves on a CPU: for what the process takes beside the tensors (threads'
+# stacks and malloc's arenas, torch's own modules, buffers of files and of gloo), and of them for
+# what malloc cannot give out again, in pieces.
+CPU_ALLOWANCE_BYTES, CPU_SLACK = 300_000_000, 0.1
 # The fastest first. Selective checkpointing computes no product again; fsdp moves what ddp does
 # not, mostly while the GPU is at work; full checkpointing is another forward pass, a third more.
 BY_SPEED = (
@@ -33,6 +40,7 @@ BY_SPEED = (
     ("whole", "full"),
     ("fsdp", "full"),
 )
+MODES = ("none", "selective", "full")  # of activation checkpointing, what saves more behind
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,15 @@ def is_compiled(config: TrainConfig, device: str) -> bool:
 class Memory:
     """The memory of one device: bytes in all, bytes that nobody uses (None: unknown).
 
-    ranks: that share it: all of a machine share the CPU's, a GPU has one.
+    ranks: that share it: all of a machine share the CPU's, a GPU has one. room: bytes that each of
+    them may still take, by which auto_batch_size chooses; None: unknown.
     """
 
     total: int
     free: int | None
     ranks: int
     device: str  # cpu, cuda, mps
+    room: int | None = None
 
     @property
     def on_cpu(self) -> bool:
@@ -125,28 +135,77 @@ class Site:
         """Whether each rank has room for all that `layout` is expected to take.
 
         On a CPU, whose micro-batches are as large as they are given, for weights, gradients and
-        optimizer state in a share of it.
+        optimizer state in a share of it; with auto_batch_size for all, of what is free now.
         """
-        if not self.memory.on_cpu:
-            return peak(layout) <= self.memory.total
+        memory, room = self.memory, self.memory.room
+        if not memory.on_cpu:
+            within = room is None or self.takes(layout) <= room
+            return within and peak(layout) <= memory.total
+        if self.config.auto_batch_size:
+            room = memory.total // memory.ranks if room is None else room
+            return self.takes(layout) <= room
         states = int(self.training_bytes * count_parameters(self.config).total // layout.shard)
         return states <= CPU_SHARE * self.memory.total / self.memory.ranks
+
+    def takes(self, layout: Layout) -> int:
+        """Bytes that a rank is expected to take of what is free now, at most."""
+        if self.memory.on_cpu:
+            return int((1 + CPU_SLACK) * peak(layout)) + CPU_ALLOWANCE_BYTES
+        assert layout.usage is not None
+        return peak(layout) - layout.usage.allowance  # what CUDA takes is not free by now
 
 
 def choose_layout(site: Site) -> Layout:
     """The fastest Layout that fits, of those that the settings allow.
 
-    By the memory in all, not by what is free, so that a resume on the same device chooses the same.
-    Where nothing fits, the Layout that takes least: its usage says how much.
+    By the memory in all, not by what is free, so that a resume on the same device chooses the same;
+    with auto_batch_size, whose choice a run remembers, by what is free. Where nothing fits, the
+    Layout that takes least: its usage says how much.
     """
     layouts = [site.with_usage(layout) for layout in _allowed(site)]
     most = max(layout.batch_size for layout in layouts)
-    for tokens in ENOUGH_TOKENS:
+    for tokens in ENOUGH_ON_CPU if site.memory.on_cpu else ENOUGH_TOKENS:
         enough = min(most, -(-tokens // site.config.block_size))
         for layout in layouts:
             if layout.batch_size >= enough and site.fits(layout):
                 return layout
     return min(layouts, key=peak)
+
+
+def next_layout(site: Site, failed: Layout) -> Layout | None:
+    """What to try where `failed` has run out of memory; None: there is nothing smaller.
+
+    A smaller micro-batch; where there is none, more activation checkpointing; then fsdp.
+    """
+    failed = site.with_usage(failed)
+    smaller = [
+        layout
+        for layout in map(site.with_usage, _allowed(site))
+        if _saving(layout) > _saving(failed) and peak(layout) < peak(failed)
+    ]
+    return min(smaller, key=_saving, default=None)
+
+
+def next_larger(site: Site, layout: Layout) -> Layout | None:
+    """`layout` with the next larger micro-batch that the settings allow; None: there is none."""
+    larger = [
+        site.with_usage(one)
+        for one in _allowed(site)
+        if replace(one, batch_size=layout.batch_size) == replace(layout, usage=None)
+        and one.batch_size > layout.batch_size
+    ]
+    return min(larger, key=lambda one: one.batch_size, default=None)
+
+
+def _saving(layout: Layout) -> tuple[bool, int, int]:
+    """By which next_layout() orders: what saves more is greater."""
+    mode = MODES.index(layout.activation_checkpointing)
+    return layout.strategy == "fsdp", mode, -layout.batch_size
+
+
+def is_allowed(site: Site, layout: Layout) -> bool:
+    """Whether the settings leave `layout` open."""
+    return any(replace(one, usage=None) == replace(layout, usage=None) for one in _allowed(site))
 
 
 def peak(layout: Layout) -> int:
@@ -158,9 +217,10 @@ def peak(layout: Layout) -> int:
 def _allowed(site: Site) -> Iterator[Layout]:
     """What the settings leave open, the fastest first; of these the larger micro-batch first."""
     config = site.config
-    modes = {config.activation_checkpointing}
+    modes: set[str] = {config.activation_checkpointing}
     if modes == {"auto"}:
-        modes = {"none"} if site.memory.on_cpu else {"none", "selective", "full"}
+        on_cpu = site.memory.on_cpu and not config.auto_batch_size
+        modes = {"none"} if on_cpu else set(MODES)
     for kind, mode in BY_SPEED:
         strategy = _strategy(config, site.ranks, kind)
         if strategy is not None and mode in modes:
@@ -194,14 +254,18 @@ def asks_for_fsdp(config: TrainConfig) -> bool:
 def _batch_sizes(site: Site) -> list[int]:
     """Sequences of a micro-batch, the largest first: divisors of what a rank has in a step.
 
-    Where micro-batches are joined, a GPU may have any of them up to MOST_TOKENS; otherwise there is
-    one, the largest that is allowed.
+    Where micro-batches are joined, a GPU may have any of them up to MOST_TOKENS, and with
+    auto_batch_size a CPU up to kernels.ENOUGH_TOKENS, or batch_size where that is more; otherwise
+    there is one, the largest that is allowed.
     """
     config, memory = site.config, site.memory
-    at_most, join = config.batch_size, config.join_micro_batches
+    auto = config.auto_batch_size
+    at_most, join = config.batch_size, config.join_micro_batches or auto
     if join and not memory.on_cpu:
         at_most = max(at_most, MOST_TOKENS // config.block_size)
+    elif auto:
+        at_most = max(at_most, kernels.ENOUGH_TOKENS // config.block_size)
     elif join and kernels.uses_cpu_kernels(config, torch.device(memory.device), site.dtype):
         at_most = kernels.joined_batch_size(config, memory.ranks, memory.total)
     sizes = [n for n in range(min(at_most, site.share), 0, -1) if site.share % n == 0]
-    return sizes if join and not memory.on_cpu else sizes[:1]
+    return sizes if auto or (join and not memory.on_cpu) else sizes[:1]

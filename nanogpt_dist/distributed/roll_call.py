@@ -16,13 +16,14 @@ import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 import torch.distributed as dist
 
 from nanogpt_dist.errors import (
     INTERRUPTED,
     NanogptError,
+    OutOfMemoryError,
     StorageError,
     StuckError,
     clipped,
@@ -31,13 +32,27 @@ from nanogpt_dist.errors import (
     is_lost_peer,
     one_line,
 )
-from nanogpt_dist.gpu_errors import nccl_said
+from nanogpt_dist.gpu_errors import is_out_of_memory, nccl_said
 
 NOTES_S = 2.0  # within which survivors have noticed that a rank is gone, once one has
 STORE_S = 3.0  # for an answer of the store
+STORE_GOES_S = 40.0  # within which all ranks have left a store that one of them keeps
 ROLL_CALL_S = 8.0  # for all of it
 DEAD = ("", "Z", "X")  # states of a process, as _state() tells them
 STOPPED = ("T", "t")
+
+
+class Note(NamedTuple):
+    """Why a rank leaves: exit code, reason, and whether for lack of memory.
+
+    falls_back: of memory, so that all of them are to try with less.
+    """
+
+    code: int
+    reason: str
+    of_memory: bool
+    falls_back: bool
+
 
 Member = tuple[str, str, int]  # a rank's host, its place as _place() tells it, its process id
 
@@ -91,6 +106,23 @@ class RollCall:
             with contextlib.suppress(RuntimeError):  # whoever keeps the store may have left
                 self._store.set(f"done/{self.rank}", "")
 
+    def wait_for_store_to_go(self) -> None:
+        """Return once a store that rank 0 keeps is gone, so that the ranks can meet at another.
+
+        Rank 0 waits until the others have learnt why it goes.
+        """
+        if self.size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return
+        assert self._store is not None
+        deadline = time.monotonic() + STORE_GOES_S
+        left = [f"left/{rank}" for rank in range(self.size)]
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < deadline:
+                if self._store.check(left) and self.rank == 0:
+                    time.sleep(NOTES_S)  # others may be at their roll call
+                    return
+                time.sleep(0.1)
+
     def _nobody_answers(self, error: BaseException) -> BaseException:
         if not is_lost_peer(error):
             return error
@@ -112,10 +144,12 @@ class RollCall:
         try:
             self._store.set_timeout(timedelta(seconds=STORE_S))
             code, reason = explain(error)
-            note = None if lost else [int(code), one_line(reason)]
+            note = None if lost else Note(int(code), one_line(reason), *_of_memory(error))
             self._store.set(f"left/{self.rank}", json.dumps(note))
             self._store.set("leaving", "")
             if not lost:
+                if isinstance(error, OutOfMemoryError):  # several may be short of it at once
+                    error.quiet = self._store.add("out of memory", 1) > 1
                 return error
             self._show(error)
             notes = self._notes()
@@ -123,8 +157,10 @@ class RollCall:
         except (RuntimeError, ValueError):  # the store is gone
             return self._nobody_answers(error)
         named = self._name(error, notes, members)
-        named.quiet = self._is_blamed() or self.rank != min(
-            rank for rank, note in notes.items() if note is None
+        named.quiet = (
+            isinstance(named, OutOfMemoryError)  # whoever is short of it says so
+            or self._is_blamed()
+            or self.rank != min(rank for rank, note in notes.items() if note is None)
         )
         if not named.quiet:
             self._blame({rank: one for rank, one in members.items() if rank not in notes})
@@ -132,31 +168,31 @@ class RollCall:
             time.sleep(NOTES_S)  # the store is this process's, and others may be at their roll call
         return named
 
-    def _notes(self) -> dict[int, Any]:
-        """The notes of those that left so far.
-
-        Exit code and reason, or None from whoever has lost another.
-        """
+    def _notes(self) -> dict[int, Note | None]:
+        """The notes of those that left so far; None from whoever has lost another."""
         assert self._store is not None
         deadline = time.monotonic() + NOTES_S
         there: list[int] = []
         while len(there) < self.size and time.monotonic() < deadline:
             time.sleep(0.05)
             there = [rank for rank in range(self.size) if self._store.check([f"left/{rank}"])]
-        return {rank: json.loads(self._store.get(f"left/{rank}")) for rank in there}
+        told = {rank: json.loads(self._store.get(f"left/{rank}")) for rank in there}
+        return {rank: note and Note(*note) for rank, note in told.items()}
 
     def _name(
         self,
         error: BaseException,
-        notes: dict[int, Any],
+        notes: dict[int, Note | None],
         members: dict[int, Member],
     ) -> NanogptError:
         missing = [rank for rank in range(self.size) if rank not in notes]
         gone = [rank for rank in missing if _is_gone(*members[rank])]
         reasons = {rank: note for rank, note in notes.items() if note is not None}
         if reasons and not gone:  # others, alive and well, may not have heard of it yet
-            rank, (code, reason) = next(iter(reasons.items()))
+            rank, (code, reason, of_memory, falls_back) = next(iter(reasons.items()))
             message = f"rank {rank} failed{self._at()}: {reason}"
+            if of_memory:
+                return OutOfMemoryError(reason, falls_back)
             return StorageError(message) if code == INTERRUPTED else error_of(code, message)
         # A death breaks the connections of some ranks first: others may still wait for these.
         missing = gone or missing
@@ -197,6 +233,13 @@ class RollCall:
                 os.kill(pid, signal.SIGCONT)
         if woken:
             time.sleep(0.5)
+
+
+def _of_memory(error: BaseException) -> tuple[bool, bool]:
+    """Whether `error` is for lack of memory, and whether all ranks are to try with less."""
+    if isinstance(error, OutOfMemoryError):
+        return True, error.falls_back
+    return is_out_of_memory(error), False
 
 
 def members_of(store: "dist.Store", size: int) -> dict[int, Member]:

@@ -29,11 +29,16 @@ from nanogpt_dist.model.initial_weights import init_weight
 from nanogpt_dist.model.kernels import training_kernels
 
 
-def plan_layout(config: TrainConfig, world: World, training_bytes: float) -> Layout:
+def plan_layout(
+    config: TrainConfig,
+    world: World,
+    training_bytes: float,
+    room: int | None = None,
+) -> Layout:
     """The Layout that config asks for, or the fastest that fits where it leaves that open.
 
-    training_bytes: of a parameter's weight, gradient and optimizer state. Raises ConfigError where
-    the settings do not fit the ranks.
+    training_bytes: of a parameter's weight, gradient and optimizer state. room: smallest_room().
+    Raises ConfigError where the settings do not fit the ranks.
     """
     if config.strategy == "single" and world.size > 1:
         raise ConfigError(
@@ -49,12 +54,17 @@ def plan_layout(config: TrainConfig, world: World, training_bytes: float) -> Lay
                 )
     if config.mesh is not None:
         _check_mesh(config.mesh, world.size)
-    return choose_layout(site_of(config, world, training_bytes))
+    return choose_layout(site_of(config, world, training_bytes, room))
 
 
-def site_of(config: TrainConfig, world: World, training_bytes: float) -> Site:
+def site_of(
+    config: TrainConfig,
+    world: World,
+    training_bytes: float,
+    room: int | None = None,
+) -> Site:
     """What a Layout of `config` on these ranks is chosen by."""
-    memory = memory_of(world.device, world)
+    memory = memory_of(world.device, world, room)
     dtype = pick_dtype(config.dtype, world.device)
     return Site(config, memory, world.size, dtype, training_bytes)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 import torch
 import torch.distributed as dist
 
+from nanogpt_dist import start_again
 from nanogpt_dist.devices import pick_device, use_expandable_segments
 from nanogpt_dist.distributed.process_group import (
     abandon,
@@ -31,6 +32,7 @@ from nanogpt_dist.errors import (
     CannotCreateError,
     ConfigError,
     NanogptError,
+    OutOfMemoryError,
     StorageError,
     error_of,
     one_line,
@@ -309,6 +311,8 @@ def connect(
             watchdog.done()
     except BaseException as error:
         named = watchdog.leave(error)
+        if isinstance(named, OutOfMemoryError) and named.falls_back:
+            watchdog.wait_for_store_to_go()
         if exit_with is None:
             abandon(device)
         raise named from error.__cause__
@@ -328,7 +332,8 @@ def _store(size: int, timeout: timedelta) -> tuple[dist.Store, int, int]:
     # count of restarts.
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "True") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
-    return dist.PrefixStore(f"attempt/{attempt}", store), rank, size
+    # processes that start themselves again do so together
+    return dist.PrefixStore(f"attempt/{attempt}/{start_again.times()}", store), rank, size
 
 
 def _not_met(reason: str, timeout: timedelta) -> NanogptError:

@@ -16,6 +16,7 @@ from nanogpt_dist.training.build import build
 from nanogpt_dist.training.groups import lower_rates
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun, open_run
+from nanogpt_dist.training.out_of_memory import OutOfMemory
 from nanogpt_dist.training.pending import PendingResults
 from nanogpt_dist.training.plan import Plan, make_plan
 from nanogpt_dist.training.progress import Progress
@@ -83,7 +84,8 @@ def train(
     if world.size > 1:
         stop.defer()  # a rank that left by itself would take the others for lost
     plan = make_plan(config, world)
-    with open_run(plan.config, world) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(open_run(plan.config, world))
         make_ready(folder, branch_from, plan.config)
         start = find_start(folder, plan, fresh, console)
         state = start.state if start else TrainState()
@@ -94,14 +96,19 @@ def train(
                 "by --max-iters"
             )
             return _finish(folder, console, _result(state, config, start.path, None))
-        train_step = build(plan, start, world, console)
+        if plan.why is not None:
+            console.line(plan.why)
+        memory = OutOfMemory(plan.config, plan.layout, world, console, state)
+        stack.enter_context(memory.remembered(folder))
+        with memory.explained():
+            train_step = build(plan, start, world, console)
         saver = Saver(folder, train_step, plan.data, console, start.path if start else None)
         best = state.best_step
         if start and (note := forget_other_best(start, state, plan.evaluator)):
             console.line(f"note: {note}")
             saver.keep(best)  # not lost for that
         summary = Summary(folder.path, train_step, plan.batches, start.path if start else None)
-        return _run(plan, summary, saver, state, stop)
+        return _run(plan, summary, saver, state, stop, memory)
 
 
 def _run(
@@ -110,6 +117,7 @@ def _run(
     saver: Saver,
     state: TrainState,
     stop: StopRequest,
+    memory: OutOfMemory,
 ) -> Result:
     """Watch, log and prefetch while loop() goes on."""
     config, folder, console = plan.config, saver.run, saver.console
@@ -131,6 +139,10 @@ def _run(
         stack.enter_context(saver.ending())
         # once more: what is closed on the way out may wait for the device
         stack.enter_context(folder.noting_failure())
+        begun = saver.newest
+        stack.enter_context(
+            memory.explained(lambda: saver.newest != begun or saver.writing is not None)
+        )
         last = loop(
             Run(
                 config=config,

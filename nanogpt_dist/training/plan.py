@@ -12,17 +12,19 @@ from nanogpt_dist.data.batches import Batches, DocumentStarts, Ids, Order
 from nanogpt_dist.data.documents import document_starts
 from nanogpt_dist.devices import pick_dtype
 from nanogpt_dist.distributed.layout import Layout
-from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.evaluation.loss import Evaluator, spread
 from nanogpt_dist.load_config import rows_for
-from nanogpt_dist.training.optim import training_bytes
+from nanogpt_dist.training.auto_layout import choose, look_up
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it is built. config: with vocab_size and eot_id filled in from the data."""
+    """A run before it is built. config: with vocab_size and eot_id filled in from the data.
+
+    why: by what the layout was chosen, in a line, where auto_batch_size chooses it.
+    """
 
     config: TrainConfig
     data: DataFolder
@@ -30,22 +32,24 @@ class Plan:
     layout: Layout
     batches: Batches
     evaluator: Evaluator
+    why: str | None = None
 
 
 def make_plan(config: TrainConfig, world: World) -> Plan:
     """The Plan of `config` on these ranks. Raises ConfigError, BadDataError, on all of them."""
+    known = look_up(config, world)
     with world.raise_on_all_ranks():
         data = DataFolder.open(Path(config.dataset))
         config = fit_to_data(config, data)
         dtype = pick_dtype(config.dtype, world.device)
-        layout = plan_layout(config, world, training_bytes(config))
+        layout, why = choose(config, world, known)
         batches, evaluator = read_plan(config, data, world, layout, layout.autocast_dtype(dtype))
     differing = set(settings_where(scope="machine"))
     shared = {name: str(value) for name, value in config.model_dump(exclude=differing).items()}
     world.raise_if_ranks_differ(
         version=__version__, torch=torch.__version__, dataset=data.dataset_id, **shared
     )
-    return Plan(config, data, dtype, layout, batches, evaluator)
+    return Plan(config, data, dtype, layout, batches, evaluator, why)
 
 
 def fit_to_data(config: TrainConfig, data: DataFolder) -> TrainConfig:
@@ -83,8 +87,9 @@ def read_plan(
     aligned = document_starts(data) if config.align_documents else None
     batches = plan_batches(config, data.split("train"), data.dataset_id, world, layout, aligned)
     windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
-    on_gpu = world.device.type == "cuda"  # where a smaller micro-batch says that memory is short
-    at_once = min(config.batch_size, layout.batch_size) if on_gpu else config.batch_size
+    # where a smaller micro-batch says that memory is short
+    by_memory = world.device.type == "cuda" or config.auto_batch_size
+    at_once = min(config.batch_size, layout.batch_size) if by_memory else config.batch_size
     return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, at_once, dtype)
 
 

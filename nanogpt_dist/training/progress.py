@@ -14,6 +14,7 @@ from nanogpt_dist.evaluation.loss import Evaluation
 from nanogpt_dist.generation.sampling import Sample
 from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.training.auto_layout import to_remember
 from nanogpt_dist.training.metrics import Console, Recorder, duration
 from nanogpt_dist.training.step import StepResult, TrainStep
 from nanogpt_dist.transfers import Moment
@@ -35,6 +36,7 @@ class Progress:
     ) -> None:
         config, world = train_step.config, train_step.world
         self.config, self.world, self.console = config, world, console
+        self.layout = train_step.layout
         self.first_step = state.step
         # val loss, in nats/token
         self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss
@@ -49,7 +51,9 @@ class Progress:
 
     def _open(self, run: Path, state: TrainState) -> Recorder:
         run_folder.write_run_json(
-            run, self.world.size, torch.get_num_threads(), torch=torch.__version__
+            *(run, self.world.size, torch.get_num_threads()),
+            torch=torch.__version__,
+            **to_remember(self.config, self.layout, self.world),
         )
         storage.write_atomic(run / "config.toml", to_run_toml(self.config).encode())
         newest = storage.step_name(state.step) if state.step else None
