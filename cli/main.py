@@ -26,6 +26,7 @@ from cli.options import (
     refuse_nanogpts,
     with_paths,
 )
+from cli.plan import plan
 from cli.prepare import prepare
 from cli.quickstart import quickstart
 from cli.sample import sample
@@ -154,6 +155,13 @@ app.add_typer(
     help="What a run has saved: list, verify, prune, pin, consolidate.",
 )
 
+command(
+    app,
+    "plan",
+    "nanogpt plan gpt2-1558m --gpus 32 --device h100-80gb",
+    "nanogpt plan --hours 24 --gpus 8 --device a100-80gb --price-per-hour 2",
+    rich_help_panel=MACHINES,
+)(plan)
 command(
     app,
     "launch",

@@ -57,20 +57,22 @@ def takes_settings(
     panel: str | None = None,
     groups: Collection[str] = (),
     with_defaults: bool = False,
+    without: Collection[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag for each setting of `model`, with its type and help.
 
     panel: overrides their groups in --help.
 
-    groups: of which settings; none given: of all. with_defaults: flags have the settings' defaults
-    and bounds; else those of a preset may stand below them, and the model holds the bounds.
+    groups: of which settings; none given: of all. without: settings that are left out.
+    with_defaults: flags have the settings' defaults and bounds; else those of a preset may stand
+    below them, and the model holds the bounds.
 
     The command's parameter `settings` receives {name: value} of those that are not None.
     """
 
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if not groups or _group(field) in groups:
+        if name not in without and (not groups or _group(field) in groups):
             for alias in (alias for alias, own in ALIASES.items() if own == name):
                 older = f"Older name of --{alias.replace('_', '-')}."
                 fields[alias], field = field, copy.copy(field)

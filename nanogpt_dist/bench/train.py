@@ -22,17 +22,20 @@ from nanogpt_dist.distributed.check_memory import smallest_room
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import plan_layout
 from nanogpt_dist.distributed.world import World
+from nanogpt_dist.evaluation.loss import Evaluator
+from nanogpt_dist.evaluation.loss import spread as spread_windows
 from nanogpt_dist.load_config import with_vocabulary
 from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.training.build import memory_warning
 from nanogpt_dist.training.optim import training_bytes
-from nanogpt_dist.training.plan import fit_to_data, plan_batches
+from nanogpt_dist.training.plan import evaluated_at_once, fit_to_data, plan_batches
 from nanogpt_dist.training.step import StepResult, TrainStep
 from nanogpt_dist.transfers import Moment, Staged, stager
 
 WARM_UP = 2  # steps that do not count: kernels are chosen, memory is got, the model is compiled
 AT_LEAST = 3  # steps that do
 WINDOWS = 1024  # of random ids
+EVALUATED = 3  # batches of each rank, with the speed of an evaluation
 TIMED_STEPS = 2  # further steps, with a clock at each phase
 COMMUNICATION = "communication"  # goes on beside the other phases
 
@@ -51,6 +54,7 @@ class TrainSpeed:
 
     peak_tflops, memory_bytes: of one rank. phases: milliseconds of each in one of TIMED_STEPS more
     steps, which add up to that step; communication is under way beside forward and backward.
+    evaluation_tokens_per_second: of all ranks, as a training evaluates, on random ids.
     first_step_seconds: in which the model is compiled. recompiled: graphs that torch.compile has
     made after the first steps. trace: its file; None: not asked for.
     """
@@ -64,6 +68,7 @@ class TrainSpeed:
     peak_tflops: float
     memory_bytes: int
     phases: dict[str, float]
+    evaluation_tokens_per_second: float
     first_step_seconds: float
     recompiled: int
     parameters: int
@@ -127,6 +132,7 @@ def bench_train(
         first_step_seconds = time.perf_counter() - begun
         took, recompiled = _time(train_step, prefetcher, duration)
         memory = memory_bytes(world.device)
+        evaluation_speed = _evaluation_speed(train_step)
         phases, written = _time_phases(train_step, prefetcher, WARM_UP + len(took), trace)
     median, least, greatest = spread(took)
     batch_tokens = config.ramp.at(0).tokens
@@ -141,6 +147,7 @@ def bench_train(
         peak_tflops=peak,
         memory_bytes=memory,
         phases=phases,
+        evaluation_tokens_per_second=evaluation_speed,
         first_step_seconds=first_step_seconds,
         recompiled=recompiled,
         parameters=train_step.model.num_params(),
@@ -228,6 +235,27 @@ def _time_phases(
     with world.raise_on_all_ranks():
         written = write_trace(profile, trace, f"{platform.node()}-rank{world.rank}")
     return each, written
+
+
+def _evaluation_speed(train_step: TrainStep) -> float:
+    """Tokens per second of an evaluation, over all ranks, after batches that do not count."""
+    config, world, layout = train_step.config, train_step.world, train_step.layout
+    assert config.vocab_size is not None
+    ids = RandomIds(WINDOWS * config.block_size + 1, config.vocab_size)
+    at_once = evaluated_at_once(config, world, layout)
+    dtype = layout.autocast_dtype(train_step.dtype)
+    lengths = np.ones(config.vocab_size, dtype=np.int64)
+
+    def seconds_of(batches: int) -> tuple[float, int]:
+        windows = spread_windows(ids.tokens, config.block_size, batches * world.size * at_once)
+        begun = time.perf_counter()
+        found = train_step.evaluate(Evaluator(ids, windows, lengths, world, at_once, dtype))
+        synchronize(world.device)
+        return time.perf_counter() - begun, found.tokens
+
+    seconds_of(1)
+    seconds, tokens = seconds_of(EVALUATED)
+    return tokens / seconds
 
 
 def _batches(

@@ -98,6 +98,7 @@ ROWS = {
 SHORT = {"h100": "h100-80gb", "a100": "a100-80gb", "v100": "v100-16gb", "4090": "rtx-4090"}
 SHORT |= {"3090": "rtx-3090", "5090": "rtx-5090", "h100-sxm": "h100-80gb", "a6000": "rtx-a6000"}
 HERE = ("auto", "cpu", "cuda", "mps")  # of this machine
+MEASURE_S = 0.1  # a product of a CPU's, over and over
 HOST_LINK = ("shared memory", 10.0)  # between ranks on one CPU: an order of magnitude
 
 
@@ -156,7 +157,7 @@ def _of_catalogue(name: str) -> Accelerator:
 
 
 def _here(asked: str, peak: float | None) -> Accelerator:
-    """This machine's device, with its own memory; peak: None: a CPU's is measured, for 0.3 s."""
+    """This machine's device, with its own memory; peak: None: a CPU's is measured."""
     device = pick_device(asked)
     memory = total_memory_bytes(device)
     if device.type == "cuda":
@@ -167,7 +168,7 @@ def _here(asked: str, peak: float | None) -> Accelerator:
     else:
         torch_name, link, source = device.type, HOST_LINK, "assumed"
     if peak is None:
-        peak = peaks.peak_tflops(device, pick_dtype("auto", device))
+        peak = peaks.peak_tflops(device, pick_dtype("auto", device), MEASURE_S)
     return Accelerator(
         name=device.type,
         torch_name=torch_name,

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from nanogpt_dist.data import Split
-from nanogpt_dist.data.batches import Positions, read_windows
+from nanogpt_dist.data.batches import Ids, Positions, read_windows
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError
@@ -70,7 +69,7 @@ class Evaluator:
     forward pass.
     """
 
-    split: Split
+    split: Ids
     windows: Windows
     byte_lengths: NDArray[np.int64]
     world: World

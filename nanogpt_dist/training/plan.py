@@ -87,10 +87,15 @@ def read_plan(
     aligned = document_starts(data) if config.align_documents else None
     batches = plan_batches(config, data.split("train"), data.dataset_id, world, layout, aligned)
     windows = spread(val.tokens, config.block_size, config.eval_iters * config.batch_size)
+    at_once, lengths = evaluated_at_once(config, world, layout), data.tokenizer.byte_lengths()
+    return batches, Evaluator(val, windows, lengths, world, at_once, dtype)
+
+
+def evaluated_at_once(config: TrainConfig, world: World, layout: Layout) -> int:
+    """Windows in one forward pass of an evaluation."""
     # where a smaller micro-batch says that memory is short
     by_memory = world.device.type == "cuda" or config.auto_batch_size
-    at_once = min(config.batch_size, layout.batch_size) if by_memory else config.batch_size
-    return batches, Evaluator(val, windows, data.tokenizer.byte_lengths(), world, at_once, dtype)
+    return min(config.batch_size, layout.batch_size) if by_memory else config.batch_size
 
 
 def plan_batches(

@@ -23,7 +23,7 @@ NOT_HERE = {
     "a network": r"openwebtext|c4-en|fineweb|tinystories|TinyStories|--init-from|hf gpt2|finetune"
     r"|eval-gpt2|prepare shakespeare|hellaswag|lambada",
     "GPUs, or hours": r"^torchrun|^until|(train|ladder) gpt2|bench .*gpt2|bench data|out/gpt2-1558m"
-    r"|train shakespeare-char$|sweep recipes",
+    r"|train shakespeare-char$|sweep recipes|--bench bench.json",
     "nodes": r"(launch|sweep) .*--(nnodes|slurm|nproc-per-node 8)(?!.*--dry-run)",
     "another project's files": r"nanoGPT/(config|data)|import nanogpt",
 }

@@ -63,6 +63,8 @@ TYPED = {
     "nanogpt show data": "show data data/x --run out/a --step 1",
     "nanogpt show checkpoint": "show checkpoint out/a",
     "nanogpt doctor": "doctor",
+    "nanogpt plan": "plan gpt2-124m --gpus 8 --device h100-80gb",
+    "nanogpt plan --devices": "plan --devices",
     "nanogpt bench train": f"bench train {RUN} --updates 3",
     "nanogpt bench sample": f"bench sample quickstart {MODEL} --prompt-tokens 4 --max-new-tokens 4",
     "nanogpt bench data": "bench data quickstart --batch-size 2 --megabytes 1 --updates 3",

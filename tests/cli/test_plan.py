@@ -1,0 +1,219 @@
+"""`nanogpt plan`: its lines can be typed, its figures are those of show params and of training."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.errors import MAX_LINE, NanogptError
+from nanogpt_dist.presets import PRESETS
+from tests.conftest import TINY, Run
+from tests.test_readme import understand
+
+H100 = ("--device", "h100-80gb")
+
+
+def planned(*words: object) -> dict[str, object]:
+    """What `nanogpt plan WORDS --json` prints."""
+    return json.loads(printed(*words, "--json"))
+
+
+def printed(*words: object) -> str:
+    done = CliRunner().invoke(app, ["plan", *map(str, words)])
+    if isinstance(done.exception, NanogptError):
+        raise done.exception
+    assert done.exit_code == 0, done.output + str(done.exception)
+    return done.stdout
+
+
+def next_line(text: str) -> list[str]:
+    """What stands behind `nanogpt` in the line to type."""
+    [line] = re.findall(r"(?m)^Next: nanogpt (.*)$", text)
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if not PRESETS[name].get("init_from")])
+def test_show_params_and_plan_agree(preset: str) -> None:
+    shown = CliRunner().invoke(app, ["show", "params", preset, "--json"])
+    counted, found = json.loads(shown.stdout), planned(preset, *H100)
+    assert found["parameters"] == counted["total"]
+    whole = [way["parts"] for way in found["alternatives"] if way["strategy"] == "single"]
+    fp32, state = counted["fp32_bytes"], counted["training_bytes"] - 2 * counted["fp32_bytes"]
+    assert {parts["weights"] for parts in whole} == {fp32}
+    assert {parts["moments"] for parts in whole} == {state}
+
+
+def test_bare_it_plans_the_default_preset_on_this_machine() -> None:
+    text = printed("--peak", 1)
+    assert "gpt2-124m: 124,373,760 parameters" in text
+    assert next_line(text)[:2] == ["train", "gpt2-124m"]
+    for name in ("steps", "FLOPs", "step", "checkpoints", "time", "cost", "optimum"):
+        assert re.search(rf"(?m)^{name} ", text), name
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 32])
+@pytest.mark.parametrize("preset", ["gpt2-124m", "gpt2-1558m", "modern-350m"])
+def test_the_line_of_every_size_is_understood(preset: str, gpus: int) -> None:
+    text = printed(preset, *H100, "--gpus", gpus, "--seed", 7)
+    words = next_line(text)
+    understand(words)
+    assert words[-2:] == ["--seed", "7"]
+    assert ("launch" in words) == (gpus > 1)
+    if gpus == 32:
+        assert words[:4] == ["launch", "--slurm", "--nnodes", "4"]
+        job = ["launch", "--dry-run", *words[1:]]
+        done = CliRunner().invoke(app, job)
+        assert done.exit_code == 0
+        assert "#SBATCH --nodes=4" in done.stdout
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_it_says_to_type_trains(
+    ranks: int,
+    corpus: Path,
+    nanogpt: Run,
+    tmp_path: Path,
+) -> None:
+    """Literally: with the same steps, tokens and parameters as planned."""
+    settings = [*TINY, "--dataset", corpus, "--max-iters", 3, "--out-dir", tmp_path / "run"]
+    place = ["--gpus", ranks, "--device", "cpu", "--peak", 1]
+    settings = without("--device", settings)
+    found = planned("quickstart", *settings, *place)
+    [_, *words] = shlex.split(str(found["command"]))
+    done = json.loads(nanogpt(*words, "--json").stdout.splitlines()[-1])
+    assert (done["step"], done["tokens"]) == (found["steps"], found["tokens"])
+    assert found["fits"]
+    saved = sum(f.stat().st_size for f in (tmp_path / "run/checkpoints").rglob("*.safetensors"))
+    checkpoints = len(list((tmp_path / "run/checkpoints").glob("step-*")))
+    assert checkpoints == found["checkpoints"]["count"]  # type: ignore[index]
+    size = found["checkpoints"]["bytes"]  # type: ignore[index]
+    assert saved / checkpoints == pytest.approx(size, rel=0.05)
+
+
+def without(flag: str, words: list[object]) -> list[object]:
+    """`words` without a flag and its value."""
+    at = words.index(flag)
+    return words[:at] + words[at + 2 :]
+
+
+def test_settings_that_do_not_fit_get_those_that_do(nanogpt: Run) -> None:
+    words = ("gpt2-1558m", *H100, "--activation-checkpointing", "none", "--strategy", "ddp")
+    whole = ("--no-join-micro-batches", "--batch-size", 60, "--gradient-accumulation-steps", 8)
+    found = planned(*words, *whole, "--gpus", 8)
+    assert found["best"]["flags"]  # type: ignore[index]
+    line = shlex.split(str(found["command"]))
+    understand(line[1:])
+    assert line.count("--activation-checkpointing") <= 1
+    assert line.count("--batch-size") == 1
+    # what it says to type fits as it stands
+    given = line[line.index("gpt2-1558m") + 1 :]
+    again = planned("gpt2-1558m", *given, *H100, "--gpus", 8)
+    assert again["fits"]
+    assert again["best"]["flags"] == ""  # type: ignore[index]
+    assert "As set it does not fit" in printed(*words, *whole, "--gpus", 8)
+
+
+def test_what_fits_nowhere_says_by_how_much_and_types_nothing() -> None:
+    words = ("gpt2-1558m", *H100, "--n-layer", 400, "--n-embd", 8000, "--n-head", 50)
+    found = planned(*words)
+    assert not found["fits"]
+    assert found["command"] is None
+    assert found["best"]["room_bytes"] < 0  # type: ignore[index]
+    text = printed(*words)
+    assert "Nothing fits;" in text
+    assert "GB are missing at least" in text
+    assert "Next:" not in text
+
+
+def test_every_strategy_and_checkpointing_stands_in_the_table() -> None:
+    text = printed("gpt2-1558m", *H100, "--gpus", 32)
+    for strategy in ("ddp", "fsdp", "hsdp 4x8"):
+        for mode in ("none", "selective", "full"):
+            assert re.search(rf"{strategy} +{mode} ", text)
+    assert text.count("→") == 1
+    assert len(printed("gpt2-1558m", *H100, "--gpus", 32, "--all").splitlines()) > len(
+        text.splitlines()
+    )
+
+
+@pytest.mark.parametrize("asked", [("--budget", "1e19"), ("--hours", "2")])
+def test_the_inverse_gives_a_size_within_what_was_asked(asked: tuple[str, str]) -> None:
+    found = planned(*asked, "--gpus", 8, "--device", "a100-40gb")
+    if asked[0] == "--budget":
+        assert 0.9e19 < found["flops"]["model"] <= 1e19  # type: ignore[index]
+    else:
+        assert 0.9 * 7200 < found["time"]["total_seconds"] <= 7200 * 1.001  # type: ignore[index]
+    ratio = found["compute_optimal"]["tokens_per_parameter"]  # type: ignore[index]
+    assert 18 < ratio < 35
+    line = shlex.split(str(found["command"]))
+    understand(line[1:])
+    # typed into plan itself, it comes to the same
+    again = planned(*line[line.index("train") + 1 :], "--gpus", 8, "--device", "a100-40gb")
+    for name in ("parameters", "tokens", "flops", "time"):
+        assert again[name] == found[name]
+
+
+def test_an_mfu_that_is_given_and_one_that_was_measured(tmp_path: Path, nanogpt: Run) -> None:
+    assert planned("gpt2-124m", *H100, "--mfu", 0.3)["mfu"]["share"] == 0.3  # type: ignore[index]
+    settings = without("--eval-iters", without("--device", [*TINY]))
+    bench = nanogpt(
+        *("bench", "train", "quickstart", *settings, "--device", "cpu", "--updates", 3, "--json")
+    ).stdout
+    (tmp_path / "bench.json").write_text(bench)
+    place = ("--device", "cpu", "--peak", 1, "--bench", tmp_path / "bench.json")
+    once = json.loads(bench)
+    found = planned("quickstart", *settings, *place)
+    assert found["mfu"]["kind"] == "measured"  # type: ignore[index]
+    assert found["step"]["seconds"] == pytest.approx(once["ms_per_update"] / 1e3)  # type: ignore[index]
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    text = printed("gpt2-350m", *H100, "--gpus", 16, "--plot", tmp_path / "memory.svg")
+    svg = (tmp_path / "memory.svg").read_text("utf-8")
+    assert svg.startswith("<?xml")
+    assert "memory.svg is drawn" in text
+
+
+def test_the_devices_are_listed() -> None:
+    text = printed("--devices")
+    assert "h100-80gb" in text
+    assert "NVIDIA H100 data sheet" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "h100-8gb"], "did you mean h100-80gb?"),
+        (["gpt2-125m"], "did you mean gpt2-124m?"),
+        (["--gpus", "12", *H100], "add --nodes N"),
+        (["--gpus", "12", "--nodes", "5", *H100], "cannot be shared by 5 nodes"),
+        (["--gpus", "7", *H100], "7"),
+        (["--memory", "much", *H100], "--memory 80GB"),
+        (["--network", "fast", *H100], "400gbit"),
+        (["--mfu", "0.4", "--bench", "b.json", *H100], "give one of them"),
+        (["--budget", "1e20", "--hours", "2", *H100], "give one of them"),
+        (["--budget", "1e9", *H100], "too few"),
+        (["--bench", "none.json", *H100], "nanogpt bench train --json > none.json"),
+        (["--dtype", "float32", *H100], "add --peak TFLOPS"),
+        (["--dtype", "bfloat16", "--device", "t4"], "type --dtype float16"),
+        (["--n-layer", "0", *H100], "n_layer"),
+    ],
+)
+def test_mistakes_are_one_line_that_says_what_to_type(words: list[str], said: str) -> None:
+    with pytest.raises(NanogptError) as error:
+        printed(*words)
+    assert said in str(error.value)
+    assert len(str(error.value)) <= MAX_LINE
+
+
+def test_it_takes_every_setting_of_training_but_the_device() -> None:
+    names = {name.replace("_", "-") for name in TrainConfig.model_fields} - {"device"}
+    text = CliRunner().invoke(app, ["plan", "--help"], env={"COLUMNS": "400"}).stdout
+    assert not [
+        name for name in names if f"--{name} " not in text and f"--{name},"[:-1] not in text
+    ]
