@@ -72,7 +72,7 @@ def test_the_line_of_every_size_is_understood(preset: str, gpus: int) -> None:
         assert "#SBATCH --nodes=4" in done.stdout
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_what_it_says_to_type_trains(
     ranks: int,
     corpus: Path,

@@ -1,5 +1,9 @@
 """Bytes that ranks send in a step, and what hides behind computing."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +18,7 @@ from nanogpt_dist.estimate.communication import (
     communication,
     exposed_seconds,
 )
+from tests.conftest import in_ranks
 
 CONFIG = TrainConfig(vocab_size=50304)
 P = count_parameters(CONFIG)
@@ -93,3 +98,32 @@ def test_what_hides_is_neither_more_than_there_is_nor_than_is_computed(
     assert exposed_seconds(idle) == pytest.approx(sum(each.seconds for each in idle))
     faster = communication(CONFIG, layout, Links(100e9, 2 * network, 8), timed)
     assert sum(each.seconds for each in faster) <= sum(each.seconds for each in found)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "strategies"),
+    [(2, ("ddp", "fsdp")), pytest.param(4, ("ddp", "2x2"), marks=pytest.mark.thorough)],
+)
+def test_real_ranks_exchange_what_is_said(
+    ranks: int,
+    strategies: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """As torch's profiler records a step of theirs, with two micro-batches on each rank."""
+    in_ranks("collectives", ranks, tmp_path / "found.json", *strategies)
+    recorded = json.loads((tmp_path / "found.json").read_text())
+    config = TrainConfig(vocab_size=512, n_layer=2, n_head=2, n_embd=64, block_size=32)
+    for strategy in strategies:
+        copies, shards = {"ddp": (ranks, 1), "fsdp": (1, ranks), "2x2": (2, 2)}[strategy]
+        layout = Layout("ddp" if strategy == "ddp" else "fsdp", copies, shards)
+        timed = replace(PASS, micro_batches=2)
+        found = {each.name: each.sent_bytes for each in communication(config, layout, LINKS, timed)}
+        real = recorded[strategy]
+        gathered = sum(size for name, size in found.items() if name.startswith("all-gather"))
+        share = (shards - 1) / shards
+        assert gathered == round(2 * real.get("c10d::_allgather_base_", 0) * share)
+        scattered = real.get("c10d::_reduce_scatter_base_", 0)
+        assert found.get("reduce-scatter of gradients", 0) == round(4 * scattered * share)
+        reduced = sum(size for name, size in found.items() if name.startswith("all-reduce"))
+        all_reduced = real.get("gloo:all_reduce", 0)
+        assert reduced == round(2 * 4 * all_reduced * (copies - 1) / copies)
