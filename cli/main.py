@@ -36,6 +36,7 @@ from cli.terminal import echo, open_streams
 from cli.tokenizer import tokenizer_app
 from cli.train import preset_table, train
 from cli.verify import verify
+from cli.watch import watch
 from nanogpt_dist import __version__
 from nanogpt_dist.errors import INTERRUPTED, Exit
 
@@ -127,6 +128,13 @@ command(
     notes=preset_table(),
     rich_help_panel=RUNS,
 )(train)
+command(
+    app,
+    "watch",
+    "nanogpt watch",
+    "nanogpt watch out/a out/b --interval 10",
+    rich_help_panel=RUNS,
+)(watch)
 command(
     app,
     "compare",

@@ -284,6 +284,11 @@ def free_memory_bytes(device: torch.device) -> int | None:
     return None
 
 
+def reserved_bytes(device: torch.device) -> int | None:
+    """Most memory of the GPU that torch's allocator held so far; None where it has none."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
 def memory_bytes(device: torch.device) -> int:
     """Most memory that this process held so far: on the GPU, or of the process itself on a CPU.
 

@@ -40,6 +40,8 @@ TORCH_FREE += [
     "nanogpt_dist/inspect/compare_runs.py",
     "nanogpt_dist/inspect/formulas.py",
     "nanogpt_dist/inspect/run_record.py",
+    "nanogpt_dist/inspect/standing.py",
+    "nanogpt_dist/inspect/text_plot.py",
     "nanogpt_dist/ladder/changes.py",
     "nanogpt_dist/ladder/scaling_law.py",
     "nanogpt_dist/ladder/sweep.py",

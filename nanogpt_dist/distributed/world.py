@@ -135,6 +135,20 @@ class World:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group)
         return [bool(vote) for vote in votes.tolist()]
 
+    def vote(
+        self,
+        flags: Sequence[bool],
+        figures: Sequence[float],
+    ) -> tuple[list[bool], list[list[float]]]:
+        """any_of_each() of `flags`, and each rank's `figures`, which are ≥ 0, in one vote."""
+        rows = torch.zeros(self.size, len(figures), dtype=torch.float64)
+        rows[self.rank] = torch.tensor(figures)
+        votes = torch.cat([torch.tensor(flags, dtype=torch.float64), rows.flatten()])
+        if self.size > 1:
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group)
+        voted = [bool(vote) for vote in votes[: len(flags)].tolist()]
+        return voted, votes[len(flags) :].view_as(rows).tolist()
+
     def broadcast_text(self, text: str) -> str:
         """Rank 0's `text` on all ranks."""
         if self.size == 1:

@@ -75,6 +75,11 @@ def _read(file: JsonLines) -> list[Line]:
         return []
 
 
+def _is_event(line: Line) -> bool:
+    known = isinstance(line.get("event"), str) and type(line.get("step")) is int
+    return known and _is_number(line.get("time"))
+
+
 def _object(line: bytes) -> Line | None:
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(line)
@@ -172,7 +177,7 @@ class RunReader:
         """The run as it stands. Raises MissingInputError where the folder is no run."""
         _require_run(self.folder)
         train, val = _split(_read(self._metrics))
-        events = tuple(line for line in _read(self._events) if {"time", "event", "step"} <= {*line})
+        events = tuple(line for line in _read(self._events) if _is_event(line))
         config, problem = self._read_config()
         about = _read_json(self.folder / "run.json")
         checkpoints: list[Path] = []

@@ -14,6 +14,9 @@ decay.py          longer wsd runs, and decays that branch off one
 crash_loops.py    stop after repeated crashes
 progress.py       what a run tells while it goes on
 samples.py        the same prompts, continued again and again
+telemetry.py      what the time between two logged steps went to
+own_work.py       how long a rank works by itself; stragglers.py: which one the others wait for
+gpu_sensors.py    a GPU's temperature and clock
 metrics.py        metrics.jsonl, samples.jsonl, TensorBoard, the console; wandb.py: Weights & Biases
 check_resume.py   the proof that stopping and resuming changes no bit
 """

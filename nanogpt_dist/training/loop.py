@@ -30,6 +30,7 @@ from nanogpt_dist.training.samples import Sampler, make_sampler
 from nanogpt_dist.training.saver import Saver, due
 from nanogpt_dist.training.step import TrainStep
 from nanogpt_dist.training.summary import Summary
+from nanogpt_dist.training.telemetry import Telemetry
 from nanogpt_dist.transfers import Staged, stager
 
 
@@ -125,8 +126,9 @@ def _run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(world.watchdog.over(folder.path, stop.ask))
         stack.enter_context(folder.noting_failure())
+        telemetry = Telemetry(train_step)
         with world.raise_on_all_ranks():
-            progress = Progress(folder.path, train_step, state, console)
+            progress = Progress(folder.path, train_step, state, console, telemetry)
         stack.enter_context(contextlib.closing(progress))
         summary.show(console)
         if world.any(bool(stop)):
@@ -166,7 +168,7 @@ def loop(run: Run) -> Path:
     Each step: read, train, log, evaluate, save, vote. The last one is evaluated and saved. What
     depends on the result of a step waits for it; the next step does not.
     """
-    config, state, saver = run.config, run.state, run.saver
+    config, state, saver, telemetry = run.config, run.state, run.saver, run.progress.telemetry
     results = PendingResults(state, run.progress, saver, run.train_step.max_skipped)
     save_pending = False  # a save is due, and waits for a good step
     evaluated = has_evaluated = stopping = False
@@ -177,7 +179,8 @@ def loop(run: Run) -> Path:
         # other shapes are compiled for themselves
         run.world.settle(not slow or state.step > max(start, piece.first) + 1)
         with run.world.raise_on_all_ranks():  # a damaged shard is found here
-            micro_batches = run.prefetcher.get(state.step)
+            with telemetry.spending("data"):
+                micro_batches = run.prefetcher.get(state.step)
             run.folder.refuse_moved()
         run.world.watchdog.beat(state.step)
         result = run.train_step.step(state.step, micro_batches)
@@ -193,14 +196,16 @@ def loop(run: Run) -> Path:
         improved = _evaluate(run) if evaluated else False
         if run.sampler is not None and run.sampler.is_due(state.step):
             results.read_all()
-            run.progress.log_samples(state, run.sampler(run.train_step.model))
+            with telemetry.spending("eval"):
+                run.progress.log_samples(state, run.sampler(run.train_step.model))
         save_pending = save_pending or due(config, state.step, evaluated, improved)
         if save_pending:
             results.read_all()
         if save_pending and not results.skipped and not is_last:
-            saver.save(state, evaluated)
+            with telemetry.spending("save"):
+                saver.save(state, evaluated)
             save_pending = False
-        stopping, writing = run.world.any_of_each(bool(run.stop), not saver.ended)
+        stopping, writing = run.progress.vote(state.step, bool(run.stop), not saver.ended)
         if not writing:
             saver.finish(state)
         if results.all_read:
@@ -220,8 +225,9 @@ def _evaluate(run: Run) -> bool:
     the good ones.
     """
     state, saver = run.state, run.saver
-    found = run.train_step.evaluate(run.evaluator)
-    averaged = run.train_step.evaluate_average(run.evaluator)
+    with run.progress.telemetry.spending("eval"):
+        found = run.train_step.evaluate(run.evaluator)
+        averaged = run.train_step.evaluate_average(run.evaluator)
     state.val_loss = found.val_loss
     improved = saver.improves(state)
     run.progress.log_evaluation(state, found, averaged)

@@ -166,7 +166,7 @@ class Recorder:
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
         self._append(run_folder.to_json(values).encode() + b"\n")
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {n: v for n, v in values.items() if isinstance(v, int | float) and n != "time"}
         step = known.pop("step")
         self._to_board(
             lambda board: [board.add_scalar(f"{group}/{n}", v, step) for n, v in known.items()]

@@ -10,6 +10,7 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import Exit, NanogptError, StorageError, explain, one_line
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training import crash_loops
 
 
@@ -63,12 +64,18 @@ class OpenRun:
             step, newest = before.get("step", 0), before.get("checkpoint")
             status = run_folder.Status(verdict, step, newest, code, one_line(line))
             run_folder.write_status(self.path, status)
+            # noted again on the way out, where the error was seen first
+            if (before.get("verdict"), before.get("message")) != (verdict, status.message):
+                event = "stop" if code == Exit.STOPPED else "fail"
+                note_event(self.path, event, step, code=code, message=status.message)
             if code == Exit.STOPPED:
                 crash_loops.ended(self.path, verdict)
 
     def note_end(self, verdict: str, step: int, checkpoint: str) -> None:
         """Note that the run is done, or stopped on request. Raises StorageError."""
         code = Exit.DONE if verdict == "done" else Exit.STOPPED
+        if run_folder.verdict_of(self.path) == "running":  # not one that was finished before
+            note_event(self.path, "done" if verdict == "done" else "stop", step)
         run_folder.write_status(self.path, run_folder.Status(verdict, step, checkpoint, code))
         crash_loops.ended(self.path, verdict)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training.groups import lower_rates
 from nanogpt_dist.training.progress import Progress
 from nanogpt_dist.training.saver import Saver
@@ -62,6 +63,8 @@ class PendingResults:
             self._warn(made.step, result)
 
     def _warn(self, step: int, result: StepResult) -> None:
+        if self.progress.recorder is not None:
+            note_event(self.progress.run, "skip", step, grad_norm=result.grad_norm)
         self.progress.console.line(
             f"warning: step {step} skipped, its gradient's norm is {result.grad_norm} (loss "
             f"{result.loss:.4f})"

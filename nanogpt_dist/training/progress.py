@@ -1,6 +1,7 @@
 """Speed, MFU, memory and time left, to the terminal and the run folder, by rank 0."""
 
 import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from nanogpt_dist.evaluation.loss import Evaluation
 from nanogpt_dist.generation.sampling import Sample
 from nanogpt_dist.peaks import peak_tflops
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training.auto_layout import to_remember
 from nanogpt_dist.training.metrics import Console, Recorder, duration
 from nanogpt_dist.training.step import StepResult, TrainStep
+from nanogpt_dist.training.stragglers import Slowest
+from nanogpt_dist.training.telemetry import Telemetry, shares
 from nanogpt_dist.transfers import Moment
 
 
@@ -33,10 +37,12 @@ class Progress:
         train_step: TrainStep,
         state: TrainState,
         console: Console,
+        telemetry: Telemetry,
     ) -> None:
         config, world = train_step.config, train_step.world
         self.config, self.world, self.console = config, world, console
         self.layout = train_step.layout
+        self.run, self.telemetry = run, telemetry
         self.first_step = state.step
         # val loss, in nats/token
         self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss
@@ -58,6 +64,7 @@ class Progress:
         storage.write_atomic(run / "config.toml", to_run_toml(self.config).encode())
         newest = storage.step_name(state.step) if state.step else None
         run_folder.write_status(run, run_folder.Status("running", state.step, newest))
+        note_event(run, "resume" if state.step else "start", state.step, ranks=self.world.size)
         return Recorder(run, state.step, self.config, self.console)
 
     @property
@@ -71,17 +78,29 @@ class Progress:
         state: as it was after the step.
         """
         piece = self.config.ramp.at(state.step - 1)
-        if state.step > max(self.first_step, piece.first) + 1:
+        warm = state.step > max(self.first_step, piece.first) + 1
+        self.telemetry.add_step(self.clock, warm)
+        if warm:
             took = result.made - self.clock
             self.seconds += took
             self.timed += piece.tokens
             self.recent = (self.recent[0] + took, self.recent[1] + piece.tokens)
         self.clock = result.made
-        due = state.step % self.config.log_interval == 0 or state.step in (1, self.config.max_iters)
+        due = self._is_due(state.step)
         if due and self.recorder is not None:
             self._log(self.recorder, state, result)
         if due:
             self.recent = (0.0, 0)
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.config.log_interval == 0 or step in (1, self.config.max_iters)
+
+    def vote(self, step: int, *flags: bool) -> list[bool]:
+        """World.any_of_each() after `step` steps, in which the ranks tell what they took for them.
+
+        They do before a step that is logged.
+        """
+        return self.telemetry.vote(list(flags), self._is_due(step + 1))
 
     def _log(self, recorder: Recorder, state: TrainState, result: StepResult) -> None:
         seconds, tokens = self.recent
@@ -89,6 +108,7 @@ class Progress:
         speed = tokens / seconds if tokens else None
         length = self.config.ramp.at(state.step - 1).length
         mfu = speed * self.flops_per_token(length) / self.peak_flops if speed else None
+        figures, straggler = self.telemetry.interval()
         values = {
             "step": state.step,
             "tokens": state.tokens,
@@ -98,13 +118,27 @@ class Progress:
             "tokens_per_second": speed,
             "mfu": mfu,
             "memory_bytes": memory_bytes(self.world.device),
+            **figures,
         }
         recorder.log_step(
             values,
             f"step {state.step:,}/{self.config.max_iters:,} · loss {result.loss:.4f} · lr "
             f"{result.learning_rate:.2e} · norm "
-            f"{result.grad_norm:.2f}" + self._pace(state, speed, mfu),
+            f"{result.grad_norm:.2f}"
+            + self._pace(state, speed, mfu)
+            # the first interval is no training yet
+            + (shares(figures) if speed else ""),
         )
+        if straggler is not None:
+            self._warn_of(straggler, state.step)
+
+    def _warn_of(self, slowest: Slowest, step: int) -> None:
+        rank, host, factor = slowest.rank, self.telemetry.hosts[slowest.rank], slowest.factor
+        self.console.line(
+            f"warning: the others wait for rank {rank} on {host}, whose own work takes "
+            f"{factor:.1f} times as long as theirs; see what else runs there, and its clocks"
+        )
+        note_event(self.run, "straggler", step, rank=rank, host=host, factor=factor)
 
     def _pace(self, state: TrainState, speed: float | None, mfu: float | None) -> str:
         if not speed:
@@ -124,7 +158,7 @@ class Progress:
         lowest, self.lowest = found.val_loss < self.lowest, min(found.val_loss, self.lowest)
         if self.recorder is not None:
             self.recorder.log_evaluation(
-                {"step": state.step, **asdict(found), **ema},
+                {"step": state.step, **asdict(found), **ema, "time": round(time.time(), 3)},
                 f"step {state.step:,} · val loss {found.val_loss:.4f} ± {found.standard_error:.4f} "
                 f"nats/token · {found.bits_per_byte:.3f} "
                 "bits/byte"

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import dtype_name, total_memory_bytes
 from nanogpt_dist.errors import NanogptError, StorageError
 from nanogpt_dist.storage import run_checkpoints, run_folder
+from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training import decay, optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
@@ -186,6 +188,7 @@ class Saver:
 
     def _commit(self, mine: Contents, about: dict[str, Any]) -> None:
         """Commit on all ranks, with a long timeout; perhaps in a thread beside the training."""
+        start = time.perf_counter()
         path = checkpoint.save(
             self.world.with_long_timeout,
             self.run.checkpoints,
@@ -196,6 +199,7 @@ class Saver:
         )
         try:
             if self.world.is_rank0:
+                self._note_save(mine.state.step, path, time.perf_counter() - start)
                 self._follow_up(mine.state, path.name)
         except (
             StorageError
@@ -203,6 +207,10 @@ class Saver:
             self.console.line(f"warning: {path.name} is saved, but {error}")
         # the others wait here: a slow disk may take longer to delete than the next vote waits
         self.world.with_long_timeout.any(False)
+
+    def _note_save(self, step: int, path: Path, seconds: float) -> None:
+        size = sum(file.stat().st_size for file in path.iterdir())
+        note_event(self.run.path, "save", step, seconds=round(seconds, 3), bytes=size)
 
     def _follow_up(self, state: TrainState, name: str) -> None:
         """Make room first, then note the checkpoint where people and scripts look."""

@@ -44,6 +44,7 @@ TYPED = {
     "nanogpt eval": "eval out/a --device cpu",
     "nanogpt eval, of several": "eval out/a out/a/checkpoints/step-00000002 --device cpu",
     "nanogpt sample": "sample out/a --max-new-tokens 4 --device cpu",
+    "nanogpt watch": "watch out/a --once",
     "nanogpt compare": "compare out/a out/b",
     "nanogpt sweep": "sweep s.toml --table",
     "nanogpt ladder": f"ladder quickstart {LADDER} --table --predict 1e6",

@@ -19,7 +19,8 @@ from nanogpt_dist.training.step import TrainStep
 from nanogpt_dist.transfers import Readout
 from tests.nanogpt_dist.small import ONE, go, records, tiny, weights_sha256
 
-CLOCK = ("tokens_per_second", "mfu", "memory_bytes")
+CLOCK = ("tokens_per_second", "mfu", "memory_bytes", "time", "interval_s")
+CLOCK += ("data_s", "communication_s", "save_s", "eval_s")
 
 
 class Late(Readout):
