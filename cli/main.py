@@ -181,7 +181,7 @@ command(
 command(
     app,
     "doctor",
-    "nanogpt doctor",
+    "nanogpt doctor out/mine",
     "torchrun --nproc-per-node 2 nanogpt doctor",
     rich_help_panel=MACHINES,
 )(doctor)

@@ -23,4 +23,5 @@ disk.py            folder of runs, temporary files, shared memory
 gpus.py            torch's build, memory, devices and their speed
 ranks.py         several ranks as one report: differences, all-reduce
 scrub.py         a text without secrets
+bundle.py        all of it as one .tar.gz
 """

@@ -145,9 +145,7 @@ def merge(found: list[Found], all_reduce_speed: float) -> list[Check]:
     text += f"all-reduce of 16 MiB at {all_reduce_speed / 1e9:,.2f} GB/s"
     slow = len(hosts) > 1 and all_reduce_speed < SLOW_NETWORK
     checks = [
-        Check(
-            "ranks", "warning" if slow else "ok", text, "ip -s link; ethtool eth0" if slow else ""
-        ),
+        Check("ranks", "warning" if slow else "ok", text, "ip -s link" if slow else ""),
         *_alike(found),
         *_differences(found),
         *_clocks(found),

@@ -11,9 +11,10 @@ import json
 import netrc
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 GONE = "***"
@@ -31,7 +32,7 @@ HARMLESS_NAME = re.compile(
 
 # What keys of the services look like that people use beside this.
 FORMS = [
-    r"hf_[A-Za-z0-9]{8,}|api_org_[A-Za-z0-9]{8,}",  # Hugging Face
+    r"(?:hf|api_org)_(?=[A-Za-z]*[A-Z0-9])[A-Za-z0-9]{8,}",  # Hugging Face
     r"wandb_v\d_[\w-]{8,}",  # Weights & Biases; the older ones are hexadecimal
     r"(?<![0-9A-Za-z])[0-9a-fA-F]{40}(?:[0-9a-fA-F]{46})?(?![0-9A-Za-z])",
     r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",  # AWS
@@ -47,15 +48,16 @@ IN_QUERY = re.compile(
     r"(?i)([?&;](?:[\w-]*(?:token|sig|signature|key|secret|password|credential|code|auth)[\w-]*)=)"
     r"[^&\s\"'<>#]+"
 )
-IN_HEADER = re.compile(r"(?i)\b(bearer|basic|token)\s+(?=[\w+/.=-]*\d)[\w+/.=-]{8,}")
+IN_HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[\w+/.=~-]{8,}")
 ASSIGNED = re.compile(
     r"""(?i)((?<![\w-])["']?[\w.-]*?"""
     r"""(?:token|secret|passwd|password|passphrase|api[_-]?key|access[_-]?key(?:[_-]?id)?"""
-    r"""|private[_-]?key|credential|credentials|authorization|cookie|login)["']?\s*[:=]\s*)"""
+    r"""|private[_-]?key|credential|credentials|authorization|cookie)["']?\s*[:=]\s*)"""
     r"""("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|(?!null\b|None\b|true\b|false\b)[^\s,;}\])"']+)"""
 )
 AS_FLAG = re.compile(
-    r"(?i)(--[\w-]*(?:token|secret|password|passwd|api-?key|access-?key|credential)[= ])(\S+)"
+    r"(?i)(--[\w-]*(?:token|secret|password|passwd|api-?key|access-?key|credential)[= ])"
+    r"[^\s\"',}\]]+"
 )
 NETRC = re.compile(r"(?i)\b(machine\s+\S+\s+login\s+)\S+(\s+password\s+)\S+")
 
@@ -78,6 +80,20 @@ def scrub_text(text: str, secrets: Iterable[str] = ()) -> str:
     text = AS_FLAG.sub(rf"\1{GONE}", text)
     text = ASSIGNED.sub(_without_value, text)
     return _without_user(text)
+
+
+def scrub_values(value: Any, secrets: Collection[str] = ()) -> Any:
+    """What JSON can hold, with each text in it as scrub_text() leaves it."""
+    if isinstance(value, str):
+        return scrub_text(value, secrets)
+    if isinstance(value, dict):
+        return {
+            scrub_text(str(name), secrets): scrub_values(each, secrets)
+            for name, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [scrub_values(each, secrets) for each in value]
+    return value
 
 
 def _without_value(found: re.Match[str]) -> str:
