@@ -126,7 +126,7 @@ def _check_path(machine: Machine) -> Iterator[Check]:
         yield Check(
             "imports",
             "warning",
-            f"there is a second nanogpt in {other.parent}: `nanogpt` takes {own.parent}, "
+            f"a second installation stands in {other.parent}: `nanogpt` takes {own.parent}, "
             "`python -m nanogpt_dist` may take the other",
             "unset PYTHONPATH" if by_variable else f"pip uninstall {DISTRIBUTION}",
         )

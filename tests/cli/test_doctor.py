@@ -148,7 +148,7 @@ def test_twenty_faults_of_an_environment_are_named_and_mended(
             "ascii",
             "unset PYTHONUTF8 PYTHONCOERCECLOCALE; export LC_ALL=C.UTF-8",
         ),
-        ("imports", "a second nanogpt", "unset PYTHONPATH"),
+        ("imports", "a second installation", "unset PYTHONPATH"),
         ("packages", "numpy 0.9", "pip install 'numpy>=1.26'"),
     ]
     report = in_shell("", tmp_path, environment)
