@@ -18,6 +18,7 @@ import torch
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.memory_limits import memory_limit_bytes
 from nanogpt_dist.memory_limits import room_bytes as machine_room_bytes
+from nanogpt_dist.waiting import wait_briefly_when_crowded
 
 
 def pick_device(
@@ -127,7 +128,7 @@ def set_up(device: torch.device, dtype: str, deterministic: bool) -> None:
     dtype: the setting's value.
     """
     if device.type == "cpu":
-        keep_memory()
+        set_up_cpu()
     set_matmul_precision(device, dtype)
     if device.type == "cuda" and deterministic:
         # cuBLAS reads it at its first use
@@ -178,6 +179,12 @@ def _choose_no_kernel_by_timing() -> None:
     else:
         for name in BY_TIMING:
             setattr(config, name, False)
+
+
+def set_up_cpu() -> None:
+    """Set what holds for a process that computes on the CPU: memory, and how threads wait."""
+    keep_memory()
+    wait_briefly_when_crowded(torch.get_num_threads())
 
 
 @functools.cache

@@ -14,6 +14,7 @@ installation.py    Python, packages, which of several is imported, a compiler
 variables.py       environment variables: left over, for debugging
 limits.py          ulimit, umask
 cores.py           cores, and threads on them
+neighbours.py      who else takes the cores
 cgroup.py          what a container or a job may use
 network.py         host name, interfaces, port, proxies, certificates
 scheduler.py       Slurm, Kubernetes

@@ -10,6 +10,7 @@ from nanogpt_dist.doctor import (
     hub_access,
     installation,
     limits,
+    neighbours,
     network,
     scheduler,
     variables,
@@ -39,7 +40,7 @@ def check_machine(machine: Machine, measure: bool = True) -> list[Check]:
         hub_access.check_hub,
         clock.check_clock,
     ]
-    themes += [disk.check_disk] if measure else []
+    themes += [neighbours.check_neighbours, disk.check_disk] if measure else []
     themes += [gpus.check_torch, gpus.check_memory, gpus.check_devices]
     checks: list[Check] = []
     for theme in themes:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt_dist.devices import keep_memory, pick_dtype, set_matmul_precision
+from nanogpt_dist.devices import pick_dtype, set_matmul_precision, set_up_cpu
 from nanogpt_dist.errors import DivergedError
 from nanogpt_dist.generation.last_token import LastToken
 from nanogpt_dist.generation.static_step import StaticStep, cache_length
@@ -71,7 +71,7 @@ class Decoder:
         self.cuda_graphs = cuda_graphs
         self.device = model.lm_head.weight.device
         if self.device.type == "cpu":
-            keep_memory()
+            set_up_cpu()
         self.dtype = torch.float32 if weights == "float32" else torch.bfloat16
         # A CPU attends to a cache in float32 in half the time.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype

@@ -1,0 +1,119 @@
+"""Threads that wait for each other sleep while others take the cores, and compute the same."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogpt_dist.waiting import CROWDED, QUIET_LOOKS, Crowding, wait_briefly_when_crowded
+from tests.conftest import CLONE
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="libgomp's threads, and /proc")
+
+# Loops in two threads with pauses between them, in which the second one spins or sleeps.
+LOOPS = """
+import ctypes, hashlib, json, os, sys, time
+import torch
+from nanogpt_dist.waiting import SleepingTeam
+torch.set_num_threads(2)
+matrix = torch.randn(256, 4096, generator=torch.Generator().manual_seed(0))
+def work():
+    before, digest = time.process_time(), hashlib.sha256()
+    for _ in range(40):
+        digest.update((matrix @ matrix.T).softmax(-1).sum(0).numpy().tobytes())
+        time.sleep(0.003)
+    return time.process_time() - before, digest.hexdigest()
+work()
+libgomp = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+team = SleepingTeam(libgomp, os.cpu_count())
+found = [work()]
+for change in (team.form, team.part):
+    change()
+    found.append(work())
+print(json.dumps(found))
+"""
+# Two threads on one core, beside a process that is always busy there.
+CROWD = """
+import os, subprocess, sys, time
+import torch
+from nanogpt_dist import waiting
+torch.set_num_threads(2)
+matrix = torch.randn(512, 512)
+matrix @ matrix
+core = min(os.sched_getaffinity(0))
+for task in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(task), {core})
+formed = []
+waiting.SleepingTeam.form = lambda team: formed.append(True)
+assert waiting.wait_briefly_when_crowded(2)
+assert waiting.wait_briefly_when_crowded(2)  # one thread looks, however often it is called
+busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+until = time.monotonic() + 60
+while not formed and time.monotonic() < until:
+    matrix @ matrix
+busy.kill()
+assert formed
+"""
+
+
+def run(code: str, **variables: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=CLONE, env=environment, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@LINUX
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs two cores")
+def test_a_sleeping_team_ends_the_spinning_and_leaves_the_bits() -> None:
+    (alone, bits), (beside, same), (after, again) = json.loads(run(LOOPS))
+    assert bits == same == again
+    # of 40 pauses of 3 ms, in processor time: the second thread spins through them, or sleeps
+    assert beside < alone - 0.04
+    assert after > beside + 0.04
+
+
+@LINUX
+def test_a_busy_neighbour_is_noticed() -> None:
+    run(CROWD)
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_who_says_how_to_wait_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1000")
+    assert not wait_briefly_when_crowded(2)
+
+
+def test_a_single_thread_waits_for_nobody() -> None:
+    assert not wait_briefly_when_crowded(1)
+
+
+def test_threads_spin_again_once_it_has_been_quiet_for_a_while() -> None:
+    crowding, waited, now = Crowding(0.0, 0.0), 0.0, 0.0
+    told = []
+    for share in [0.0, 0.5, *[0.0] * (QUIET_LOOKS - 1), 0.05, *[0.0] * QUIET_LOOKS]:
+        waited, now = waited + share, now + 1
+        told.append(crowding.look(waited, now))
+    assert told == [False, *[True] * (2 * QUIET_LOOKS), False]
+
+
+@given(st.lists(st.floats(0, 5), max_size=60))
+def test_one_look_never_ends_a_crowd(shares: list[float]) -> None:
+    crowding, waited = Crowding(0.0, 0.0), 0.0
+    told = [False]
+    for second, share in enumerate(shares, 1):
+        waited += share
+        told.append(crowding.look(waited, float(second)))
+        if share > 2 * CROWDED:
+            assert told[-1]
+    ends = [second for second, (was, now) in enumerate(pairwise(told)) if was and not now]
+    for end in ends:
+        assert end >= QUIET_LOOKS
