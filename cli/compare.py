@@ -7,6 +7,7 @@ import typer
 
 from cli import completing
 from cli.options import Json
+from cli.report import write_page
 from cli.terminal import FILE, columns, echo, echo_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def compare(
             metavar="FILE.png", help="Draw the losses over tokens (needs the extra `plot`)."
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write the page of nanogpt report about them."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show which settings differ, and the losses after equally many tokens.
@@ -47,6 +52,8 @@ def compare(
     figures = [compare_runs.summary(curve) for curve in curves]
     if plot is not None:
         compare_runs.plot(curves, plot)
+    if html is not None:
+        write_page(targets, html)
     if json:
         from nanogpt_dist.storage.run_folder import to_json
 
@@ -61,6 +68,8 @@ def compare(
         )
     if plot is not None:
         echo(f"{plot} is drawn")
+    if html is not None:
+        echo(f"{html} is written")
 
 
 def _print(

@@ -29,6 +29,7 @@ from cli.options import (
 from cli.plan import plan
 from cli.prepare import prepare
 from cli.quickstart import quickstart
+from cli.report import report
 from cli.sample import sample
 from cli.show import show_app
 from cli.sweep import sweep
@@ -139,9 +140,16 @@ command(
     app,
     "compare",
     "nanogpt compare out/a out/b",
-    "nanogpt compare out/a out/b out/c --plot loss.png",
+    "nanogpt compare out/a out/b out/c --plot loss.png --html page.html",
     rich_help_panel=RUNS,
 )(compare)
+command(
+    app,
+    "report",
+    "nanogpt report out/quickstart",
+    "nanogpt report out/a out/b --out a-and-b.html",
+    rich_help_panel=RUNS,
+)(report)
 command(
     app,
     "sweep",
