@@ -56,7 +56,7 @@ def report(plan: "TrainingPlan", preset: str, line: str | None, every: bool) -> 
     for name, text in _lines(plan):
         echo_wrapped(f"{name:<12} {text}")
     echo("")
-    if not _has_data(plan):
+    if line is not None and not _has_data(plan):
         echo_wrapped(f"First: {_prepare(plan)}")
     if line is not None:
         echo(f"Next: {line}")
@@ -221,15 +221,19 @@ def _source(plan: "TrainingPlan") -> str:
 
 def _cost(plan: "TrainingPlan") -> str:
     found, name = plan.cost, "GPU" if plan.machines.device.kind == "cuda" else "device"
-    parts = [f"{found.gpu_hours:,.1f} {name}-hours"]
+    parts = [f"{_few_digits(found.gpu_hours)} {name}-hours"]
     if found.energy_kwh is not None:
         watts = plan.machines.device.power_watts
-        parts.append(f"{found.energy_kwh:,.1f} kWh at most, at {watts} W each")
+        parts.append(f"{_few_digits(found.energy_kwh)} kWh at most, at {watts} W each")
     if found.price is not None:
         parts.append(f"{found.price:,.2f} at {plan.machines.price_per_hour:g} an hour")
     else:
         parts.append("money: add --price-per-hour")
     return " · ".join(parts)
+
+
+def _few_digits(number: float) -> str:
+    return f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
 
 
 def _optimum(plan: "TrainingPlan") -> str:

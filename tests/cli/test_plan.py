@@ -128,6 +128,7 @@ def test_what_fits_nowhere_says_by_how_much_and_types_nothing() -> None:
     assert "Nothing fits;" in text
     assert "GB are missing at least" in text
     assert "Next:" not in text
+    assert "First:" not in text
 
 
 def test_every_strategy_and_checkpointing_stands_in_the_table() -> None:
