@@ -41,7 +41,7 @@ class DataConfig(Settings):
         False,
         "Data",
         "What --batch-size auto turns on: choose the largest micro-batch that fits, and a smaller "
-        "one where memory ends in an attempt's first steps; the global batch stays.",
+        "one where memory ends nevertheless; the global batch stays.",
         on_resume="ignore",
         scope="run",
     )

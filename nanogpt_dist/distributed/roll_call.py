@@ -94,8 +94,12 @@ class RollCall:
                 asking = threading.Thread(
                     target=lambda: found.append(self._roll_call(error)), daemon=True
                 )
-                asking.start()
-                asking.join(ROLL_CALL_S)
+                try:
+                    asking.start()
+                except RuntimeError:  # no memory for its stack
+                    asking.run()
+                else:
+                    asking.join(ROLL_CALL_S)
                 self._left = found[0] if found else self._nobody_answers(error)
         return self._left
 

@@ -141,10 +141,7 @@ def _run(
         stack.enter_context(saver.ending())
         # once more: what is closed on the way out may wait for the device
         stack.enter_context(folder.noting_failure())
-        begun = saver.newest
-        stack.enter_context(
-            memory.explained(lambda: saver.newest != begun or saver.writing is not None)
-        )
+        stack.enter_context(memory.explained())
         last = loop(
             Run(
                 config=config,

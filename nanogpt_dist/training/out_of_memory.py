@@ -1,12 +1,12 @@
 """Out of memory: what to type, and with auto_batch_size the fall-back to a smaller layout.
 
-Whoever is short of memory in the first steps of an attempt, before it has saved, leaves with an
-OutOfMemoryError that falls back. The others learn it at the roll call. Rank 0 notes the next layout
-in run.json, and all of them start again, from where the attempt has started, on that layout.
+Whoever is short of memory, mostly in the first steps of an attempt, leaves with an OutOfMemoryError
+that falls back. The others learn it at the roll call. Rank 0 notes the next layout in run.json, and
+all of them start again on it, from the newest checkpoint or step 0, as any later attempt does.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nanogpt_dist.checkpoint import TrainState
@@ -43,19 +43,16 @@ class OutOfMemory:
         return site_of(config, self.world, training_bytes(config))
 
     @contextlib.contextmanager
-    def explained(self, saved: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """A block that is left with an OutOfMemoryError where memory ends in it.
-
-        saved: whether this attempt has saved by then: it does not fall back any more.
-        """
+    def explained(self) -> Iterator[None]:
+        """A block that is left with an OutOfMemoryError where memory ends in it."""
         try:
             yield
         except Exception as error:
             if isinstance(error, NanogptError) or not is_out_of_memory(error):
                 raise
-            raise self._explain(saved()) from error
+            raise self._explain() from error
 
-    def _explain(self, saved: bool) -> OutOfMemoryError:
+    def _explain(self) -> OutOfMemoryError:
         site, config = self._site, self.config
         smaller = next_layout(site, self.layout)
         what = f"{OUT_OF_MEMORY} after step {self.state.step}, with {described(self.layout)}"
@@ -67,8 +64,6 @@ class OutOfMemory:
             return OutOfMemoryError(
                 f"{shorter}, with micro-batches of {self.layout.batch_size}; type {typed}"
             )
-        if saved:
-            return OutOfMemoryError(f"{what}; type {flags_to(smaller, self.layout, config)}")
         return OutOfMemoryError(f"{what}; the next attempt has {described(smaller)}", True)
 
     @contextlib.contextmanager
