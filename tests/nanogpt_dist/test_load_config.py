@@ -131,3 +131,21 @@ def test_a_data_set_under_data_is_found_by_its_name(
         Manifest.read(Path("mine"))
     with pytest.raises(MissingInputError, match=r"type: nanogpt prepare theirs$"):
         Manifest.read(Path("data/theirs"))
+
+
+def test_auto_over_a_preset_keeps_its_global_batch_and_a_number_ends_it(tmp_path: Path) -> None:
+    plain, auto = load("modern-124m"), load("modern-124m", {"batch_size": "auto"})
+    assert auto.auto_batch_size
+    assert not plain.auto_batch_size
+    assert auto == plain.model_copy(update={"auto_batch_size": True, "out_dir": auto.out_dir})
+    path = tmp_path / "c.toml"
+    path.write_text('batch_size = "auto"\ngradient_accumulation_steps = 8\n')
+    assert load(str(path)).auto_batch_size
+    assert load(str(path)).global_batch_size == 12 * 8
+    number = load(str(path), {"batch_size": 6})
+    assert (number.auto_batch_size, number.batch_size) == (False, 6)
+    both = load(str(path), {"batch_size": 6, "auto_batch_size": True})
+    assert (both.auto_batch_size, both.global_batch_size) == (True, 48)
+    path.write_text(to_toml(auto))  # as a run's config.toml, with which the same command resumes
+    assert load(str(path), {"batch_size": "auto", "out_dir": auto.out_dir}) == auto
+    assert load(str(path), {"out_dir": auto.out_dir}) == auto

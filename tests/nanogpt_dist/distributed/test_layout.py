@@ -14,6 +14,9 @@ from nanogpt_dist.distributed.layout import (
     Memory,
     Site,
     choose_layout,
+    is_allowed,
+    next_larger,
+    next_layout,
     peak,
 )
 from nanogpt_dist.load_config import load
@@ -150,3 +153,67 @@ def test_what_is_free_does_not_enter() -> None:
         memory = Memory(80 * GB, free, 1, "cuda")
         site = Site(load("gpt2-774m"), memory, 8, torch.bfloat16, 16)
         assert choose_layout(site) == choose_layout(site_of("gpt2-774m", 80 * GB, 8))
+
+
+def auto_site(device: str, room: int | None, ranks: int = 2, **settings: Any) -> Site:
+    memory = Memory(80 * GB, None, ranks if device == "cpu" else 1, device, room)
+    config = load("gpt2-124m", {"auto_batch_size": True, **settings})
+    return Site(config, memory, ranks, torch.bfloat16, 16)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_auto_takes_the_largest_micro_batch_that_fits_into_what_is_free(
+    device: str, ranks: int
+) -> None:
+    before = 0
+    for room in (6 * GB, 10 * GB, 20 * GB, 40 * GB):
+        site = auto_site(device, room, ranks)
+        layout = choose_layout(site)
+        assert site.fits(layout)
+        assert site.takes(layout) <= room
+        assert is_allowed(site, layout)
+        assert site.share % layout.batch_size == 0
+        larger = next_larger(site, layout)
+        assert larger is None or not site.fits(larger)
+        assert layout.batch_size >= before or layout.activation_checkpointing == "none"
+        before = layout.batch_size
+    assert choose_layout(auto_site(device, 40 * GB, ranks)).batch_size >= 12
+
+
+def test_auto_chooses_on_a_card_that_is_empty_what_training_chooses_anyhow() -> None:
+    site = auto_site("cuda", None, 8)
+    by_itself = site_of("gpt2-124m", 80 * GB, 8)
+    assert choose_layout(site) == choose_layout(by_itself)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"strategy": "ddp"}, {"strategy": "fsdp"}, {"activation_checkpointing": "none"}],
+    ids=str,
+)
+def test_each_fall_back_takes_less_until_there_is_no_other(
+    device: str, settings: dict[str, Any]
+) -> None:
+    """Of one strategy and checkpointing smaller micro-batches first; then these, in their order."""
+    site = auto_site(device, 40 * GB, **settings)
+    layout: Layout | None = choose_layout(site)
+    tried = []
+    while layout is not None:
+        assert is_allowed(site, layout)
+        tried.append(layout)
+        layout = next_layout(site, layout)
+    peaks = [peak(layout) for layout in tried]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == len(peaks) > 3
+    order = {"none": 0, "selective": 1, "full": 2}
+    stages = [(one.strategy == "fsdp", order[one.activation_checkpointing]) for one in tried]
+    assert stages == sorted(stages)
+    for stage in set(stages):
+        sizes = [one.batch_size for one, at in zip(tried, stages, strict=True) if at == stage]
+        assert sizes == sorted(sizes, reverse=True)
+    last = tried[-1]
+    assert last.batch_size == 1
+    assert last.strategy == settings.get("strategy", "fsdp")
+    assert (last.activation_checkpointing == "none") == ("activation_checkpointing" in settings)
