@@ -100,7 +100,7 @@ class Progress:
 
         They do before a step that is logged.
         """
-        return self.telemetry.vote(list(flags), self._is_due(step + 1))
+        return self.telemetry.vote(list(flags), step + 1 if self._is_due(step + 1) else None)
 
     def _log(self, recorder: Recorder, state: TrainState, result: StepResult) -> None:
         seconds, tokens = self.recent
@@ -108,7 +108,7 @@ class Progress:
         speed = tokens / seconds if tokens else None
         length = self.config.ramp.at(state.step - 1).length
         mfu = speed * self.flops_per_token(length) / self.peak_flops if speed else None
-        figures, straggler = self.telemetry.interval()
+        figures, straggler = self.telemetry.interval(state.step)
         values = {
             "step": state.step,
             "tokens": state.tokens,

@@ -33,7 +33,7 @@ class Telemetry:
         self._stragglers = Stragglers()
         self._logged = time.perf_counter()
         self._spent = {"save": 0.0, "eval": 0.0}
-        self._told: Rows = []
+        self._told: dict[int, Rows] = {}  # by the step with which it is logged
         self._forget()
 
     def _forget(self) -> None:
@@ -68,11 +68,13 @@ class Telemetry:
             self._own_s += own_s + data_s
             self._communication_s += times.communication_s
 
-    def vote(self, flags: list[bool], due: bool) -> list[bool]:
-        """World.any_of_each(); due: the next step is logged, so the ranks tell what they took."""
-        if not due or self.world.size == 1:
+    def vote(self, flags: list[bool], due: int | None) -> list[bool]:
+        """World.any_of_each(); due: the next step, where it is logged: the ranks tell for it."""
+        if due is None or self.world.size == 1:
             return self.world.any_of_each(*flags)
-        voted, self._told = self.world.vote(flags, self._take())
+        voted, rows = self.world.vote(flags, self._take())
+        if self.world.is_rank0:  # which logs it
+            self._told[due] = rows
         return voted
 
     def _take(self) -> list[float]:
@@ -86,20 +88,23 @@ class Telemetry:
         self._forget()
         return row
 
-    def interval(self) -> tuple[dict[str, Any], Slowest | None]:
+    def interval(self, step: int) -> tuple[dict[str, Any], Slowest | None]:
         """The figures of metrics.jsonl since the last call, and a straggler to warn of."""
         now = time.perf_counter()
         seconds, self._logged = now - self._logged, now
-        rows, self._told = self._told or [self._take()], []
+        alone, unknown = self.world.size == 1, [[0.0, 0.0, 0.0]] * self.world.size
+        rows = [self._take()] if alone else self._told.pop(step, unknown)
         own, data, communication = zip(*rows, strict=True)
+        # what is told of the steps before may be of a longer interval
+        data_s = min(max(data), seconds)
+        communication_s = min(sum(communication) / len(rows), seconds - data_s)
         slowest = slowest_of(own)
-        known = self.world.size == 1 or min(own) > 0
         temperature, clock = self._sensors.read()
         figures = {
             "time": round(time.time(), 3),
             "interval_s": seconds,
-            "data_s": max(data),
-            "communication_s": sum(communication) / len(rows) if known else None,
+            "data_s": data_s,
+            "communication_s": communication_s if alone or min(own) > 0 else None,
             "save_s": self._spent["save"],
             "eval_s": self._spent["eval"],
             "memory_reserved_bytes": reserved_bytes(self.world.device),
