@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from nanogpt_dist.config import ModelConfig, TrainConfig
-from nanogpt_dist.model import cpu_kernels, head_loss
+from nanogpt_dist.model import cpu_kernels, head_loss, kernels
 
 FP32 = 4  # bytes of a weight, and of its gradient
 MOST = 2**25  # elements of matrices that Muon has whole at a time; in bf16 a buffer of 64 MiB
@@ -137,13 +137,22 @@ def block_bytes(config: ModelConfig, how: Pass) -> int:
         return stream * C
     if how.activation_checkpointing == "selective":
         # its input; qkv, attention, its projection, and the wide product; eager: the narrow, too
-        return stream * C + low * (qkv + 2 * C + wide + (0 if how.compiled else C)) + lse
+        products = stream * C + low * (qkv + C + wide + (0 if how.compiled else C))
+        return products if _own_attention(config, how) else products + low * C + lse
     kept = 2 * stream * C + 2 * low * C  # both norms: what they read, and what they give
-    kept += low * (qkv + C) + lse  # attention
     kept += low * (wide + config.mlp_width)  # before and behind the activation
-    if how.cpu_kernels:  # each head's probabilities, half of them masked, and q, k, v side by side
-        kept += config.n_head * min(config.block_size, cpu_kernels.LONGEST) + 3 * low * C
+    kept += low * (qkv + C)  # attention: q, k and v, and what comes of them
+    if _own_attention(config, how):
+        kept += low * config.n_head * cpu_kernels.keys_of_a_query(config.block_size)
+    else:
+        kept += lse
     return kept + _options_bytes(config, how)
+
+
+def _own_attention(config: ModelConfig, how: Pass) -> bool:
+    """Whether attention is the one made for CPUs, which keeps each head's probabilities."""
+    plain = kernels.has_plain_heads(config) and config.block_size <= cpu_kernels.LONGEST
+    return how.cpu_kernels and plain
 
 
 def _options_bytes(config: ModelConfig, how: Pass) -> int:
@@ -184,7 +193,7 @@ def activation_bytes(config: TrainConfig, how: Pass) -> int:
     kept += tokens * _value_bytes(config, how)
     if how.whole and low < FP32:  # weights as the products read them
         assert config.vocab_size is not None
-        kept += low * config.vocab_size * C
+        kept += 0 if _own_head(config, how) else low * config.vocab_size * C
         if how.activation_checkpointing == "none":
             kept += low * config.n_layer * P.matrices
     return kept
@@ -235,8 +244,8 @@ def head_bytes(config: TrainConfig, how: Pass) -> int:
     assert config.vocab_size is not None
     N, V, C = how.batch_size * config.block_size, config.vocab_size, config.n_embd
     squashed = config.logit_softcap is not None
-    if how.cpu_kernels:  # logits, gradients of x and of the weight
-        return how.low * (min(N * V, cpu_kernels.LOGITS) + N * C) + FP32 * V * C
+    if _own_head(config, how):
+        return _own_head_bytes(N, V, C, how.low, _stream(how))
     whole, chunked = (
         head_loss.peak_bytes(N, V, C, how.dtype, chunked, how.compiled, squashed)
         for chunked in (False, True)
@@ -244,6 +253,26 @@ def head_bytes(config: TrainConfig, how: Pass) -> int:
     if config.chunked_loss is not None:
         return chunked if config.chunked_loss else whole
     return chunked if how.cuda and whole > head_loss.WHOLE_AT_MOST else whole
+
+
+def _own_head(config: TrainConfig, how: Pass) -> bool:
+    """Whether the loss is the one made for CPUs."""
+    return how.cpu_kernels and config.chunked_loss is None
+
+
+def _own_head_bytes(N: int, V: int, C: int, low: int, held: int) -> int:
+    """What that one takes, whose input and weight have `held` bytes a number, and copies in `low`.
+
+    In its forward pass logits and what is made of some at a time, or the weight's gradient; in its
+    backward pass that gradient as it is kept, in the weight's type, and scaled.
+    """
+    logits = min(N * V, cpu_kernels.LOGITS)
+    summed = low if N * V <= cpu_kernels.LOGITS else FP32
+    copied = low if held > low else 0  # of input and weight
+    pieces = max(2 * FP32 * min(logits, cpu_kernels.IN_CACHE), low * V * C)
+    forward = copied * V * C + low * logits + pieces + (FP32 * V * C if summed > low else 0)
+    backward = (summed + held + (held if held != summed else 0)) * V * C
+    return max(forward, backward) + (low + (held if copied else 0)) * N * C
 
 
 def gathered_bytes(config: TrainConfig, how: Pass) -> int:
@@ -274,6 +303,8 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     last = replace(states, temporary=_end_bytes(config, how, gradients > 0, mine) + block)
     before = replace(top, head=0, temporary=forward_bytes(config, how))
     moments = [before, top, last, _evaluation(config, how, states)]
+    if how.whole and not how.compiled:
+        moments.append(replace(states, temporary=_table_bytes(config, how, gradients > 0)))
     if config.optimizer == "adamw" and config.cautious_weight_decay:
         # its step keeps what the weights were
         held = FP32 * mine
@@ -314,19 +345,34 @@ def _end_bytes(config: TrainConfig, how: Pass, added: bool, mine: int) -> int:
     return 0 if added else FP32 * (P.total - P.matrices)
 
 
+def _table_bytes(config: TrainConfig, how: Pass, added: bool) -> int:
+    """Bytes of all gradients at the end of an eager pass, with the token embedding's on the way.
+
+    added: to earlier ones. A table that is the head, too, has two summands. In place they are
+    added up where one is a copy: of a low type's, or of the CPU kernel's.
+    """
+    P = count_parameters(config).total
+    assert config.vocab_size is not None
+    table = FP32 * config.vocab_size * config.n_embd
+    summands = (2 if how.low < FP32 else 3) if config.tie_embeddings else 1
+    return summands * table + (0 if added else FP32 * P - table)
+
+
 def _evaluation(config: TrainConfig, how: Pass, states: Usage) -> Usage:
-    """What an evaluation takes, which is not compiled and keeps nothing: one block is at work."""
+    """What an evaluation takes, which is not compiled and keeps nothing.
+
+    One block is at work, or the head.
+    """
     assert config.vocab_size is not None
     T, C, V, low = config.block_size, config.n_embd, config.vocab_size, how.low
     squashed = config.logit_softcap is not None
     tokens = min(config.batch_size, how.batch_size) * T
-    block = 2 * _stream(how) * C + low * (_wide(config) + config.mlp_width + C)
+    block = tokens * (2 * _stream(how) * C + low * (_wide(config) + config.mlp_width + C))
     cast = low * count_parameters(config).total if how.whole and low < FP32 else 0
     gradients = FP32 * count_parameters(config).total if how.buckets else 0
-    return replace(
-        states,
-        gradients=gradients,
-        activations=cast + tokens * block,
-        # squashed in float32; the loss: of one window at a time
-        head=tokens * V * (low + (2 * FP32 if squashed else 0)) + 12 * T * V,
-    )
+    # squashed in float32; the loss: of one window at a time
+    head = tokens * V * (low + (2 * FP32 if squashed else 0)) + 12 * T * V
+    normed = tokens * (_stream(how) + low) * C  # what the last norm reads, and gives
+    at_block = replace(states, gradients=gradients, activations=cast + block)
+    at_head = replace(states, gradients=gradients, activations=cast + normed, head=head)
+    return max(at_block, at_head, key=lambda each: each.peak)

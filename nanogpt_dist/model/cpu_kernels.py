@@ -44,6 +44,12 @@ def _blocks(T: int, window: int | None) -> Iterator[tuple[slice, slice]]:
         yield slice(first, last), slice(0 if window is None else max(0, first + 1 - window), last)
 
 
+def keys_of_a_query(T: int) -> int:
+    """Keys for which a head keeps probabilities, in the mean of T queries: (T + QUERIES) / 2."""
+    blocks = _blocks(T, None)
+    return -(-sum((q.stop - q.start) * (k.stop - k.start) for q, k in blocks) // T)
+
+
 def _hide_beyond(s: Tensor, rows: slice, seen: slice, window: int) -> None:
     """Give −∞ to scores (BH, Q, S) of keys that the window of a query has left behind."""
     behind = rows.start + torch.arange(s.size(1))[:, None] - seen.start - torch.arange(s.size(2))

@@ -1,0 +1,52 @@
+"""benchmarks/plan_memory.py: what trainings are expected to take, beside what they take."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import CLONE
+
+WITHIN = 0.05
+HAS_PEAK = sys.platform == "linux"  # /proc/self/clear_refs
+
+
+def said(*options: str) -> dict[str, Any]:
+    """What the script prints."""
+    line = [sys.executable, str(CLONE / "benchmarks/plan_memory.py"), *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def check(rows: list[dict[str, Any]], *columns: str) -> None:
+    assert rows
+    for row in rows:
+        for column in columns:
+            assert row[column] == pytest.approx(row["expected"], rel=WITHIN), row
+
+
+@pytest.mark.skipif(not HAS_PEAK, reason="the kernel does not say a process's peak")
+@pytest.mark.parametrize("case", ["single 1 float32 selective", "single 1 bfloat16 full"])
+def test_a_training_on_this_cpu_takes_what_is_expected(case: str) -> None:
+    check(said("--part", "cpu", "--only", case)["cpu"], "process", "tensors")
+
+
+def test_torchs_tracker_counts_what_is_expected() -> None:
+    rows = said("--part", "tracker", "--only", "shakespeare-char-cpu 8 ddp", "--ranks", "8")
+    check(rows["tracker"], "tracker")
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not HAS_PEAK, reason="the kernel does not say a process's peak")
+def test_every_training_on_this_cpu_takes_what_is_expected() -> None:
+    rows = said("--part", "cpu")["cpu"]
+    assert len(rows) >= 12
+    check(rows, "process")
+
+
+@pytest.mark.thorough
+def test_torchs_tracker_counts_what_is_expected_of_every_preset() -> None:
+    check(said("--part", "tracker")["tracker"], "tracker")
