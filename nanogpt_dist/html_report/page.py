@@ -68,7 +68,7 @@ def page(records: Sequence[RunRecord]) -> bytes:
         tag(
             "div",
             joined(_tables(records, names)),
-            class_="rows" if len(records) > 1 else "columns",
+            class_="columns" if len(records) <= 2 else "",
         ),
         tag("footer", f"nanogpt-dist {__version__}"),
     ]
