@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import completing
-from cli.options import Json, rank
+from cli.options import Json
 from cli.terminal import columns, echo
 
 if TYPE_CHECKING:
@@ -73,8 +73,11 @@ def doctor(
         raise UsageError("--out names the file of --bundle: add --bundle, or leave --out out")
     start = time.perf_counter()
     machine = Machine(os.environ, port_holder=network.holder)
-    of_run = check_run(run) if run is not None and rank() == 0 else []
-    nothing: tuple[list[Check], bool] = [], rank() == 0  # of the machine, where a run is named
+    of_run = check_run(run) if run is not None and machine.rank == 0 else []
+    nothing: tuple[list[Check], bool] = (
+        [],
+        machine.rank == 0,
+    )  # of the machine, where a run is named
     code = 0  # of the ranks that are silent: torchrun would end the one that speaks
     with examine(machine) if run is None or bundle else nullcontext(nothing) as (checks, speaks):
         if speaks:
@@ -137,6 +140,6 @@ def _left(code: int) -> int:
     """What this process returns; under `nanogpt launch` the verdict carries the code."""
     from launch import verdict
 
-    if code and verdict.write(verdict.Verdict(code, "", rank(), agreed=True)):
+    if code and verdict.write(verdict.Verdict(code, "", 0, agreed=True)):
         return 0
     return code

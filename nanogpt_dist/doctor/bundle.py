@@ -23,7 +23,7 @@ from nanogpt_dist import __version__
 from nanogpt_dist.doctor.machine import Machine
 from nanogpt_dist.doctor.scrub import is_secret_name, known_secrets, scrub_text, scrub_values
 from nanogpt_dist.storage.durable import open_plain
-from nanogpt_dist.storage.user_file import write_user_file
+from nanogpt_dist.storage.user_file import probe_writable, write_user_file
 
 MOST_BYTES = 1 << 20  # of a file's end
 MOST_NAMES = 2000  # of a run's files
@@ -64,8 +64,10 @@ def write_bundle(out: Path, report: dict[str, Any], machine: Machine, run: Path 
 
     report: what `nanogpt doctor --json` prints.
 
-    Raises: CannotCreateError where `out` is a folder; StorageError.
+    Raises: CannotCreateError where `out` is a folder, or its folder takes none; StorageError.
     """
+    if not out.exists():
+        probe_writable(out.parent)
     secrets = known_secrets(machine.environment)
     ours = {
         "doctor.json": report,

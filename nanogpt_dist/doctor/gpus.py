@@ -39,11 +39,7 @@ def check_torch(machine: Machine) -> Iterator[Check]:
         yield Check(
             "torch", "error", text, "pip install --force-reinstall torch  # see pytorch.org"
         )
-    elif (
-        files
-        and not torch.cuda.is_available()
-        and machine.environment.get("CUDA_VISIBLE_DEVICES") != ""
-    ):
+    elif files and not torch.cuda.is_available() and not _hidden(machine):
         text = f"torch {torch.__version__} for {build} finds none of {files} GPUs: {_reason()}"
         yield Check("torch", "error", text, "nvidia-smi" if cuda else "rocm-smi")
     else:
@@ -54,6 +50,11 @@ def check_torch(machine: Machine) -> Iterator[Check]:
             "driver", "warning", text, "nvidia-smi  # in a container: docker run --gpus all"
         )
     yield _check_collectives(dist)
+
+
+def _hidden(machine: Machine) -> bool:
+    """Whether a variable hides all GPUs, which is a finding of its own."""
+    return machine.environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() in ("", "-1")
 
 
 def _reason() -> str:

@@ -35,6 +35,11 @@ class Machine:
         return int(value) if value.isdecimal() else None
 
     @property
+    def rank(self) -> int:
+        """This process's rank, 0 without torchrun, whatever is left over in RANK."""
+        return int(self.environment["RANK"]) if is_rank(self.environment) else 0
+
+    @property
     def local_ranks(self) -> int:
         """Ranks on this machine, 1 without torchrun."""
         return self.number("LOCAL_WORLD_SIZE") or 1 if is_rank(self.environment) else 1
@@ -52,6 +57,8 @@ def is_rank(environment: Mapping[str, str]) -> bool:
     RANK alone may be left over from another shell.
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        return False
+    if not (environment["RANK"].isdecimal() and environment["WORLD_SIZE"].isdecimal()):
         return False
     return (
         "TORCHELASTIC_RUN_ID" in environment

@@ -322,3 +322,18 @@ def test_people_get_a_line_for_each_and_what_to_type_below(tmp_path: Path) -> No
     assert any(line.startswith("ok      device            cpu: ") for line in lines)
     assert lines[-1].split(" · ")[0].endswith(" 0 errors")
     assert done.returncode == 1
+
+
+def test_a_run_is_told_of_also_where_a_rank_is_left_over(trained: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "4"}
+    line = command("doctor", trained, "--json")
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    assert report["run"] == str(trained)
+    assert "device" not in {each["name"] for each in report["checks"]}
+    assert done.returncode == report["code"]
+
+
+def test_no_run_is_an_error_of_one_line(nanogpt: Run) -> None:
+    done = nanogpt("doctor", "out/none", code=66)
+    assert done.stderr.count("\n") == 1

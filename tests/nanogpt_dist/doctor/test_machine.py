@@ -230,6 +230,7 @@ def test_a_rank_is_torchruns_or_a_step_of_slurms() -> None:
     by_hand = {name: value for name, value in RANKS.items() if name != "TORCHELASTIC_RUN_ID"}
     assert not is_rank(by_hand)
     assert is_rank({**by_hand, "SLURM_PROCID": "0"})
+    assert not is_rank({**RANKS, "RANK": "first"})
 
 
 def test_a_look_that_fails_hides_no_other() -> None:
