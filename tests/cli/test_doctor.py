@@ -247,6 +247,7 @@ def test_a_read_only_disk_small_shared_memory_noexec_and_a_host_without_address(
     tmp.rmdir()
 
 
+@pytest.mark.thorough
 def test_a_full_disk_and_one_without_inodes(tmp_path: Path) -> None:
     wrapper = needs_root("--mount")
     mount = "mkdir full; mount -t tmpfs -o size=1m,nr_inodes={} none full; cd full\n"

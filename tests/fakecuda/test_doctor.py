@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.conftest import Run
 
 
@@ -14,6 +16,7 @@ def test_the_gpu_is_measured_beside_its_data_sheet(nanogpt_on_gpu: Run) -> None:
     assert device["todo"].startswith("nvidia-smi ")  # a CPU is no such card
 
 
+@pytest.mark.thorough
 def test_each_rank_measures_its_own(nanogpt_on_gpu: Run) -> None:
     by_torchrun = {"TORCHELASTIC_RUN_ID": "doctor"}
     done = nanogpt_on_gpu("doctor", "--json", ranks=2, code=1, count=2, variables=by_torchrun)
