@@ -82,6 +82,7 @@ def _few_steps(plan: Plan, ranks: int) -> dict[str, Any]:
         "activation_checkpointing": layout.activation_checkpointing,
         "batch_size": layout.batch_size,
         "join_micro_batches": False,
+        "auto_batch_size": False,
         "gradient_accumulation_steps": ranks * min(2, plan.batches.per_update),
     }
 

@@ -15,7 +15,7 @@ from nanogpt_dist.distributed.check_memory import takes_more
 from nanogpt_dist.distributed.layout import Layout, Site, next_layout
 from nanogpt_dist.distributed.strategy import site_of
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.errors import OUT_OF_MEMORY, NanogptError, OutOfMemoryError, is_lost_peer
+from nanogpt_dist.errors import NanogptError, OutOfMemoryError, is_lost_peer
 from nanogpt_dist.gpu_errors import is_out_of_memory
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import note_event
@@ -55,14 +55,14 @@ class OutOfMemory:
     def _explain(self) -> OutOfMemoryError:
         site, config = self._site, self.config
         smaller = next_layout(site, self.layout)
-        what = f"{OUT_OF_MEMORY} after step {self.state.step}, with {described(self.layout)}"
+        what = f"out of memory after step {self.state.step}, with {described(self.layout)}"
         if smaller is None:
             return OutOfMemoryError(f"{what}; {takes_more(site)}")
         if not config.auto_batch_size:
-            shorter = what.partition(", with ")[0]
-            typed = f"--batch-size auto, or {flags_to(smaller, self.layout, config)}"
             return OutOfMemoryError(
-                f"{shorter}, with micro-batches of {self.layout.batch_size}; type {typed}"
+                f"out of memory after step {self.state.step}, with micro-batches of "
+                f"{self.layout.batch_size}; type --batch-size auto, or "
+                f"{flags_to(smaller, self.layout, config)}"
             )
         return OutOfMemoryError(f"{what}; the next attempt has {described(smaller)}", True)
 

@@ -2,6 +2,7 @@
 
 LEFT=MB         left to this process when it starts, which planning can see
 SHORT=RANK:MB   left to that rank when its first step begins, which planning could not see
+FITS=RANK:N     that rank asks for more than there is where a micro-batch has more sequences
 """
 
 import os
@@ -32,6 +33,9 @@ def limited(self: TrainStep, *rest: Any) -> Any:
     if megabytes and self.world.rank == int(rank):
         TrainStep.step = step  # type: ignore[method-assign]
         leave(float(megabytes))
+    rank, _, fits = os.environ.get("FITS", "").partition(":")
+    if fits and self.world.rank == int(rank) and self.layout.batch_size > int(fits):
+        torch.empty(2**60)
     return step(self, *rest)
 
 
