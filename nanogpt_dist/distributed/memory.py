@@ -245,7 +245,7 @@ def head_bytes(config: TrainConfig, how: Pass) -> int:
     N, V, C = how.batch_size * config.block_size, config.vocab_size, config.n_embd
     squashed = config.logit_softcap is not None
     if _own_head(config, how):
-        return _own_head_bytes(N, V, C, how.low, _stream(how))
+        return max(_own_head_bytes(N, V, C, how.low, _stream(how)))
     whole, chunked = (
         head_loss.peak_bytes(N, V, C, how.dtype, chunked, how.compiled, squashed)
         for chunked in (False, True)
@@ -260,10 +260,10 @@ def _own_head(config: TrainConfig, how: Pass) -> bool:
     return how.cpu_kernels and config.chunked_loss is None
 
 
-def _own_head_bytes(N: int, V: int, C: int, low: int, held: int) -> int:
-    """What that one takes, whose input and weight have `held` bytes a number, and copies in `low`.
+def _own_head_bytes(N: int, V: int, C: int, low: int, held: int) -> tuple[int, int]:
+    """What its passes take; input and weight have `held` bytes a number, and copies in `low`.
 
-    In its forward pass logits and what is made of some at a time, or the weight's gradient; in its
+    In the forward pass logits and what is made of some at a time, or the weight's gradient; in the
     backward pass that gradient as it is kept, in the weight's type, and scaled.
     """
     logits = min(N * V, cpu_kernels.LOGITS)
@@ -272,7 +272,8 @@ def _own_head_bytes(N: int, V: int, C: int, low: int, held: int) -> int:
     pieces = max(2 * FP32 * min(logits, cpu_kernels.IN_CACHE), low * V * C)
     forward = copied * V * C + low * logits + pieces + (FP32 * V * C if summed > low else 0)
     backward = (summed + held + (held if held != summed else 0)) * V * C
-    return max(forward, backward) + (low + (held if copied else 0)) * N * C
+    inputs = (low + (held if copied else 0)) * N * C
+    return forward + inputs, backward + inputs
 
 
 def gathered_bytes(config: TrainConfig, how: Pass) -> int:
@@ -311,6 +312,13 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
         moments.append(replace(states, gradients=max(gradients, held), temporary=held, gathered=0))
     if config.optimizer == "muon":
         moments.append(_muon_step(config, how, replace(states, gathered=0), mine, ranks))
+    if _own_head(config, how) and how.whole and how.activation_checkpointing != "none":
+        # autocast's copies of the blocks' weights last as long as the forward pass
+        N = how.batch_size * config.block_size
+        assert config.vocab_size is not None
+        head, _ = _own_head_bytes(N, config.vocab_size, config.n_embd, how.low, FP32)
+        cast = how.low * config.n_layer * count_parameters(config).matrices
+        moments.append(replace(top, head=head, temporary=cast))
     most = max(moments, key=lambda each: each.peak)
     if not how.cuda:
         return most
