@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.memory import FP32, Pass, Usage, count_parameters, usage
+from nanogpt_dist.distributed.memory import (
+    CONTEXT_BYTES,
+    FP32,
+    Pass,
+    Usage,
+    count_parameters,
+    usage,
+)
 from nanogpt_dist.model import kernels
 
 CPU_SHARE = 0.6  # of a CPU's memory that weights, gradients and state may take under ddp
@@ -138,21 +145,24 @@ class Site:
         optimizer state in a share of it; with auto_batch_size for all, of what is free now.
         """
         memory, room = self.memory, self.memory.room
-        if not memory.on_cpu:
+        if not memory.on_cpu or self.config.auto_batch_size:
             within = room is None or self.takes(layout) <= room
-            return within and peak(layout) <= memory.total
-        if self.config.auto_batch_size:
-            room = memory.total // memory.ranks if room is None else room
-            return self.takes(layout) <= room
+            return within and self.fits_in_all(layout)
         states = int(self.training_bytes * count_parameters(self.config).total // layout.shard)
         return states <= CPU_SHARE * self.memory.total / self.memory.ranks
+
+    def fits_in_all(self, layout: Layout) -> bool:
+        """Whether each rank's share of the memory in all suffices, whoever takes of it now."""
+        memory = self.memory
+        if memory.on_cpu:
+            return self.takes(layout) <= memory.total // memory.ranks
+        return peak(layout) <= memory.total
 
     def takes(self, layout: Layout) -> int:
         """Bytes that a rank is expected to take of what is free now, at most."""
         if self.memory.on_cpu:
             return int((1 + CPU_SLACK) * peak(layout)) + CPU_ALLOWANCE_BYTES
-        assert layout.usage is not None
-        return peak(layout) - layout.usage.allowance  # what CUDA takes is not free by now
+        return peak(layout) - CONTEXT_BYTES  # which is not free by now
 
 
 def choose_layout(site: Site) -> Layout:

@@ -21,8 +21,12 @@ from nanogpt_dist.model import cpu_kernels, head_loss, kernels
 FP32 = 4  # bytes of a weight, and of its gradient
 MOST = 2**25  # elements of matrices that Muon has whole at a time; in bf16 a buffer of 64 MiB
 
-# CUDA's context and cuBLAS' workspaces; with several ranks NCCL's buffers, too
+# CUDA's context, the kernels that are loaded as they are needed, and cuBLAS' workspaces; with
+# several ranks NCCL's buffers, too
 ALLOWANCE_BYTES, NCCL_BYTES = 1_500_000_000, 500_000_000
+# Of the allowance, what a process has taken as soon as it asks the device how much is free. Source:
+# github.com/pytorch/pytorch/issues/109888 (about 400 MB with kernels that are loaded lazily).
+CONTEXT_BYTES = 400_000_000
 SLACK = 0.06  # of all that is allocated: what the allocator cannot give out again, in pieces
 
 

@@ -19,6 +19,7 @@ from nanogpt_dist.distributed.layout import (
     next_layout,
     peak,
 )
+from nanogpt_dist.distributed.memory import ALLOWANCE_BYTES, CONTEXT_BYTES
 from nanogpt_dist.load_config import load
 from nanogpt_dist.model.kernels import joined_batch_size
 from tests.nanogpt_dist.distributed import traced
@@ -179,6 +180,17 @@ def test_auto_takes_the_largest_micro_batch_that_fits_into_what_is_free(
         assert layout.batch_size >= before or layout.activation_checkpointing == "none"
         before = layout.batch_size
     assert choose_layout(auto_site(device, 40 * GB, ranks)).batch_size >= 12
+
+
+def test_auto_leaves_room_on_a_card_for_what_is_still_to_come() -> None:
+    """Once the context is there: NCCL's buffers, cuBLAS' workspaces, what is in pieces."""
+    for ranks in (1, 8):
+        for room in (10 * GB, 20 * GB, 40 * GB):
+            layout = choose_layout(auto_site("cuda", room, ranks))
+            assert layout.usage is not None
+            assert layout.usage.allowance > ALLOWANCE_BYTES > CONTEXT_BYTES
+            tensors = peak(layout) - layout.usage.allowance
+            assert tensors + layout.usage.allowance - CONTEXT_BYTES <= room
 
 
 def test_auto_chooses_on_a_card_that_is_empty_what_training_chooses_anyhow() -> None:
