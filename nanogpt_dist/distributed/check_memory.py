@@ -25,9 +25,9 @@ def memory_of(device: torch.device, world: World, room: int | None = None) -> Me
 def smallest_room(config: TrainConfig, world: World) -> int | None:
     """Bytes that each rank may still take of its device's memory; all ranks together.
 
-    None where it is unknown, and where nothing is chosen by it: without auto_batch_size.
+    None where it is unknown, and where nothing is chosen by it: without auto_batch_size on any.
     """
-    if not config.auto_batch_size:
+    if not world.any(config.auto_batch_size):
         return None
     room = room_bytes(world.device, world.local_size)
     rooms = world.gather_ints(-1 if room is None else room)

@@ -6,12 +6,12 @@ bits of one that was not interrupted.
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.check_memory import smallest_room
+from nanogpt_dist.distributed.check_memory import memory_of, smallest_room
 from nanogpt_dist.distributed.layout import Layout, Site, is_allowed, next_larger
 from nanogpt_dist.distributed.strategy import plan_layout, site_of
 from nanogpt_dist.distributed.world import World
@@ -27,27 +27,31 @@ FIELDS = ("strategy", "replicate", "shard", "activation_checkpointing", "batch_s
 class Known:
     """What auto_batch_size chooses by: the room that each rank has, and what the run had before.
 
-    remembered: of run.json, as JSON; "": nothing. All of it is the same on all ranks.
+    total: of the memory in all, each rank's share. remembered: of run.json, as JSON; "": nothing.
+    All of it is the same on all ranks.
     """
 
     room: int | None
+    total: int
     remembered: str
 
 
 def look_up(config: TrainConfig, world: World) -> Known:
-    """What a layout of `config` is to be chosen by; all ranks together."""
-    if not config.auto_batch_size:
-        return Known(None, "")
+    """What a layout of `config` is to be chosen by; all ranks together, whatever each has typed."""
+    if not world.any(config.auto_batch_size):
+        return Known(None, 0, "")
     before: Any = None
     if world.is_rank0 and config.out_dir is not None:
         with contextlib.suppress(NanogptError):
             before = run_folder.read_json(Path(config.out_dir) / "run.json").get(KEY)
     remembered = world.broadcast_text(json.dumps(before) if before else "")
-    return Known(smallest_room(config, world), remembered)
+    memory = memory_of(world.device, world)
+    total = min(world.gather_ints(memory.total // memory.ranks))
+    return Known(smallest_room(config, world), total, remembered)
 
 
 def remembered_layout(site: Site, known: Known) -> Layout | None:
-    """The layout that the run had before, where it still does for these ranks and settings."""
+    """The layout that the run had before, where these ranks and settings still leave it open."""
     said = json.loads(known.remembered or "null")
     if not isinstance(said, dict) or said.get("ranks") != site.ranks:
         return None
@@ -74,12 +78,15 @@ def choose(config: TrainConfig, world: World, known: Known) -> tuple[Layout, str
     if not config.auto_batch_size:
         return layout, None
     site = site_of(config, world, training_bytes(config), known.room)
-    if (before := remembered_layout(site, known)) is not None:
+    before = remembered_layout(site, known)
+    memory = replace(site.memory, total=known.total * site.memory.ranks)
+    if before is not None and replace(site, memory=memory).fits_in_all(before):
         return before, (
             f"--batch-size auto: {described(before)}, as {config.out_dir}/run.json remembers; "
             "--batch-size with a number sets another"
         )
-    why = f"takes about {site.takes(layout) / 2**30:,.1f} GiB"
+    why = "" if before is None else f"not the {described(before)} of before, too much here: "
+    why += f"takes about {site.takes(layout) / 2**30:,.1f} GiB"
     if known.room is not None:
         why += f" of {known.room / 2**30:,.1f} that each rank may take"
     larger = next_larger(site, layout)
