@@ -154,7 +154,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     name, text = type(error).__name__, str(error)
     if isinstance(error, NanogptError):
         return error.code, text
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not is_out_of_memory(error):
         at = error.filename or (
             "standard output" if error.errno in (errno.ENOSPC, errno.EIO) else "the system"
         )

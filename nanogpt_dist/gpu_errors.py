@@ -1,18 +1,25 @@
-"""What CUDA and NCCL say as they fail: out of memory, a broken GPU, a setup that NCCL refuses.
+"""What CUDA and NCCL say as they fail: a broken GPU, a setup that NCCL refuses; out of memory.
 
 Told apart by their text, so that nothing of torch is loaded. Sources: PyTorch,
 c10/cuda/CUDAException.cpp, torch/csrc/cuda/Exceptions.cpp and distributed/c10d/NCCLUtils.cpp
 (ncclGetErrorWithVersion, getNcclErrorDetailStr); NCCL, src/include/nccl.h.in (ncclResult_t).
 """
 
+import errno
 import re
+
+from nanogpt_dist.memory_limits import rlimit_room_bytes
 
 OUT_OF_MEMORY = (
     "CUDA out of memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "can't allocate memory",
+    "MPS backend out of memory",
+    "std::bad_alloc",  # as torch passes it on
 )
+# Python's word where there is no thread to be had, which is also so with too many of them
+NO_THREAD = "can't start new thread"
 # results of NCCL's that are this rank's own; the others (ncclRemoteError, ncclSystemError) mostly
 # tell of a rank that is gone
 NCCL_OWN = (
@@ -39,9 +46,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return (
         isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or type(error).__name__ == "OutOfMemoryError"
         or any(sign in text for sign in OUT_OF_MEMORY)
         or ("ncclUnhandledCudaError" in text and "out of memory" in text)
+        or (NO_THREAD in text and rlimit_room_bytes() is not None)
     )
 
 

@@ -2,12 +2,14 @@
 them.
 """
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from nanogpt_dist import gpu_errors
 from nanogpt_dist.distributed.roll_call import RollCall
 from nanogpt_dist.errors import MAX_LINE, Exit, explain, is_lost_peer, one_line
 
@@ -49,6 +51,14 @@ def of_cuda(reason: str) -> str:
             Exit.BUG,
             "lower --batch-size",
         ),
+        (
+            RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GiB, other allocations …"),
+            Exit.BUG,
+            "out of memory; lower --batch-size",
+        ),
+        (RuntimeError("std::bad_alloc"), Exit.BUG, "out of memory; lower --batch-size"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), Exit.BUG, "out of memory; lower --batch"),
+        (OSError(errno.ENOSPC, "No space left on device"), Exit.IO_ERROR, "no space left for"),
         (
             dist.DistBackendError(
                 of_nccl("ncclUnhandledCudaError", "Cuda failure 719 'unspecified launch failure'")
@@ -98,6 +108,16 @@ def test_a_rank_tells_what_failed_on_it(error: BaseException, code: int, says: s
     assert says in line
     assert len(line) <= MAX_LINE
     assert not is_lost_peer(error), "the others are there"
+
+
+@pytest.mark.parametrize(("room", "expected"), [(10**9, True), (None, False)])
+def test_no_thread_is_no_memory_where_an_rlimit_bounds_it(
+    room: int | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise there are too many of them, which a smaller micro-batch does not change."""
+    monkeypatch.setattr(gpu_errors, "rlimit_room_bytes", lambda: room)
+    _, line = explain(RuntimeError("can't start new thread"))
+    assert line.startswith("out of memory; lower --batch-size") == expected
 
 
 @pytest.mark.parametrize(
