@@ -12,7 +12,7 @@ from cli.ending import exit_with
 from cli.options import Json, flush_or_drop, note, rank, takes_settings, warn
 from cli.terminal import echo
 from launch import verdict
-from nanogpt_dist import load_config, presets
+from nanogpt_dist import load_config, presets, start_again
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.errors import ConfigError, StoppedError
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
@@ -96,6 +96,7 @@ def train(
         return
     from nanogpt_dist.training.loop import train as run
 
+    fresh = fresh and start_again.times() == 0  # what is there by then is this run's own
     with api.connected(config, stop, exit_with) as world:
         result = run(config, world, stop, fresh, branch_from)
     stopped = result.verdict == "stopped"

@@ -291,6 +291,14 @@ def free_memory_bytes(device: torch.device) -> int | None:
     return None
 
 
+def give_back_cached_memory() -> None:
+    """Give back what torch's allocators keep of the GPU's memory for reuse, and nobody uses."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
 def reserved_bytes(device: torch.device) -> int | None:
     """Most memory of the GPU that torch's allocator held so far; None where it has none."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None

@@ -70,6 +70,7 @@ def train(
     if config.out_dir is None:
         raise ConfigError("out_dir is not set: give out_dir='out/NAME'")
 
+    from nanogpt_dist import devices
     from nanogpt_dist.training.loop import train as run
 
     asked = StopRequest() if stop is None else stop
@@ -82,7 +83,9 @@ def train(
             if not error.falls_back or int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold what was too much
+        fresh = False  # what is there by now is this run's own
         gc.collect()
+        devices.give_back_cached_memory()
 
 
 @contextmanager

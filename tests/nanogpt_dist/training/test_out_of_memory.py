@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import nanogpt_dist as ng
+from cli.main import app
+from nanogpt_dist import devices, start_again
 from nanogpt_dist.errors import NanogptError, OutOfMemoryError
 from nanogpt_dist.storage.events import read_events
 from nanogpt_dist.training.step import TrainStep
@@ -176,6 +179,48 @@ def test_a_resumed_run_keeps_the_layout_and_so_its_bits(
     assert layout_of(tmp_path / "chosen anew")["batch_size"] == 16
 
 
+def test_auto_typed_over_a_run_ends_its_number(
+    corpus: Path, tmp_path: Path, short: list[int]
+) -> None:
+    ng.train("gpt2-124m", dataset=corpus, out_dir=tmp_path, max_iters=2, **SMALL)
+    line = ["train", str(tmp_path), "--batch-size", "auto", "--max-iters", "3"]
+    done = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "--batch-size auto: micro-batches of 16, single, no activation" in done.output
+    assert layout_of(tmp_path)["batch_size"] == 16
+
+
+@pytest.fixture
+def short_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the third step on no micro-batch of more than two sequences fits."""
+    step = TrainStep.step
+
+    def asks(self: TrainStep, at: int, *rest: Any) -> Any:
+        if at >= 2 and self.layout.batch_size > 2:
+            torch.empty(2**60)
+        return step(self, at, *rest)
+
+    monkeypatch.setattr(TrainStep, "step", asks)
+
+
+def test_a_fresh_run_goes_on_from_what_it_has_saved_itself(
+    corpus: Path, tmp_path: Path, short_later: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = []
+    monkeypatch.setattr(devices, "give_back_cached_memory", lambda: given_back.append(1))
+    settings = {**SMALL, "dataset": corpus, "out_dir": tmp_path, "auto_batch_size": True}
+    assert ng.train("gpt2-124m", fresh=True, max_iters=4, **settings).step == 4
+    assert layout_of(tmp_path)["batch_size"] == 2
+    events = [(one["event"], one.get("step")) for one in read_events(tmp_path)]
+    assert ("resume", 2) in events
+    assert len(given_back) == [name for name, _ in events].count("out_of_memory") > 0
+    # a process that has started itself again has the same command line
+    line = ["train", str(tmp_path), "--fresh", "--max-iters", "4"]
+    refused = CliRunner().invoke(app, line)
+    assert "holds a run at step-00000004; --fresh needs another" in str(refused.exception)
+    assert CliRunner().invoke(app, line, env={start_again.TIMES: "1"}).exit_code == 0
+
+
 def test_smaller_micro_batches_come_first_then_checkpointing_then_the_end(
     corpus: Path, tmp_path: Path, short: list[int]
 ) -> None:
@@ -192,6 +237,7 @@ def test_smaller_micro_batches_come_first_then_checkpointing_then_the_end(
     assert layout_of(tmp_path)["batch_size"] == steps[-1][1]
 
 
+@pytest.mark.thorough
 def test_a_number_ends_what_auto_has_chosen(corpus: Path, tmp_path: Path, short: list[int]) -> None:
     ng.train("gpt2-124m", dataset=corpus, out_dir=tmp_path, max_iters=2, **SMALL)
     assert "auto_layout" not in (tmp_path / "run.json").read_text()
