@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
-from nanogpt_dist.errors import NanogptError, StoppedError
+from nanogpt_dist.errors import NanogptError, OutOfMemoryError, StoppedError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.check_resume import check_resume
 from nanogpt_dist.training.plan import make_plan
@@ -107,6 +108,18 @@ def test_a_ramp_goes_up_between_the_halves(
     proof = check_resume(tiny(corpus, tmp_path / "run", **ramps), ONE, StopRequest())
     assert proof.updates == 4
     assert sorted(set(shapes)) == [(1, 4, 16), (2, 4, 32)]
+
+
+def test_an_out_of_memory_ends_the_proof_of_what_auto_has_chosen(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No fall-back: it would be proven again with what did not fit."""
+    monkeypatch.setattr(TrainStep, "step", lambda *_: torch.empty(2**60))
+    config = tiny(corpus, tmp_path / "run", auto_batch_size=True)
+    with pytest.raises(OutOfMemoryError) as raised:
+        check_resume(config, ONE, StopRequest())
+    assert not raised.value.falls_back
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stop_is_no_proof(corpus: Path, tmp_path: Path) -> None:
