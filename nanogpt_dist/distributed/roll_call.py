@@ -35,6 +35,7 @@ from nanogpt_dist.errors import (
 from nanogpt_dist.gpu_errors import is_out_of_memory, nccl_said
 
 NOTES_S = 2.0  # within which survivors have noticed that a rank is gone, once one has
+ASKED_S = 25.0  # within which all ranks have left that are to begin anew
 STORE_S = 3.0  # for an answer of the store
 STORE_GOES_S = 40.0  # within which all ranks have left a store that one of them keeps
 ROLL_CALL_S = 8.0  # for all of it
@@ -126,6 +127,25 @@ class RollCall:
                     time.sleep(NOTES_S)  # others may be at their roll call
                     return
                 time.sleep(0.1)
+
+    def agree_to_stop(self, asked: bool) -> bool:
+        """Whether any rank is `asked` to stop; all that leave to begin anew call it.
+
+        Those that do not come to it within ASKED_S are not waited for.
+        """
+        if self._store is None or self.size == 1:
+            return asked
+        told = [f"asked/{rank}" for rank in range(self.size)]
+        deadline = time.monotonic() + ASKED_S
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            self._store.set(told[self.rank], str(int(asked)))
+            while not self._store.check(told) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            there = [name for name in told if self._store.check([name])]
+            asked = asked or any(self._store.get(name) == b"1" for name in there)
+            if asked and self.rank == 0:  # which may keep the store: the others have still to read
+                time.sleep(1.0)
+        return asked
 
     def _nobody_answers(self, error: BaseException) -> BaseException:
         if not is_lost_peer(error):

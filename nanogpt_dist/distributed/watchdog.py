@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from nanogpt_dist.distributed.roll_call import STORE_S, Member, RollCall, is_dead, members_of
-from nanogpt_dist.errors import LostPeerError, StuckError
+from nanogpt_dist.errors import LostPeerError, OutOfMemoryError, StoppedError, StuckError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 50e-6, 1e-3  # of wait(); a step takes 1e-2 s at least
 LOOK_S = 1.0  # between two looks for a lost rank
@@ -50,7 +51,9 @@ class Watchdog(RollCall):
         super().__init__(rank, size, store)
         self.timeout_s = timeout_s
         self.lost: str | None = None  # what was seen of another rank that is gone
-        self.noting: list[Callable[[BaseException], None]] = []  # who else is told of the end
+        # who else is told of the end, and may raise StoppedError for it
+        self.noting: list[Callable[[BaseException], None]] = []
+        self.ends_process = False  # whether the process ends with an error, as under a command
         self._beat = time.monotonic()
 
     def beat(self, step: int) -> None:
@@ -82,6 +85,7 @@ class Watchdog(RollCall):
         it is waited for.
         """
         ended = threading.Event()
+        self.ends_process = exit_with is not None
         if self.size > 1:
             threading.Thread(
                 target=self._watch, args=(ended, exit_with), name="watch", daemon=True
@@ -118,8 +122,15 @@ class Watchdog(RollCall):
             return
         self.dump()
         error = self.leave(LostPeerError(self.lost or "it hangs as it leaves"))
-        for note in self.noting:
-            note(error)
+        for note in list(self.noting):
+            try:
+                note(error)
+            except StoppedError as instead:
+                error = instead
+            except Exception:  # this rank ends as the others do all the same
+                traceback.print_exc()
+        if isinstance(error, OutOfMemoryError) and error.falls_back:
+            self.wait_for_store_to_go()
         exit_with(error)
 
     @contextlib.contextmanager

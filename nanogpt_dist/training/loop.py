@@ -99,7 +99,7 @@ def train(
             return _finish(folder, console, _result(state, config, start.path, None))
         if plan.why is not None:
             console.line(plan.why)
-        memory = OutOfMemory(plan.config, plan.layout, world, console, state)
+        memory = OutOfMemory(plan.config, plan.layout, world, console, state, stop)
         stack.enter_context(memory.remembered(folder))
         with memory.explained():
             train_step = build(plan, start, world, console)

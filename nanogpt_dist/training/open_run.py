@@ -8,7 +8,14 @@ from pathlib import Path
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.errors import Exit, NanogptError, StorageError, explain, one_line
+from nanogpt_dist.errors import (
+    Exit,
+    NanogptError,
+    OutOfMemoryError,
+    StorageError,
+    explain,
+    one_line,
+)
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training import crash_loops
@@ -36,22 +43,30 @@ class OpenRun:
     def noting_failure(self) -> Iterator[None]:
         """A block whose error is noted in status.json, too, as long as the folder is there."""
         watchdog = self.world.watchdog
-        watchdog.noting.append(self._note_failure)
+        watchdog.noting.append(self.note_failure)
         try:
             yield
         except BaseException as error:
             named = watchdog.leave(error)
-            self._note_failure(named)
+            self.note_failure(named)
             raise named from error.__cause__
         finally:
-            watchdog.noting.remove(self._note_failure)
+            watchdog.noting.remove(self.note_failure)
 
-    def _note_failure(self, error: BaseException) -> None:
+    @property
+    def _starts_again(self) -> bool:
+        """Whether whoever trains begins anew after a fall-back: not ranks of somebody's own."""
+        return self.world.size == 1 or self.world.watchdog.ends_process
+
+    def note_failure(self, error: BaseException) -> None:
+        """Note in status.json that the run ended by `error`, where the folder is still its own."""
         with contextlib.suppress(StorageError):  # another run may have begun under this name
             self.refuse_moved()
             self._write_failure(error)
 
     def _write_failure(self, error: BaseException) -> None:
+        if isinstance(error, OutOfMemoryError) and error.falls_back and self._starts_again:
+            return
         if isinstance(error, NanogptError):
             noted_by_rank0 = error.agreed and not self.world.is_rank0
             if error.quiet or noted_by_rank0:

@@ -15,8 +15,15 @@ from nanogpt_dist.distributed.check_memory import takes_more
 from nanogpt_dist.distributed.layout import Layout, Site, next_layout
 from nanogpt_dist.distributed.strategy import site_of
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.errors import NanogptError, OutOfMemoryError, is_lost_peer
+from nanogpt_dist.errors import (
+    NanogptError,
+    OutOfMemoryError,
+    StoppedError,
+    is_lost_peer,
+    one_line,
+)
 from nanogpt_dist.gpu_errors import is_out_of_memory
+from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training import crash_loops
@@ -28,13 +35,17 @@ from nanogpt_dist.training.optim import training_bytes
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """What becomes of an out-of-memory in a run on `layout`; state: of the run, which goes on."""
+    """What becomes of an out-of-memory in a run on `layout`; state: of the run, which goes on.
+
+    stop: where it has been asked for, nothing begins anew, which would not know of it.
+    """
 
     config: TrainConfig
     layout: Layout
     world: World
     console: Console
     state: TrainState
+    stop: StopRequest
 
     @property
     def _site(self) -> Site:
@@ -75,8 +86,12 @@ class OutOfMemory:
         watchdog = self.world.watchdog
 
         def note(error: BaseException) -> None:
-            if self.world.is_rank0 and isinstance(error, OutOfMemoryError) and error.falls_back:
+            if not isinstance(error, OutOfMemoryError) or not error.falls_back:
+                return
+            if self.world.is_rank0:
                 self._remember(run, error)
+            if watchdog.agree_to_stop(bool(self.stop)):
+                raise self._stopped(run)
 
         watchdog.noting.append(note)
         try:
@@ -90,6 +105,16 @@ class OutOfMemory:
         finally:
             watchdog.noting.remove(note)
 
+    def _stopped(self, run: OpenRun) -> StoppedError:
+        smaller = next_layout(self._site, self.layout)
+        assert smaller is not None
+        stopped = StoppedError(
+            f"stopped as memory ran out after step {self.state.step}; the same command goes on "
+            f"with {described(smaller)}"
+        )
+        run.note_failure(stopped)
+        return stopped
+
     def _remember(self, run: OpenRun, error: OutOfMemoryError) -> None:
         smaller = next_layout(self._site, self.layout)
         assert smaller is not None
@@ -100,7 +125,7 @@ class OutOfMemory:
             run_folder.write_json(run.path / "run.json", {**before, **chosen})
             crash_loops.ended(run.path, "out of memory")
         note_event(run.path, "out_of_memory", self.state.step, message=str(error), **chosen)
-        self.console.line(f"warning: {error}")
+        self.console.line(one_line(f"warning: {error}"))
 
 
 def flags_to(smaller: Layout, layout: Layout, config: TrainConfig) -> str:

@@ -3,10 +3,12 @@
 LEFT=MB         left to this process when it starts, which planning can see
 SHORT=RANK:MB   left to that rank when its first step begins, which planning could not see
 FITS=RANK:N     that rank asks for more than there is where a micro-batch has more sequences
+STOP=RANK       that rank is sent SIGTERM before its first step
 """
 
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ def limited(self: TrainStep, *rest: Any) -> Any:
     if megabytes and self.world.rank == int(rank):
         TrainStep.step = step  # type: ignore[method-assign]
         leave(float(megabytes))
+    if os.environ.get("STOP") == str(self.world.rank):
+        os.kill(os.getpid(), signal.SIGTERM)
     rank, _, fits = os.environ.get("FITS", "").partition(":")
     if fits and self.world.rank == int(rank) and self.layout.batch_size > int(fits):
         torch.empty(2**60)

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import pytest
 import torch.distributed as dist
 
 from launch import processes
-from nanogpt_dist.distributed import watchdog
+from nanogpt_dist.distributed import roll_call, watchdog
 from nanogpt_dist.distributed.watchdog import Watchdog
+from nanogpt_dist.errors import OutOfMemoryError, StoppedError
 from tests.conftest import start_ranks
 from tests.faults.trainings import Training, prepare
 
@@ -133,6 +136,55 @@ def test_a_store_that_is_gone_is_asked_once(
     # each question makes torch write a page
     assert capfd.readouterr().err.count("[c10d] ") == 1
     assert ranks[0].lost is None
+
+
+def learnt_of_memory(note: Callable[[BaseException], None]) -> tuple[BaseException, list[str]]:
+    """What rank 0 leaves with, whose main thread hangs, and what it has done before.
+
+    Rank 1 has left to begin anew with less; `note` is told of the end.
+    """
+    store = dist.HashStore()
+    here, other = (Watchdog(rank, 2, store) for rank in range(2))
+    other.leave(OutOfMemoryError("out of memory; the next attempt has less", True))
+    ends: list[BaseException] = []
+    done: list[str] = []
+    here.lost = "another rank has left"
+    here.noting.append(note)
+    here.wait_for_store_to_go = lambda: done.append("waited")  # type: ignore[method-assign]
+    here._watch(threading.Event(), ends.append)  # type: ignore[arg-type]
+    return ends[0], done
+
+
+def test_a_rank_that_is_stuck_begins_anew_with_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watchdog, "GRACE_S", 0.05)
+    monkeypatch.setattr(roll_call, "NOTES_S", 0.3)
+
+    def fails(error: BaseException) -> None:
+        raise OSError("the disk is on fire")
+
+    def stops(error: BaseException) -> None:
+        raise StoppedError("stopped as memory ran out")
+
+    for note in (lambda error: None, fails):
+        error, done = learnt_of_memory(note)
+        assert isinstance(error, OutOfMemoryError)
+        assert error.falls_back
+        assert done == ["waited"], "for the store of the others"
+    error, done = learnt_of_memory(stops)
+    assert isinstance(error, StoppedError)
+    assert not done
+
+
+@pytest.mark.parametrize("asked", [(False, False), (True, False), (False, True)])
+def test_ranks_that_begin_anew_agree_on_a_stop(asked: tuple[bool, bool]) -> None:
+    store = dist.HashStore()
+    ranks = [Watchdog(rank, 2, store) for rank in range(2)]
+    with ThreadPoolExecutor() as pool:
+        told = list(pool.map(lambda rank, stop: rank.agree_to_stop(stop), ranks, asked))
+    assert told == [any(asked)] * 2
+    assert Watchdog(0, 1, None).agree_to_stop(asked[0]) == asked[0]
 
 
 def end_of(way: str, ranks: int = 3) -> list[tuple["subprocess.Popen[str]", str, str]]:

@@ -15,8 +15,17 @@ from typer.testing import CliRunner
 import nanogpt_dist as ng
 from cli.main import app
 from nanogpt_dist import devices, start_again
-from nanogpt_dist.errors import NanogptError, OutOfMemoryError
+from nanogpt_dist.checkpoint import TrainState
+from nanogpt_dist.config import resolve
+from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.world import World
+from nanogpt_dist.errors import MAX_LINE, NanogptError, OutOfMemoryError, StoppedError
+from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage import RunLock
 from nanogpt_dist.storage.events import read_events
+from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.open_run import OpenRun
+from nanogpt_dist.training.out_of_memory import OutOfMemory
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import CLONE
 
@@ -137,6 +146,24 @@ def test_two_ranks_have_the_same_bits_after_a_resume(
     assert weights_of(whole) == weights_of(halves)
 
 
+@pytest.mark.thorough
+def test_ranks_that_begin_anew_hear_of_a_stop_that_one_of_them_was_asked_for(
+    corpus: Path, tmp_path: Path
+) -> None:
+    flags = ["--auto-batch-size", "--max-iters", "1"]
+    done = limited(corpus, tmp_path / "run", *flags, ranks=2, FITS="0:16", STOP="1")
+    assert "rank0" not in done.stderr
+    assert done.stderr.count("--batch-size auto: micro-batches") == 1
+    told = "nanogpt: stopped as memory ran out after step 0; the same command goes on with micro-"
+    assert [line for line in errors_in(done.stderr) if line.startswith(told)] == errors_in(
+        done.stderr
+    )
+    assert status_of(tmp_path / "run") == ("stopped", 0)
+    again = limited(corpus, tmp_path / "run", *flags, ranks=2)
+    assert again.returncode == 0, again.stderr
+    assert layout_of(tmp_path / "run")["batch_size"] == 32
+
+
 def weights_of(run: Path) -> dict[str, str]:
     """Digests of the newest checkpoint's tensors."""
     newest = max((run / "checkpoints").glob("step-*"))
@@ -174,7 +201,9 @@ def test_a_resumed_run_keeps_the_layout_and_so_its_bits(
     train("halves", 2, fits=2, **auto)
     assert train("halves", 4, fits=10**6, **auto) == whole  # where more would fit by now
     assert layout_of(tmp_path / "halves")["batch_size"] == 2
-    assert [event["step"] for event in read_events(tmp_path / "halves")].count(0) >= 2
+    events = [(event["event"], event["step"]) for event in read_events(tmp_path / "halves")]
+    assert events.count(("out_of_memory", 0)) == 3
+    assert "fail" not in dict(events)  # it goes on
     assert train("chosen anew", 4, fits=10**6, **auto) != whole  # or nothing was compared
     assert layout_of(tmp_path / "chosen anew")["batch_size"] == 16
 
@@ -219,6 +248,52 @@ def test_a_fresh_run_goes_on_from_what_it_has_saved_itself(
     refused = CliRunner().invoke(app, line)
     assert "holds a run at step-00000004; --fresh needs another" in str(refused.exception)
     assert CliRunner().invoke(app, line, env={start_again.TIMES: "1"}).exit_code == 0
+
+
+def test_a_stop_that_was_asked_for_is_not_forgotten(
+    corpus: Path, tmp_path: Path, short_later: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, step = StopRequest(), TrainStep.step
+
+    def asked(self: TrainStep, at: int, *rest: Any) -> Any:
+        if at == 2:
+            stop.ask()
+        return step(self, at, *rest)
+
+    monkeypatch.setattr(TrainStep, "step", asked)
+    settings = {**SMALL, "dataset": corpus, "out_dir": tmp_path, "auto_batch_size": True}
+    with pytest.raises(
+        StoppedError,
+        match=r"^stopped as memory ran out after step 2; the same command goes on with micro-",
+    ):
+        ng.train("gpt2-124m", max_iters=4, stop=stop, **settings)
+    assert status_of(tmp_path) == ("stopped", 2)
+    assert layout_of(tmp_path)["batch_size"] == 8
+    assert [event["event"] for event in read_events(tmp_path)][-2:] == ["out_of_memory", "stop"]
+    assert ng.train("gpt2-124m", max_iters=4, **settings).step == 4
+
+
+def test_a_fall_back_of_long_words_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Selective checkpointing on a mesh: nothing is longer."""
+    config = resolve(
+        {"vocab_size": 50304, "strategy": "fsdp", "mesh": "128x128", "batch_size": 64},
+        {"activation_checkpointing": "selective", "gradient_accumulation_steps": 2**14}
+        | {"auto_batch_size": True},
+    )
+    world = World(0, 0, 2**14, torch.device("cpu"), None)
+    layout = Layout("fsdp", 128, 128, "selective", 64)
+    state = TrainState(step=123456)
+    memory = OutOfMemory(config, layout, world, Console(True), state, StopRequest())
+    with pytest.raises(OutOfMemoryError) as raised, memory.explained():
+        raise MemoryError
+    with RunLock(tmp_path) as lock:
+        memory._remember(OpenRun(tmp_path, world, lock), raised.value)
+    line = capsys.readouterr().err.rstrip("\n")
+    assert len(f"warning: {raised.value}") > MAX_LINE >= len(line)
+    assert line.startswith("warning: out of memory after step 123456, with micro-batches of 64")
+    assert "; the next attempt has micro-batches of 32, fsdp, " in line
 
 
 def test_smaller_micro_batches_come_first_then_checkpointing_then_the_end(
