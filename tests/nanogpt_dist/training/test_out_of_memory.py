@@ -296,6 +296,7 @@ def test_a_fall_back_of_long_words_is_told_in_a_line(
     assert "; the next attempt has micro-batches of 32, fsdp, " in line
 
 
+@pytest.mark.thorough
 def test_smaller_micro_batches_come_first_then_checkpointing_then_the_end(
     corpus: Path, tmp_path: Path, short: list[int]
 ) -> None:
