@@ -163,7 +163,8 @@ def loop(run: Run) -> Path:
     """Step from state.step to max_iters, or to where a rank is asked to stop; the last checkpoint.
 
     Each step: read, train, log, evaluate, save, vote. The last one is evaluated and saved. What
-    depends on the result of a step waits for it; the next step does not.
+    depends on the result of a step waits for it; the next step does not. The last samples are drawn
+    when all is saved.
     """
     config, state, saver, telemetry = run.config, run.state, run.saver, run.progress.telemetry
     results = PendingResults(state, run.progress, saver, run.train_step.max_skipped)
@@ -191,10 +192,9 @@ def loop(run: Run) -> Path:
             run.world.settle(not slow or has_evaluated)
             has_evaluated = True
         improved = _evaluate(run) if evaluated else False
-        if run.sampler is not None and run.sampler.is_due(state.step):
+        if not is_last and run.sampler is not None and run.sampler.is_due(state.step):
             results.read_all()
-            with telemetry.spending("eval"):
-                run.progress.log_samples(state, run.sampler(run.train_step.model))
+            _sample(run, run.sampler)
         save_pending = save_pending or due(config, state.step, evaluated, improved)
         if save_pending:
             results.read_all()
@@ -210,7 +210,14 @@ def loop(run: Run) -> Path:
     results.read_all()
     saver.save(state, evaluated, required=True)
     assert saver.newest is not None
+    if run.sampler is not None and state.step == config.max_iters:  # all is saved by now
+        _sample(run, run.sampler)
     return saver.newest
+
+
+def _sample(run: Run, sampler: Sampler) -> None:
+    with run.progress.telemetry.spending("eval"):
+        run.progress.log_samples(run.state, sampler(run.train_step.model))
 
 
 def _evaluate(run: Run) -> bool:

@@ -17,6 +17,7 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.devices import autocast
 from nanogpt_dist.distributed.strategy import reshard
 from nanogpt_dist.distributed.world import World
+from nanogpt_dist.errors import NanogptError
 from nanogpt_dist.generation.sampling import Sample, choose, encode_prompt, generator_of, to_sample
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.model.gpt import GPT
@@ -38,6 +39,7 @@ class Sampler:
     """
 
     prompts: list[str]
+    begun: list[list[int]]  # their ids
     tokenizer: Tokenizer
     world: World
     dtype: torch.dtype
@@ -56,8 +58,7 @@ class Sampler:
         """
         was_training, block_size = model.training, model.config.block_size
         model.eval()
-        begun = [encode_prompt(prompt, self.tokenizer) for prompt in self.prompts]
-        rows = [list(ids) for ids in begun]
+        rows = [list(ids) for ids in self.begun]
         longest = max(map(len, rows)) + DRAWN.max_new_tokens
         T = min(-(-longest // ALIGNED) * ALIGNED, block_size)
         generators = [generator_of(DRAWN.seed, 0) for _ in rows]
@@ -75,7 +76,7 @@ class Sampler:
                 row.append(token)
         reshard(model)
         model.train(was_training)
-        new = [row[len(ids) :] for row, ids in zip(rows, begun, strict=True)]
+        new = [row[len(ids) :] for row, ids in zip(rows, self.begun, strict=True)]
         return [
             to_sample(prompt, self._until_stop(ids), self.tokenizer, ())
             for prompt, ids in zip(self.prompts, new, strict=True)
@@ -92,11 +93,29 @@ def make_sampler(
     world: World,
     dtype: torch.dtype,
 ) -> Sampler | None:
-    """The Sampler that `config` asks for; None: it asks for none. Raises BadDataError."""
+    """The Sampler that `config` asks for; None: it asks for none.
+
+    Raises BadDataError, and what encoding a prompt raises: better now than hours later.
+    """
     if config.sample_interval is None:
         return None
     prompts = config.sample_prompt or val_beginnings(data)
-    return Sampler(prompts, data.tokenizer, world, dtype, config.sample_interval, config.max_iters)
+    return Sampler(
+        prompts,
+        [_encode(prompt, data.tokenizer) for prompt in prompts],
+        data.tokenizer,
+        world,
+        dtype,
+        config.sample_interval,
+        config.max_iters,
+    )
+
+
+def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    try:
+        return encode_prompt(prompt, tokenizer)
+    except NanogptError as error:
+        raise type(error)(f"--sample-prompt: {error}") from None
 
 
 def val_beginnings(data: DataFolder) -> list[str]:

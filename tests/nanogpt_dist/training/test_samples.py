@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from nanogpt_dist.checkpoint import load_model
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.importing import import_shards
+from nanogpt_dist.errors import StorageError, TextError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.generation.sampling import sample
 from nanogpt_dist.generation.settings import Settings
+from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.training.odd_settings import odd_settings
-from nanogpt_dist.training.samples import NEW_TOKENS, val_beginnings
+from nanogpt_dist.training.samples import NEW_TOKENS, Sampler, make_sampler, val_beginnings
+from nanogpt_dist.tokenizer.tokenizer import char
 from tests.conftest import TINY, Run
 from tests.nanogpt_dist.data.test_importing import stream, write_raw
-from tests.nanogpt_dist.small import ALL_OPTIONS, go, records, tiny, weights_sha256
+from tests.nanogpt_dist.small import ALL_OPTIONS, ONE, go, records, tiny, weights_sha256
 
 
 def samples(run: Path) -> list[dict[str, Any]]:
@@ -129,6 +133,29 @@ def test_a_prompt_that_nothing_reads_is_told() -> None:
     assert any("without --sample-interval" in line for line in odd_settings(idle, 1))
     read = resolve({"sample_prompt": ["a"], "sample_interval": 5})
     assert not any("sample" in line for line in odd_settings(read, 1))
+
+
+def test_a_prompt_that_cannot_be_encoded_is_told_before_the_first_step() -> None:
+    data: Any = SimpleNamespace(tokenizer=char("Under the greenwood tree"))
+    for prompt, is_good in (("Under", True), ("Ünder", False)):
+        config = resolve({"sample_interval": 8, "sample_prompt": [prompt]})
+        if is_good:
+            assert make_sampler(config, data, ONE, torch.float32) is not None
+            continue
+        with pytest.raises(TextError, match=r"--sample-prompt: character 'Ü' \(U\+00DC\)"):
+            make_sampler(config, data, ONE, torch.float32)
+
+
+def test_all_is_saved_when_the_last_samples_are_drawn(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(sampler: Sampler, model: GPT) -> None:
+        raise StorageError("no more")
+
+    monkeypatch.setattr(Sampler, "__call__", fail)
+    with pytest.raises(StorageError, match="no more"):
+        go(tiny(corpus, tmp_path, sample_interval=100))
+    assert (tmp_path / "checkpoints" / "step-00000008").is_dir()
 
 
 @pytest.mark.thorough
