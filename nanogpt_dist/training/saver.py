@@ -209,7 +209,9 @@ class Saver:
         self.world.with_long_timeout.any(False)
 
     def _note_save(self, step: int, path: Path, seconds: float) -> None:
-        size = sum(file.stat().st_size for file in path.iterdir())
+        size = None
+        with contextlib.suppress(OSError):  # the checkpoint is saved; an event must not end the run
+            size = sum(file.stat().st_size for file in path.iterdir())
         note_event(self.run.path, "save", step, seconds=round(seconds, 3), bytes=size)
 
     def _follow_up(self, state: TrainState, name: str) -> None:

@@ -5,6 +5,8 @@ import math
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage.events import read_events
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
+from nanogpt_dist.training.saver import Saver
 from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import go, records, tiny
 
@@ -134,6 +138,13 @@ def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
     latest.mkdir(parents=True)  # in the way
     assert go(tiny(corpus, tmp_path / "run")).step == 8
     assert "step-00000004 is saved, but" in capsys.readouterr().err
+
+
+def test_a_size_that_cannot_be_read_is_null_in_the_event(tmp_path: Path) -> None:
+    saver: Any = SimpleNamespace(run=SimpleNamespace(path=tmp_path))
+    Saver._note_save(saver, 4, tmp_path / "gone", 0.5)
+    [event] = read_events(tmp_path)
+    assert (event["event"], event["step"], event["bytes"]) == ("save", 4, None)
 
 
 def test_what_keep_every_promised_is_kept_also_when_resumed_without_it(
