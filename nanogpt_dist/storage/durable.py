@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -67,6 +67,19 @@ def staging_name(name: str, kind: str = "tmp") -> str:
     """
     # not from `random`: the run's generators stay as they are
     return f".{kind}-{name}-{secrets.token_hex(4)}"
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append `lines`, at once. A last line that was torn is ended first, lest it swallow them.
+
+    Raises OSError; a part may be written then.
+    """
+    text = "".join(f"{line}\n" for line in lines).encode()
+    with path.open("a+b", buffering=0) as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            text = text if file.read(1) == b"\n" else b"\n" + text
+        file.write(text)
 
 
 def open_plain(path: Path) -> BufferedReader:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nanogpt_dist.storage.durable import append_lines
 from nanogpt_dist.storage.run_folder import to_json
 
 EVENTS = "events.jsonl"
@@ -20,8 +21,8 @@ EVENTS = "events.jsonl"
 def note_event(run: Path, event: str, step: int, **more: Any) -> None:
     """Append an event of the run folder `run`; never raises for the disk's sake."""
     line = to_json({"time": round(time.time(), 3), "event": event, "step": step, **more})
-    with contextlib.suppress(OSError), (run / EVENTS).open("ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
+    with contextlib.suppress(OSError):
+        append_lines(run / EVENTS, [line])
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:

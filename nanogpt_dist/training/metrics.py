@@ -16,7 +16,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.durable import storage_errors
+from nanogpt_dist.storage.durable import append_lines, storage_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -112,6 +112,7 @@ class Recorder:
         with storage_errors(run / RECORD):
             cut_record(run / RECORD, step)
             self._record = (run / RECORD).open("ab", buffering=0)
+        with storage_errors(run / run_folder.SAMPLES):
             cut_record(run / run_folder.SAMPLES, step)
         self._samples = run / run_folder.SAMPLES
         self._unwritten = b""  # lines that the disk had no room for yet
@@ -143,8 +144,8 @@ class Recorder:
             )
             for each in samples
         ]
-        with contextlib.suppress(OSError), self._samples.open("ab", buffering=0) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+        with contextlib.suppress(OSError):
+            append_lines(self._samples, lines)
         self._to_board(
             lambda board: [
                 board.add_text(f"samples/{i}", _as_code(each.prompt + each.text), step)

@@ -17,6 +17,16 @@ def test_events_are_read_in_order_and_a_torn_line_is_left_out(tmp_path: Path) ->
     assert events[0]["time"] <= events[1]["time"]
 
 
+def test_an_event_after_a_torn_line_is_read(tmp_path: Path) -> None:
+    note_event(tmp_path, "start", 0)
+    with (tmp_path / EVENTS).open("ab") as file:
+        file.write(b'{"time": 1, "event": "sa')
+    note_event(tmp_path, "stop", 7)
+    note_event(tmp_path, "done", 8)
+    assert [event["event"] for event in read_events(tmp_path)] == ["start", "stop", "done"]
+    assert b"\n\n" not in (tmp_path / EVENTS).read_bytes()
+
+
 def test_a_number_that_json_does_not_have_becomes_null(tmp_path: Path) -> None:
     note_event(tmp_path, "skip", 7, norm=float("nan"))
     assert json.loads((tmp_path / EVENTS).read_text())["norm"] is None
