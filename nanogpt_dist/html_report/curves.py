@@ -15,6 +15,7 @@ Ints = NDArray[np.int64]
 POINTS = 40_000  # of all curves of a page together, some 30 bytes each
 MOST, FEWEST = 2000, 60  # of one curve
 LOSSES = ("loss", "val_loss", "val_loss_ema")
+SMOOTHED = ("loss", "grad_norm")  # by report.js
 PARTS = {"data_s": "data", "communication_s": "communication", "save_s": "saving"}
 PARTS["eval_s"] = "evaluation"
 
@@ -152,22 +153,38 @@ def _pace(line: dict[str, Any], tokens: float) -> float:
 def thin(values: Floats, limit: int) -> Ints:
     """Which of `values` to draw, at most `limit` ≥ 4 of them; the same ones each time.
 
-    The first, the last, and of each stretch between them the smallest and the largest.
+    The first, the last, and of each stretch between them the smallest and the largest: two each,
+    also where all are equal, so that each counts the same in a mean.
     """
     n = len(values)
     if n <= limit:
         return np.arange(n)
-    inner, chosen = np.arange(1, n - 1), {0, n - 1}
-    for stretch in np.array_split(inner, (limit - 2) // 2):
+    chosen = [0, n - 1]
+    for stretch in _stretches(n, limit):
         part = values[stretch]
-        chosen |= {int(stretch[part.argmin()]), int(stretch[part.argmax()])}
+        low, high = int(part.argmin()), int(part.argmax())
+        chosen += [stretch[low], stretch[high if high != low else -1]]
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def means_of_thinned(values: Floats, limit: int) -> Floats:
+    """For each of thin()'s places the mean of its stretch; (n,) → (at most limit,)."""
+    if len(values) <= limit:
+        return values
+    means = [values[stretch].mean() for stretch in _stretches(len(values), limit)]
+    return np.concatenate([values[:1], np.repeat(means, 2), values[-1:]])
+
+
+def _stretches(n: int, limit: int) -> list[Ints]:
+    """Between the first and the last of `n` > `limit`; of two or more places each."""
+    return np.array_split(np.arange(1, n - 1), (limit - 2) // 2)
 
 
 def chart_data(records: Sequence[RunRecord]) -> tuple[list[Chart], list[dict[str, Any]]]:
     """The charts that these runs have figures for, and for each run {key: points}.
 
-    Points are {axis: places, "value": values}, lists of one length.
+    Points are {axis: places, "value": values}, lists of one length; with "mean", those of the
+    stretches around them, where values to be smoothed are thinned.
     """
     charts = [chart for chart in CHARTS if not chart.alone or len(records) == 1]
     keys = [key for chart in charts for key in chart.lines]
@@ -180,7 +197,7 @@ def chart_data(records: Sequence[RunRecord]) -> tuple[list[Chart], list[dict[str
         axes = axes_of(record)
         curves.append(
             {
-                key: _points(axes, *pair, share * 5 if key in LOSSES else share)
+                key: _points(axes, key, *pair, share * 5 if key in LOSSES else share)
                 for key, pair in each.items()
             }
         )
@@ -193,9 +210,15 @@ def _has(record: RunRecord, key: str) -> bool:
     return any(line.get(key.removeprefix("share:")) is not None for line in lines)
 
 
-def _points(axes: Axes, steps: Ints, values: Floats, limit: int) -> dict[str, list[float]]:
+def _points(
+    axes: Axes, key: str, steps: Ints, values: Floats, limit: int
+) -> dict[str, list[float]]:
     chosen = thin(values, limit)
-    return {
-        **axes.at(steps[chosen]),
-        "value": [float(f"{value:.6g}") for value in values[chosen]],
-    }
+    points = {**axes.at(steps[chosen]), "value": _rounded(values[chosen])}
+    if key in SMOOTHED and len(chosen) < len(values):
+        points["mean"] = _rounded(means_of_thinned(values, limit))
+    return points
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]

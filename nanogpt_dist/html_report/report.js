@@ -100,7 +100,9 @@ class Chart {
     this.legend();
     this.svg.addEventListener("pointermove", (event) => this.move(event));
     this.svg.addEventListener("pointerleave", () => charts.forEach((chart) => chart.leave()));
-    this.svg.addEventListener("pointerdown", (event) => { this.from = this.toX(event); });
+    this.svg.addEventListener("pointerdown", (event) => {
+      if (this.span) this.from = this.toX(event); // there is a scale, since something is drawn
+    });
     this.svg.addEventListener("pointerup", (event) => this.select(event));
     this.svg.addEventListener("dblclick", () => zoom(null));
   }
@@ -135,11 +137,13 @@ class Chart {
       Object.entries(this.spec.lines).forEach(([key, label], number) => {
         const curve = run.curves[key];
         if (!curve || !curve[state.axis]) return;
-        const keep = curve.value.map((value) => !log || value > 0);
-        const x = curve[state.axis].filter((_, i) => keep[i]);
-        const y = curve.value.filter((_, i) => keep[i]).map((value) => value * this.spec.factor);
-        const noisy = key === "loss" || key === "grad_norm";
-        if (x.length) found.push({ run: index, key, label, number, x, y, shown: noisy ? smoothed(y, state.smooth) : y, noisy });
+        const means = curve.mean || curve.value; // of thinned curves: a mean of extremes says little
+        const keep = curve.value.map((value, i) => !log || (value > 0 && means[i] > 0));
+        const kept = (values) => values.filter((_, i) => keep[i]);
+        const [x, y, mean] = [curve[state.axis], curve.value, means].map(kept);
+        const noisy = key === "loss" || key === "grad_norm", scaled = (value) => value * this.spec.factor;
+        const shown = noisy && state.smooth > 0 ? smoothed(mean, state.smooth) : y;
+        if (x.length) found.push({ run: index, key, label, number, x, y: y.map(scaled), shown: shown.map(scaled), noisy });
       });
     });
     return found;
@@ -164,15 +168,17 @@ class Chart {
     const [left, right] = state.zoom || [Math.min(...all), Math.max(...all)];
     let low = Infinity, high = -Infinity;
     for (const line of this.found)
-      line.x.forEach((x, i) => {
-        if (x < left || x > right) return;
+      line.x.forEach((_, i) => {
+        // those beside the window count, too: between two points there may be none in it
+        const before = line.x[Math.max(0, i - 1)], after = line.x[Math.min(i + 1, line.x.length - 1)];
+        if (after < left || before > right) return;
         // raw values stand behind: of a smoothed line the first ones count, and not each spike
         const value = line.noisy && line.key !== "loss" ? line.shown[i] : line.y[i];
         low = Math.min(low, value);
         high = Math.max(high, value);
       });
-    if (low > high) [low, high] = [0, 1];
     const log = state.log.has(this.spec.name);
+    if (low > high) [low, high] = log ? [1, 10] : [0, 1];
     if (this.spec.zero && !log) low = Math.min(0, low);
     const pad = log ? 0 : (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
     [low, high] = log ? [low / 1.05, high * 1.05] : [low === 0 ? 0 : low - pad, high + pad];
@@ -290,6 +296,7 @@ class Chart {
   }
 
   select(event) {
+    if (this.from === undefined) return;
     const [a, b] = [this.from, this.toX(event)].sort((p, q) => p - q);
     this.from = undefined;
     if (b - a > (this.span.right - this.span.left) * 0.02) zoom([a, b]);

@@ -50,6 +50,12 @@ point("pointerup", 0.5);
 seen.zoomed = [labels(), !document.getElementById("whole").hidden];
 document.getElementById("whole").click();
 seen.whole = document.getElementById("whole").hidden;
+// between two logged steps, where the norm's axis is logarithmic
+zoom([50.2, 50.8]);
+seen.between = [...document.querySelectorAll("#chart-norm .grid text")].length;
+zoom(null);
+seen.smoothed = charts.find((chart) => chart.spec.name === "norm").found.map(
+  (line) => line.shown.reduce((sum, value) => sum + value, 0) / line.shown.length);
 const slider = document.querySelector("#when input");
 const texts = () => [...document.querySelectorAll(".sample .text")].map((each) => each.textContent);
 seen.texts = [texts()];
@@ -134,6 +140,17 @@ def test_the_curves_of_two_runs_are_there_and_a_reader_finds_them(
     assert seen["whole"]
     assert seen["texts"] == [[" said 100 </script>"], [" said 50 </script>"]]
     assert seen["hidden"] == [200]
+    assert seen["between"] > 4, "ticks on both axes"
+
+
+def test_the_smoothed_norm_of_a_long_run_is_about_what_was_measured(tmp_path: Path) -> None:
+    texts = [{"step": step, "time": 1, "prompt": "a", "text": "b"} for step in (50, 100)]
+    run = write_run(tmp_path / "spiky", steps=10_000, samples=texts)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    spikes = [{**line, "grad_norm": 0.5 if line["step"] % 50 else 5.0} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in spikes))
+    [found] = read_in_browser(written([run], tmp_path / "spiky.html"))["smoothed"]
+    assert found == pytest.approx(0.59, rel=0.02)
 
 
 def test_one_run_has_its_events_on_a_small_dark_screen(runs: list[Path], tmp_path: Path) -> None:

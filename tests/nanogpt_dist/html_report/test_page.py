@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist.html_report import page as page_module
-from nanogpt_dist.html_report.curves import axes_of, thin
+from nanogpt_dist.html_report.curves import axes_of, means_of_thinned, thin
 from nanogpt_dist.html_report.happenings import MOST_EVENTS, events_to_show
 from nanogpt_dist.html_report.page import page
 from nanogpt_dist.html_report.sections import seconds_by_part
@@ -128,6 +128,18 @@ def test_thinned_curves_keep_ends_and_extremes(values: list[float], limit: int) 
     assert list(chosen) == sorted(set(chosen.tolist()))
     assert (kept[0], kept[-1]) == (values[0], values[-1])
     assert (min(kept), max(kept)) == (min(values), max(values))
+
+
+@given(
+    spikes=st.lists(st.integers(1, 9998), max_size=300),
+    limit=st.integers(4, 2000),
+)
+def test_means_of_thinned_curves_have_the_mean_of_all(spikes: list[int], limit: int) -> None:
+    values = np.full(10_000, 0.5)
+    values[spikes] = 5.0
+    means = means_of_thinned(values, limit)
+    assert len(means) == len(thin(values, limit))
+    assert means.mean() == pytest.approx(values.mean(), rel=0.25 if limit < 50 else 0.05)
 
 
 def test_an_old_run_and_a_damaged_one_have_pages(tmp_path: Path) -> None:
