@@ -17,9 +17,9 @@ from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.generation.sampling import sample
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.tokenizer.tokenizer import char
 from nanogpt_dist.training.odd_settings import odd_settings
 from nanogpt_dist.training.samples import NEW_TOKENS, Sampler, make_sampler, val_beginnings
-from nanogpt_dist.tokenizer.tokenizer import char
 from tests.conftest import TINY, Run
 from tests.nanogpt_dist.data.test_importing import stream, write_raw
 from tests.nanogpt_dist.small import ALL_OPTIONS, ONE, go, records, tiny, weights_sha256
