@@ -51,8 +51,10 @@ def plot_lines(
 
 def _scaled(values: Floats, low: float, high: float, dots: int) -> NDArray[np.int64]:
     """Which of so many dots each value is at."""
-    share = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
-    return np.clip(np.round(share * (dots - 1)), 0, dots - 1).astype(np.int64)
+    span = high / 2 - low / 2  # halves: the difference of two floats may be none
+    with np.errstate(over="ignore"):  # far outside
+        share = (values / 2 - low / 2) / span if span > 0 else np.full_like(values, 0.5)
+        return np.clip(np.round(share * (dots - 1)), 0, dots - 1).astype(np.int64)
 
 
 def _draw(grid: NDArray[np.bool_], across: NDArray[np.int64], down: NDArray[np.int64]) -> None:

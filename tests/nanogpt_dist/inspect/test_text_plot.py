@@ -58,3 +58,9 @@ def test_any_curve_fills_its_room_and_no_more(
     assert len(lines[0]) <= max(width, 14)  # a label and a cell are there in any case
     assert any(line.strip() for line in lines)
     assert not plain or all(line.isascii() for line in lines)
+
+
+def test_the_largest_and_the_smallest_numbers_are_drawn() -> None:
+    for high in (1.7e308, 5e-324):
+        y = np.array([-high, high, 0.0, high])
+        assert len(plot_lines(np.arange(4.0), y, 40, 4)) == 4
