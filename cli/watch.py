@@ -64,6 +64,7 @@ class Watched:
         self.targets = targets
         self.runs: list[tuple[RunRecord, dict[str, Any]]] = []
         self._readers: dict[Path, RunReader] = {}
+        self._empty: list[Path] = []  # targets without a run
 
     def read(self) -> None:
         """Read what is new; a run may have appeared, or be gone."""
@@ -71,7 +72,9 @@ class Watched:
         from nanogpt_dist.inspect.run_record import RunReader, runs_in
         from nanogpt_dist.inspect.standing import standing
 
-        folders = dict.fromkeys(run for target in self.targets for run in runs_in(target))
+        found = {target: runs_in(target) for target in self.targets}
+        self._empty = [target for target, runs in found.items() if not runs]
+        folders = dict.fromkeys(run for runs in found.values() for run in runs)
         self._readers = {run: self._readers.get(run) or RunReader(run) for run in folders}
         self.runs = []
         for reader in self._readers.values():
@@ -83,10 +86,11 @@ class Watched:
 
     @property
     def ended(self) -> bool:
-        """Whether there are runs, and all of them have ended."""
+        """Whether there are runs, and all of them have ended; one that is only silent has not."""
         from nanogpt_dist.inspect.standing import ENDED
 
-        return bool(self.runs) and all(one["verdict"] in ENDED for _, one in self.runs)
+        ended = (one["verdict"] in ENDED and not run.is_silent for run, one in self.runs)
+        return bool(self.runs) and all(ended)
 
     def require_a_run(self) -> None:
         """Raises MissingInputError where a target is no run and holds none."""
@@ -106,10 +110,12 @@ class Watched:
     @property
     def note(self) -> str:
         """What is waited for."""
-        if self.runs:
+        if not self._empty:
             return ""
-        where = ", ".join(str(target) for target in self.targets)
-        return f"no run under {where} yet: waiting for one (Ctrl-C ends)"
+        where = ", ".join(str(target) for target in self._empty)
+        told = f"no run under {where} yet: waiting for one (Ctrl-C ends)"
+        absent = ", ".join(str(target) for target in self._empty if not target.exists())
+        return f"{told}; not there: {absent}" if absent else told
 
 
 def _go_on(watched: Watched, interval: float, show: Any) -> None:

@@ -45,7 +45,11 @@ def frame(
         plot = _plot(record, width - 4, room, plain) if i < going and room >= LEAST_PLOT else []
         parts.append(_panel(figures, [*lines[i], *plot], plain))
     if count < len(runs):
-        parts.append(_table([figures for _, figures in runs[count:]][: max(1, height)], width))
+        rows = [figures for _, figures in runs[count:]]
+        fit = len(rows) if count or len(rows) <= height else max(1, height - 1)
+        parts.append(_table(rows[:fit], width))
+        if fit < len(rows):
+            parts.append(Text(f"… {len(rows) - fit:,} more"[:width], style="dim"))
     if note:
         parts.append(Text(visible(note), style="dim"))
     return Group(*parts)
@@ -68,7 +72,7 @@ def _panel(figures: Figures, lines: "list[Text]", plain: bool) -> "RenderableTyp
     colour = _colour(figures)
     title = Text(visible(figures["run"]), style="bold")
     title.append(" - " if plain else " · ")
-    title.append(f"{figures['verdict'] or 'not begun'}", style=f"bold {colour}")
+    title.append(visible(figures["verdict"] or "not begun"), style=f"bold {colour}")
     return Panel(
         Text("\n").join(lines),
         title=title,
@@ -99,7 +103,7 @@ def _lines(figures: Figures, width: int) -> "list[Text]":
     if (told := figures["straggler"]) is not None:
         text = (
             f"straggler: rank {told.get('rank')} on {told.get('host')}, "
-            f"{told.get('factor') or 0:.1f} times as long as the others (step {told['step']:,})"
+            f"{told['factor'] or 0:.1f} times as long as the others (step {told['step']:,})"
         )
         lines.append(Text(visible(text)[:width], style="bold yellow"))
     if figures["message"]:
@@ -191,7 +195,7 @@ def _table(rows: list[Figures], width: int) -> "RenderableType":
         speed, eta = one["tokens_per_second"], one["eta_s"]
         cells = [
             Text(visible(one["run"])),
-            Text(one["verdict"] or "not begun", style=_colour(one)),
+            Text(visible(one["verdict"] or "not begun"), style=_colour(one)),
             Text(f"{one['step']:,}"),
             *(Text("–" if loss is None else f"{loss:.4f}") for loss in losses),
             Text("–" if not speed else f"{speed:,.0f}"),

@@ -3,12 +3,12 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanogpt_dist.inspect.run_record import RunRecord
+from nanogpt_dist.inspect.run_record import RunRecord, is_number
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -95,11 +95,6 @@ def figures(record: RunRecord, key: str) -> tuple[Ints, Floats]:
     ]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < np.inf
 
 
 @dataclass(frozen=True)

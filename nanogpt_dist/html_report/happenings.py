@@ -8,9 +8,9 @@ from typing import Any
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import NanogptError
-from nanogpt_dist.html_report.curves import Axes, is_number
+from nanogpt_dist.html_report.curves import Axes
 from nanogpt_dist.html_report.markup import MISSING, Markup, joined, number, size, table, tag
-from nanogpt_dist.inspect.run_record import RunRecord
+from nanogpt_dist.inspect.run_record import RunRecord, is_number
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import EVENTS
 

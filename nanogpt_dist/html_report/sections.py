@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanogpt_dist.config import TrainConfig, settings_where
-from nanogpt_dist.html_report.curves import PARTS, Axes, is_number
+from nanogpt_dist.html_report.curves import PARTS, Axes
 from nanogpt_dist.html_report.markup import MISSING, Markup, cell, joined, short, table, tag
 from nanogpt_dist.inspect import compare_runs
-from nanogpt_dist.inspect.run_record import RunRecord
+from nanogpt_dist.inspect.run_record import RunRecord, is_number
 from nanogpt_dist.training.metrics import duration
 
 Figures = dict[str, str]

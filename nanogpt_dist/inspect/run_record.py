@@ -4,12 +4,14 @@ A file that is missing, torn or of another version leaves its part of the record
 """
 
 import contextlib
+import itertools
 import json
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,11 @@ from nanogpt_dist.training.metrics import RECORD
 Line = dict[str, Any]
 Floats = NDArray[np.float64]
 TAIL = 64  # bytes before the end of what was read, which tell whether a file was replaced
+BLOCK = 4 << 20  # bytes that are read at once
+MOST_STEPS = 2**53  # from there on a step is no step, but a damaged line
 SILENT_S = 120.0  # without a line: a run elsewhere, whose lock cannot be asked, counts as killed
+LATE = 10  # logged steps
+SILENT_INTERVALS = 10  # and as many times its longest interval between two logged steps of late
 
 
 class JsonLines:
@@ -51,7 +57,11 @@ class JsonLines:
                 if file.read(len(self._tail)) != self._tail:  # another file by now
                     self._forget()
                     file.seek(0)
-                self._take(file.read())
+                pending = b""
+                while block := file.read(BLOCK):
+                    pending = self._take(pending + block)
+                if pending and _object(pending) is not None:  # others' may lack the last end
+                    self._take(pending, whole=True)
         except (FileNotFoundError, NotADirectoryError):
             self._forget()
         return self._objects
@@ -59,13 +69,13 @@ class JsonLines:
     def _forget(self) -> None:
         self._objects, self._offset, self._tail = [], 0, b""
 
-    def _take(self, data: bytes) -> None:
-        whole, end, torn = data.rpartition(b"\n")
-        if torn and _object(torn) is not None:  # a file of others' may lack the last line's end
-            whole, end, torn = data, b"", b""
-        self._objects += [found for line in whole.split(b"\n") if (found := _object(line))]
-        read = whole + end
-        self._offset, self._tail = self._offset + len(read), (self._tail + read)[-TAIL:]
+    def _take(self, data: bytes, whole: bool = False) -> bytes:
+        """Read the lines of `data`; returns what stands behind the last that has its end."""
+        end = len(data) if whole else data.rfind(b"\n") + 1
+        read = data[:end]
+        self._objects += [found for line in read.split(b"\n") if (found := _object(line))]
+        self._offset, self._tail = self._offset + end, (self._tail + read[-TAIL:])[-TAIL:]
+        return data[end:]
 
 
 def _read(file: JsonLines) -> list[Line]:
@@ -76,14 +86,19 @@ def _read(file: JsonLines) -> list[Line]:
 
 
 def _is_event(line: Line) -> bool:
-    known = isinstance(line.get("event"), str) and type(line.get("step")) is int
-    return known and _is_number(line.get("time"))
+    known = isinstance(line.get("event"), str) and _is_step(line.get("step"))
+    return known and is_number(line.get("time"))
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST_STEPS
 
 
 def _object(line: bytes) -> Line | None:
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(line)
-        return found if isinstance(found, dict) else None
+        # the keys of all lines are the same few texts
+        return {sys.intern(key): found[key] for key in found} if isinstance(found, dict) else None
     return None
 
 
@@ -95,6 +110,7 @@ class RunRecord:
     about: status.json and run.json, {} where there is none. verdict: running | done | stopped |
     failed | killed; None where the run has not begun. train, val: the lines of metrics.jsonl of
     logged steps and of evaluations. checkpoints: their folders, the newest first, good or bad.
+    is_silent: it counts as killed since it has written nothing for long; it may go on elsewhere.
     """
 
     folder: Path
@@ -108,6 +124,7 @@ class RunRecord:
     events: tuple[Line, ...] = ()
     samples: tuple[Line, ...] = ()
     checkpoints: tuple[Path, ...] = ()
+    is_silent: bool = False
 
     @property
     def name(self) -> str:
@@ -119,7 +136,7 @@ class RunRecord:
         """The last one that was logged, evaluated or saved."""
         saved = self.status.get("step")
         steps = [line["step"] for lines in (self.train, self.val) for line in lines[-1:]]
-        return max([*steps, saved if isinstance(saved, int) else 0])
+        return max([*steps, saved if _is_step(saved) else 0])
 
     @property
     def max_iters(self) -> int | None:
@@ -145,7 +162,7 @@ class RunRecord:
         `val_loss` and what else stands beside it is of evaluations, `tokens` of logged steps.
         """
         lines = self.train if any(key in line for line in self.train) else self.val
-        pairs = [(line["step"], line[key]) for line in lines if _is_number(line.get(key))]
+        pairs = [(line["step"], line[key]) for line in lines if is_number(line.get(key))]
         steps, values = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
 
@@ -159,8 +176,43 @@ class RunRecord:
         return [event for event in self.events if event["event"] in kinds]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < np.inf
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, and no bool."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
+
+
+class _Split:
+    """Lines of logged steps and of evaluations; of a step that was made twice, the later ones."""
+
+    def __init__(self) -> None:
+        self._lines: list[Line] = []
+        self._count = 0  # of those that were taken
+        self._kinds: tuple[list[Line], list[Line]] = [], []
+        self._found: tuple[tuple[Line, ...], tuple[Line, ...]] = (), ()
+
+    def of(self, lines: list[Line]) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+        """Take what is new in `lines`, all of them where it is another list than before."""
+        if lines is not self._lines:
+            self._lines, self._count, self._kinds, self._found = lines, 0, ([], []), ((), ())
+        if self._count < len(lines):
+            for line in itertools.islice(lines, self._count, None):
+                self._take(line)
+            self._count = len(lines)
+            self._found = tuple(self._kinds[0]), tuple(self._kinds[1])
+        return self._found
+
+    def _take(self, line: Line) -> None:
+        step = line.get("step")
+        if not _is_step(step) or not {"loss", "val_loss"} & line.keys():
+            return
+        for kind in self._kinds:
+            while kind and kind[-1]["step"] > step:
+                kind.pop()
+        kind = self._kinds["val_loss" in line]
+        if kind and kind[-1]["step"] == step:
+            kind.pop()
+        kind.append(line)
 
 
 class RunReader:
@@ -171,30 +223,33 @@ class RunReader:
         self._metrics, self._events, self._samples = (
             JsonLines(folder / name) for name in (RECORD, EVENTS, SAMPLES)
         )
+        self._split = _Split()
         self._config: tuple[int, TrainConfig | None, str] = (0, None, "")
 
     def read(self) -> RunRecord:
         """The run as it stands. Raises MissingInputError where the folder is no run."""
         _require_run(self.folder)
-        train, val = _split(_read(self._metrics))
+        train, val = self._split.of(_read(self._metrics))
         events = tuple(line for line in _read(self._events) if _is_event(line))
         config, problem = self._read_config()
         about = _read_json(self.folder / "run.json")
         checkpoints: list[Path] = []
         with contextlib.suppress(NanogptError):
             checkpoints = storage.list_steps(checkpoints_of(self.folder))
+        verdict, is_silent = self._verdict(about, train)
         return RunRecord(
             self.folder,
             config,
             problem,
             _read_json(self.folder / "status.json"),
             about,
-            self._verdict(about),
+            verdict,
             train,
             val,
             events,
             tuple(_read(self._samples)),
             tuple(checkpoints),
+            is_silent,
         )
 
     def _read_config(self) -> tuple[TrainConfig | None, str]:
@@ -208,12 +263,17 @@ class RunReader:
             return None, f"{shown(path)} cannot be read: {error.strerror}"
         return self._config[1:]
 
-    def _verdict(self, about: Line) -> str | None:
+    def _verdict(self, about: Line, train: tuple[Line, ...]) -> tuple[str | None, bool]:
+        """How it stands, and whether only its silence says so."""
         verdict = run_folder.verdict_of(self.folder)
-        elsewhere = about.get("host") not in (None, socket.gethostname())
-        if verdict == "killed" and elsewhere and _seconds_since_written(self.folder) < SILENT_S:
-            return "running"  # not every network file system carries locks
-        return verdict
+        if verdict != "killed" or about.get("host") in (None, socket.gethostname()):
+            return verdict, False
+        # not every network file system carries locks
+        late = [line.get("interval_s") for line in train[-LATE:]]
+        longest = max((each for each in late if is_number(each)), default=0.0)
+        limit = max(SILENT_S, SILENT_INTERVALS * longest)
+        is_silent = _seconds_since_written(self.folder) >= limit
+        return ("killed" if is_silent else "running"), is_silent
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -232,10 +292,13 @@ def runs_in(folder: Path) -> list[Path]:
     """The run folder `folder` itself, or those in it, by name; [] where there are none."""
     if is_run(folder):
         return [folder]
-    try:
-        return sorted(each for each in folder.iterdir() if each.is_dir() and is_run(each))
-    except OSError:
-        return []
+    found: list[Path] = []
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
+            with contextlib.suppress(OSError):  # one that cannot be read hides no other
+                if each.is_dir() and is_run(each):
+                    found.append(each)
+    return sorted(found)
 
 
 def _require_run(folder: Path) -> None:
@@ -265,27 +328,10 @@ def _read_json(path: Path) -> Line:
         return {}
 
 
-def _split(lines: list[Line]) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
-    """Lines of logged steps and of evaluations; of a step that was made twice, the later ones."""
-    kinds: tuple[list[Line], list[Line]] = [], []
-    for line in lines:
-        step = line.get("step")
-        if type(step) is not int or not {"loss", "val_loss"} & line.keys():
-            continue
-        for kind in kinds:
-            while kind and kind[-1]["step"] > step:
-                kind.pop()
-        kind = kinds["val_loss" in line]
-        if kind and kind[-1]["step"] == step:
-            kind.pop()
-        kind.append(line)
-    return tuple(kinds[0]), tuple(kinds[1])
-
-
 def _seconds_since_written(folder: Path) -> float:
-    """Since metrics.jsonl or status.json was written, by this machine's clock."""
+    """Since the run wrote a line, an event or a checkpoint, by this machine's clock."""
     times = [0.0]
-    for name in (RECORD, "status.json", "run.json"):
+    for name in (RECORD, EVENTS, "status.json", "run.json", "checkpoints"):
         with contextlib.suppress(OSError):
             times.append((folder / name).stat().st_mtime)
     return time.time() - max(times)

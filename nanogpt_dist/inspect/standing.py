@@ -1,17 +1,20 @@
 """Where a run stands now, in figures: what `nanogpt watch` shows of its record. No torch."""
 
+import contextlib
 import statistics
 from typing import Any
 
-from nanogpt_dist.inspect.run_record import Line, RunRecord
+from nanogpt_dist.inspect.run_record import Line, RunRecord, is_number
+from nanogpt_dist.training.stragglers import SLOWER, WINDOWS
 
 RECENT = 10  # logged steps, of which rates and shares are taken
 EVENTS = 5  # the newest ones
 ENDED = ("done", "stopped", "failed", "killed")
 LAST = (
     *("loss", "learning_rate", "grad_norm", "mfu", "memory_bytes", "memory_reserved_bytes"),
-    *("gpu_temperature_c", "gpu_clock_mhz", "slowest_rank", "slowest_host", "slowest_factor"),
+    *("gpu_temperature_c", "gpu_clock_mhz", "slowest_rank", "slowest_factor"),
 )
+SHARES = {"data": "data_s", "communication": "communication_s", "save": "save_s", "eval": "eval_s"}
 
 
 def standing(record: RunRecord, now: float) -> dict[str, Any]:
@@ -23,20 +26,21 @@ def standing(record: RunRecord, now: float) -> dict[str, Any]:
     return {
         "run": str(record.folder),
         "verdict": record.verdict,
-        "code": record.status.get("code"),
-        "message": record.status.get("message") or record.problem,
+        "code": _number(record.status, "code"),
+        "message": _message(record),
         "step": record.step,
         "max_iters": record.max_iters,
         "tokens": record.tokens,
-        **{key: newest.get(key) for key in LAST},
+        **{key: _number(newest, key) for key in LAST},
+        "slowest_host": _text(newest, "slowest_host"),
         "val_loss": float(losses[-1]) if len(losses) else None,
         "best_val_loss": float(losses.min()) if len(losses) else None,
         "best_step": int(steps[losses.argmin()]) if len(losses) else None,
         "tokens_per_second": speed,
         "eta_s": _eta(record, speed),
         "shares": _shares(record),
-        "ranks": record.about.get("world_size"),
-        "host": record.about.get("host"),
+        "ranks": _number(record.about, "world_size"),
+        "host": _text(record.about, "host"),
         "checkpoint": record.checkpoints[0].name if record.checkpoints else None,
         "checkpoint_age_s": max(0.0, now - saved["time"]) if saved else None,
         "straggler": _straggler(record),
@@ -46,14 +50,14 @@ def standing(record: RunRecord, now: float) -> dict[str, Any]:
 
 def _recent(record: RunRecord) -> list[Line]:
     """The last logged steps, all of this attempt."""
-    began = max((event["step"] for event in record.events_of("start", "resume")), default=0)
+    began = next((event["step"] for event in record.events_of("start", "resume")[::-1]), 0)
     return [line for line in record.train[-RECENT:] if line["step"] > began]
 
 
 def _speed(record: RunRecord) -> float | None:
     """Tokens per second over all ranks: the median of the last logged steps."""
-    found = [line["tokens_per_second"] for line in _recent(record) if line.get("tokens_per_second")]
-    return statistics.median(found) if found else None
+    found = [_number(line, "tokens_per_second") for line in _recent(record)]
+    return statistics.median(known) if (known := [each for each in found if each]) else None
 
 
 def _eta(record: RunRecord, speed: float | None) -> float | None:
@@ -61,24 +65,53 @@ def _eta(record: RunRecord, speed: float | None) -> float | None:
     if record.verdict != "running" or record.config is None or not speed:
         return None
     before = record.config.ramp.tokens_before
-    return (before(record.config.max_iters) - before(record.step)) / speed
+    with contextlib.suppress(OverflowError):
+        seconds = (before(record.config.max_iters) - before(record.step)) / speed
+        return seconds if is_number(seconds) else None
+    return None
 
 
 def _shares(record: RunRecord) -> dict[str, float] | None:
     """What the last logged steps' time went to, as shares of it; compute is what remains."""
-    lines = [line for line in _recent(record) if line.get("interval_s")]
+    lines = [line for line in _recent(record) if _number(line, "interval_s")]
     seconds = sum(line["interval_s"] for line in lines)
-    if not seconds:
+    if not (is_number(seconds) and seconds > 0):
         return None
-    keys = {"data": "data_s", "communication": "communication_s", "save": "save_s"}
-    keys["eval"] = "eval_s"
     found = {
-        name: sum(line.get(key) or 0.0 for line in lines) / seconds for name, key in keys.items()
+        name: sum(_number(line, key) or 0.0 for line in lines) / seconds
+        for name, key in SHARES.items()
     }
     return {"compute": max(0.0, 1 - sum(found.values())), **found}
 
 
 def _straggler(record: RunRecord) -> Line | None:
-    """The last rank that was told of in this attempt."""
+    """The last rank that was told of in this attempt, while the newest lines still name it."""
     found = record.events_of("start", "resume", "straggler")
-    return found[-1] if found and found[-1]["event"] == "straggler" else None
+    if not found or found[-1]["event"] != "straggler":
+        return None
+    told = {**found[-1], "factor": _number(found[-1], "factor")}
+    factors = [
+        (line.get("slowest_rank"), line["slowest_factor"])
+        for line in _recent(record)
+        if line["step"] >= told["step"] and is_number(line.get("slowest_factor"))
+    ][-WINDOWS:]
+    named = any(rank == told.get("rank") and factor > SLOWER for rank, factor in factors)
+    return told if named or not factors else None
+
+
+def _message(record: RunRecord) -> str:
+    """What is to be told of it: its error line, why its settings cannot be read, its silence."""
+    if record.is_silent:
+        return (
+            f"{_text(record.about, 'host')} writes nothing for long, and its lock is not seen here"
+        )
+    return _text(record.status, "message") or record.problem
+
+
+def _number(line: Line, key: str) -> Any:
+    """The finite number at `key`, or None: a line may hold anything."""
+    return value if is_number(value := line.get(key)) else None
+
+
+def _text(line: Line, key: str) -> str | None:
+    return value if isinstance(value := line.get(key), str) else None

@@ -1,6 +1,7 @@
 """`nanogpt watch`: live, killed, paused, failed and old runs, from their files alone."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -133,6 +136,84 @@ def test_a_frame_keeps_to_its_width_and_height(
             assert len(lines) <= height
             known = {*map(chr, range(32, 127)), *"·–…"}  # the terminal replaces these
             assert not plain or all(set(line) <= known for line in lines)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+BIG = st.sampled_from([10**400, -(10**400), 1e308, -1e308, 5e-324, "nan", 2**63])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_value_that_a_file_may_hold_ends_the_watching(
+    done: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    from rich.console import Console
+
+    from cli.watch import Watched
+    from cli.watch_frame import frame
+
+    run = tmp_path_factory.mktemp("odd") / "a"
+    run.mkdir()
+    shutil.copy(done / "config.toml", run)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        lines = [json.loads(line) for line in (done / name).read_text().splitlines()][-3:]
+        lines += [{"event": "straggler", "time": 1.0, "step": 1, "rank": 0, "factor": 2}]
+        for line in lines:
+            line.update(data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(line, BIG))))
+            odd = st.dictionaries(st.sampled_from(sorted(line)), VALUES, max_size=2)
+            line.update(data.draw(odd))
+        (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("status.json", "run.json"):
+        content = json.loads((done / name).read_text())
+        odd = st.dictionaries(st.sampled_from(sorted(content)), VALUES | BIG, max_size=3)
+        (run / name).write_text(json.dumps({**content, **data.draw(odd)}))
+    watched = Watched([run])
+    watched.read()
+    run_folder.to_json({"runs": [figures for _, figures in watched.runs]})
+    console = Console(width=80, file=io.StringIO())
+    for height in (3, 40):
+        console.print(frame(watched.runs, 80, height, False, watched.note))
+
+
+def test_runs_that_do_not_fit_are_counted(out: Path) -> None:
+    from rich.console import Console
+
+    from cli.watch import Watched
+    from cli.watch_frame import frame
+
+    for i in range(7):
+        shutil.copytree(out / "a", out / f"run-{i}")
+    watched = Watched([out, out / "none"])
+    watched.read()
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(frame(watched.runs, 80, 6, False, ""))
+    assert "… 4 more" in console.export_text()
+    assert watched.note.startswith(f"no run under {out / 'none'} yet: waiting for one")
+    assert watched.note.endswith(f"not there: {out / 'none'}")
+
+
+def test_a_run_that_is_only_silent_does_not_end_the_watching(out: Path) -> None:
+    from cli.watch import Watched
+
+    run = out / "a"
+    run_folder.write_status(run, run_folder.Status("running", 8, None))
+    about = run_folder.read_json(run / "run.json")
+    for host, ends in ((about["host"], True), ("node-7", False)):
+        run_folder.write_json(run / "run.json", {**about, "host": host})
+        for path in run.iterdir():
+            os.utime(path, (1e9, 1e9))
+        watched = Watched([run])
+        watched.read()
+        assert watched.runs[0][1]["verdict"] == "killed"
+        assert watched.ended is ends
+    assert (
+        "node-7 writes nothing for long, and its lock is not seen here"
+        in CliRunner().invoke(app, ["watch", str(run)]).stdout
+    )
 
 
 def test_what_is_no_run_is_told(out: Path, corpus: Path, nanogpt: Run, tmp_path: Path) -> None:

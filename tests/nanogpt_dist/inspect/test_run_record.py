@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from nanogpt_dist.errors import MissingInputError
 from nanogpt_dist.inspect import run_record
-from nanogpt_dist.inspect.run_record import JsonLines, RunReader, read_run, runs_in
+from nanogpt_dist.inspect.run_record import JsonLines, RunReader, RunRecord, read_run, runs_in
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import note_event
 from tests.nanogpt_dist.small import go, records, tiny
@@ -134,6 +135,62 @@ def test_a_run_elsewhere_whose_lock_is_not_seen_runs_while_it_writes(run: Path) 
     for path in run.iterdir():
         os.utime(path, (long_ago, long_ago))
     assert read_run(run).verdict == "killed"
+
+
+def test_a_run_elsewhere_with_long_intervals_may_be_silent_for_long(run: Path) -> None:
+    run_folder.write_status(run, run_folder.Status("running", 8, None))
+    about = run_folder.read_json(run / "run.json")
+    run_folder.write_json(run / "run.json", {**about, "host": "node-7"})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": 1.0, "interval_s": 100.0}\n')
+    now = time.time()
+
+    def written(seconds_ago: float, *names: str) -> RunRecord:
+        for path in run.iterdir():
+            at = now - (seconds_ago if path.name in names or not names else 5000)
+            os.utime(path, (at, at))
+        return read_run(run)
+
+    assert (written(900).verdict, written(900).is_silent) == ("running", False)
+    assert (written(1100).verdict, written(1100).is_silent) == ("killed", True)
+    for name in ("events.jsonl", "checkpoints"):
+        assert written(900, name).verdict == "running"
+
+
+def test_what_is_new_is_added_to_what_was_read(run: Path) -> None:
+    reader = RunReader(run)
+    first = reader.read()
+    assert reader.read().train is first.train, "nothing is gone through again"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 9.0}\n')
+    assert [line["step"] for line in reader.read().train] == [1, 2, 3, 4, 5, 6]
+    assert reader.read().train[0] is first.train[0]
+    assert reader.read().train == read_run(run).train
+    keys = [[key for key in line if key == "tokens"] for line in first.train]
+    assert len({id(key) for [key] in keys}) == 1, "each key is kept once"
+
+
+def test_blocks_that_end_within_lines_are_read_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_run(run)
+    monkeypatch.setattr(run_record, "BLOCK", 7)
+    assert (read_run(run).train, read_run(run).val) == (whole.train, whole.val)
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0").mkdir()
+    is_run = run_record.is_run
+
+    def refusing(folder: Path) -> bool:
+        if folder.name == "0":
+            raise PermissionError(13, "Permission denied")
+        return is_run(folder)
+
+    monkeypatch.setattr(run_record, "is_run", refusing)
+    assert runs_in(tmp_path) == [run]
 
 
 @settings(max_examples=30)
