@@ -5,6 +5,7 @@ is on `auto` it takes as fast as it fits, and what is given it takes as given. n
 to try where that was too much.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from nanogpt_dist.distributed.memory import (
     count_parameters,
     usage,
 )
+from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import kernels
 
 CPU_SHARE = 0.6  # of a CPU's memory that weights, gradients and state may take under ddp
@@ -47,6 +49,7 @@ BY_SPEED = (
     ("whole", "full"),
     ("fsdp", "full"),
 )
+MOST_MESHES = 12  # that a message names
 MODES = ("none", "selective", "full")  # of activation checkpointing, what saves more behind
 
 
@@ -163,6 +166,31 @@ class Site:
         if self.memory.on_cpu:
             return int((1 + CPU_SLACK) * peak(layout)) + CPU_ALLOWANCE_BYTES
         return peak(layout) - CONTEXT_BYTES  # which is not free by now
+
+
+def check_ranks(config: TrainConfig, ranks: int) -> None:
+    """Raises ConfigError where a strategy is asked for that there is not on so many ranks."""
+    if config.strategy == "single" and ranks > 1:
+        raise ConfigError(
+            f"--strategy single on {ranks} ranks would train {ranks} models: leave it out"
+        )
+    if config.strategy in ("single", "ddp"):
+        for name in ("mesh", "cpu_offload"):
+            if getattr(config, name):
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} needs --strategy fsdp, this is {config.strategy}: add it, or leave "
+                    f"--{flag} out"
+                )
+    if config.mesh is None:
+        return
+    replicate, shard = map(int, config.mesh.split("x"))
+    if replicate * shard != ranks:
+        meshes = (f"{ranks // n}x{n}" for n in range(ranks, 0, -1) if ranks % n == 0)
+        fits = ", ".join(itertools.islice(meshes, MOST_MESHES))
+        raise ConfigError(
+            f"--mesh {config.mesh} is for {replicate * shard} ranks, there are {ranks}; give {fits}"
+        )
 
 
 def choose_layout(site: Site) -> Layout:

@@ -19,9 +19,14 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import check_recomputing, pick_dtype
 from nanogpt_dist.distributed.check_memory import memory_of
 from nanogpt_dist.distributed.compilation import plan_compilation
-from nanogpt_dist.distributed.layout import Layout, Site, asks_for_fsdp, choose_layout
+from nanogpt_dist.distributed.layout import (
+    Layout,
+    Site,
+    asks_for_fsdp,
+    check_ranks,
+    choose_layout,
+)
 from nanogpt_dist.distributed.world import World, is_dtensor
-from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model.activation_checkpointing import checkpointed
 from nanogpt_dist.model.fp8 import check_fp8, convert_to_fp8
 from nanogpt_dist.model.gpt import GPT, BlockForward
@@ -40,20 +45,7 @@ def plan_layout(
     training_bytes: of a parameter's weight, gradient and optimizer state. room: smallest_room().
     Raises ConfigError where the settings do not fit the ranks.
     """
-    if config.strategy == "single" and world.size > 1:
-        raise ConfigError(
-            f"--strategy single on {world.size} ranks would train {world.size} models: leave it out"
-        )
-    if config.strategy in ("single", "ddp"):
-        for name in ("mesh", "cpu_offload"):
-            if getattr(config, name):
-                flag = name.replace("_", "-")
-                raise ConfigError(
-                    f"--{flag} needs --strategy fsdp, this is {config.strategy}: add it, or leave "
-                    f"--{flag} out"
-                )
-    if config.mesh is not None:
-        _check_mesh(config.mesh, world.size)
+    check_ranks(config, world.size)
     return choose_layout(site_of(config, world, training_bytes, room))
 
 
@@ -67,16 +59,6 @@ def site_of(
     memory = memory_of(world.device, world, room)
     dtype = pick_dtype(config.dtype, world.device)
     return Site(config, memory, world.size, dtype, training_bytes)
-
-
-def _check_mesh(mesh: str, ranks: int) -> None:
-    """Raises ConfigError where `mesh` is not of so many ranks."""
-    replicate, shard = map(int, mesh.split("x"))
-    if replicate * shard != ranks:
-        fits = ", ".join(f"{ranks // n}x{n}" for n in range(ranks, 0, -1) if ranks % n == 0)
-        raise ConfigError(
-            f"--mesh {mesh} is for {replicate * shard} ranks, there are {ranks}; give {fits}"
-        )
 
 
 def needs_group(config: TrainConfig) -> bool:

@@ -26,6 +26,7 @@ class Accelerator:
 
     link_gb_per_second: one direction, of a GPU to those of its node. power_watts: None: unknown.
     kind: torch's, cpu, cuda or mps. source: of links and power; the peak's stands in peaks.py.
+    has_bfloat16: and tf32. has_fp8: products in float8, as --fp8 has them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Accelerator:
     source: str
     kind: str = "cuda"
     has_bfloat16: bool = True
+    has_fp8: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ ROWS = {
         "AMD Instinct MI300X data sheet",
     ),
 }
+# NVIDIA's compute capability is below 8.9, or it is no NVIDIA
+WITHOUT_FP8 = {"a100-80gb", "a100-40gb", "a100-pcie-80gb", "a40", "a10g", "rtx-a6000", "rtx-3090"}
+WITHOUT_FP8 |= {"v100-32gb", "v100-16gb", "t4", "mi300x"}
 # what people type, too: the first of its makers' sizes that clouds have
 SHORT = {"h100": "h100-80gb", "a100": "a100-80gb", "v100": "v100-16gb", "4090": "rtx-4090"}
 SHORT |= {"3090": "rtx-3090", "5090": "rtx-5090", "h100-sxm": "h100-80gb", "a6000": "rtx-a6000"}
@@ -153,6 +158,7 @@ def _of_catalogue(name: str) -> Accelerator:
         power_watts=row.power_watts,
         source=row.source,
         has_bfloat16=row.has_bfloat16,
+        has_fp8=name not in WITHOUT_FP8,
     )
 
 
@@ -160,11 +166,13 @@ def _here(asked: str, peak: float | None) -> Accelerator:
     """This machine's device, with its own memory; peak: None: a CPU's is measured."""
     device = pick_device(asked)
     memory = total_memory_bytes(device)
+    capability = (0, 0)
     if device.type == "cuda":
         torch_name = torch.cuda.get_device_name(device)
         if known := _by_torch_name(torch_name):
             return replace(_of_catalogue(known), memory_bytes=memory)
         link, source = PCIE4, "assumed"
+        capability = torch.cuda.get_device_capability(device)
     else:
         torch_name, link, source = device.type, HOST_LINK, "assumed"
     if peak is None:
@@ -179,6 +187,8 @@ def _here(asked: str, peak: float | None) -> Accelerator:
         power_watts=None,
         source=source,
         kind=device.type,
+        has_bfloat16=device.type != "cuda" or capability >= (8, 0),
+        has_fp8=capability >= (8, 9) and not torch.version.hip,
     )
 
 

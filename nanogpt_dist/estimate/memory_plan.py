@@ -17,6 +17,7 @@ from nanogpt_dist.distributed.layout import (
     Layout,
     Memory,
     Site,
+    check_ranks,
     choose_layout,
     peak,
 )
@@ -126,7 +127,9 @@ def site_of(
     dtype: torch.dtype | None = None,
 ) -> Site:
     """The Site of a training that is elsewhere, with all memory free. As alternatives()."""
-    micro_batch_size(config.batch_size, config.global_batch_size, ranks)  # raises if uneven
+    check_ranks(config, ranks)
+    for piece in config.ramp.pieces:
+        micro_batch_size(config.batch_size, piece.sequences, ranks)  # raises if uneven
     if ranks % ranks_per_node:
         raise ConfigError(f"{ranks} ranks are not a multiple of {ranks_per_node} ranks a node")
     memory = Memory(device_bytes, None, 1 if device == "cuda" else ranks_per_node, device)
@@ -195,8 +198,6 @@ def _strategies(
     """The name of each strategy that there is on these ranks, with its copies and their shards."""
     if config.mesh is not None:
         replicate, shard = map(int, config.mesh.split("x"))
-        if replicate * shard != ranks:
-            raise ConfigError(f"--mesh {config.mesh} is not for {ranks} ranks")
         yield ("hsdp" if replicate > 1 else "fsdp"), (replicate, shard)
         return
     if not config.cpu_offload:

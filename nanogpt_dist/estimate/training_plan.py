@@ -23,6 +23,7 @@ from nanogpt_dist.estimate.memory_plan import Alternative, alternatives, best
 from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu, published_mfu
 from nanogpt_dist.estimate.time import Duration, Speed, duration
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
+from nanogpt_dist.model.fp8 import check_fp8_settings
 
 ROUNDS = 4  # the MFU goes by the size, and the size by the MFU
 TF32_SHARE = 0.5  # of the peak in bfloat16
@@ -113,6 +114,7 @@ def make_plan(
     """
     device, per_node = machines.device, machines.ranks_per_node
     dtype = dtype_on(device, config.dtype)
+    _check_fp8(config, device)
     where = (device.memory_bytes, machines.gpus, per_node, device.kind, dtype)
     chosen = best(config, *where)
     speed = speed_of(config, machines, mfu, bench)
@@ -182,11 +184,23 @@ def dtype_on(device: Accelerator, name: str) -> torch.dtype:
     """The type of the products that `name` stands for on a device that is elsewhere."""
     if device.kind != "cuda":
         return pick_dtype(name, torch.device(device.kind))
-    if name == "bfloat16" and not device.has_bfloat16:
-        raise ConfigError(f"{device.name} has no bfloat16: type --dtype float16, or leave it out")
+    if name in ("bfloat16", "tf32") and not device.has_bfloat16:
+        raise ConfigError(f"{device.name} has no {name}: type --dtype float16, or leave it out")
     if name == "auto":
         return torch.bfloat16 if device.has_bfloat16 else torch.float16
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+
+
+def _check_fp8(config: TrainConfig, device: Accelerator) -> None:
+    """Raises ConfigError where --fp8 is asked for, and `device` or the settings have none."""
+    if not config.fp8:
+        return
+    if device.kind != "cuda" or not device.has_fp8:
+        raise ConfigError(
+            f"--fp8 needs an NVIDIA GPU of compute capability 8.9, this is {device.name}: leave "
+            "--fp8 out"
+        )
+    check_fp8_settings(config)
 
 
 def peak_of(machines: Machines, dtype: str, needed: bool) -> float:
@@ -200,7 +214,7 @@ def peak_of(machines: Machines, dtype: str, needed: bool) -> float:
     if dtype == "float32" and needed:
         raise ConfigError(
             f"the peak of {device.name} in exact float32 is not known here: add --peak TFLOPS, or "
-            "--bench FILE, or type --dtype tf32"
+            f"--bench FILE, or type --dtype {'tf32' if device.has_bfloat16 else 'float16'}"
         )
     return device.peak_tflops * TF32_SHARE
 

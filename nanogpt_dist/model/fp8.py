@@ -26,6 +26,12 @@ def check_fp8(config: TrainConfig, device: torch.device) -> None:
     if capability < (8, 9):
         has = ".".join(map(str, capability))
         raise ConfigError(f"--fp8 needs compute capability 8.9, this GPU has {has}: {leave}")
+    check_fp8_settings(config)
+
+
+def check_fp8_settings(config: TrainConfig) -> None:
+    """Raises ConfigError where settings have no float8, whatever the GPU."""
+    leave = "leave --fp8 out"
     if config.dtype in ("float32", "tf32", "float16"):
         raise ConfigError(f"--fp8 goes with --dtype bfloat16, this is {config.dtype}: {leave}")
     widths = config.n_embd, config.mlp_width, config.kv_heads * config.head_size

@@ -168,7 +168,7 @@ def test_ranks_that_there_cannot_be_are_refused() -> None:
     for ranks, each, words in ((7, 7, "cannot share 480"), (8, 3, "not a multiple of 3")):
         with pytest.raises(ConfigError, match=words):
             alternatives(config, GB, ranks, each)
-    with pytest.raises(ConfigError, match="2x2 is not for 8"):
+    with pytest.raises(ConfigError, match="2x2 is for 4 ranks, there are 8"):
         alternatives(load("gpt2-124m", {"mesh": "2x2"}), GB, 8, 8)
 
 
