@@ -68,7 +68,11 @@ def plan(
         ),
     ] = None,
     network: Annotated[
-        str, typer.Option(metavar="RATE", help="Of a node to the others, all adapters together.")
+        str,
+        typer.Option(
+            metavar="RATE",
+            help="Of a node to the others, all adapters together; b is a bit, B a byte.",
+        ),
     ] = "400gbit",
     disk: Annotated[
         str, typer.Option(metavar="RATE", help="At which a checkpoint is written.")
@@ -118,6 +122,8 @@ def plan(
         return
     _refuse_several(mfu=mfu, bench=bench)
     _refuse_several(budget=budget, hours=hours)
+    if mfu is not None and not mfu > 0:
+        raise UsageError("--mfu: give more than 0, e.g. --mfu 0.4")
     from nanogpt_dist.estimate import quantities, training_plan
     from nanogpt_dist.estimate.mfu import read_bench
 
