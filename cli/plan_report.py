@@ -29,7 +29,7 @@ def command(plan: "TrainingPlan", preset: str, settings: dict[str, Any]) -> str 
     stay = {name: value for name, value in settings.items() if not _is_in(name, added)}
     train = ["train", preset, *flags(stay), *added]
     kind, machines = plan.machines.device.kind, plan.machines
-    if kind != "cuda":
+    if kind != "cuda" or plan.config.device not in ("auto", kind):  # a file's or a run's own
         train += ["--device", kind]
     ranks = ["--nproc-per-node", str(machines.ranks_per_node)]
     if machines.gpus == 1:

@@ -95,6 +95,17 @@ def test_what_it_says_to_type_trains(
     assert saved / checkpoints == pytest.approx(size, rel=0.05)
 
 
+@pytest.mark.parametrize(("own", "added"), [("cpu", ["--device", "cuda"]), ("cuda", [])])
+def test_the_line_does_not_train_on_the_device_that_a_file_names(
+    own: str, added: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f'device = "{own}"\nvocab_size = 256\n')
+    words = next_line(printed(file, *H100))
+    understand(words)
+    assert words == ["train", str(file), *added]
+
+
 def without(flag: str, words: list[object]) -> list[object]:
     """`words` without a flag and its value."""
     at = words.index(flag)
