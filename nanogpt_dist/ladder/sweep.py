@@ -177,14 +177,15 @@ def _word(value: Any) -> str:
 
 
 def flags(settings: Settings) -> list[str]:
-    """Settings as flags of `nanogpt train`."""
+    """Settings as flags of `nanogpt train`; of a list one flag for each element."""
     given = []
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             given.append(flag if value else f"--no{flag[1:]}")
         else:
-            given += [flag, str(value)]
+            each = value if isinstance(value, list | tuple) else [value]
+            given += [word for one in each for word in (flag, str(one))]
     return given
 
 

@@ -95,6 +95,13 @@ def test_what_it_says_to_type_trains(
     assert saved / checkpoints == pytest.approx(size, rel=0.05)
 
 
+def test_a_setting_that_is_given_several_times_stands_in_the_line_so() -> None:
+    given = ["--sample-prompt", "a", "--sample-prompt", "b c"]
+    words = next_line(printed("gpt2-124m", *H100, *given))
+    understand(words)
+    assert words == ["train", "gpt2-124m", *given]
+
+
 @pytest.mark.parametrize(("own", "added"), [("cpu", ["--device", "cuda"]), ("cuda", [])])
 def test_the_line_does_not_train_on_the_device_that_a_file_names(
     own: str, added: list[str], tmp_path: Path
