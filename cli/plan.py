@@ -127,6 +127,8 @@ def plan(
     from nanogpt_dist.estimate import quantities, training_plan
     from nanogpt_dist.estimate.mfu import read_bench
 
+    if budget is not None or hours is not None:
+        _refuse_begun(preset)
     config = _load(preset, settings)
     where = _machines(
         device,
@@ -167,6 +169,17 @@ def _refuse_several(**given: object) -> None:
     flags = [f"--{name}" for name, value in given.items() if value is not None]
     if len(flags) > 1:
         raise UsageError(f"{' and '.join(flags)} say the same: give one of them")
+
+
+def _refuse_begun(preset: str) -> None:
+    """Raises ConfigError for what has a size already."""
+    from nanogpt_dist.storage import run_folder
+
+    if run_folder.as_run(preset) or run_folder.as_checkpoint(preset):
+        raise ConfigError(
+            "--budget and --hours choose the size of a new model, and a run has one: give a preset "
+            "or a file of settings"
+        )
 
 
 def _load(preset: str, settings: dict[str, Any]) -> TrainConfig:

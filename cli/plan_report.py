@@ -27,7 +27,7 @@ def command(plan: "TrainingPlan", preset: str, settings: dict[str, Any]) -> str 
         return None
     added = shlex.split(plan.best.flags)
     stay = {name: value for name, value in settings.items() if not _is_in(name, added)}
-    train = ["train", preset, *flags(stay), *added]
+    train = ["train", preset, *flags(stay), *added, *_branch(preset, settings)]
     kind, machines = plan.machines.device.kind, plan.machines
     if kind != "cuda" or plan.config.device not in ("auto", kind):  # a file's or a run's own
         train += ["--device", kind]
@@ -39,6 +39,16 @@ def command(plan: "TrainingPlan", preset: str, settings: dict[str, Any]) -> str 
     else:
         line = ["nanogpt", "launch", "--slurm", "--nnodes", str(machines.nodes), *ranks, *train]
     return shlex.join(line)
+
+
+def _branch(preset: str, settings: dict[str, Any]) -> list[str]:
+    """The folder of its own that a run needs which begins with a checkpoint."""
+    from nanogpt_dist.storage import run_folder
+
+    checkpoint = run_folder.as_checkpoint(preset)
+    if checkpoint is None or "out_dir" in settings:
+        return []
+    return ["--out-dir", f"{run_folder.run_of(checkpoint)}-{checkpoint.resolve().name}"]
 
 
 def _is_in(name: str, flags: list[str]) -> bool:

@@ -113,7 +113,9 @@ def best_settings(base: TrainConfig, flops: float, ranks: int) -> Optimum:
 
 
 def _refuse_lengths(base: TrainConfig) -> None:
-    """Raises ConfigError where settings say how long a training is, beside the budget."""
+    """Raises ConfigError where settings say how long a training is, or how large its model."""
+    if base.init_from is not None:
+        raise ConfigError("--budget and --hours choose the size: leave --init-from out")
     for name in ("batch_ramp", "context_ramp", "lr_decay_iters"):
         if getattr(base, name) is not None:
             flag = name.replace("_", "-")

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
+from nanogpt_dist.api.training import branch_point
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import MAX_LINE, NanogptError
 from nanogpt_dist.presets import PRESETS
@@ -100,6 +101,26 @@ def test_a_setting_that_is_given_several_times_stands_in_the_line_so() -> None:
     words = next_line(printed("gpt2-124m", *H100, *given))
     understand(words)
     assert words == ["train", "gpt2-124m", *given]
+
+
+@pytest.mark.parametrize("target", [".", "checkpoints/step-00000008"])
+@pytest.mark.parametrize("asked", [("--budget", "1e15"), ("--hours", "1")])
+def test_no_other_size_is_chosen_for_what_has_begun(
+    target: str, asked: tuple[str, str], trained: Path
+) -> None:
+    with pytest.raises(NanogptError, match="a run has one: give a preset"):
+        printed(trained / target, *asked, *H100)
+
+
+def test_a_checkpoint_gets_the_folder_that_training_asks_for(trained: Path) -> None:
+    checkpoint = trained / "checkpoints/step-00000008"
+    found = shlex.split(str(planned(checkpoint, *H100, "--peak", 60)["command"]))
+    understand(found[1:])
+    out_dir = found[found.index("--out-dir") + 1]
+    assert out_dir == f"{trained}-step-00000008"
+    assert branch_point(str(checkpoint), out_dir, fresh=False) == checkpoint
+    named = planned(checkpoint, "--out-dir", "other", *H100, "--peak", 60)["command"]
+    assert str(named).count("--out-dir") == 1
 
 
 @pytest.mark.parametrize(("own", "added"), [("cpu", ["--device", "cuda"]), ("cuda", [])])

@@ -54,3 +54,6 @@ def test_too_little_is_refused() -> None:
     ramp = with_vocabulary(load("gpt2-124m", {"batch_ramp": "0:240,10:480"}))
     with pytest.raises(ConfigError, match="leave --batch-ramp out"):
         best_settings(ramp, 1e20, 1)
+    foreign = with_vocabulary(load("gpt2-124m")).model_copy(update={"init_from": "gpt2"})
+    with pytest.raises(ConfigError, match="leave --init-from out"):
+        best_settings(foreign, 1e20, 1)

@@ -19,8 +19,15 @@ from nanogpt_dist.estimate.quantities import (
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("80GB", 80 * 10**9), ("40GiB", 40 * 2**30), ("1000", 1000), ("1.5 tb", 1_500_000_000_000)]
-    + [("1PiB", 2**50), ("1_000", 1000), ("1E3kB", 10**6)],
+    [
+        ("80GB", 80 * 10**9),
+        ("40GiB", 40 * 2**30),
+        ("1000", 1000),
+        ("1.5 tb", 1_500_000_000_000),
+        ("1PiB", 2**50),
+        ("1_000", 1000),
+        ("1E3kB", 10**6),
+    ],
 )
 def test_sizes(text: str, expected: int) -> None:
     assert bytes_of(text, "--memory") == expected
