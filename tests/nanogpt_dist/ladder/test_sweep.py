@@ -26,10 +26,11 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "mlp": st.sampled_from(["gelu", "swiglu", "relu2"]),
     "n_layer": st.integers(1, 64),
     "dataset": st.sampled_from(["data/a", "data/b c", "-d", "données"]),
+    "sample_prompt": st.sampled_from([["a"], ["b c", "-d"], ["é"]]),
 }
 GRIDS = st.dictionaries(st.sampled_from(sorted(VALUES)), st.just(None), max_size=4).flatmap(
     lambda names: st.fixed_dictionaries(
-        {name: st.lists(VALUES[name], min_size=1, max_size=3, unique=True) for name in names}
+        {name: st.lists(VALUES[name], min_size=1, max_size=3, unique_by=str) for name in names}
     )
 )
 
@@ -38,10 +39,10 @@ GRIDS = st.dictionaries(st.sampled_from(sorted(VALUES)), st.just(None), max_size
 def test_a_grid_is_all_combinations_each_once(grid: dict[str, list[Any]]) -> None:
     found = sweep.combinations(grid)
     assert len(found) == (math.prod(map(len, grid.values())) if grid else 0)
-    assert len({tuple(each.items()) for each in found}) == len(found)
+    assert len({str(each) for each in found}) == len(found)
     assert all(list(each) == list(grid) for each in found)
     for name, values in grid.items():
-        assert {each[name] for each in found} == set(values)
+        assert {str(each[name]) for each in found} == set(map(str, values))
 
 
 @given(GRIDS)
@@ -66,7 +67,12 @@ def test_the_command_of_a_run_gives_train_its_settings(grid: dict[str, list[Any]
         )
         typed = command.make_context(name, rest, parent=context).params
         assert typed["preset"] == "quickstart"
-        given = {name: value for name, value in typed.items() if value is not None}
+        # of a flag that may be repeated click has a tuple, empty where it is not given
+        given = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in typed.items()
+            if value not in (None, ())
+        }
         settings = {key: value for key, value in given.items() if key in TrainConfig.model_fields}
         assert settings == {**run.settings, "out_dir": str(found.folder(run))}
 
