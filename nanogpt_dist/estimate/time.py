@@ -146,12 +146,17 @@ def evaluated_steps(config: TrainConfig) -> int:
 
 def saved_steps(config: TrainConfig) -> int:
     """How often it saves at most: where that depends on the val loss, each one is the best yet."""
-    every = config.save_interval or config.eval_interval
-    saves = -(-config.max_iters // every)
+    intervals = {config.save_interval or config.eval_interval}
+    if not config.always_save_checkpoint:
+        intervals.add(config.eval_interval)  # each of which may be the best, too
+    before = config.max_iters - 1
+    saves = 1 + sum(before // every for every in intervals)
+    if len(intervals) > 1:
+        saves -= before // math.lcm(*intervals)
     if not is_wsd(config):
         return saves
     decay = stable_until(config)  # where a longer run would go on from
-    return saves + (0 < decay < config.max_iters and decay % every != 0)
+    return saves + (0 < decay < config.max_iters and all(decay % every for every in intervals))
 
 
 def _step(config: TrainConfig, layout: Layout, speed: Speed, piece: Piece) -> Step:

@@ -59,6 +59,14 @@ def test_a_bench_of_the_same_training_gives_back_its_own_step() -> None:
         {},
         {"eval_interval": 300},
         {"save_interval": 70},
+        {"save_interval": 70, "always_save_checkpoint": False},
+        {"save_interval": 100, "always_save_checkpoint": False},
+        {"always_save_checkpoint": False, "eval_interval": 300},
+        *(
+            {"save_interval": 70, "always_save_checkpoint": False, "schedule": "wsd"}
+            | {"decay_fraction": fraction}
+            for fraction in (0.3, 0.35)
+        ),
         {"schedule": "wsd", "decay_fraction": 0.35},
         {"schedule": "wsd", "decay_fraction": 0.2},
         {"max_iters": 5, "warmup_iters": 1},
