@@ -106,6 +106,11 @@ def check_recomputing(device: torch.device, dropout: float) -> None:
         )
 
 
+def device_name(device: torch.device) -> str:
+    """What torch calls a GPU; of another device its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def dtype_name(dtype: torch.dtype, setting: str) -> str:
     """What to call a run's type: float32, tf32, bfloat16 or float16; setting: what was asked for.
 

@@ -17,7 +17,13 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Batches, Prefetcher
 from nanogpt_dist.data.documents import document_starts
-from nanogpt_dist.devices import dtype_name, memory_bytes, pick_dtype, synchronize
+from nanogpt_dist.devices import (
+    device_name,
+    dtype_name,
+    memory_bytes,
+    pick_dtype,
+    synchronize,
+)
 from nanogpt_dist.distributed.check_memory import smallest_room
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.strategy import plan_layout
@@ -56,7 +62,7 @@ class TrainSpeed:
     steps, which add up to that step; communication is under way beside forward and backward.
     evaluation_tokens_per_second: of all ranks, as a training evaluates, on random ids.
     first_step_seconds: in which the model is compiled. recompiled: graphs that torch.compile has
-    made after the first steps. trace: its file; None: not asked for.
+    made after the first steps. device_name: as torch has it. trace: its file; None: not asked for.
     """
 
     tokens_per_second: float
@@ -80,6 +86,7 @@ class TrainSpeed:
     ranks: int
     threads: int
     device: str
+    device_name: str
     trace: str | None
 
 
@@ -159,6 +166,7 @@ def bench_train(
         ranks=world.size,
         threads=torch.get_num_threads(),
         device=world.device.type,
+        device_name=device_name(world.device),
         trace=None if written is None else str(written),
     )
 

@@ -169,7 +169,7 @@ def _here(asked: str, peak: float | None) -> Accelerator:
     capability = (0, 0)
     if device.type == "cuda":
         torch_name = torch.cuda.get_device_name(device)
-        if known := _by_torch_name(torch_name):
+        if known := name_of(torch_name):
             return replace(_of_catalogue(known), memory_bytes=memory)
         link, source = PCIE4, "assumed"
         capability = torch.cuda.get_device_capability(device)
@@ -192,7 +192,7 @@ def _here(asked: str, peak: float | None) -> Accelerator:
     )
 
 
-def _by_torch_name(torch_name: str) -> str | None:
+def name_of(torch_name: str) -> str | None:
     """The catalogue's name of what torch calls so; None: it has none."""
     plain = re.sub(r"\W+", "", torch_name).lower()
     return next(

@@ -111,25 +111,24 @@ def _short(parameters: float) -> str:
 class Bench:
     """What `nanogpt bench train --json` printed. Milliseconds are of one step, of the median one.
 
-    forward_ms: of one rank in a step. evaluation_tokens_per_second: over all ranks; None: an older
-    file.
+    device: its kind, device_name: as torch has it. evaluation_tokens_per_second: over all ranks.
+    Both are None in an older file.
     """
 
     mfu: float
     peak_tflops: float
     ms_per_update: float
-    batch_tokens: int
-    forward_ms: float
     first_step_seconds: float
     parameters: int
     ranks: int
     device: str
-    layout: str
     evaluation_tokens_per_second: float | None = None
+    device_name: str | None = None
 
     def as_mfu(self, path: Path) -> Mfu:
         """Its MFU, with the file as source."""
-        source = f"{path}: {_short(self.parameters)} on {self.ranks} × {self.device}"
+        device = self.device_name or self.device
+        source = f"{path}: {_short(self.parameters)} on {self.ranks} × {device}"
         return Mfu(self.mfu, "measured", source, self.ranks, self.peak_tflops)
 
 
@@ -138,11 +137,8 @@ def read_bench(path: Path) -> Bench:
     again = f"type: nanogpt bench train --json > {path}"
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-        forward = values["phases"]["forward"]
-        names = set(Bench.__dataclass_fields__) - {"forward_ms"}
-        found = Bench(
-            **{name: values[name] for name in names if name in values}, forward_ms=forward
-        )
+        names = Bench.__dataclass_fields__
+        found = Bench(**{name: values[name] for name in names if name in values})
         if not (0 < found.mfu < 2 and found.peak_tflops > 0 and found.ms_per_update > 0):
             raise ValueError
         return found

@@ -48,11 +48,16 @@ class Speed:
     @property
     def peak_flops(self) -> float:
         """FLOP/s of all ranks at most."""
-        if self.mfu.peak_tflops is not None:  # of a rank, beside those that were there, too
-            return self.mfu.peak_tflops * 1e12 * self.ranks
-        nodes = self.ranks / self.links.ranks_per_node
-        count = self.ranks if self.device.kind == "cuda" else nodes
-        return self.device.peak_tflops * 1e12 * count
+        if self.mfu.peak_tflops is None:
+            return self.device.peak_tflops * 1e12 * self.devices
+        together = 1 if self.device.kind == "cuda" else self.mfu.ranks or 1
+        return self.mfu.peak_tflops * 1e12 * together * self.devices
+
+    @property
+    def devices(self) -> float:
+        """GPUs; else machines, whose ranks share theirs."""
+        on_gpus = self.device.kind == "cuda"
+        return self.ranks if on_gpus else self.ranks / self.links.ranks_per_node
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,7 @@ def _evaluation(config: TrainConfig, speed: Speed, val_tokens: int | None) -> fl
     tokens = max(tokens, rounds * speed.ranks * config.batch_size * config.block_size)
     weights = 1 if config.ema_decay is None else 2
     if speed.bench and speed.bench.evaluation_tokens_per_second:
-        measured = speed.bench.evaluation_tokens_per_second / speed.bench.ranks * speed.ranks
+        there = speed.bench.ranks if speed.device.kind == "cuda" else 1
+        measured = speed.bench.evaluation_tokens_per_second / there * speed.devices
         return weights * tokens / measured
     return weights * tokens * model_flops_per_token(config) / 3 / speed.flops

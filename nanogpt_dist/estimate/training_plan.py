@@ -9,7 +9,7 @@ import torch
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import dtype_name, pick_dtype
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.estimate.accelerators import Accelerator
+from nanogpt_dist.estimate.accelerators import ROWS, Accelerator, name_of
 from nanogpt_dist.estimate.communication import Links
 from nanogpt_dist.estimate.compute_optimal import best_settings, optimal_parameters, optimal_tokens
 from nanogpt_dist.estimate.cost import Cost, cost
@@ -173,11 +173,24 @@ def speed_of(
     if mfu is not None:
         found = given_mfu(mfu)
     elif bench is not None:
+        _check_bench(bench[0], device)
         found = bench[1]
     else:
         found = published_mfu(device, sum(count_by_arithmetic(config).values()))
     measured = bench[0] if bench else None
     return Speed(device, machines.gpus, machines.links, machines.disk, found, measured)
+
+
+def _check_bench(bench: Bench, device: Accelerator) -> None:
+    """Raises ConfigError where it was measured on another device than is planned for."""
+    there = name_of(bench.device_name or "") or bench.device
+    same = bench.device == device.kind and there in (bench.device, device.name)
+    # of a device that somebody describes the name is no catalogue's
+    if not same and (bench.device != device.kind or device.name in ROWS):
+        raise ConfigError(
+            f"--bench was measured on {there}, the plan is for {device.name}: type --device "
+            f"{there}, or measure there"
+        )
 
 
 def dtype_on(device: Accelerator, name: str) -> torch.dtype:

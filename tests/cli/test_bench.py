@@ -43,6 +43,7 @@ def test_train_on_two_ranks_with_a_trace(nanogpt: Run, tmp_path: Path, strategy:
     assert found["tokens_per_second"] == pytest.approx(16 * 32 / found["ms_per_update"] * 1e3)
     assert found["ms_least"] <= found["ms_per_update"] <= found["ms_greatest"]
     assert 0 < found["mfu"] < 1
+    assert (found["device"], found["device_name"]) == ("cpu", "cpu")
     parts = {"data", "forward", "backward", "optimizer", "rest"}
     assert found["phases"].keys() == parts | {"communication"}
     assert min(found["phases"].values()) > 0

@@ -212,6 +212,32 @@ def test_an_mfu_that_is_given_and_one_that_was_measured(tmp_path: Path, nanogpt:
     assert found["step"]["seconds"] == pytest.approx(once["ms_per_update"] / 1e3)  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "device", "said"),
+    [
+        ("cuda", "NVIDIA A100-SXM4-80GB", "h100-80gb", "on a100-80gb, the plan is for h100-80gb"),
+        ("cpu", "cpu", "h100-80gb", "on cpu, the plan is for h100-80gb"),
+        ("cuda", "NVIDIA H100 80GB HBM3", "cpu", "on h100-80gb, the plan is for cpu"),
+        ("cuda", "NVIDIA A100-SXM4-80GB", "a100-80gb", None),
+        ("cuda", "A100-SXM4-80GB", "a100-80gb", None),  # as an older driver has it
+        ("cuda", None, "a100-80gb", None),  # an older file
+    ],
+)
+def test_a_bench_of_another_device_is_refused(
+    kind: str, name: str | None, device: str, said: str | None, tmp_path: Path
+) -> None:
+    bench = {"mfu": 0.4, "peak_tflops": 312.0, "ms_per_update": 900.0, "first_step_seconds": 9.0}
+    bench |= {"parameters": 124_373_760, "ranks": 1, "device": kind}
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({**bench, **({"device_name": name} if name else {})}))
+    words = ("gpt2-124m", "--device", device, "--peak", 312, "--bench", file)
+    if said is None:
+        assert str(name or "cuda") in str(planned(*words)["mfu"])
+        return
+    with pytest.raises(NanogptError, match=said):
+        printed(*words)
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     text = printed("gpt2-350m", *H100, "--gpus", 16, "--plot", tmp_path / "memory.svg")
     svg = (tmp_path / "memory.svg").read_text("utf-8")

@@ -1,6 +1,7 @@
 """Seconds of a training, from what its steps take."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_an_mfu_of_one_rank_leaves_communication_out_and_one_of_several_that_of_
 def test_a_bench_of_the_same_training_gives_back_its_own_step() -> None:
     flops, ms = 491_520 * model_flops_per_token(CONFIG), 800.0
     mfu = flops / (ms / 1e3) / (8 * 700e12)  # of another peak, which was measured
-    bench = Bench(mfu, 700.0, ms, 491_520, 250.0, 30.0, 124_373_760, 8, "cuda", "ddp", 2e6)
+    bench = Bench(mfu, 700.0, ms, 30.0, 124_373_760, 8, "cuda", 2e6)
     found = duration(CONFIG, DDP, speed(Mfu(mfu, "measured", "", 8, 700.0), bench=bench))
     assert found.step.seconds == pytest.approx(0.8)
     assert found.start_seconds == pytest.approx(30 - 0.8)
@@ -114,6 +115,26 @@ def test_ramps_take_each_piece_by_itself() -> None:
     plain = duration(CONFIG, DDP, speed(given_mfu(0.4)))
     assert found.steps_seconds == pytest.approx(0.75 * plain.steps_seconds)
     assert found.step.tokens == 491_520
+
+
+def test_a_bench_of_a_machine_is_that_of_all_its_ranks() -> None:
+    """Two ranks do not double a CPU that was measured with one; two machines do."""
+    cpu = replace(accelerator("cpu", peak_tflops=1.0), peak_tflops=9.0)
+    bench = Bench(0.5, 1.0, 800.0, 30.0, 124_373_760, 1, "cpu", 1e6)
+    mfu = bench.as_mfu(Path("bench.json"))
+    for ranks, each, machines in ((1, 1, 1), (2, 2, 1), (4, 2, 2)):
+        found = Speed(cpu, ranks, replace(LINKS, ranks_per_node=each), 1e9, mfu, bench)
+        assert found.peak_flops == machines * 1e12
+    of_two = replace(mfu, ranks=2)  # whose peaks were those of their threads
+    found = Speed(cpu, 1, replace(LINKS, ranks_per_node=1), 1e9, of_two)
+    assert found.peak_flops == 2e12
+    one, two = (
+        duration(
+            CONFIG, DDP, Speed(cpu, n, replace(LINKS, ranks_per_node=n), 1e9, mfu, bench), 1025
+        )
+        for n in (1, 2)
+    )
+    assert two.evaluation_seconds == pytest.approx(2 * one.evaluation_seconds)  # one of them waits
 
 
 def test_ranks_on_a_cpu_share_its_peak() -> None:
