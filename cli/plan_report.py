@@ -162,7 +162,7 @@ def _lines(plan: "TrainingPlan") -> Iterator[tuple[str, str]]:
     yield (
         "step",
         f"{short_seconds(step.seconds)}, {step.tokens_per_second:,.0f} tokens/s at an MFU of "
-        f"{plan.mfu.share:.1%}, {plan.mfu.kind} ({plan.mfu.source})",
+        f"{plan.mfu_here:.1%}, {_reached(plan)}",
     )
     yield from _network(plan)
     if time.step.waits_seconds > MUCH * step.seconds and plan.mfu.kind == "given":
@@ -200,6 +200,14 @@ def _flops(plan: "TrainingPlan") -> str:
         f"{model:.3g}, {short_count(per_token)} a token, attention in full, as an MFU counts; "
         f"{causal:.3g} with its causal half alone{again}"
     )
+
+
+def _reached(plan: "TrainingPlan") -> str:
+    """Where the MFU is from, and what it was there."""
+    mfu, here = plan.mfu, f"{plan.mfu_here:.1%}"
+    there = f" {mfu.share:.1%}" if f"{mfu.share:.1%}" != here else ""
+    how = f" with recompute {mfu.activation_checkpointing}" if there else ""
+    return f"{mfu.kind}{there}{how} ({mfu.source})"
 
 
 def _network(plan: "TrainingPlan") -> Iterator[tuple[str, str]]:

@@ -83,6 +83,7 @@ class TrainSpeed:
     batch_size: int
     dtype: str
     layout: str
+    activation_checkpointing: str
     ranks: int
     threads: int
     device: str
@@ -163,6 +164,7 @@ def bench_train(
         batch_size=batches.micro_batches(batches.pieces[0])[1],
         dtype=dtype_name(dtype, config.dtype),
         layout=str(layout),
+        activation_checkpointing=layout.activation_checkpointing,
         ranks=world.size,
         threads=torch.get_num_threads(),
         device=world.device.type,

@@ -74,6 +74,17 @@ def recomputed_flops(
     return sum(forward[name] for name in needed)
 
 
+def hardware_over_model(
+    config: ModelConfig,
+    activation_checkpointing: str,
+    length: int | None = None,
+) -> float:
+    """How many times the FLOPs without recomputation those with it are: 1 to about 4/3."""
+    T = length or config.block_size
+    again = recomputed_flops(config, activation_checkpointing, length)
+    return 1 + again / (T * model_flops_per_token(config, length))
+
+
 def model_flops_per_token(config: ModelConfig, length: int | None = None) -> int:
     """What an MFU counts of a token, forward and backward: 6 N + 12·H·D·Σ S.
 

@@ -20,11 +20,15 @@ from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.estimate.accelerators import Accelerator
 
 MPT = "llm-foundry"
+MODES = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
 class Published:
-    """One figure: device as in the catalogue, parameters, tokens of a sequence, how many GPUs."""
+    """One figure: device as in the catalogue, parameters, tokens of a sequence, how many GPUs.
+
+    activation_checkpointing: with which it was reached.
+    """
 
     device: str
     parameters: float
@@ -32,6 +36,7 @@ class Published:
     gpus: int
     mfu: float
     source: str
+    activation_checkpointing: str = "none"
 
 
 PUBLISHED = (
@@ -40,8 +45,8 @@ PUBLISHED = (
     Published("h100-80gb", 2.6e9, 1024, 8, 0.4620, MPT),
     Published("h100-80gb", 6.7e9, 2048, 8, 0.4644, MPT),
     Published("h100-80gb", 12.9e9, 2048, 8, 0.3979, MPT),
-    Published("h100-80gb", 30.0e9, 2048, 32, 0.4392, MPT),
-    Published("h100-80gb", 64.9e9, 2048, 64, 0.4257, MPT),
+    Published("h100-80gb", 30.0e9, 2048, 32, 0.4392, MPT, "full"),
+    Published("h100-80gb", 64.9e9, 2048, 64, 0.4257, MPT, "full"),
     Published("h100-80gb", 405e9, 8192, 16384, 0.41, "Llama 3"),
     Published("a100-80gb", 0.125e9, 1024, 8, 0.4315, MPT),
     Published("a100-80gb", 0.355e9, 1024, 8, 0.5051, MPT),
@@ -50,17 +55,17 @@ PUBLISHED = (
     Published("a100-80gb", 2.6e9, 1024, 8, 0.6273, MPT),
     Published("a100-80gb", 6.7e9, 2048, 8, 0.6423, MPT),
     Published("a100-80gb", 12.9e9, 2048, 8, 0.5957, MPT),
-    Published("a100-80gb", 30.0e9, 2048, 8, 0.5530, MPT),
-    Published("a100-80gb", 64.9e9, 2048, 64, 0.5333, MPT),
+    Published("a100-80gb", 30.0e9, 2048, 8, 0.5530, MPT, "full"),
+    Published("a100-80gb", 64.9e9, 2048, 64, 0.5333, MPT, "full"),
     Published("a100-40gb", 0.1244e9, 1024, 8, 0.293, "nanoGPT"),
     Published("a100-40gb", 0.355e9, 1024, 8, 0.4873, MPT),
     Published("a100-40gb", 0.76e9, 1024, 8, 0.5363, MPT),
     Published("a100-40gb", 1.3e9, 1024, 8, 0.5702, MPT),
     Published("a100-40gb", 2.6e9, 1024, 8, 0.5814, MPT),
-    Published("a100-40gb", 6.7e9, 1024, 8, 0.5131, MPT),
-    Published("a100-40gb", 12.9e9, 2048, 32, 0.5262, MPT),
-    Published("a100-40gb", 30.0e9, 2048, 32, 0.5174, MPT),
-    Published("a100-40gb", 64.9e9, 2048, 128, 0.4891, MPT),
+    Published("a100-40gb", 6.7e9, 1024, 8, 0.5131, MPT, "full"),
+    Published("a100-40gb", 12.9e9, 2048, 32, 0.5262, MPT, "full"),
+    Published("a100-40gb", 30.0e9, 2048, 32, 0.5174, MPT, "full"),
+    Published("a100-40gb", 64.9e9, 2048, 128, 0.4891, MPT, "full"),
     Published("cpu", 1.8e6, 128, 2, 0.043, "README.md"),
     Published("cpu", 10.7e6, 256, 1, 0.778, "benchmarks/RESULTS.md"),
     Published("cpu", 124e6, 256, 1, 0.836, "benchmarks/RESULTS.md"),
@@ -77,6 +82,7 @@ class Mfu:
 
     kind: given, measured or published. source: in words. ranks: with how many it was measured; its
     communication is in it. peak_tflops: of the device then; None: that of the catalogue.
+    activation_checkpointing: with which it was reached; a given one without.
     """
 
     share: float
@@ -84,6 +90,7 @@ class Mfu:
     source: str
     ranks: int | None = None
     peak_tflops: float | None = None
+    activation_checkpointing: str = "none"
 
 
 def given_mfu(share: float) -> Mfu:
@@ -100,7 +107,8 @@ def published_mfu(device: Accelerator, parameters: float) -> Mfu:
     rows = [row for row in PUBLISHED if row.device == name]
     row = min(rows, key=lambda row: abs(math.log(row.parameters / parameters)))
     what = f"{row.source}: {_short(row.parameters)} on {row.gpus:,} × {row.device}"
-    return Mfu(row.mfu, "published", what, row.gpus)
+    mode = row.activation_checkpointing
+    return Mfu(row.mfu, "published", what, row.gpus, activation_checkpointing=mode)
 
 
 def _short(parameters: float) -> str:
@@ -112,7 +120,7 @@ class Bench:
     """What `nanogpt bench train --json` printed. Milliseconds are of one step, of the median one.
 
     device: its kind, device_name: as torch has it. evaluation_tokens_per_second: over all ranks.
-    Both are None in an older file.
+    Both are None in an older file, which does not say its activation_checkpointing either.
     """
 
     mfu: float
@@ -124,12 +132,14 @@ class Bench:
     device: str
     evaluation_tokens_per_second: float | None = None
     device_name: str | None = None
+    activation_checkpointing: str = "none"
 
     def as_mfu(self, path: Path) -> Mfu:
         """Its MFU, with the file as source."""
         device = self.device_name or self.device
         source = f"{path}: {_short(self.parameters)} on {self.ranks} × {device}"
-        return Mfu(self.mfu, "measured", source, self.ranks, self.peak_tflops)
+        mode = self.activation_checkpointing
+        return Mfu(self.mfu, "measured", source, self.ranks, self.peak_tflops, mode)
 
 
 def read_bench(path: Path) -> Bench:
@@ -140,6 +150,8 @@ def read_bench(path: Path) -> Bench:
         names = Bench.__dataclass_fields__
         found = Bench(**{name: values[name] for name in names if name in values})
         if not (0 < found.mfu < 2 and found.peak_tflops > 0 and found.ms_per_update > 0):
+            raise ValueError
+        if found.activation_checkpointing not in MODES:
             raise ValueError
         return found
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """How long a training takes: its steps, evaluations and saves, from an MFU or a bench.
 
-A step takes its FLOPs over what the ranks reach together. An MFU that was given, or measured with
+A step takes its FLOPs over what the ranks reach together, with what is computed again: an MFU
+falls by that, unless it was reached with it. An MFU that was given, or measured with
 several ranks, has their communication in it; to one of a single rank what does not hide behind
 computing is added, and to any what more nodes than one add.
 """
@@ -19,7 +20,11 @@ from nanogpt_dist.estimate.communication import (
     communication,
     exposed_seconds,
 )
-from nanogpt_dist.estimate.flops import model_flops_per_token, recomputed_flops
+from nanogpt_dist.estimate.flops import (
+    hardware_over_model,
+    model_flops_per_token,
+    recomputed_flops,
+)
 from nanogpt_dist.estimate.mfu import Bench, Mfu
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.training.optim import checkpoint_bytes
@@ -167,7 +172,7 @@ def saved_steps(config: TrainConfig) -> int:
 def _step(config: TrainConfig, layout: Layout, speed: Speed, piece: Piece) -> Step:
     """One step of this piece of the ramp."""
     flops = piece.tokens * model_flops_per_token(config, piece.length)
-    computing = flops / speed.flops
+    computing = flops / (speed.flops * slowed(config, layout, speed.mfu, piece.length))
     passes = max(1, piece.sequences // speed.ranks // layout.batch_size)
     again = recomputed_flops(config, layout.activation_checkpointing, piece.length)
     once = piece.length * model_flops_per_token(config, piece.length)
@@ -178,6 +183,15 @@ def _step(config: TrainConfig, layout: Layout, speed: Speed, piece: Piece) -> St
     waits = exposed_seconds(collectives)
     exposed = exposed_seconds([each for each in collectives if not _is_measured(each, speed)])
     return Step(computing + exposed, computing, exposed, waits, tuple(collectives), piece.tokens)
+
+
+def slowed(config: TrainConfig, layout: Layout, mfu: Mfu, length: int | None = None) -> float:
+    """What is left of an MFU, as a share, where `layout` recomputes more than its own did."""
+    here, there = (
+        hardware_over_model(config, mode, length)
+        for mode in (layout.activation_checkpointing, mfu.activation_checkpointing)
+    )
+    return there / here
 
 
 def _is_measured(each: Collective, speed: Speed) -> bool:

@@ -21,7 +21,7 @@ from nanogpt_dist.estimate.flops import (
 )
 from nanogpt_dist.estimate.memory_plan import Alternative, alternatives, best
 from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu, published_mfu
-from nanogpt_dist.estimate.time import Duration, Speed, duration
+from nanogpt_dist.estimate.time import Duration, Speed, duration, slowed
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.model.fp8 import check_fp8_settings
 
@@ -89,6 +89,11 @@ class TrainingPlan:
     def parameters(self) -> int:
         """Of the model, as `nanogpt show params` counts them."""
         return sum(count_by_arithmetic(self.config).values())
+
+    @property
+    def mfu_here(self) -> float:
+        """The MFU in the best layout, which may recompute more than the one that it is of."""
+        return self.mfu.share * slowed(self.config, self.best.layout, self.mfu)
 
     @property
     def tokens(self) -> int:
@@ -260,7 +265,7 @@ def as_json(plan: TrainingPlan, name: str, command: str | None) -> dict[str, Any
             "forward_causal": sum(forward_flops(config, attention="causal").values()),
             "backward_over_forward": BACKWARD,
         },
-        "mfu": asdict(plan.mfu),
+        "mfu": {**asdict(plan.mfu), "in_this_layout": plan.mfu_here},
         "step": {
             "seconds": time.step.seconds,
             "computing_seconds": time.step.computing_seconds,

@@ -238,6 +238,19 @@ def test_a_bench_of_another_device_is_refused(
         printed(*words)
 
 
+def test_an_mfu_is_that_of_the_layout() -> None:
+    words = ("gpt2-124m", *H100, "--mfu", 0.4)
+    plain, full = (planned(*words, "--activation-checkpointing", mode) for mode in ("none", "full"))
+    assert plain["mfu"]["in_this_layout"] == 0.4  # type: ignore[index]
+    again = full["flops"]["hardware"] / full["flops"]["model"]  # type: ignore[index]
+    assert full["mfu"]["in_this_layout"] == pytest.approx(0.4 / again, rel=1e-3)  # type: ignore[index]
+    ratio = full["step"]["seconds"] / plain["step"]["seconds"]  # type: ignore[index]
+    assert ratio == pytest.approx(again, rel=1e-3)
+    text = printed(*words, "--activation-checkpointing", "full")
+    assert "given 40.0% with recompute none (as given)" in text
+    assert "at an MFU of 40.0%, given (as given)" in printed(*words)
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     text = printed("gpt2-350m", *H100, "--gpus", 16, "--plot", tmp_path / "memory.svg")
     svg = (tmp_path / "memory.svg").read_text("utf-8")

@@ -41,6 +41,8 @@ def test_every_device_has_a_figure_and_says_whose_it_is(name: str, parameters: f
 
 def test_the_nearest_size_is_taken() -> None:
     assert published_mfu(accelerator("a100-80gb"), 1.2e9).share == 0.6015
+    assert published_mfu(accelerator("h100-80gb"), 30e9).activation_checkpointing == "full"
+    assert published_mfu(accelerator("h100-80gb"), 12e9).activation_checkpointing == "none"
     assert published_mfu(accelerator("h100-80gb"), 5e11).source.startswith("Llama 3: 405B")
     assert published_mfu(accelerator("a100-40gb"), 1.2e8).source.startswith("nanoGPT")
 
@@ -54,6 +56,8 @@ def test_a_bench_says_its_mfu_of_its_own_peak(tmp_path: Path) -> None:
     assert (mfu.share, mfu.kind, mfu.peak_tflops, mfu.ranks) == (0.25, "measured", 2.0, 2)
     assert "10M on 2 × cpu" in mfu.source
     assert given_mfu(0.4).kind == "given"
+    path.write_text(json.dumps({**BENCH, "activation_checkpointing": "full"}))
+    assert read_bench(path).as_mfu(path).activation_checkpointing == "full"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,7 @@ def test_a_bench_says_its_mfu_of_its_own_peak(tmp_path: Path) -> None:
         "nonsense",
         json.dumps({**BENCH, "mfu": "x"}),
         json.dumps({**BENCH, "mfu": 0}),
+        json.dumps({**BENCH, "activation_checkpointing": "some"}),
     ],
 )
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.estimate.accelerators import accelerator
 from nanogpt_dist.estimate.communication import Links
-from nanogpt_dist.estimate.flops import model_flops_per_token
+from nanogpt_dist.estimate.flops import model_flops_per_token, training_flops
 from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu
 from nanogpt_dist.estimate.time import Speed, duration, evaluated_steps, saved_steps
 from nanogpt_dist.training.saver import due
@@ -102,11 +102,23 @@ def test_a_small_val_split_makes_evaluations_short() -> None:
     assert small.evaluation_seconds < whole.evaluation_seconds / 10
 
 
-def test_full_checkpointing_takes_backward_time_of_which_more_hides() -> None:
-    one = speed(Mfu(0.4, "measured", "", 1))
-    full = replace(DDP, activation_checkpointing="full")
-    found = duration(CONFIG, full, one)
-    assert found.step.seconds == pytest.approx(duration(CONFIG, DDP, one).step.seconds, rel=0.05)
+def test_full_checkpointing_takes_the_time_of_what_it_computes_again() -> None:
+    full, selective = (
+        replace(DDP, activation_checkpointing=mode) for mode in ("full", "selective")
+    )
+    model, hardware = training_flops(CONFIG, "full")
+    for without in (given_mfu(0.4), Mfu(0.4, "published", "", 8), Mfu(0.4, "measured", "", 1)):
+        plain = duration(CONFIG, DDP, speed(without)).step.computing_seconds
+        assert duration(CONFIG, selective, speed(without)).step.computing_seconds == plain
+        found = duration(CONFIG, full, speed(without)).step
+        assert found.computing_seconds / plain == pytest.approx(hardware / model, rel=1e-3)
+        # an MFU that was reached with it has it in it
+        with_it = speed(replace(without, activation_checkpointing="full"))
+        assert duration(CONFIG, full, with_it).step.computing_seconds == pytest.approx(plain)
+        assert duration(CONFIG, DDP, with_it).step.computing_seconds < plain
+    one = speed(Mfu(0.4, "measured", "", 1))  # whose backward pass, now longer, hides more
+    waits = [duration(CONFIG, layout, one).step.exposed_seconds for layout in (full, DDP)]
+    assert waits[0] <= waits[1]
 
 
 def test_ramps_take_each_piece_by_itself() -> None:
