@@ -107,11 +107,6 @@ MEASURE_S = 0.1  # a product of a CPU's, over and over
 HOST_LINK = ("shared memory", 10.0)  # between ranks on one CPU: an order of magnitude
 
 
-def names() -> list[str]:
-    """What accelerator() takes: this machine's cpu, and the catalogue."""
-    return ["cpu", *ROWS]
-
-
 def accelerator(
     name: str,
     memory_bytes: int | None = None,

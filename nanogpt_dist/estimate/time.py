@@ -30,6 +30,8 @@ from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.training.optim import checkpoint_bytes
 from nanogpt_dist.training.schedule import is_wsd, stable_until
 
+A_NODE = 8  # GPUs, of those that published their MFU
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -195,10 +197,14 @@ def slowed(config: TrainConfig, layout: Layout, mfu: Mfu, length: int | None = N
 
 
 def _is_measured(each: Collective, speed: Speed) -> bool:
-    """Whether the MFU has it in it: a given one all, one of several ranks that of a node."""
-    if speed.mfu.kind == "given":
+    """Whether the MFU has it in it: a given one all, one of several ranks that of a node.
+
+    One of more ranks than a node has that of the network, too.
+    """
+    ranks = speed.mfu.ranks or 1
+    if speed.mfu.kind == "given" or ranks > max(A_NODE, speed.links.ranks_per_node):
         return True
-    return (speed.mfu.ranks or 1) > 1 and each.over == "link"
+    return ranks > 1 and each.over == "link"
 
 
 def _evaluation(config: TrainConfig, speed: Speed, val_tokens: int | None) -> float:

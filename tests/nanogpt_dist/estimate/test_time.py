@@ -10,7 +10,7 @@ from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.estimate.accelerators import accelerator
 from nanogpt_dist.estimate.communication import Links
 from nanogpt_dist.estimate.flops import model_flops_per_token, training_flops
-from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu
+from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu, published_mfu
 from nanogpt_dist.estimate.time import Speed, duration, evaluated_steps, saved_steps
 from nanogpt_dist.training.saver import due
 
@@ -41,6 +41,10 @@ def test_an_mfu_of_one_rank_leaves_communication_out_and_one_of_several_that_of_
     assert duration(CONFIG, DDP, speed(several)).step.exposed_seconds == 0
     nodes = Layout("ddp", 32, 1, batch_size=12)
     assert duration(CONFIG, nodes, speed(several, ranks=32)).step.exposed_seconds > 0
+    # of 64 GPUs it has the network in it, as well
+    many = published_mfu(H100, 65e9)
+    assert many.ranks == 64
+    assert duration(CONFIG, nodes, speed(many, ranks=32)).step.exposed_seconds == 0
 
 
 def test_a_bench_of_the_same_training_gives_back_its_own_step() -> None:
