@@ -201,7 +201,10 @@ def _strategies(
         yield ("hsdp" if replicate > 1 else "fsdp"), (replicate, shard)
         return
     if not config.cpu_offload:
-        yield ("single" if ranks == 1 else "ddp"), (ranks, 1)
+        if ranks == 1:
+            yield "single", (1, 1)
+        if ranks > 1 or config.strategy == "ddp":
+            yield "ddp", (ranks, 1)
     if ranks > 1 or config.cpu_offload or config.strategy == "fsdp":
         yield "fsdp", (1, ranks)
     if 1 < ranks_per_node < ranks:
@@ -218,7 +221,8 @@ def exact_flags(config: TrainConfig, layout: Layout) -> str:
     """The flags that make `layout` of settings, whatever they leave open."""
     flags = [f"--activation-checkpointing {layout.activation_checkpointing}"]
     if layout.strategy == "fsdp" and layout.replicate > 1:
-        flags.insert(0, f"--mesh {layout.replicate}x{layout.shard}")
+        strategy = "" if config.strategy in ("auto", "fsdp") else "--strategy fsdp "
+        flags.insert(0, f"{strategy}--mesh {layout.replicate}x{layout.shard}")
     else:
         flags.insert(0, f"--strategy {layout.strategy}")
     flags.append(f"--no-join-micro-batches --batch-size {layout.batch_size}")

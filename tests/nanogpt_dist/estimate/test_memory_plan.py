@@ -133,6 +133,21 @@ def test_what_does_not_fit_says_what_to_type() -> None:
     assert none.advice == "type --strategy fsdp --cpu-offload, or take 4 GPUs"
 
 
+def test_the_flags_of_hsdp_take_back_another_strategy() -> None:
+    config = load("gpt2-124m", {"strategy": "ddp"})
+    way = next(way for way in alternatives(config, 80 * GB, 16, 8) if way.strategy == "hsdp")
+    assert way.flags.startswith("--strategy fsdp --mesh 2x8 ")
+    made = best(typed(config, way.flags), 80 * GB, 16, 8)
+    assert made.layout == way.layout
+
+
+def test_ddp_on_one_rank_is_one_of_the_ways() -> None:
+    config = load("gpt2-124m", {"strategy": "ddp"})
+    ways = alternatives(config, 80 * GB, 1, 1)
+    assert best(config, 80 * GB, 1, 1).layout in [way.layout for way in ways if way.flags == ""]
+    assert named(ways) == {"single", "ddp"}
+
+
 def test_a_70b_model_is_planned_for_1024_ranks() -> None:
     config = resolve(SHAPE_70B)
     ways = alternatives(config, 80 * GB, 1024, 8)
