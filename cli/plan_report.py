@@ -1,6 +1,5 @@
 """What `nanogpt plan` prints for people, its picture, and the line to type."""
 
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +175,12 @@ def _lines(plan: "TrainingPlan") -> Iterator[tuple[str, str]]:
         f"{time.checkpoints:,} of {short_bytes(time.checkpoint_bytes)}, "
         f"{short_seconds(time.save_seconds)} each; {short_bytes(_kept(plan))} on the disk",
     )
+    if plan.host_bytes is not None:
+        yield (
+            "host",
+            f"{short_bytes(plan.host_bytes)} of the memory of each node: weights, gradients and "
+            "moments, which --cpu-offload keeps there",
+        )
     evaluating = time.evaluations * time.evaluation_seconds
     yield (
         "time",
@@ -276,14 +281,15 @@ def _prepare(plan: "TrainingPlan") -> str:
     """What makes the data set that is not there yet."""
     from prepare.corpora import CORPORA
 
-    name = Path(plan.config.dataset).name
-    known = next((each for each in (name, name.replace("_", "-")) if each in CORPORA), None)
-    default = plan.config.dataset == f"data/{re.sub('-', '_', name)}" or known == name
-    if known is not None and default:
-        return f"nanogpt prepare {known}"
-    return shlex.join(
-        ["nanogpt", "prepare", "text", "--source", "TEXTS", "--out", plan.config.dataset]
-    )
+    folder = Path(plan.config.dataset)
+    names = [name for name in (folder.name, folder.name.replace("_", "-")) if name in CORPORA]
+    corpus = names[0] if names else "text"
+    words = ["nanogpt", "prepare", corpus]
+    if corpus == "text":
+        words += ["--source", "TEXTS"]
+    if folder != Path("data", corpus):
+        words += ["--out", plan.config.dataset]
+    return shlex.join(words)
 
 
 def draw(plan: "TrainingPlan", preset: str, out: Path) -> None:

@@ -24,6 +24,7 @@ from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu, published_mfu
 from nanogpt_dist.estimate.time import Duration, Speed, duration, slowed
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.model.fp8 import check_fp8_settings
+from nanogpt_dist.training.optim import training_bytes
 
 ROUNDS = 4  # the MFU goes by the size, and the size by the MFU
 TF32_SHARE = 0.5  # of the peak in bfloat16
@@ -94,6 +95,14 @@ class TrainingPlan:
     def mfu_here(self) -> float:
         """The MFU in the best layout, which may recompute more than the one that it is of."""
         return self.mfu.share * slowed(self.config, self.best.layout, self.mfu)
+
+    @property
+    def host_bytes(self) -> int | None:
+        """Of each node's own memory, where cpu_offload keeps weights, gradients and moments."""
+        if not self.config.cpu_offload or self.machines.device.kind != "cuda":
+            return None
+        states = int(training_bytes(self.config) * self.parameters // self.best.layout.shard)
+        return states * self.machines.ranks_per_node
 
     @property
     def tokens(self) -> int:
@@ -251,6 +260,7 @@ def as_json(plan: TrainingPlan, name: str, command: str | None) -> dict[str, Any
         "fits": plan.best.fits,
         "best": _alternative(plan.best),
         "alternatives": [_alternative(each) for each in plan.alternatives],
+        "host_bytes": plan.host_bytes,
         "steps": config.max_iters,
         "batch_tokens": time.step.tokens,
         "tokens": plan.tokens,

@@ -251,6 +251,36 @@ def test_an_mfu_is_that_of_the_layout() -> None:
     assert "at an MFU of 40.0%, given (as given)" in printed(*words)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("data/openwebtext", ["openwebtext"]),
+        ("/x/openwebtext", ["openwebtext", "--out", "/x/openwebtext"]),
+        ("data/python_stdlib", ["python-stdlib", "--out", "data/python_stdlib"]),
+        ("data/mine", ["text", "--source", "TEXTS", "--out", "data/mine"]),
+        ("data/text", ["text", "--source", "TEXTS"]),
+    ],
+)
+def test_data_that_are_not_there_are_prepared_where_they_are_looked_for(
+    dataset: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = printed("gpt2-124m", *H100, "--dataset", dataset)
+    said = shlex.split(text[text.index("First: ") :].split("Next:")[0])
+    assert said == ["First:", "nanogpt", "prepare", *words]
+    understand(said[2:])
+
+
+def test_offloading_says_what_the_host_needs() -> None:
+    asked = ("gpt2-1558m", *H100, "--gpus", 16, "--strategy", "fsdp", "--cpu-offload")
+    found = planned(*asked)
+    one = 16 * 1_556_840_000  # weights, gradients and moments, over two nodes
+    assert found["host_bytes"] == pytest.approx(one / 2, rel=0.01)
+    assert "host         12.4" in printed(*asked)
+    assert "memory of each node" in printed(*asked)
+    assert planned("gpt2-124m", *H100)["host_bytes"] is None
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     text = printed("gpt2-350m", *H100, "--gpus", 16, "--plot", tmp_path / "memory.svg")
     svg = (tmp_path / "memory.svg").read_text("utf-8")
