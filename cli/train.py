@@ -94,11 +94,12 @@ def train(
     if check_resume:
         _check_resume(config, stop, json)
         return
+    from nanogpt_dist.api.training import expected_speed
     from nanogpt_dist.training.loop import train as run
 
     fresh = fresh and start_again.times() == 0  # what is there by then is this run's own
     with api.connected(config, stop, exit_with) as world:
-        result = run(config, world, stop, fresh, branch_from)
+        result = run(config, world, stop, fresh, branch_from, expected_speed)
     stopped = result.verdict == "stopped"
     if not stopped:  # also where the ranks of an elastic run were stopped before
         verdict.write(verdict.Verdict(0, "", rank(), agreed=True))

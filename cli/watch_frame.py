@@ -134,7 +134,9 @@ def _progress(figures: Figures) -> list[str]:
 def _pace(figures: Figures) -> list[str]:
     parts = []
     if figures["tokens_per_second"]:
-        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+        expected = figures["expected_tokens_per_second"]
+        of = f" of {expected:,.0f} planned" if expected else ""
+        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s{of}")
     if figures["mfu"] is not None:
         parts.append(f"mfu {figures['mfu']:.1%}")
     if figures["ranks"]:

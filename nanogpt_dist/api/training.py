@@ -19,6 +19,7 @@ from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import run_folder
 
 if TYPE_CHECKING:
+    from nanogpt_dist.distributed.layout import Layout
     from nanogpt_dist.distributed.watchdog import ExitWith
     from nanogpt_dist.distributed.world import World
     from nanogpt_dist.training.loop import Result
@@ -77,7 +78,7 @@ def train(
     while True:
         try:
             with connected(config, stop) as world:
-                return run(config, world, asked, fresh, branch_from)
+                return run(config, world, asked, fresh, branch_from, expected_speed)
         except OutOfMemoryError as error:
             # several ranks cannot begin anew within their processes
             if not error.falls_back or int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -106,6 +107,17 @@ def connected(
         if stop is not None and "RANK" in os.environ:
             stop.listen()
         yield world
+
+
+def expected_speed(config: TrainConfig, layout: "Layout", world: "World") -> float | None:
+    """Tokens per second that training is expected to reach on these ranks; None: unknown."""
+    if world.device.type != "cuda":
+        return None
+    from nanogpt_dist.devices import device_name
+    from nanogpt_dist.estimate.expected import expected_tokens_per_second
+
+    place = device_name(world.device), world.size, world.local_size
+    return expected_tokens_per_second(config, layout, *place)
 
 
 def decay_branch(

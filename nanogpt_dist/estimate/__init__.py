@@ -9,6 +9,7 @@ time.py             seconds of steps, evaluations and saves
 cost.py             energy and money
 compute_optimal.py  the best size for a budget
 training_plan.py    all of it together: what `nanogpt plan` prints
+expected.py         the speed that a training should have where it runs
 plots.py            the memory as a picture
 quantities.py       sizes, rates and counts as people type them
 """

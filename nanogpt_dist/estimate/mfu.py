@@ -74,6 +74,7 @@ PUBLISHED = (
 STAND_IN = {"h100-pcie": "h100-80gb", "h200": "h100-80gb", "b200": "h100-80gb"}
 STAND_IN |= {"mi300x": "h100-80gb", "a100-pcie-80gb": "a100-80gb"}
 OLDER = "a100-40gb"
+NEAR = 8  # times as large or as small; what is smaller leaves a GPU idle
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,13 @@ def published_mfu(device: Accelerator, parameters: float) -> Mfu:
     what = f"{row.source}: {_short(row.parameters)} on {row.gpus:,} × {row.device}"
     mode = row.activation_checkpointing
     return Mfu(row.mfu, "published", what, row.gpus, activation_checkpointing=mode)
+
+
+def is_published(device: str, parameters: float) -> bool:
+    """Whether a figure of about that size stands for this device of the catalogue, or its like."""
+    name = STAND_IN.get(device, device)
+    sizes = [row.parameters for row in PUBLISHED if row.device == name]
+    return any(1 / NEAR <= size / parameters <= NEAR for size in sizes)
 
 
 def _short(parameters: float) -> str:

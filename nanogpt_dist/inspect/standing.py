@@ -13,6 +13,7 @@ ENDED = ("done", "stopped", "failed", "killed")
 LAST = (
     *("loss", "learning_rate", "grad_norm", "mfu", "memory_bytes", "memory_reserved_bytes"),
     *("gpu_temperature_c", "gpu_clock_mhz", "slowest_rank", "slowest_factor"),
+    "expected_tokens_per_second",
 )
 SHARES = {"data": "data_s", "communication": "communication_s", "save": "save_s", "eval": "eval_s"}
 

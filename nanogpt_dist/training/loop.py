@@ -2,12 +2,14 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Prefetcher
+from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluator
@@ -32,6 +34,9 @@ from nanogpt_dist.training.step import TrainStep
 from nanogpt_dist.training.summary import Summary
 from nanogpt_dist.training.telemetry import Telemetry
 from nanogpt_dist.transfers import Staged, stager
+
+# tokens per second of a training in a layout, on rank 0; None: nobody knows
+Expect = Callable[[TrainConfig, Layout, World], float | None]
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,13 @@ def train(
     stop: StopRequest,
     fresh: bool = False,
     branch_from: Path | None = None,
+    expect: Expect | None = None,
 ) -> Result:
     """Train from the newest good checkpoint of config.out_dir to max_iters, or until `stop`.
 
     fresh: start at step 0; refused where there are checkpoints. branch_from: another run's
-    checkpoint, with which a run begins that has none yet. Everything is saved when it returns.
-    Raises NanogptError, the same on all ranks.
+    checkpoint, with which a run begins that has none yet. expect: says how fast it should be.
+    Everything is saved when it returns. Raises NanogptError, the same on all ranks.
     """
     console = Console(world.is_rank0)
     if world.size > 1:
@@ -109,7 +115,8 @@ def train(
             console.line(f"note: {note}")
             saver.keep(best)  # not lost for that
         summary = Summary(folder.path, train_step, plan.batches, start.path if start else None)
-        return _run(plan, summary, saver, state, stop, memory)
+        expected = expect(plan.config, plan.layout, world) if expect and world.is_rank0 else None
+        return _run(plan, summary, saver, state, stop, memory, expected)
 
 
 def _run(
@@ -119,6 +126,7 @@ def _run(
     state: TrainState,
     stop: StopRequest,
     memory: OutOfMemory,
+    expected: float | None,
 ) -> Result:
     """Watch, log and prefetch while loop() goes on."""
     config, folder, console = plan.config, saver.run, saver.console
@@ -128,7 +136,7 @@ def _run(
         stack.enter_context(folder.noting_failure())
         telemetry = Telemetry(train_step)
         with world.raise_on_all_ranks():
-            progress = Progress(folder.path, train_step, state, console, telemetry)
+            progress = Progress(folder.path, train_step, state, console, telemetry, expected)
         stack.enter_context(contextlib.closing(progress))
         summary.show(console)
         if world.any(bool(stop)):

@@ -28,7 +28,7 @@ class Progress:
     """Keeps the clock of the steps and logs what is due.
 
     A step takes the time from the end of the one before it to its own. Evaluations and saves are
-    left out of the clock.
+    left out of the clock. expected: tokens per second over all ranks; None: unknown.
     """
 
     def __init__(
@@ -38,11 +38,12 @@ class Progress:
         state: TrainState,
         console: Console,
         telemetry: Telemetry,
+        expected: float | None = None,
     ) -> None:
         config, world = train_step.config, train_step.world
         self.config, self.world, self.console = config, world, console
         self.layout = train_step.layout
-        self.run, self.telemetry = run, telemetry
+        self.run, self.telemetry, self.expected = run, telemetry, expected
         self.first_step = state.step
         # val loss, in nats/token
         self.lowest = math.inf if state.best_val_loss is None else state.best_val_loss
@@ -116,6 +117,7 @@ class Progress:
             "learning_rate": result.learning_rate,
             "grad_norm": result.grad_norm,
             "tokens_per_second": speed,
+            "expected_tokens_per_second": self.expected,
             "mfu": mfu,
             "memory_bytes": memory_bytes(self.world.device),
             **figures,

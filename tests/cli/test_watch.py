@@ -76,6 +76,16 @@ def test_a_finished_run_is_a_panel_with_its_figures_and_curve(out: Path) -> None
     assert one["events"][-1]["event"] == "done"
 
 
+def test_the_speed_stands_beside_the_one_that_was_expected(out: Path) -> None:
+    path = out / "a" / "metrics.jsonl"
+    assert "planned" not in watched(out / "a")
+    planned = path.read_text().replace(
+        '"expected_tokens_per_second": null', '"expected_tokens_per_second": 12345.6'
+    )
+    path.write_text(planned)
+    assert "tokens/s of 12,346 planned" in watched(out / "a")
+
+
 def test_a_run_that_ended_badly_says_why(out: Path) -> None:
     newest = "step-00000008"
     run_folder.write_status(out / "a", run_folder.Status("running", 8, newest))

@@ -9,21 +9,28 @@ from typing import Any
 import pytest
 import torch
 
+from nanogpt_dist import api
+from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Prefetcher
+from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
+from nanogpt_dist.inspect.run_record import read_run
+from nanogpt_dist.inspect.standing import standing
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage.events import read_events
 from nanogpt_dist.training import saver as saver_module
 from nanogpt_dist.training import step as step_module
 from nanogpt_dist.training.gpu_sensors import GpuSensors
+from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.telemetry import shares
 from tests.conftest import in_ranks
-from tests.nanogpt_dist.small import go, records, tiny
+from tests.nanogpt_dist.small import ONE, go, records, tiny
 
 KEYS = {
     *("time", "interval_s", "data_s", "communication_s", "save_s", "eval_s"),
     *("memory_reserved_bytes", "gpu_temperature_c", "gpu_clock_mhz"),
-    *("slowest_rank", "slowest_host", "slowest_factor"),
+    *("slowest_rank", "slowest_host", "slowest_factor", "expected_tokens_per_second"),
 }
 
 
@@ -63,6 +70,22 @@ def test_a_line_says_what_its_time_went_to(
         assert line["eval_s"] >= 0.04
     assert lines[1]["save_s"] == lines[1]["eval_s"] == 0  # what comes after it counts with the next
     assert all("time" in line for line in records(tmp_path / "a"))
+
+
+def test_each_line_says_how_fast_it_should_be(corpus: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def expect(config: TrainConfig, layout: Layout, world: World) -> float:
+        asked.append((layout.strategy, world.size))
+        return 1234.5
+
+    config = tiny(corpus, tmp_path / "a", log_interval=2)
+    train(config, ONE, StopRequest(), expect=expect)
+    assert asked == [("single", 1)]  # once
+    assert {line["expected_tokens_per_second"] for line in logged(tmp_path / "a")} == {1234.5}
+    assert standing(read_run(tmp_path / "a"), 0)["expected_tokens_per_second"] == 1234.5
+    api.train(tiny(corpus, tmp_path / "b", log_interval=2))  # of a CPU nobody knows
+    assert {line["expected_tokens_per_second"] for line in logged(tmp_path / "b")} == {None}
 
 
 def test_one_rank_waits_for_nobody(corpus: Path, tmp_path: Path) -> None:
