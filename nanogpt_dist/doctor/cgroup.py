@@ -1,7 +1,7 @@
 """What a container or a job may use, in the kernel's files.
 
-Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (cpu.max, pids.max) and
-Documentation/scheduler/sched-bwc.rst (cpu.cfs_quota_us).
+Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (cpu.max, cpuset.cpus.effective,
+pids.max), cgroup-v1/cpusets.rst and Documentation/scheduler/sched-bwc.rst (cpu.cfs_quota_us).
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,15 @@ def cpu_quota(machine: Machine) -> float | None:
         if quota.isdecimal() and period.isdecimal() and int(period):
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
+
+
+def cpuset(machine: Machine) -> str:
+    """The cores that a process of this cgroup may be bound to, as "0-7"; "" where none is told."""
+    for folder, version in _folders(machine, "cpuset"):
+        name = "cpuset.cpus.effective" if version == 2 else "cpuset.effective_cpus"
+        if cores := _text(folder / name):
+            return cores
+    return ""
 
 
 def processes_left(machine: Machine) -> tuple[int, int] | None:

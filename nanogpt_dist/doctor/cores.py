@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 
-from nanogpt_dist.doctor.cgroup import cpu_quota, processes_left
+from nanogpt_dist.doctor.cgroup import cpu_quota, cpuset, processes_left
 from nanogpt_dist.doctor.check import Check
 from nanogpt_dist.doctor.machine import Machine
 
@@ -14,22 +14,52 @@ PINNING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 def check_cores(machine: Machine) -> Iterator[Check]:
     """How many cores there are, may be used, and are used by how many threads."""
-    there = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    there, allowed = os.cpu_count() or 1, len(allowed_cores())
     quota = cpu_quota(machine)
-    usable = max(1, min(allowed, math.ceil(quota) if quota is not None else allowed))
     if allowed == 1 < there:
-        yield Check(
-            "cores",
-            "warning",
-            f"this process is bound to one of {there} cores",
-            f"taskset -pc 0-{there - 1} $$",
-        )
+        yield _of_one_core(machine, there)
     else:
         limit = "" if quota is None else f", time for {quota:g} by cgroup"
         yield Check("cores", "ok", f"{there}, of which {allowed} may be used{limit}")
-    yield from _check_threads(machine, usable, allowed)
+    yield from _check_threads(machine, usable_cores(machine), allowed)
     yield from _check_processes(machine)
+
+
+def allowed_cores() -> set[int]:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def usable_cores(machine: Machine) -> int:
+    """How many this process may run on, and has time for by its cgroup."""
+    allowed, quota = len(allowed_cores()), cpu_quota(machine)
+    return max(1, min(allowed, math.ceil(quota) if quota is not None else allowed))
+
+
+def listed_cores(text: str) -> set[int]:
+    """ "0-2,8" → {0, 1, 2, 8}."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdecimal() and (last or first).isdecimal():
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def _of_one_core(machine: Machine, there: int) -> Check:
+    """Bound to one by the job, by a cgroup, or by this shell, which alone can undo it."""
+    text = f"this process is bound to one of {there} cores"
+    if "SLURM_JOB_ID" in machine.environment:
+        node = machine.number("SLURM_CPUS_ON_NODE") or 1
+        text += f"; the job has {node} on this node"
+        more = f"srun --cpus-per-task={node} nanogpt doctor"
+        return Check("cores", "warning", text, more if node > 1 else "salloc --cpus-per-task=CORES")
+    may = cpuset(machine) or machine.read("sys/devices/system/cpu/online") or f"0-{there - 1}"
+    if len(listed_cores(may)) < 2:
+        return Check("cores", "ok", f"one of {there}: a cgroup gives no more")
+    return Check("cores", "warning", text, f"taskset -pc {may} $$")
 
 
 def _check_threads(machine: Machine, usable: int, allowed: int) -> Iterator[Check]:

@@ -103,6 +103,37 @@ def test_ranks_with_too_many_or_too_few_threads_or_bound_to_the_same_cores(
     assert bad(cores.check_cores, few) == []
 
 
+@pytest.mark.parametrize(
+    ("environment", "cpuset", "level", "todo"),
+    [
+        ({"SLURM_JOB_ID": "7"}, "0-15", "warning", "salloc --cpus-per-task=CORES"),
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "8"},
+            *("0-15", "warning", "srun --cpus-per-task=8 nanogpt doctor"),
+        ),
+        ({}, "3", "ok", ""),
+        ({}, "2-3,7", "warning", "taskset -pc 2-3,7 $$"),
+    ],
+)
+def test_one_core_is_undone_by_who_bound_it(
+    environment: dict[str, str],
+    cpuset: str,
+    level: str,
+    todo: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    machine = made(
+        tmp_path,
+        proc__self__cgroup="0::/a/b",
+        **{"sys__fs__cgroup__a__cpuset.cpus.effective": cpuset},
+    )
+    first = next(cores.check_cores(replace(machine, environment=environment)))
+    assert (first.name, first.level, first.todo) == ("cores", level, todo)
+
+
 def test_a_gpu_beside_a_build_for_the_cpu(tmp_path: Path) -> None:
     import torch
 
