@@ -59,5 +59,6 @@ def _synchronized() -> bool | None:
         return None
     with suppress(AttributeError, OSError):
         timex = ctypes.create_string_buffer(512)  # modes = 0: only ask; the struct has 208 bytes
-        return ctypes.CDLL(None).adjtimex(timex) != TIME_ERROR
+        state = ctypes.CDLL(None).adjtimex(timex)
+        return None if state < 0 else state != TIME_ERROR  # below 0: it may not be asked here
     return None

@@ -20,7 +20,7 @@ from nanogpt_dist.storage import run_folder
 
 Line = dict[str, Any]
 MAX_STEP = 2**40
-HOST = re.compile(r"[\w.:-]{1,100}")
+HOST = re.compile(r"\w[\w.:-]{0,99}")  # ssh would read -… as an option
 
 
 def number(values: Line, key: str) -> float | None:

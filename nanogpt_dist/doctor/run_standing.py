@@ -1,7 +1,9 @@
 """How a run stands: who is in it, how it ended, and how often it was started in vain."""
 
+import contextlib
 import itertools
 import os
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -67,11 +69,24 @@ def _killed(facts: RunFacts) -> Check:
     """status.json says running, and nobody seen from here holds the lock."""
     where = f" on {facts.host}" if facts.host else ""
     pid = f"process {facts.pid}{where}" if facts.pid is not None else f"the process{where}"
-    text = f"killed, {_steps(facts)}: {pid} ended without a word (kill -9, lack of memory, power)"
     if facts.is_here:
+        text = (
+            f"killed, {_steps(facts)}: {pid} ended without a word (kill -9, lack of memory, power)"
+        )
         return Check("run", "warning", text, facts.train_line())
-    look = shlex.join(["ssh", facts.host, "ps", "-p", str(facts.pid)])
-    return Check("run", "warning", text, f"{look}; if it is gone: {facts.train_line()}")
+    silent = duration(_silent_s(facts) or 0.0)
+    text = f"killed, it seems, {_steps(facts)}: {pid} has logged nothing for {silent}"
+    return Check("run", "warning", text, f"{_look_at(facts)}; if it is gone: {facts.train_line()}")
+
+
+def _look_at(facts: RunFacts) -> str:
+    """The command that shows the process of the run, and changes nothing."""
+    away = [] if facts.is_here else ["ssh", facts.host]
+    if facts.pid is not None:
+        return shlex.join([*away, "ps", "-o", "user,pid,stat,etime,args", "-p", str(facts.pid)])
+    if away:
+        return shlex.join([*away, "pgrep", "-af", "nanogpt"])
+    return shlex.join(["fuser", "-v", str(facts.path / storage.LOCK)])
 
 
 def _unknown(facts: RunFacts) -> Check:
@@ -91,48 +106,86 @@ def _unknown(facts: RunFacts) -> Check:
 def _alive(facts: RunFacts) -> Check:
     holder = f"process {facts.pid} on {facts.host}" if facts.host and facts.pid else "a process"
     text = f"running, {_steps(facts)}: {holder} holds {storage.LOCK}"
-    if facts.is_here and facts.pid is not None and not Path(f"/proc/{facts.pid}").exists():
-        others = ", ".join(map(str, holders_of(facts.path / storage.LOCK)))
-        return Check(
-            "run",
-            "error",
-            f"{holder} is dead, but {storage.LOCK} is still held"
-            + (f" by {others}" if others else "")
-            + ": no other run can start here",
-            f"kill {others.replace(',', '')}"
-            if others
-            else shlex.join(["fuser", "-k", str(facts.path / storage.LOCK)]),
-            Exit.CANNOT_CREATE,
-        )
+    holders = holders_of(facts.path / storage.LOCK) if facts.is_here else []
+    if facts.is_here and facts.pid is not None and _is_gone(facts.pid, holders):
+        return _left_behind(facts, holder, holders)
     silent, usual = _silent_s(facts), _usual_silence_s(facts)
     if silent is not None and usual is not None and silent > max(SILENT_S, SILENT * usual):
-        away = [] if facts.is_here else ["ssh", facts.host]
+        hangs = facts.pid in holders
+        then = f"if it hangs: kill {facts.pid}; then" if hangs else "if it is gone:"
         return Check(
             "run",
             "warning",
             f"{text}, and has logged nothing for {duration(silent)}, before never for more than "
             f"{duration(usual)}",
-            f"{shlex.join([*away, 'kill', str(facts.pid)])}; then {facts.train_line()}",
+            f"{_look_at(facts)}; {then} {facts.train_line()}",
         )
     return Check("run", "ok", text)
 
 
+def _left_behind(facts: RunFacts, holder: str, holders: list[int]) -> Check:
+    """The lock is held, and not by the process that its note names."""
+    lock = facts.path / storage.LOCK
+    if not holders:  # of a container, or another user's
+        text = f"{holder} is not seen from here, and {storage.LOCK} is held"
+        return Check("run", "warning", text, shlex.join(["fuser", "-v", str(lock)]))
+    others = ", ".join(map(str, holders))
+    look = f"ps -o user,pid,etime,args -p {','.join(map(str, holders))}"
+    return Check(
+        "run",
+        "error",
+        f"{holder} is dead, but {storage.LOCK} is still held by {others}: no other run can start "
+        "here",
+        f"{look}; if it is left over: kill {' '.join(map(str, holders))}",
+        Exit.CANNOT_CREATE,
+    )
+
+
+def _is_gone(pid: int, holders: list[int]) -> bool:
+    """Whether the process that took the lock as `pid` is not there; false where nobody can tell."""
+    if not Path("/proc/self").exists():
+        return False
+    if any(_number_inside(each) == pid for each in holders):  # a container's, by its own number
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    return False
+
+
+def _number_inside(pid: int) -> int | None:
+    """What a process is called in the container that it runs in; `pid` outside of all."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return None
+
+
 def holders_of(lock: Path) -> list[int]:
-    """Living processes of this machine that have the file `lock` open, where we may look."""
+    """Processes that hold the flock on the file `lock`, where we may look.
+
+    One that has the file open alone, to read it, is none. Source: proc_pid_fdinfo(5), `lock:`.
+    """
     try:
         mine = lock.stat()
     except OSError:
         return []
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        if int(entry.name) == os.getpid():
-            continue
-        try:
-            if any(os.path.samestat(mine, fd.stat()) for fd in (entry / "fd").iterdir()):
-                found.append(int(entry.name))
-        except OSError:  # it ended, or is another user's
-            continue
-    return sorted(found)
+    return sorted(int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _holds(entry, mine))
+
+
+def _holds(entry: Path, lock: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):  # it ended, or is another user's
+        for fd in (entry / "fd").iterdir():
+            with contextlib.suppress(OSError):  # it was closed
+                if os.path.samestat(lock, fd.stat()):
+                    info = (entry / "fdinfo" / fd.name).read_text()
+                    if re.search(r"^lock:.*\bFLOCK\b", info, re.MULTILINE):
+                        return True
+    return False
 
 
 def _steps(facts: RunFacts) -> str:

@@ -245,6 +245,18 @@ def test_a_clock_that_is_wrong(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_clock_that_may_not_be_asked_is_not_called_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def adjtimex(self, timex: object) -> int:
+            return -1
+
+    monkeypatch.setattr(clock.ctypes, "CDLL", lambda name: Refusing())
+    [check] = clock.check_clock(Machine({}, folder=tmp_path))
+    assert check.text.endswith(" UTC")
+
+
 def test_little_memory_of_a_container(tmp_path: Path) -> None:
     machine = made(
         tmp_path,

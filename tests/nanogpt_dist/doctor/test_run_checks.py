@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist import storage
+from nanogpt_dist.doctor import run_facts, run_standing
 from nanogpt_dist.doctor.check import Check, exit_code
 from nanogpt_dist.doctor.run_checks import check_run
 from nanogpt_dist.errors import Exit, MissingInputError
@@ -237,8 +238,8 @@ OOM = "out of memory; lower --batch-size (and raise --gradient-accumulation-step
 FAULTS: dict[str, tuple[Change, str, str, str, str]] = {
     "killed": (killed, "run", "warning", "killed, step 200 of 200", "^nanogpt train {run}$"),
     "killed elsewhere": (
-        *(killed_on_another_machine, "run", "warning", "killed.* process 4711 on node7"),
-        "^ssh node7 ps -p 4711; if it is gone: nanogpt train {run}$",
+        *(killed_on_another_machine, "run", "warning", "killed, it seems.* process 4711 on node7"),
+        "^ssh node7 ps -o user,pid,stat,etime,args -p 4711; if it is gone: nanogpt train {run}$",
     ),
     "failed": (
         status(verdict="failed", code=70, step=120, message=OOM),
@@ -456,7 +457,13 @@ def test_a_living_run_is_called_alive(run: Path) -> None:
         lines(run, lambda line: line.update(time=float(line["step"])))
         os.utime(run / RECORD, (0, 0))
         [check] = named(check_run(run), "run", "warning", "has logged nothing for")
-        assert check.todo == f"kill {os.getpid()}; then nanogpt train {run}"
+        look = "ps -o user,pid,stat,etime,args -p"
+        end = f"if it hangs: kill {os.getpid()}; then nanogpt train {run}"
+        assert check.todo == f"{look} {os.getpid()}; {end}"
+        note = {"host": socket.gethostname(), "pid": 1, "started": "2026"}
+        (run / "run.lock").write_text(json.dumps(note))  # a process that does not hold it
+        [check] = named(check_run(run), "run", "warning", "has logged nothing for")
+        assert check.todo == f"{look} 1; if it is gone: nanogpt train {run}"
     assert named(check_run(run), "run", "warning", "killed")
 
 
@@ -475,14 +482,58 @@ def orphan(run: Path) -> Iterator[int]:
         child.kill()
 
 
-def test_who_holds_the_lock_of_a_dead_process_is_named(run: Path, orphan: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        dead.wait()
-    note = {"host": socket.gethostname(), "pid": dead.pid, "started": "2026-01-01T00:00:00+00:00"}
+@pytest.fixture
+def dead(run: Path) -> int:
+    """A process that has ended, and that run.lock names."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    note = {"host": socket.gethostname(), "pid": child.pid, "started": "2026-01-01T00:00:00+00:00"}
     (run / "run.lock").write_text(json.dumps(note))
-    [check] = named(check_run(run), "run", "error", f"is dead, but .* still held by {orphan}")
-    assert check.todo == f"kill {orphan}"
+    return child.pid
+
+
+def test_who_holds_the_lock_of_a_dead_process_is_named(run: Path, orphan: int, dead: int) -> None:
+    with (run / "run.lock").open():  # a reader holds nothing
+        [check] = named(check_run(run), "run", "error", f"is dead, but .* held by {orphan}:")
+    look = f"ps -o user,pid,etime,args -p {orphan}"
+    assert check.todo == f"{look}; if it is left over: kill {orphan}"
     assert check.code == Exit.CANNOT_CREATE
+
+
+@pytest.mark.usefixtures("orphan")
+def test_a_lock_whose_holder_cannot_be_seen_is_no_error(
+    run: Path, dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_standing, "holders_of", lambda lock: [])
+    [check] = named(check_run(run), "run", "warning", f"process {dead} .* is not seen from here")
+    assert check.todo == f"fuser -v {run}/run.lock"
+
+
+def test_who_may_not_be_signalled_and_who_is_of_a_container_is_alive(
+    dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_standing._is_gone(dead, [])
+    monkeypatch.setattr(run_standing, "_number_inside", {4711: dead}.get)
+    assert not run_standing._is_gone(dead, [4711])
+
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(run_standing.os, "kill", refuse)
+    assert not run_standing._is_gone(dead, [])
+
+
+def test_a_run_elsewhere_that_named_no_process_is_looked_for(run: Path) -> None:
+    killed_on_another_machine(run)
+    (run / "run.lock").write_text(json.dumps({"host": "node7"}))
+    (run / "run.json").unlink()
+    [check] = named(check_run(run), "run", "warning", "killed, it seems")
+    assert check.todo == f"ssh node7 pgrep -af nanogpt; if it is gone: nanogpt train {run}"
+
+
+@pytest.mark.parametrize("name", ["-Fx", "-oProxyCommand=x", ".a", ""])
+def test_a_host_that_is_an_option_is_none(name: str) -> None:
+    assert not run_facts.HOST.fullmatch(name)
 
 
 def test_a_run_elsewhere_whose_lock_is_not_seen_is_alive_while_it_writes(run: Path) -> None:
