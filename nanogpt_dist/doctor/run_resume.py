@@ -1,6 +1,9 @@
 """What a resume of a run would do: its checkpoints, their disk, its data set."""
 
+import contextlib
+import os
 import shlex
+import time
 from pathlib import Path
 
 from nanogpt_dist import __version__, storage
@@ -11,8 +14,10 @@ from nanogpt_dist.doctor.run_facts import RunFacts, count, word
 from nanogpt_dist.errors import Exit, NanogptError
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.run_folder import CONFIG, checkpoints_of
+from nanogpt_dist.storage.steps import LEFTOVER
 
 GIB = 2**30
+DEBRIS_S = 3600  # without a change, from which on a half-written checkpoint is a killed save's
 
 
 def check_resume(facts: RunFacts) -> list[Check]:
@@ -59,26 +64,52 @@ def _checkpoints(facts: RunFacts) -> tuple[list[Check], Path | None]:
         return [Check("checkpoints", "error", str(error), todo, error.code)], None
     if not facts.steps:
         return _no_checkpoint(facts), None
-    found, good = [], None
-    for folder in facts.steps:
-        check = _verified(facts, folder)
-        if check is None:
-            good = folder
-            break
-        found.append(check)
+    found, good, steps = _newest_good(facts)
+    if good is None and not found:
+        return _no_checkpoint(facts), None
     if good is None:
         last = found[-1]
         todo = f"restore a backup, or start over: {facts.fresh_line('again')}"
-        text = f"all {len(facts.steps)} are damaged ({last.text})"
+        text = f"all {len(found)} are damaged ({last.text})"
         return [Check("checkpoints", "error", text, todo, last.code)], None
     best = count(facts.state, "best_step")
     if best is not None and best < storage.step_at(good):  # newer ones were looked at above
         found += _best(facts, checkpoints_of(facts.path) / storage.step_name(best))
     if not found:
         size = _size(good) / 1e6
-        text = f"{good.name} is good, {size:,.1f} MB; {len(facts.steps)} kept"
+        text = f"{good.name} is good, {size:,.1f} MB; {len(steps)} kept"
         return [Check("checkpoints", "ok", text)], good
     return found, good
+
+
+def _newest_good(facts: RunFacts) -> tuple[list[Check], Path | None, tuple[Path, ...]]:
+    """The damaged ones that are newer, the newest good one, and all that there are.
+
+    A living run may delete one while it is read, and save another: then they are looked at anew.
+    """
+    steps = facts.steps
+    while True:
+        found: list[Check] = []
+        for folder in steps:
+            check = _verified(facts, folder)
+            if check is None:
+                return found, folder, steps
+            if not os.path.lexists(folder):
+                break
+            found.append(check)
+        else:
+            return found, None, steps
+        before, steps = steps, _listed(facts)
+        if steps == before:
+            return found, None, steps
+
+
+def _listed(facts: RunFacts) -> tuple[Path, ...]:
+    """The checkpoints that there are now."""
+    try:
+        return tuple(storage.list_steps(checkpoints_of(facts.path)))
+    except NanogptError:
+        return facts.steps
 
 
 def _no_checkpoint(facts: RunFacts) -> list[Check]:
@@ -116,10 +147,13 @@ def _verified(facts: RunFacts, folder: Path) -> Check | None:
 
 
 def _best(facts: RunFacts, best: Path) -> list[Check]:
+    damaged = _verified(facts, best)
     if not best.is_dir():
+        if _listed(facts) != facts.steps:  # the run went on, and has another best
+            return []
         text = f"the best one, {best.name}, is gone"
         return [Check("checkpoints", "warning", text, facts.train_line())]
-    if _verified(facts, best) is None:
+    if damaged is None:
         return []
     text = f"the best one, {best.name}, is damaged"
     todo = shlex.join(["mv", str(best), str(best.with_name(f".bad-{best.name}-1"))])
@@ -129,11 +163,10 @@ def _best(facts: RunFacts, best: Path) -> list[Check]:
 def _size(folder: Path) -> int:
     """Bytes of all files in `folder`, links not followed; what cannot be read is left out."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except OSError:
-            continue
+    for place, _, names in os.walk(folder):  # what a living run deletes meanwhile is left out
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
 
 
@@ -154,27 +187,47 @@ def _disk(facts: RunFacts) -> list[Check]:
                 f"{free / GIB:,.2f} GiB free at {folder}, the next {count_} saves take "
                 f"{size * count_ / GIB:,.2f} GiB"
             )
-            prune = shlex.join(["nanogpt", "checkpoint", "prune", str(facts.path), "--keep", "1"])
+            todo = shlex.join(["df", "-h", str(folder)]) + "  # or --out-dir on another disk"
+            if not facts.held and len(facts.steps) > 1:  # else it is refused, or frees nothing
+                prune = ["nanogpt", "checkpoint", "prune", str(facts.path), "--keep", "1"]
+                todo = shlex.join([*prune, "--dry-run"])
             level: Level = "error" if free < size else "warning"
-            return [*found, Check("disk", level, text, prune, Exit.IO_ERROR)]
+            return [*found, Check("disk", level, text, todo, Exit.IO_ERROR)]
     return found or [Check("disk", "ok", f"{used / 1e6:,.1f} MB, {free / GIB:,.1f} GiB free")]
 
 
 def _debris(facts: RunFacts, folder: Path) -> list[Check]:
-    """Half-written checkpoints, and damaged ones that were set aside."""
-    if facts.held or not folder.is_dir():  # of a living run they are being written
+    """Half-written checkpoints, and damaged ones that were set aside.
+
+    Those of a living run are being written: of one elsewhere, whose lock is not seen from here,
+    nothing is said before its end is known.
+    """
+    ended = facts.is_here or facts.verdict in ("done", "failed", "stopped")
+    if facts.held or not ended or not folder.is_dir():
         return []
-    hidden = [path for path in folder.glob(".*") if path.is_dir()]
-    left = [path for path in hidden if path.name.startswith((".tmp-", ".trash-"))]
+    hidden = sorted(path for path in folder.glob(".*") if path.is_dir())
+    left = [path for path in hidden if LEFTOVER.fullmatch(path.name) and _is_old(path)]
     bad = [path for path in hidden if path.name.startswith(".bad-")]
     found = []
     for paths, what in ((left, "of killed saves"), (bad, "set aside as damaged")):
         if paths:
             size = sum(map(_size, paths)) / 1e6
             text = f"{len(paths)} folder{'s' * (len(paths) > 1)} {what}, {size:,.1f} MB"
-            todo = shlex.join(["rm", "-rf", *map(str, sorted(paths)[:3])])
+            todo = shlex.join(["rm", "-rf", *map(str, paths)])
+            if paths is left and facts.verdict != "done":
+                todo, text = facts.train_line(), f"{text}: the next start removes them"
             found.append(Check("disk", "warning", text, todo))
     return found
+
+
+def _is_old(folder: Path) -> bool:
+    """Whether nothing in it was written for an hour: a save may take long."""
+    times = [0.0]
+    for place, _, names in os.walk(folder):
+        for path in (place, *(os.path.join(place, name) for name in names)):
+            with contextlib.suppress(OSError):
+                times.append(os.lstat(path).st_mtime)
+    return time.time() - max(times) > DEBRIS_S
 
 
 def _data(facts: RunFacts) -> list[Check]:

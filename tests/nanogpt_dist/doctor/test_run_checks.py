@@ -152,7 +152,19 @@ def in_vain(starts: int) -> Change:
 
 def left_over(run: Path) -> None:
     for name in (".tmp-step-00000250-0123abcd", ".bad-step-00000100-1"):
-        shutil.copytree(run / "checkpoints/step-00000200", run / "checkpoints" / name)
+        place = run / "checkpoints" / name
+        shutil.copytree(run / "checkpoints/step-00000200", place)
+        for path in (place, *place.iterdir()):
+            os.utime(path, (0, 0))
+
+
+def many_left_over(run: Path) -> None:
+    """Of a run that is not done."""
+    killed(run)
+    for number in range(5):
+        place = run / f"checkpoints/.trash-step-00000100-0123abc{number}"
+        place.mkdir()
+        os.utime(place, (0, 0))
 
 
 def slower(line: dict[str, Any]) -> None:
@@ -296,6 +308,11 @@ FAULTS: dict[str, tuple[Change, str, str, str, str]] = {
     "debris": (
         *(left_over, "disk", "warning", r"1 folder of killed saves, [\d.]+ MB"),
         "^rm -rf {run}/checkpoints/.tmp-step-00000250-0123abcd$",
+    ),
+    "debris of a killed run": (
+        many_left_over,
+        *("disk", "warning", "5 folders of killed saves, .* the next start removes them"),
+        "^nanogpt train {run}$",
     ),
     "set aside": (
         *(left_over, "disk", "warning", "1 folder set aside as damaged"),
@@ -442,8 +459,49 @@ def test_a_full_disk_is_told_before_the_next_save(
     killed(run)
     monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
     [check] = named(check_run(run), "disk", "error", "0.00 GiB free at .* the next 2 saves take")
-    assert check.todo == f"nanogpt checkpoint prune {run} --keep 1"
+    assert check.todo == f"df -h {run}/checkpoints  # or --out-dir on another disk"
     assert check.code == Exit.IO_ERROR
+
+
+def test_a_full_disk_with_checkpoints_to_spare(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status(verdict="stopped")(run)
+    monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
+    [check] = named(check_run(run), "disk", "error", "GiB free")
+    assert check.todo == f"nanogpt checkpoint prune {run} --keep 1 --dry-run"
+    with storage.RunLock(run):  # prune would refuse
+        [check] = named(check_run(run), "disk", "error", "GiB free")
+    assert check.todo.startswith("df -h ")
+
+
+def test_a_save_that_may_be_alive_is_no_debris(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_over(run)
+    killed(run)
+    place = run / "checkpoints/.tmp-step-00000250-0123abcd"
+    os.utime(next(place.iterdir()))  # it was written just now
+    assert not named(check_run(run), "disk", "warning", "killed saves")
+    os.utime(next(place.iterdir()), (0, 0))
+    assert named(check_run(run), "disk", "warning", "killed saves")
+    killed_elsewhere = {"host": "node7", "pid": 4711, "started": "2026"}
+    (run / "run.lock").write_text(json.dumps(killed_elsewhere))  # its lock is not seen from here
+    assert not named(check_run(run), "disk", "warning", "folder")
+
+
+def test_a_checkpoint_that_a_living_run_deletes_is_not_called_damaged(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = run / "checkpoints/step-00000200"
+    verify = storage.verify
+
+    def going_on(folder: Path) -> list[tuple[str, str]]:
+        if newest.exists():  # it saves another, and deletes this one
+            storage.seal(shutil.copytree(newest, newest.with_name(".x")), "step-00000250", {})
+            shutil.rmtree(newest)
+        return verify(folder)
+
+    (newest / "manifest.json").unlink()
+    monkeypatch.setattr(storage, "verify", going_on)
+    found = [check for check in check_run(run) if check.name == "checkpoints"]
+    assert [(check.level, check.text[:21]) for check in found] == [("ok", "step-00000250 is good")]
 
 
 def test_a_living_run_is_called_alive(run: Path) -> None:
@@ -548,8 +606,8 @@ def test_the_commands_that_it_says_mend_the_run(run: Path) -> None:
     flipped(run)
     status(verdict="running")(run)
     left_over(run)
-    for check in check_run(run):
-        line = f'alias nanogpt="{sys.executable} -m nanogpt_dist"\n{check.todo}'
+    for todo in dict.fromkeys(check.todo for check in check_run(run)):
+        line = f'alias nanogpt="{sys.executable} -m nanogpt_dist"\n{todo}'
         subprocess.run(line, shell=True, check=True, capture_output=True)
     lines(run, steady)  # others may use the machine
     left = [check for check in check_run(run) if check.level != "ok"]
