@@ -31,20 +31,28 @@ def check_limits(machine: Machine) -> Iterator[Check]:
 def _of_memory() -> Iterator[Check]:
     """Limits that end a run in the middle: of address space, data, a file's size, time."""
     for name, flag, of_what in (("AS", "v", "address space"), ("DATA", "d", "data")):
-        soft = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
+        soft, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
         if soft != NONE:
             text = f"{of_what} is limited to {soft / 1e9:,.1f} GB, mapped files and CUDA's included"
-            yield Check(of_what, "warning", text, f"ulimit -{flag} unlimited")
-    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            yield Check(of_what, "warning", text, _unlimit(flag, name.lower(), hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft != NONE:
         text = (
             f"a file may have {soft / 1e9:,.3f} GB: a larger checkpoint or shard ends the process"
         )
-        yield Check("file size", "error", text, "ulimit -f unlimited", Exit.IO_ERROR)
-    soft = resource.getrlimit(resource.RLIMIT_CPU)[0]
+        yield Check("file size", "error", text, _unlimit("f", "fsize", hard), Exit.IO_ERROR)
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     if soft != NONE:
         text = f"a process is killed after {soft:,} s of processor time, as on a login node"
-        yield Check("processor time", "warning", text, "ulimit -t unlimited  # or run it in a job")
+        todo = f"{_unlimit('t', 'cpu', hard)}  # or run it in a job"
+        yield Check("processor time", "warning", text, todo)
+
+
+def _unlimit(flag: str, name: str, hard: int) -> str:
+    """The line that takes a limit away: the shell may not go beyond the hard one."""
+    if hard == NONE:
+        return f"ulimit -{flag} unlimited"
+    return f"sudo prlimit --{name}=unlimited --pid $$"
 
 
 def _of_counts() -> Iterator[Check]:

@@ -2,10 +2,13 @@
 
 import os
 import queue
+import shlex
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from nanogpt_dist.doctor.check import Check
@@ -13,7 +16,8 @@ from nanogpt_dist.doctor.machine import Machine, is_rank
 from nanogpt_dist.errors import Exit
 
 RESOLVE_S = 3.0
-PROXY_S = 2.0
+PROXY_S = 3.0  # for all of them
+PROXY_PORTS = {"https": 443, "socks4": 1080, "socks5": 1080, "socks5h": 1080}
 PORT = 29500  # torchrun's own, and that of our pages
 LOCAL = ("localhost", "127.0.0.1")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -128,13 +132,17 @@ def _check_port(machine: Machine) -> Iterator[Check]:
     if is_rank(machine.environment):
         return
     port = machine.number("MASTER_PORT") or PORT
-    if holder := machine.port_holder(port):
-        text = f"port {port} is taken by {holder}: the ranks of several machines cannot meet there"
-        pid = holder.split()[1] if holder.startswith("pid ") else None
-        todo = f"kill {pid}  # or another port" if pid else f"ss -ltnp 'sport = :{port}'"
-        yield Check("port", "warning", f"{text}, but at another", todo)
-    else:
+    holder = machine.port_holder(port)
+    if holder is None:
         yield Check("port", "ok", f"{port} is free for ranks to meet")
+        return
+    text = f"port {port} is taken by {holder}"
+    if machine.nodes == 1 and "MASTER_PORT" not in machine.environment:
+        yield Check("port", "ok", f"{text}; torchrun --standalone takes another")
+        return
+    text += ": the ranks of several machines cannot meet there, but at another"
+    look = f"ss -ltnp 'sport = :{port}'  # or --rdzv-endpoint HOST:{port + 1}"
+    yield Check("port", "warning", text, look)
 
 
 def _check_proxies(machine: Machine) -> Iterator[Check]:
@@ -153,34 +161,74 @@ def _check_proxies(machine: Machine) -> Iterator[Check]:
         well = False
         exceptions = ",".join([part for part in [past.strip(",")] if part] + list(LOCAL))
         text = f"{', '.join(sorted(named))}, and NO_PROXY does not except localhost"
-        todo = f"export NO_PROXY={exceptions} no_proxy={exceptions}"
-        yield Check("proxies", "warning", text, todo)
-    for name, value in sorted(named.items()):
-        try:
-            parts = urlsplit(value)
-            host, port = parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
-        except ValueError:  # a port that is no number
-            host, port = None, 0
-        if not host:
+        value = shlex.quote(exceptions)
+        yield Check("proxies", "warning", text, f"export NO_PROXY={value} no_proxy={value}")
+    places = {name: _proxy(value) for name, value in sorted(named.items())}
+    wrong = _unreachable({place for place in places.values() if place is not None})
+    for name, place in places.items():
+        if place is None:
             well = False
             text = f"{name} is no address of a proxy, like http://HOST:PORT"
             yield Check("proxies", "error", text, f"unset {name}", Exit.HUB_UNAVAILABLE)
-            continue
-        try:
-            socket.create_connection((host, port), timeout=PROXY_S).close()
-        except OSError as error:
+        elif place in wrong:
             well = False
-            why = error.strerror or str(error)
-            text = f"{name}: {host}:{port} does not answer ({why}): the hub is out of reach"
+            host, port = place
+            text = (
+                f"{name}: {host}:{port} does not answer ({wrong[place]}): the hub is out of reach"
+            )
             yield Check("proxies", "warning", text, f"unset {name}")
     if well:
         yield Check("proxies", "ok", ", ".join(sorted(named)))
 
 
+def _proxy(value: str) -> tuple[str, int] | None:
+    """Host and port of a proxy, also of HOST:PORT alone, as requests and httpx read it."""
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        port = parts.port or PROXY_PORTS.get(parts.scheme, 80)
+    except ValueError:  # a port that is no number
+        return None
+    return (parts.hostname, port) if parts.hostname else None
+
+
+def _unreachable(places: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """Those of `places` that take no connection, and why: all are asked at once."""
+    answers: queue.Queue[tuple[tuple[str, int], str]] = queue.Queue()
+
+    def ask(place: tuple[str, int]) -> None:
+        try:
+            socket.create_connection(place, timeout=PROXY_S).close()
+        except (OSError, UnicodeError) as error:  # a name that is none
+            answers.put((place, getattr(error, "strerror", None) or str(error)))
+        else:
+            answers.put((place, ""))
+
+    for place in places:
+        threading.Thread(target=ask, args=(place,), daemon=True).start()
+    wrong = dict.fromkeys(places, "timed out")
+    end = time.monotonic() + PROXY_S
+    with suppress(queue.Empty):
+        for _ in places:
+            place, why = answers.get(timeout=max(0.0, end - time.monotonic()))
+            wrong[place] = why
+    return {place: why for place, why in wrong.items() if why}
+
+
 def _is_excepted(host: str, no_proxy: str) -> bool:
-    """Whether NO_PROXY names a host, or all: names end with what it says."""
+    """Whether NO_PROXY names a host, or all: names end with what it says, networks have a /."""
     names = [name.strip().lstrip(".") for name in no_proxy.split(",")]
-    return any(name == "*" or host == name or host.endswith(f".{name}") for name in names if name)
+    return any(
+        name == "*" or host == name or host.endswith(f".{name}") or _is_in(host, name)
+        for name in names
+        if name
+    )
+
+
+def _is_in(host: str, network: str) -> bool:
+    try:
+        return "/" in network and ip_address(host) in ip_network(network, strict=False)
+    except ValueError:  # a name
+        return False
 
 
 def _check_certificates(machine: Machine) -> Iterator[Check]:

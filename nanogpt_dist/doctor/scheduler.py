@@ -21,9 +21,8 @@ def _check_slurm(machine: Machine) -> Iterator[Check]:
         return
     nodes = machine.number("SLURM_NNODES") or machine.number("SLURM_JOB_NUM_NODES") or 1
     well = True
-    tasks = environment.get("SLURM_NTASKS_PER_NODE", "")
-    by_torchrun = "TORCHELASTIC_RUN_ID" in environment
-    if by_torchrun and tasks.isdecimal() and int(tasks) > 1:
+    tasks = _step_tasks(machine)
+    if "TORCHELASTIC_RUN_ID" in environment and tasks > 1:
         well = False
         text = f"--ntasks-per-node {tasks}: torchrun starts {tasks} times on each node"
         todo = "export SLURM_NTASKS_PER_NODE=1  # #SBATCH --ntasks-per-node=1"
@@ -47,6 +46,14 @@ def _check_slurm(machine: Machine) -> Iterator[Check]:
         yield Check("Slurm", "error", text, "srun --gpus-per-task=0 --overlap nvidia-smi")
     if well:
         yield Check("Slurm", "ok", f"job {job}, {nodes} {'node' if nodes == 1 else 'nodes'}")
+
+
+def _step_tasks(machine: Machine) -> int:
+    """Tasks of this job step on each node; 1 in the script itself, which runs once."""
+    if "SLURM_STEP_ID" not in machine.environment:
+        return 1
+    tasks = machine.number("SLURM_STEP_NUM_TASKS") or 1
+    return -(-tasks // (machine.number("SLURM_STEP_NUM_NODES") or 1))
 
 
 def _check_kubernetes(machine: Machine) -> Iterator[Check]:

@@ -280,7 +280,7 @@ def test_one_core_and_a_port_that_is_taken(tmp_path: Path) -> None:
             (
                 "port",
                 f"{port} is taken by pid {os.getpid()}",
-                f"kill {os.getpid()}  # or another port",
+                f"ss -ltnp 'sport = :{port}'  # or --rdzv-endpoint HOST:{port + 1}",
             ),
             ("rank variables", "MASTER_PORT is set", "unset MASTER_PORT"),
         ],

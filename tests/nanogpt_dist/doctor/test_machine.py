@@ -1,7 +1,9 @@
 """Faults of machines that are not this one: their files below a folder, their variables given."""
 
 import json
+import resource
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -170,12 +172,109 @@ def test_a_job_with_more_gpus_and_torchruns_than_it_should_have(tmp_path: Path) 
     environment = {
         **RANKS,
         **{"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "8"},
-        **{"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0"},
+        **{"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0", "SLURM_STEP_ID": "0"},
+        **{"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "1"},
     }
     found = bad(scheduler.check_scheduler, Machine(environment, root=tmp_path))
     assert [level for _, level, *_ in found] == ["error", "error"]
     assert "torchrun starts 8 times on each node" in found[0][2]
     assert "8 GPUs on this node, this process sees 1" in found[1][2]
+
+
+def test_a_script_that_starts_torchrun_once_is_no_error(tmp_path: Path) -> None:
+    environment = {**RANKS, "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "8"}
+    assert bad(scheduler.check_scheduler, Machine(environment, root=tmp_path)) == []
+
+
+def test_what_a_pod_says_to_torchrun_is_left_where_it_is(tmp_path: Path) -> None:
+    environment = {"PET_NNODES": "2", "PET_NODE_RANK": "0"}
+    assert variables._of_ranks(Machine(environment, root=tmp_path)).level == "warning"
+    pod = Machine({**environment, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, root=tmp_path)
+    check = variables._of_ranks(pod)
+    assert (check.level, check.todo) == ("ok", "")
+    assert check.text == "PET_NNODES, PET_NODE_RANK: the pod's, for torchrun"
+
+
+@pytest.mark.parametrize(
+    ("environment", "level", "todo"),
+    [
+        ({}, "ok", ""),
+        (
+            {"PET_NNODES": "2"},
+            *("warning", "ss -ltnp 'sport = :29500'  # or --rdzv-endpoint HOST:29501"),
+        ),
+    ],
+)
+def test_a_port_that_a_living_torchrun_has(
+    environment: dict[str, str], level: str, todo: str
+) -> None:
+    machine = Machine(environment, port_holder=lambda port: "pid 4711 (torchrun)")
+    [check] = network._check_port(machine)
+    assert (check.level, check.todo) == (level, todo)
+    assert check.text.startswith("port 29500 is taken by pid 4711 (torchrun)")
+
+
+def proxies(**environment: str) -> list[Check]:
+    return list(network._check_proxies(Machine({**environment})))
+
+
+def test_a_proxy_without_a_scheme_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def connect(place: tuple[str, int], timeout: float) -> socket.socket:
+        asked.append(place)
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    names = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY")
+    [check] = proxies(NO_PROXY="*", **dict.fromkeys(names, "proxy.corp:3128"))
+    assert check.level == "ok"
+    assert asked == [("proxy.corp", 3128)]  # once
+    [check] = proxies(NO_PROXY="*", ALL_PROXY="socks5://proxy.corp")
+    assert asked[1:] == [("proxy.corp", 1080)]
+    [check] = proxies(NO_PROXY="*", ALL_PROXY="http://:3128")
+    assert (check.level, check.todo) == ("error", "unset ALL_PROXY")
+
+
+def test_proxies_that_do_not_answer_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+
+    def connect(place: tuple[str, int], timeout: float) -> socket.socket:
+        never.wait(20)
+        raise OSError
+
+    monkeypatch.setattr(network, "PROXY_S", 0.05)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    found = proxies(NO_PROXY="*", HTTP_PROXY="a:1", HTTPS_PROXY="b:1", ALL_PROXY="c:1")
+    never.set()
+    assert [check.text.split(" (")[1][:9] for check in found] == ["timed out"] * 3
+
+
+def test_what_is_excepted_from_a_proxy() -> None:
+    assert network._is_excepted("127.0.0.1", "10.0.0.0/8, 127.0.0.0/8")
+    assert not network._is_excepted("127.0.0.1", "10.0.0.0/8,a/b")
+    assert not network._is_excepted("localhost", "127.0.0.0/8")
+    checks = proxies(NO_PROXY="a b;c", HTTP_PROXY="http://:1")
+    value = "'a b;c,localhost,127.0.0.1'"
+    assert checks[0].todo == f"export NO_PROXY={value} no_proxy={value}"
+
+
+@pytest.mark.parametrize("name", ["AS", "DATA", "FSIZE", "CPU"])
+def test_a_limit_that_the_shell_cannot_take_away(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = getattr(resource, f"RLIMIT_{name}")
+    hard = 9000
+
+    def limit(asked: int) -> tuple[int, int]:
+        return (900, hard) if asked == which else (limits.NONE, limits.NONE)
+
+    monkeypatch.setattr("resource.getrlimit", limit)
+    [check] = limits._of_memory()
+    assert check.todo.startswith(f"sudo prlimit --{name.lower()}=unlimited --pid $$")
+    hard = limits.NONE
+    [check] = limits._of_memory()
+    assert check.todo.startswith("ulimit -")
 
 
 def test_a_name_that_other_machines_cannot_reach(
