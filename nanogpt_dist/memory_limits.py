@@ -70,19 +70,27 @@ def room_bytes(processes: int) -> int | None:
 
 def _cgroups(root: Path, own: Path) -> Iterator[tuple[Path, tuple[str, str, tuple[str, str]]]]:
     """The folders of the cgroups that bound this process's memory, and their files' names."""
+    for folder, version in cgroup_folders("memory", root, own):
+        yield folder, V1 if version == 1 else V2
+
+
+def cgroup_folders(
+    controller: str, root: Path = ROOT, own: Path = OWN
+) -> Iterator[tuple[Path, int]]:
+    """The folders that limit this process, the innermost first, with their version of cgroups."""
     try:
         entries = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return
     for _, controllers, path in (entry for entry in entries if len(entry) == 3):
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        base, names = (root / "memory", V1) if controllers else (root, V2)
-        place = base / path.lstrip("/")
+        top = root / controller if controllers else root
+        place = top / path.lstrip("/")
         for folder in [place, *place.parents]:
-            if folder == root.parent:
+            yield folder, 1 if controllers else 2
+            if folder == top:
                 break
-            yield folder, names
 
 
 def _number(path: Path) -> int | None:

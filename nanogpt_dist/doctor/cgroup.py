@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanogpt_dist.doctor.machine import Machine
+from nanogpt_dist.memory_limits import cgroup_folders
 
 
 def cpu_quota(machine: Machine) -> float | None:
@@ -44,18 +45,8 @@ def processes_left(machine: Machine) -> tuple[int, int] | None:
 
 
 def _folders(machine: Machine, controller: str) -> Iterator[tuple[Path, int]]:
-    """The folders that limit this process, the innermost first, with their version of cgroups."""
-    base = machine.root / "sys/fs/cgroup"
-    for line in machine.read("proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and controller not in controllers.split(","):
-            continue
-        top = base / controller if controllers else base
-        place = top / path.lstrip("/")
-        for folder in [place, *place.parents]:
-            yield folder, 1 if controllers else 2
-            if folder == top:
-                break
+    base, own = machine.root / "sys/fs/cgroup", machine.root / "proc/self/cgroup"
+    return cgroup_folders(controller, base, own)
 
 
 def _text(path: Path) -> str:
