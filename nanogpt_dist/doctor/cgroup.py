@@ -1,12 +1,13 @@
 """What a container or a job may use, in the kernel's files.
 
-Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (cpu.max, cpuset.cpus.effective,
-pids.max), cgroup-v1/cpusets.rst and Documentation/scheduler/sched-bwc.rst (cpu.cfs_quota_us).
+Source: kernel.org, Documentation/admin-guide/cgroup-v2.rst (cpu.max, cpuset.cpus.effective),
+cgroup-v1/cpusets.rst and Documentation/scheduler/sched-bwc.rst (cpu.cfs_quota_us).
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from nanogpt_dist import thread_limits
 from nanogpt_dist.doctor.machine import Machine
 from nanogpt_dist.memory_limits import cgroup_folders
 
@@ -36,12 +37,7 @@ def cpuset(machine: Machine) -> str:
 
 def processes_left(machine: Machine) -> tuple[int, int] | None:
     """(processes and threads that there are, that there may be); None: without limit."""
-    found = []
-    for folder, _ in _folders(machine, "pids"):
-        now, most = _text(folder / "pids.current"), _text(folder / "pids.max")
-        if now.isdecimal() and most.isdecimal():
-            found.append((int(now), int(most)))
-    return min(found, key=lambda pair: pair[1] - pair[0], default=None)
+    return thread_limits.processes_left(machine.root)
 
 
 def _folders(machine: Machine, controller: str) -> Iterator[tuple[Path, int]]:
