@@ -1,6 +1,7 @@
 """One .tar.gz for a bug report: the findings, versions, variables, a run's small files; no secrets.
 
-No text of a data set, a prompt or a sample is in it, no weights, and no file outside of the run.
+No data set, no prompts, samples or weights are in it, and no file outside of the run. What a log
+says is in it, but for what looks like a secret.
 """
 
 import contextlib
@@ -15,9 +16,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from nanogpt_dist import __version__
 from nanogpt_dist.doctor.machine import Machine
@@ -27,6 +31,7 @@ from nanogpt_dist.storage.user_file import probe_writable, write_user_file
 
 MOST_BYTES = 1 << 20  # of a file's end
 MOST_NAMES = 2000  # of a run's files
+MOST_FILES, MOST_BYTES_OF_RUN = 50, 16 << 20
 
 # Variables whose values are told; those of any other are not, nor is its name.
 TOLD = re.compile(
@@ -37,6 +42,9 @@ TOLD = re.compile(
     r"|LD_LIBRARY_PATH|LD_PRELOAD|VIRTUAL_ENV|CONDA_DEFAULT_ENV|KUBERNETES_SERVICE_PORT"
     r"|SSL_CERT_FILE|REQUESTS_CA_BUNDLE"
 )
+# of those, who someone is
+PERSONAL = re.compile(r"(?i)SLURM_\w*(USER|UID|GID|GROUP|ACCOUNT)\w*")
+PROMPTS = "sample_prompt"  # a setting: texts of the user's
 # of which only the presence is told
 SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID")
 SYSTEM = (
@@ -54,8 +62,8 @@ environment.json  variables that matter to torch, NCCL, Slurm and us
 system/           what the kernel says of memory, limits, devices
 run/              of a run: settings, state, the end of its metrics, events and logs; file names
 
-Tokens, keys, passwords and the name of the user are replaced. Weights, data and samples are not in
-it.
+What looks like a token, a key, a password or the name of the user is replaced. Weights, data,
+prompts and samples are not in it, but for what a program wrote of them into a log: read the logs.
 """
 
 
@@ -82,7 +90,9 @@ def write_bundle(out: Path, report: dict[str, Any], machine: Machine, run: Path 
     texts["system/nvidia-smi"] = _nvidia_smi()
     if run is not None:
         texts |= _of_run(run)
-    members |= {name: scrub_text(text, secrets) for name, text in texts.items() if text}
+    for name, text in texts.items():
+        if text:
+            members[_named(name, secrets, members)] = scrub_text(text, secrets)
     write_user_file(out, _archive({"README.txt": ABOUT, **members}, int(machine.now())))
 
 
@@ -107,16 +117,24 @@ def environment(variables: Mapping[str, str]) -> dict[str, Any]:
     told = {
         name: value
         for name, value in sorted(variables.items())
-        if TOLD.fullmatch(name) and not is_secret_name(name)
+        if TOLD.fullmatch(name) and not PERSONAL.fullmatch(name) and not is_secret_name(name)
     }
     return {"variables": told, "set": [name for name in SECRET if variables.get(name)]}
 
 
 def _of_run(run: Path) -> dict[str, str]:
-    """The ends of a run's small files, and the names of all; a link is not followed."""
+    """The ends of a run's small files, and the names of all; a link is not followed.
+
+    MOST_FILES of them, of MOST_BYTES_OF_RUN together: of logs those that stand first.
+    """
     paths = [run / name for name in OF_RUN]
     paths += sorted(path for pattern in LOGS for path in run.glob(pattern))
-    texts = {f"run/{path.name}": _end_of(path) for path in paths}
+    texts, room = {}, MOST_BYTES_OF_RUN
+    for path in paths[:MOST_FILES]:
+        text = _end_of(path, min(MOST_BYTES, room))
+        texts[f"run/{path.name}"] = text
+        room -= len(text.encode())
+    texts["run/config.toml"] = _without_prompts(texts["run/config.toml"])
     names = []
     for folder, below, files in os.walk(run):
         below.sort()
@@ -129,14 +147,35 @@ def _of_run(run: Path) -> dict[str, str]:
     return {**texts, "run/files.txt": "\n".join(names[:MOST_NAMES])}
 
 
-def _end_of(path: Path) -> str:
-    """The last lines of a file, MOST_BYTES at most; nothing of a link."""
+def _named(name: str, secrets: set[str], taken: Mapping[str, str]) -> str:
+    """The name of a file in the archive: scrubbed, of any characters, and its own."""
+    name = scrub_text(name, secrets).encode("utf-8", "backslashreplace").decode()
+    own, number = name, 1
+    while own in taken:
+        number += 1
+        own = f"{name}-{number}"
+    return own
+
+
+def _without_prompts(config: str) -> str:
+    """A run's settings but for texts of the user's; where they cannot be read, those before."""
+    try:
+        settings = tomllib.loads(config)
+    except tomllib.TOMLDecodeError:
+        return config.partition(PROMPTS)[0]
+    if PROMPTS not in settings:
+        return config
+    return tomli_w.dumps({name: each for name, each in settings.items() if name != PROMPTS})
+
+
+def _end_of(path: Path, most: int) -> str:
+    """The last lines of a file, `most` bytes at most; nothing of a link."""
     with contextlib.suppress(OSError), open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
-        file.seek(max(0, size - MOST_BYTES))
-        if size > MOST_BYTES:
+        file.seek(max(0, size - most))
+        if size > most:
             file.readline()  # the half of one
-        return file.read(MOST_BYTES).decode("utf-8", errors="replace")
+        return file.read(most).decode("utf-8", errors="replace")
     return ""
 
 
@@ -153,10 +192,10 @@ def _archive(members: Mapping[str, str], time: int) -> bytes:
     buffer = io.BytesIO()
     with (
         gzip.GzipFile("", "wb", fileobj=buffer, mtime=time) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for name, text in members.items():
-            data = text.encode()
+            data = text.encode("utf-8", "backslashreplace")
             entry = tarfile.TarInfo(f"nanogpt-doctor/{name}")
             entry.size, entry.mtime, entry.mode = len(data), time, 0o644
             archive.addfile(entry, io.BytesIO(data))

@@ -19,6 +19,7 @@ from urllib.parse import quote, quote_plus
 
 GONE = "***"
 SHORTEST = 6  # characters of a secret that is looked for wherever it stands
+LONGEST = 4096  # characters of a line; what is beyond goes unread
 
 # parts of names whose values are nobody's to see
 SECRET_NAME = re.compile(
@@ -27,10 +28,11 @@ SECRET_NAME = re.compile(
     r"|token|secret|passw|credential|jwt"
 )
 HARMLESS_NAME = re.compile(
-    r"(?i)tokenizer|tokens|parallelism|SSL_CERT|PWD$|XAUTHORITY|SSH_AUTH_SOCK"
+    r"(?i)tokenizer|tokens|parallelism|SSL_CERT|^(?:OLD)?PWD$|XAUTHORITY|SSH_AUTH_SOCK"
 )
 
-# What keys of the services look like that people use beside this.
+# What keys of the services look like that people use beside this. None of the patterns here takes
+# longer than some steps for each character: they are bounded, or take all that they have looked at.
 FORMS = [
     r"(?:hf|api_org)_(?=[A-Za-z]*[A-Z0-9])[A-Za-z0-9]{8,}",  # Hugging Face
     r"wandb_v\d_[\w-]{8,}",  # Weights & Biases; the older ones are hexadecimal
@@ -39,26 +41,40 @@ FORMS = [
     r"gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}",  # GitHub, GitLab
     r"sk-[\w-]{16,}|xox[abeoprs]-[\w-]{8,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}|nvapi-[\w-]{16,}",
     r"pypi-[\w-]{16,}|dckr_pat_[\w-]{16,}|npm_\w{16,}|lsv2_\w{16,}",
-    r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",  # a JSON web token
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.|\n)*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    r"eyJ[\w-]{8,}(?:\.[\w-]*){0,2}",  # a JSON web token
+    r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:.|\n)*?"
+    r"(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
 ]
 KEYS = re.compile("|".join(FORMS))
 IN_ADDRESS = re.compile(r"(?<=://)[^/\s\"'<>]*@")  # user:password@, token@
 IN_QUERY = re.compile(
-    r"(?i)([?&;](?:[\w-]*(?:token|sig|signature|key|secret|password|credential|code|auth)[\w-]*)=)"
+    r"(?i)([?&;][\w-]{0,64}?"
+    r"(?:token|sig|signature|key|secret|password|credential|code|auth)[\w-]{0,64}=)"
     r"[^&\s\"'<>#]+"
 )
 IN_HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[\w+/.=~-]{8,}")
+# up to the end of the line: a scheme with what follows it, several cookies
+HEADER = re.compile(
+    r"""(?i)((?:authorization|cookie)\\*["']?\s{0,8}[:=][ \t]{0,8})"""
+    r"""(?!null\b|None\b|true\b|false\b)[^\n]+"""
+)
 ASSIGNED = re.compile(
-    r"""(?i)((?<![\w-])["']?[\w.-]*?"""
-    r"""(?:token|secret|passwd|password|passphrase|api[_-]?key|access[_-]?key(?:[_-]?id)?"""
-    r"""|private[_-]?key|credential|credentials|authorization|cookie)["']?\s*[:=]\s*)"""
-    r"""("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|(?!null\b|None\b|true\b|false\b)[^\s,;}\])"']+)"""
+    r"""(?i)((token|secret|passwd|password|passphrase|(?<![a-z])pwd|jwt|credentials?"""
+    r"""|api[_-]?key|access[_-]?key(?:[_-]?id)?"""
+    r"""|(?:private|account|shared|signing|master|session)[_-]?key)"""
+    r"""\\*["']?\s{0,40}[:=]\s{0,40})"""
+    r"""(\\+"[^"\n]*"""  # JSON in JSON
+    r"""|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?"""
+    r"""|\[[^\]]{0,4096}\]?"""  # a list
+    r"""|[|>][-+\d]{0,2}[ \t]*(?:\n[ \t]+[^\n]*){1,40}"""  # a block of YAML
+    r"""|(?!null\b|None\b|true\b|false\b)[^\s,;}\])"']+)"""
 )
 AS_FLAG = re.compile(
-    r"(?i)(--[\w-]*(?:token|secret|password|passwd|api-?key|access-?key|credential)[= ])"
+    r"(?i)((?<!-)--[\w-]{0,64}?"
+    r"(?:token|secret|password|passwd|api-?key|access-?key|credential)[= ])"
     r"[^\s\"',}\]]+"
 )
+OF_CURL = re.compile(r"""(?<!\S)((?:-u|-U|--(?:proxy-)?user)[ =]?["']?)[^\s:"']+:[^\s"']+""")
 NETRC = re.compile(r"(?i)\b(machine\s+\S+\s+login\s+)\S+(\s+password\s+)\S+")
 
 
@@ -72,11 +88,15 @@ def scrub_text(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in sorted(set(secrets), key=len, reverse=True):
         for form in {secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]}:
             text = text.replace(form, GONE)
+    if len(text) > LONGEST:
+        text = "\n".join(map(_cut, text.split("\n")))
     text = IN_ADDRESS.sub(f"{GONE}@", text)
     text = IN_QUERY.sub(rf"\1{GONE}", text)
     text = NETRC.sub(rf"\1{GONE}\2{GONE}", text)
     text = KEYS.sub(GONE, text)
     text = IN_HEADER.sub(rf"\1 {GONE}", text)
+    text = HEADER.sub(rf"\1{GONE}", text)
+    text = OF_CURL.sub(rf"\1{GONE}", text)
     text = AS_FLAG.sub(rf"\1{GONE}", text)
     text = ASSIGNED.sub(_without_value, text)
     return _without_user(text)
@@ -96,12 +116,23 @@ def scrub_values(value: Any, secrets: Collection[str] = ()) -> Any:
     return value
 
 
+def _cut(line: str) -> str:
+    """The beginning of a long line, up to the end of a word: half a secret has no form."""
+    if len(line) <= LONGEST:
+        return line
+    at = max(line.rfind(mark, LONGEST // 2, LONGEST) for mark in " \t\"',")
+    return f"{line[: at + 1 if at > 0 else LONGEST]} … cut off"
+
+
 def _without_value(found: re.Match[str]) -> str:
-    value = found[2]
+    before, name, value = found.groups()
+    if name.lower() == "token" and re.fullmatch(r"[\d.]{1,12}", value):
+        return found[0]  # a count, or one of a text
+    if value.startswith("\\"):  # the quotation marks stay, with what escapes them
+        mark = value[: value.index('"') + 1]
+        return f"{before}{mark}{GONE}{mark[:-1]}"
     mark = value[0] if value[0] in "\"'" else ""
-    if re.fullmatch(r"[\d.]*", value.strip("\"'")) and not mark:
-        return found[0]  # a count
-    return f"{found[1]}{mark}{GONE}{mark}"
+    return f"{before}{mark}{GONE}{mark}"
 
 
 def _without_user(text: str) -> str:
@@ -131,15 +162,20 @@ def known_secrets(environment: Mapping[str, str], home: Path | None = None) -> s
     for value in environment.values():  # http://user:password@proxy
         for pair in re.findall(r"://([^/\s@]+)@", value):
             found |= set(pair.split(":")[1:] or [pair])
-    hub = Path(environment.get("HF_HOME") or home / ".cache/huggingface")
+
+    def named(variable: str, default: Path) -> Path:
+        said = environment.get(variable)
+        return home / said[2:] if said and said.startswith("~/") else Path(said or default)
+
+    hub = named("HF_HOME", home / ".cache/huggingface")
     for path in [
-        environment.get("HF_TOKEN_PATH"),
+        named("HF_TOKEN_PATH", hub / "token"),
         *(hub / "token", home / ".huggingface/token", home / ".kaggle/kaggle.json"),
     ]:
-        found |= set(_words(path)) if path else set()
+        found |= set(_words(path))
     for path in (hub / "stored_tokens", home / ".aws/credentials", home / ".config/wandb/settings"):
         found |= _of_ini(path)
-    found |= _of_netrc(Path(environment.get("NETRC") or home / ".netrc"))
+    found |= _of_netrc(named("NETRC", home / ".netrc"))
     return {value.strip() for value in found if len(value.strip()) >= SHORTEST}
 
 

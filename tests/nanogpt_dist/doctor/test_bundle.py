@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nanogpt_dist.doctor import bundle
+from nanogpt_dist.doctor.bundle import write_bundle
+from nanogpt_dist.doctor.machine import Machine
 from tests.conftest import command
 
 PLANTED = {
@@ -21,6 +24,11 @@ PLANTED = {
     "HTTPS_PROXY": "http://bob:planted-proxy-pw@127.0.0.1:9",
     "NCCL_CONF_FILE": "https://planted-user:planted-conf-pw@host/nccl.conf",
     "GH_DEPLOY_CREDENTIAL": "planted-deploy",
+    "NCCL_PWD": "planted-pwd-told",
+    "MYSQL_PWD": "planted-pwd",
+    "SLURM_JOB_USER": "planted-alice",
+    "SLURM_JOB_UID": "planted-4711",
+    "SLURM_JOB_ACCOUNT": "planted-account",
 }
 FILES = {
     ".netrc": "machine api.wandb.ai login user password planted-in-netrc\n",
@@ -38,6 +46,7 @@ SECRETS = [
         "AKIAPLANTED",
     ),
     *("planted-behind-a-link", "planted-in-metrics", "planted text of a sample"),
+    *("planted prompt", "planted-in-json", "planted-cookie", "planted-block", "hf_InANameOfAFile1"),
 ]
 
 
@@ -47,12 +56,16 @@ def run(trained: Path, tmp_path: Path) -> Path:
     run = tmp_path / "out/a"
     shutil.copytree(trained, run)
     with (run / "config.toml").open("a") as file:
+        file.write('\nsample_prompt = ["""\nhub_prompt = 1, a planted prompt"""]')
         file.write('\nhub = "https://bob:planted-in-config@hub.example/x"\n')
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "note": "secret=planted-in-metrics"}\n')
     lines = [f"read {secret}" for secret in FILES.values()]
     lines += [f"got {PLANTED['AWS_SECRET_ACCESS_KEY']}", "password: planted-in-log"]
     lines += ["nanogpt train --hub-token planted-flag", "key AKIAPLANTEDPLANTED12"]
+    lines += [r'{"a": "{\"api_key\": \"a planted-in-json\"}"}', "Cookie: a=b; c=planted-cookie"]
+    lines += ["token: |", "  planted-block", "next: 1"]
+    (run / "hf_InANameOfAFile1.log").write_text("x")
     (run / "train.log").write_text("\n".join(lines))
     (run / "samples.jsonl").write_text('{"text": "planted text of a sample"}\n')
     (run / "events.jsonl").unlink(missing_ok=True)
@@ -101,9 +114,58 @@ def test_nothing_secret_is_in_the_bundle_and_the_rest_is(run: Path, tmp_path: Pa
     assert {check["name"] for check in report["checks"]} >= {"device", "disk", "memory"}
     assert json.loads(contents["versions.json"])["packages"]["tiktoken"] == version("tiktoken")
     assert json.loads(contents["environment.json"])["set"] == ["HF_TOKEN", "WANDB_API_KEY"]
+    assert b"sample_prompt" not in contents["run/config.toml"]
+    assert "run/***.log" in contents
     assert b"learning_rate" in contents["run/config.toml"]
     assert contents["run/metrics.jsonl"].count(b'"loss"') == 2
     assert b"state.json" in contents["run/files.txt"]
+
+
+def bundle_of(run: Path, out: Path) -> dict[str, bytes]:
+    """What is in the archive, without a look at the machine."""
+    write_bundle(out, {"checks": []}, Machine(environment={}), run)
+    with tarfile.open(out) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive.getmembers()}
+        return {name: file.read() for name, file in files.items() if file is not None}
+
+
+def test_any_name_of_a_file_may_stand_in_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    run.mkdir()
+    (run / f"{'long' * 50}.log").write_text("of a long name")
+    Path(os.fsdecode(os.fsencode(run) + b"/caf\xe9.log")).write_text("not of UTF-8")
+    contents = bundle_of(run, tmp_path / "x.tar.gz")
+    assert contents[f"nanogpt-doctor/run/{'long' * 50}.log"] == b"of a long name"
+    assert contents["nanogpt-doctor/run/caf\\udce9.log"] == b"not of UTF-8"
+    assert b"caf\\udce9.log" in contents["nanogpt-doctor/run/files.txt"]
+
+
+def test_a_run_with_many_or_large_logs_gives_a_small_bundle(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bundle, "MOST_BYTES_OF_RUN", 5000)
+    monkeypatch.setattr(bundle, "MOST_BYTES", 2000)
+    run = tmp_path / "a"
+    run.mkdir()
+    for number in range(100):
+        (run / f"{number:03}.log").write_text(500 * "a line\n" if number < 9 else "")
+    contents = bundle_of(run, tmp_path / "x.tar.gz")
+    logs = [text for name, text in contents.items() if name.endswith(".log")]
+    assert 2 <= len(logs) <= 3
+    assert sum(map(len, logs)) <= 5000
+    assert contents["nanogpt-doctor/run/files.txt"].count(b".log") == 100
+    monkeypatch.undo()
+    for path in run.iterdir():
+        path.write_text("short")
+    contents = bundle_of(run, tmp_path / "x.tar.gz")
+    assert sum(name.endswith(".log") for name in contents) == 50 - len(bundle.OF_RUN)
+
+
+def test_settings_that_cannot_be_read_are_told_up_to_the_prompts(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("seed = 1\nsample_prompt = [\nsome text")
+    contents = bundle_of(tmp_path, tmp_path / "x.tar.gz")
+    assert contents["nanogpt-doctor/run/config.toml"] == b"seed = 1\n"
 
 
 def test_a_bundle_without_a_file_is_named_by_the_time_and_out_needs_it(tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist.doctor.scrub import (
+    AS_FLAG,
+    ASSIGNED,
     GONE,
+    HEADER,
+    IN_ADDRESS,
+    IN_QUERY,
+    KEYS,
+    NETRC,
+    OF_CURL,
     is_secret_name,
     known_secrets,
     scrub_text,
@@ -40,6 +48,22 @@ HEX = "0123456789abcdef0123456789abcdef01234567"
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "eyJzdWIiOiIxIn0"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIabc\n-----END RSA PRIVATE KEY-----", "MIIabc"),
         ("-----BEGIN PRIVATE KEY-----\nMIIabc cut off", "MIIabc"),
+        (r'{"note": "{\"api_key\": \"qwer tyuiop\"}"}', "tyuiop"),
+        (r'{"x": "{\"y\": \"{\\\"password\\\": \\\"qwer tyuiop\\\"}\"}"}', "tyuiop"),
+        ('password="a hunter2"', "hunter2"),
+        ("password: '12345678'", "12345678"),
+        ("password=12345678", "12345678"),
+        ('password="never ends, hunter2', "hunter2"),
+        ("Authorization: Token abcdef", "abcdef"),
+        ("Authorization: Digest username=bob, response=abcdef", "abcdef"),
+        ("Set-Cookie: a=b; session=abcdef; Path=/", "abcdef"),
+        ('{"hub_token": ["abcdef"]}', "abcdef"),
+        ('{\n "hub_token": [\n  "abcdef"\n ]\n}', "abcdef"),
+        ("curl -u bob:abcdef https://host/x", "abcdef"),
+        ("curl --user 'bob:abcdef' https://host/x", "abcdef"),
+        ("AccountName=a;AccountKey=abc+def/==;Suffix=x", "abc+def"),
+        ("DB_PWD=hunter2", "hunter2"),
+        ("token: |\n  abcdef\n  ghijkl\nnext: 1", "ghijkl"),
     ],
 )
 def test_what_looks_like_a_secret_is_gone(text: str, secret: str) -> None:
@@ -64,6 +88,23 @@ def test_what_does_not_stays(text: str) -> None:
     assert scrub_text(text) == text
 
 
+@pytest.mark.timeout(100)  # of some seconds; a pattern with more steps for each character: hours
+def test_no_text_takes_long() -> None:
+    pieces = [".", "-", "--a", "a.", "eyJ", "?token", "--token", "token=[", "token\n", "token:|\n "]
+    pieces += ["://", "machine a login ", "hf_", "-u ", "-ua", "sk-", "-----BEGIN ", '\\"', "a="]
+    for piece in pieces:
+        line = piece * (4000 // len(piece))
+        scrub_text("\n".join(20 * [line]))
+        assert len(scrub_text((300_000 // len(piece)) * piece)) < 300_000 + 100
+        for pattern in (ASSIGNED, AS_FLAG, IN_QUERY, KEYS, OF_CURL, HEADER, NETRC, IN_ADDRESS):
+            pattern.sub("", piece * (100_000 // len(piece)))
+
+
+def test_a_long_line_is_cut_between_words() -> None:
+    scrubbed = scrub_text(f"first\n{4090 * 'x'} hf_ABCDefghijklmnop\nlast")
+    assert scrubbed == f"first\n{4090 * 'x'}  … cut off\nlast"
+
+
 words = st.text(st.characters(blacklist_characters="*", blacklist_categories=("Cs",)))
 
 
@@ -74,12 +115,14 @@ def test_a_known_secret_is_gone_wherever_it_stands(before: str, secret: str, aft
     assert secret not in str(scrub_values({before: [{"x": secret + after}]}, [secret]))
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "SLURM_JWT", "DB_PASSWD", "my_pat"])
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "SLURM_JWT", "MYSQL_PWD", "my_pat"])
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
 
 
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "PWD", "NCCL_DEBUG", "PATH", "HF_HOME"])
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "PWD", "OLDPWD", "NCCL_DEBUG", "HF_HOME"]
+)
 def test_names_of_others(name: str) -> None:
     assert not is_secret_name(name)
 
@@ -96,7 +139,7 @@ def test_secrets_are_known_from_variables_and_files(tmp_path: Path) -> None:
         "HTTP_PROXY": "http://bob:fromproxy@h",
         "A": "harmless",
     }
-    known = known_secrets({**variables, "HF_HOME": str(tmp_path / "hub")}, tmp_path)
+    known = known_secrets({**variables, "HF_HOME": "~/hub"}, tmp_path)
     expected = {
         "fromnetrc",
         "fromawsid",
