@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from nanogpt_dist.doctor.check import Check
 from nanogpt_dist.doctor.machine import Machine
+from nanogpt_dist.doctor.variables import gpu_files
 from nanogpt_dist.errors import Exit
 from nanogpt_dist.storage.durable import FULL, shown, staging_name
 
@@ -30,7 +32,8 @@ def check_disk(machine: Machine) -> Iterator[Check]:
     """The folder of runs, temporary files, shared memory."""
     yield from _check_folder(machine)
     yield _check_temporary(machine)
-    yield _check_shared_memory(machine)
+    if sys.platform == "linux":
+        yield _check_shared_memory(machine)
 
 
 def _check_folder(machine: Machine) -> Iterator[Check]:
@@ -133,7 +136,7 @@ def _check_temporary(machine: Machine) -> Check:
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
         text = f"{shown(folder)} is mounted noexec: what torch.compile makes there cannot be run"
         return Check(name, "warning", text, undo)
     free = shutil.disk_usage(folder).free
@@ -146,15 +149,17 @@ def _check_shared_memory(machine: Machine) -> Check:
     """NCCL and worker processes exchange what they have through /dev/shm."""
     place = machine.root / "dev/shm"
     todo = "sudo mount -o remount,size=16G /dev/shm  # docker run --shm-size=16g"
+    several = gpu_files(machine) > 1  # NCCL is for these
     try:
         numbers = os.statvfs(place)
     except OSError as error:
-        return Check("shared memory", "warning", f"/dev/shm: {error.strerror}", todo)
+        text = f"/dev/shm: {error.strerror}"
+        return Check("shared memory", "warning" if several else "ok", text, todo if several else "")
     size, free = (each * numbers.f_frsize for each in (numbers.f_blocks, numbers.f_bavail))
     text = f"/dev/shm has {size / GB:,.2f} GB, {free / GB:,.2f} GB of them free"
-    if size < SHM_BYTES:
+    if size < SHM_BYTES and several:
         return Check("shared memory", "warning", f"{text}: NCCL needs more", todo)
-    if free < SHM_BYTES:
+    if free < SHM_BYTES and several:
         return Check("shared memory", "warning", text, "ls -lhS /dev/shm | head")
     if not os.access(place, os.W_OK):
         todo = "sudo chmod 1777 /dev/shm"

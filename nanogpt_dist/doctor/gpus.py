@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 GB = 10**9
 FREE_SHARE = 0.9  # of a GPU's memory, where nobody else uses it
+OWN_BYTES = GB  # that CUDA takes for this process, and a display
 PEAK_SHARE = 0.5  # of the data sheet, which a large product comes to at least
 LITTLE_BYTES = 2 * GB
 MEASURE_S = 0.2
+WHO_USES = "nvidia-smi --query-compute-apps=pid,name,used_memory --format=csv"
 NVIDIA = "0x10de"  # of a PCI device's file `vendor`
 
 
@@ -139,11 +141,21 @@ def _check_gpu(machine: Machine, device: "torch.device") -> Iterator[Check]:
 
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    speeds = _speeds(device)
-    sheet = known_peak(properties.name)
-    driver = re.search(r"Module.*?(\d+\.\d+[.\d]*)", machine.read("proc/driver/nvidia/version"))
     text = f"{device}: {properties.name}, {total / GB:,.1f} GB"
+    driver = re.search(r"Module.*?(\d+\.\d+[.\d]*)", machine.read("proc/driver/nvidia/version"))
     text += f", driver {driver[1]}" if driver else ""
+    if free < FREE_SHARE * total - OWN_BYTES:
+        used = f"{device}: {(total - free) / GB:,.1f} of {total / GB:,.1f} GB are in use by others"
+        yield Check("GPU memory", "warning", used, WHO_USES)
+        yield Check("device", "ok", f"{text}; not measured beside others")
+        return
+    try:
+        speeds = _speeds(device)
+    except torch.OutOfMemoryError:
+        text += f"; {free / GB:,.1f} GB were free, and its memory ran out while it was measured"
+        yield Check("device", "warning", text, WHO_USES)
+        return
+    sheet = known_peak(properties.name)
     text += f"; {_shown(speeds)}"
     text += f", data sheet {sheet:,.0f}" if sheet else ""
     half = speeds.get("bf16", speeds.get("fp16", 0.0))
@@ -152,14 +164,6 @@ def _check_gpu(machine: Machine, device: "torch.device") -> Iterator[Check]:
         yield Check("device", "warning", text, "nvidia-smi -q -d PERFORMANCE,CLOCK,TEMPERATURE")
     else:
         yield Check("device", "ok", text)
-    if free < FREE_SHARE * total:
-        text = f"{device}: {(total - free) / GB:,.1f} of {total / GB:,.1f} GB are in use by others"
-        yield Check(
-            "GPU memory",
-            "warning",
-            text,
-            "nvidia-smi --query-compute-apps=pid,name,used_memory --format=csv",
-        )
 
 
 def _speeds(device: "torch.device") -> dict[str, float]:

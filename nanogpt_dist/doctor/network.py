@@ -101,6 +101,8 @@ def _check_interfaces(machine: Machine, names: list[str]) -> Iterator[Check]:
         shown = [
             _shown(machine, name) for name in names if name == "lo" or _leads_out(machine, name)
         ]
+        if not (machine.root / "sys/class/net").is_dir():  # no Linux: which are up is not told
+            shown = names
         yield Check("interfaces", "ok", ", ".join(shown)[:160])
 
 
