@@ -68,12 +68,14 @@ def doctor(
     from nanogpt_dist.doctor.ranks import examine
     from nanogpt_dist.doctor.run_checks import check_run
     from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.inspect.run_record import is_run
 
     if out is not None and not bundle:
         raise UsageError("--out names the file of --bundle: add --bundle, or leave --out out")
     start = time.perf_counter()
     machine = Machine(os.environ, port_holder=network.holder)
-    of_run = check_run(run) if run is not None and machine.rank == 0 else []
+    if run is not None and machine.rank == 0 and not is_run(run):
+        check_run(run)  # says so at once
     nothing: tuple[list[Check], bool] = (
         [],
         machine.rank == 0,
@@ -81,7 +83,10 @@ def doctor(
     code = 0  # of the ranks that are silent: torchrun would end the one that speaks
     with examine(machine) if run is None or bundle else nullcontext(nothing) as (checks, speaks):
         if speaks:
-            checks = in_order([*checks, *of_run])
+            if run is not None and machine.rank == 0:
+                # now that all have met: a large checkpoint takes longer than they wait for rank 0
+                checks = [*checks, *check_run(run)]
+            checks = in_order(checks)
             code = exit_code(checks)
             report = as_report(checks, run, time.perf_counter() - start)
             if bundle:

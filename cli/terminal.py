@@ -59,7 +59,7 @@ def visible(text: str) -> str:
 def echo(text: str, nl: bool = True, err: bool = False) -> None:
     """Print a line, its control codes made visible; nl=False: without its end.
 
-    JSON has escaped them. typer.echo would write UTF-8 to a stream that is set to ASCII.
+    JSON has escaped them.
 
     typer.echo would write UTF-8 to a stream that is set to ASCII.
     """

@@ -15,9 +15,11 @@ from pathlib import Path
 import nanogpt_dist
 from nanogpt_dist.doctor.check import Check
 from nanogpt_dist.doctor.machine import Machine
+from nanogpt_dist.doctor.variables import gpu_files
 from nanogpt_dist.errors import Exit
 
 DISTRIBUTION = "nanogpt-dist"
+PIP = f"{shlex.quote(sys.executable)} -m pip"  # of this Python: the shell's may be another's
 EXTRAS = ("fast", "eval", "plot", "wandb", "fp8")
 # what the dependencies are imported as, where that is another name
 MODULES = {"pyyaml": "yaml", "splintr-rs": "splintr", "lm-eval": "lm_eval", "tomli-w": "tomli_w"}
@@ -71,7 +73,7 @@ def _check_versions(lines: list[str]) -> Iterator[Check]:
         if version is not None and requirement.specifier.contains(version, prereleases=True):
             continue
         well = False
-        todo = f"pip install {shlex.quote(line)}"
+        todo = f"{PIP} install {shlex.quote(line)}"
         if version is None:
             text = f"{requirement.name} is not installed"
             yield Check("packages", "error", text, todo, Exit.MISSING_INPUT)
@@ -100,7 +102,7 @@ def _check_optional(lines: list[str]) -> Iterator[Check]:
             there.append(f"{requirement.name} {version}")
         else:
             text = f"{requirement.name} {version} is installed, {requirement.specifier} is needed"
-            yield Check("optional packages", "warning", text, f"pip install {shlex.quote(line)}")
+            yield Check("optional packages", "warning", text, f"{PIP} install {shlex.quote(line)}")
     text = ", ".join(there) or "none"
     yield Check(
         "optional packages", "ok", text + (f"; absent: {', '.join(absent)}" if absent else "")
@@ -128,7 +130,7 @@ def _check_path(machine: Machine) -> Iterator[Check]:
             "warning",
             f"a second installation stands in {other.parent}: `nanogpt` takes {own.parent}, "
             "`python -m nanogpt_dist` may take the other",
-            "unset PYTHONPATH" if by_variable else f"pip uninstall {DISTRIBUTION}",
+            "unset PYTHONPATH" if by_variable else f"{PIP} uninstall {DISTRIBUTION}",
         )
     hidden = _hidden_by(folders)
     for name, place in hidden.items():
@@ -170,6 +172,11 @@ def _check_compiler(machine: Machine) -> Check:
         (name for name in [named or "g++", "clang++"] if shutil.which(name, path=path)), None
     )
     if compiler is None or (named and shutil.which(named, path=path) is None):
+        if named is None and not gpu_files(
+            machine
+        ):  # where nothing is compiled without being asked for
+            text = "no g++ is there: --compile fails; on a CPU nothing needs it"
+            return Check("compiler", "ok", text)
         return Check(
             "compiler",
             "warning",

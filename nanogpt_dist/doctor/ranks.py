@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import socket
 import statistics
 import time
@@ -18,6 +19,7 @@ from nanogpt_dist import __version__
 from nanogpt_dist.doctor.check import Check
 from nanogpt_dist.doctor.check_machine import check_machine, in_order
 from nanogpt_dist.doctor.machine import Machine, is_rank
+from nanogpt_dist.doctor.scrub import is_secret_name, scrub_text
 from nanogpt_dist.errors import Exit, NanogptError, explain, one_line
 
 TIMEOUT_S = 120  # for all ranks to come: torch may lie on a slow disk
@@ -115,9 +117,11 @@ def _facts(machine: Machine) -> dict[str, str]:
 
     devices = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     set_here = {
-        name: value[:60]
+        name: scrub_text(value)[:60]
         for name, value in machine.environment.items()
-        if name.startswith(("NCCL_", "GLOO_", "OMP_")) and not name.endswith("SOCKET_IFNAME")
+        if name.startswith(("NCCL_", "GLOO_", "OMP_"))
+        and not name.endswith("SOCKET_IFNAME")
+        and not is_secret_name(name)
     }
     return {
         "nanogpt": __version__,
@@ -130,12 +134,16 @@ def _facts(machine: Machine) -> dict[str, str]:
 
 
 def _tflops(device: Any) -> float:
+    """Of a large product; 0 where there is no room for it."""
     import torch
 
     from nanogpt_dist.doctor.gpus import MEASURE_S
     from nanogpt_dist.peaks import measured_tflops
 
-    return measured_tflops(device, torch.float32, MEASURE_S)
+    try:
+        return measured_tflops(device, torch.float32, MEASURE_S)
+    except torch.OutOfMemoryError:  # others use it, which is a finding of its own
+        return 0.0
 
 
 def merge(found: list[Found], all_reduce_speed: float) -> list[Check]:
@@ -190,10 +198,21 @@ def _differences(found: list[Found]) -> Iterator[Check]:
             "error" if version else "warning",
             f"{odd[0]} has {name} {odd[0].facts.get(name, 'unset')}, most have {most}"
             + (f"; so do {len(odd) - 1} more" if len(odd) > 1 else ""),
-            (f"unset {name}" if most == "unset" else f"export {name}={most}  # on {odd[0].host}")
+            (
+                f"unset {name}"
+                if most == "unset"
+                else f"export {name}={shlex.quote(most)}  # on {odd[0].host}"
+            )
             if variable
             else f"ssh {odd[0].host} nanogpt doctor",
         )
+
+
+def _alike_again(variable: str, value: str, host: str) -> str:
+    """The line that gives a variable the value that it has on most ranks."""
+    if value == "unset":
+        return f"unset {variable}"
+    return f"export {variable}={shlex.quote(value)}  # on {host}"
 
 
 def _clocks(found: list[Found]) -> Iterator[Check]:
@@ -206,8 +225,11 @@ def _clocks(found: list[Found]) -> Iterator[Check]:
 
 
 def _slow_devices(found: list[Found]) -> Iterator[Check]:
-    median = statistics.median(each.tflops for each in found)
-    slowest = min(found, key=lambda each: each.tflops)
+    measured = [each for each in found if each.tflops]
+    if not measured:
+        return
+    median = statistics.median(each.tflops for each in measured)
+    slowest = min(measured, key=lambda each: each.tflops)
     if slowest.tflops < SLOW * median:
         text = f"the device of {slowest} multiplies at {slowest.tflops / median:.0%} of the median"
         gpu = slowest.facts.get("device") != "cpu"

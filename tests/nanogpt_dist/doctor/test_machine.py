@@ -7,13 +7,16 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nanogpt_dist.doctor import (
     clock,
     cores,
+    disk,
     gpus,
+    installation,
     limits,
     network,
     ranks,
@@ -451,6 +454,94 @@ def test_the_rank_that_differs_is_named() -> None:
             "ssh b nanogpt doctor",
         ),
     ]
+
+
+def test_a_secret_of_a_rank_is_no_difference_and_what_is_typed_is_quoted() -> None:
+    variables = {"NCCL_PWD": "planted-pwd", "NCCL_PROXY": "http://bob:planted@host"}
+    facts = ranks._facts(Machine({**variables, "NCCL_ALGO": "Ring; Tree"}))
+    assert "planted" not in str(facts)
+    odd = found(1, "b", facts={"torch": "2.13.0", "device": "H100"})
+    others = [found(rank, "a", facts={**odd.facts, "NCCL_ALGO": "Ring; Tree"}) for rank in (0, 2)]
+    [check] = [each for each in ranks.merge([*others, odd], 1e9) if each.name == "ranks differ"]
+    assert check.todo == "export NCCL_ALGO='Ring; Tree'  # on b"
+
+
+def test_a_rank_whose_device_could_not_be_measured_is_not_a_slow_one() -> None:
+    measured = [found(0, "a"), found(1, "a", tflops=0.0)]
+    assert [check.name for check in ranks.merge(measured, 1e9)] == ["ranks", "disk"]
+
+
+def test_small_shared_memory_matters_where_there_are_several_gpus(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = SimpleNamespace(f_frsize=4096, f_blocks=16384, f_bavail=16384)
+    monkeypatch.setattr("os.statvfs", lambda path: sizes)
+    (tmp_path / "dev/shm").mkdir(parents=True)
+    for number, level in enumerate(["ok", "ok", "warning"]):
+        check = disk._check_shared_memory(Machine({}, root=tmp_path))
+        assert check.level == level
+        (tmp_path / f"dev/nvidia{number}").touch()
+    assert "NCCL needs more" in check.text
+    assert check.todo == "sudo mount -o remount,size=16G /dev/shm  # docker run --shm-size=16g"
+
+
+def test_a_system_without_shared_memory_in_a_folder_nor_noexec(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.delattr("os.ST_NOEXEC")
+    machine = Machine({"TMPDIR": "/tmp"}, folder=tmp_path, root=tmp_path)
+    assert {each.name for each in disk.check_disk(machine)} == {
+        *("disk", "free space", "temporary files")
+    }
+    [interfaces] = network._check_interfaces(machine, ["lo0", "en0"])
+    assert (interfaces.level, interfaces.text) == ("ok", "lo0, en0")
+
+
+def test_a_compiler_is_missed_beside_a_gpu(tmp_path: Path) -> None:
+    machine = Machine({"PATH": str(tmp_path)}, root=tmp_path)
+    assert installation._check_compiler(machine).level == "ok"
+    assert installation._check_compiler(
+        replace(machine, environment={"PATH": str(tmp_path), "CXX": "none"})
+    ) == Check(
+        "compiler",
+        "warning",
+        "none is not there, so that torch.compile fails: training on a GPU compiles by default",
+        "unset CXX",
+    )
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    assert installation._check_compiler(machine).level == "warning"
+
+
+def of_gpu(monkeypatch: pytest.MonkeyPatch, free: float, speed: object) -> list[Check]:
+    """What is found of a GPU of 80 GB, of which `free` GB are free."""
+    import torch
+
+    properties = SimpleNamespace(name="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * 1e9), int(80e9)))
+    monkeypatch.setattr(gpus, "_speeds", speed)
+    return list(gpus._check_gpu(Machine({}), torch.device("cuda", 0)))
+
+
+def test_a_gpu_that_others_use_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def out_of_memory(device: torch.device) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    memory, device = of_gpu(monkeypatch, 2.0, out_of_memory)
+    assert (memory.name, memory.level) == ("GPU memory", "warning")
+    assert memory.text == "cuda:0: 78.0 of 80.0 GB are in use by others"
+    assert (device.level, device.text.partition("; ")[2]) == ("ok", "not measured beside others")
+    [device] = of_gpu(monkeypatch, 71.5, out_of_memory)  # 8 GB, and our own context
+    assert device.level == "warning"
+    assert "its memory ran out while it was measured" in device.text
+    [device] = of_gpu(monkeypatch, 71.5, lambda device: {"fp32": 50.0, "bf16": 700.0})
+    assert device.level == "ok"
 
 
 def test_what_a_rank_has_found_goes_over_the_network_and_back() -> None:
