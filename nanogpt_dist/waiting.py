@@ -35,8 +35,10 @@ CHOOSE_LOOKS = 8  # after which those that compute are chosen again
 COMPUTES_NS = 10**6  # of processor time since the last choice: a thread that computes
 LARGEST = 64  # threads of a team
 # how threads wait, or what a team may have: who says so is left alone
-SAID = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_DYNAMIC", "OMP_THREAD_LIMIT")
-SAID += ("OMP_STACKSIZE", "GOMP_STACKSIZE")
+SAID = (
+    *("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_DYNAMIC", "OMP_THREAD_LIMIT"),
+    *("OMP_STACKSIZE", "GOMP_STACKSIZE"),
+)
 TASKS = Path("/proc/self/task")
 
 
