@@ -28,12 +28,14 @@ def check(rows: list[dict[str, Any]], *columns: str) -> None:
             assert row[column] == pytest.approx(row["expected"], rel=WITHIN), row
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not HAS_PEAK, reason="the kernel does not say a process's peak")
 @pytest.mark.parametrize("case", ["single 1 float32 selective", "single 1 bfloat16 full"])
 def test_a_training_on_this_cpu_takes_what_is_expected(case: str) -> None:
     check(said("--part", "cpu", "--only", case)["cpu"], "process", "tensors")
 
 
+@pytest.mark.thorough
 def test_torchs_tracker_counts_what_is_expected() -> None:
     rows = said("--part", "tracker", "--only", "shakespeare-char-cpu 8 ddp", "--ranks", "8")
     check(rows["tracker"], "tracker")
