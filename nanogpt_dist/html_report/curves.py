@@ -76,7 +76,7 @@ CHARTS = (
     Chart("clock", "GPU clock", "MHz", {"gpu_clock_mhz": "clock"}, zero=True),
     Chart(
         "slowest",
-        "Slowest rank's own work, over the median rank's",
+        "Slowest rank's own work, over the median of the others'",
         "×",
         {"slowest_factor": "slowest rank"},
     ),
