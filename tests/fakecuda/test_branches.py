@@ -19,6 +19,20 @@ except ng.errors.NanogptError:
     os._exit(0)
 os._exit(1)
 """
+# a build without NCCL, then a driver that does not answer
+BROKEN = """
+import pathlib, torch
+from nanogpt_dist.doctor import gpus, machine
+files = pathlib.Path("machine/dev")
+files.mkdir(parents=True)
+(files / "nvidia0").touch()
+def levels():
+    return [check.level for check in gpus.check_torch(machine.Machine({}, root=files.parent))]
+torch.distributed.is_nccl_available = lambda: False
+assert levels() == ["ok", "error"], levels()
+torch.cuda.is_available, torch.version.cuda = lambda: False, "12.8"
+assert levels() == ["error", "ok"], levels()
+"""
 COMMANDS: dict[str, tuple[int, list[object]]] = {
     "train": (0, [*STEPS, "--out-dir", "run", "--async-save", "--chunked-loss"]),
     "train, compiled": (0, [*STEPS[:-1], "--out-dir", "compiled"]),
@@ -45,6 +59,10 @@ COMMANDS: dict[str, tuple[int, list[object]]] = {
     "sample": (0, ["sample", "run", "--prompt", "a", "--prompt", "b", "--max-new-tokens", 6]),
     "sample one": (0, ["sample", "run", "--num-samples", 1, "--top-p", 0.9]),
     "eval": (0, ["eval", "run", "--device", "cuda"]),
+    # with a warning: a CPU is slower than the data sheet of the card that it stands for
+    "doctor": (0, ["doctor", "--json"]),
+    "doctor, ranks": (2, ["doctor", "--json"]),
+    "doctor, of a broken machine": (0, ["-c", BROKEN]),
 }
 # what a card without it is asked for, and its capability
 REFUSED: dict[str, tuple[str, list[object]]] = {
@@ -64,7 +82,11 @@ def test_every_branch_for_cuda_is_run_through(
         path = tmp_path / f"{name}.branches"
         arguments = [short_documents if each == "DATA" else each for each in line]
         variables = {"FAKECUDA_BRANCHES": str(path)}
-        server.run(*arguments, folder=tmp_path, ranks=ranks, variables=variables)
+        code = 0
+        if line[0] == "doctor":
+            code = 1
+            variables |= {"TORCHELASTIC_RUN_ID": "doctor"} if ranks else {}
+        server.run(*arguments, folder=tmp_path, ranks=ranks, variables=variables, code=code)
         for each in branches.read(path):
             by.setdefault(each, name)
     for name, (capability, line) in REFUSED.items():
