@@ -36,21 +36,7 @@ def test_a_training_on_this_cpu_takes_what_is_expected(case: str) -> None:
 
 
 @pytest.mark.thorough
-def test_torchs_tracker_counts_what_is_expected() -> None:
-    rows = said("--part", "tracker", "--only", "shakespeare-char-cpu 8 ddp", "--ranks", "8")
+@pytest.mark.parametrize("case", ["shakespeare-char-cpu 8 ddp", "gpt2-124m 8"])
+def test_torchs_tracker_counts_what_is_expected(case: str) -> None:
+    rows = said("--part", "tracker", "--only", case, "--ranks", "8")
     check(rows["tracker"], "tracker")
-
-
-@pytest.mark.thorough
-@pytest.mark.skipif(not HAS_PEAK, reason="the kernel does not say a process's peak")
-def test_every_training_on_this_cpu_takes_what_is_expected() -> None:
-    rows = said("--part", "cpu")["cpu"]
-    # fsdp in bfloat16 on a CPU is not yet understood: up to a third more than expected
-    known = [row for row in rows if not ("fsdp" in row["case"] and "bfloat16" in row["case"])]
-    assert len(known) >= 12
-    check(known, "process")
-
-
-@pytest.mark.thorough
-def test_torchs_tracker_counts_what_is_expected_of_every_preset() -> None:
-    check(said("--part", "tracker")["tracker"], "tracker")
