@@ -25,10 +25,8 @@ class GpuSensors:
         if not self._readable or start < self._next:
             return self._last
         try:
-            self._last = (
-                int(torch.cuda.temperature(self._device)),
-                int(torch.cuda.clock_rate(self._device)),
-            )
+            temperature, clock = torch.cuda.temperature, torch.cuda.clock_rate
+            self._last = (int(temperature(self._device)), int(clock(self._device)))
         except Exception:  # of each library's own kinds
             self._readable, self._last = False, (None, None)
         end = time.perf_counter()

@@ -33,6 +33,13 @@ assert levels() == ["ok", "error"], levels()
 torch.cuda.is_available, torch.version.cuda = lambda: False, "12.8"
 assert levels() == ["error", "ok"], levels()
 """
+GIVEN_BACK = """
+import torch
+from nanogpt_dist.devices import give_back_cached_memory
+torch.zeros(1, device="cuda")
+torch.cuda.is_initialized, torch.cuda.empty_cache = lambda: True, lambda: None
+give_back_cached_memory()
+"""
 COMMANDS: dict[str, tuple[int, list[object]]] = {
     "train": (0, [*STEPS, "--out-dir", "run", "--async-save", "--chunked-loss"]),
     "train, compiled": (0, [*STEPS[:-1], "--out-dir", "compiled"]),
@@ -63,6 +70,7 @@ COMMANDS: dict[str, tuple[int, list[object]]] = {
     "doctor": (0, ["doctor", "--json"]),
     "doctor, ranks": (2, ["doctor", "--json"]),
     "doctor, of a broken machine": (0, ["-c", BROKEN]),
+    "memory is given back": (0, ["-c", GIVEN_BACK]),
 }
 # what a card without it is asked for, and its capability
 REFUSED: dict[str, tuple[str, list[object]]] = {
