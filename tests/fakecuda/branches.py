@@ -21,8 +21,6 @@ from typing import Any
 
 CLONE = Path(__file__).resolve().parents[2]
 FOLDERS = ("cli", "launch", "nanogpt_dist", "prepare")
-# these speak of GPUs that are elsewhere, and compute on none; test_plan.py has what asks one here
-ELSEWHERE = ("cli/plan", "nanogpt_dist/estimate/")
 WORD = "cuda"
 NEGATED = re.compile(r"!= 'cuda'|\bnot \S*cuda")  # the `if` guards what is not for CUDA
 
@@ -34,9 +32,9 @@ def branches() -> dict[Line, str]:
     found = {}
     for path in sorted(path for folder in FOLDERS for path in (CLONE / folder).rglob("*.py")):
         source = path.read_text(encoding="utf-8")
-        name = str(path.relative_to(CLONE))
-        if WORD in source and not name.startswith(ELSEWHERE):
+        if WORD in source:
             text = source.splitlines()
+            name = str(path.relative_to(CLONE))
             for number in _branches(source):
                 found[name, number] = text[number - 1].strip()
     return found

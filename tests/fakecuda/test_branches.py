@@ -1,5 +1,6 @@
 """Every branch of the program for CUDA is run through, by a command on the fake GPU."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ torch.zeros(1, device="cuda")
 torch.cuda.is_initialized, torch.cuda.empty_cache = lambda: True, lambda: None
 give_back_cached_memory()
 """
+UNKNOWN = """
+import torch
+from nanogpt_dist.estimate.accelerators import accelerator
+torch.cuda.get_device_name = lambda device=None: "NVIDIA A1"
+assert accelerator("cuda", peak_tflops=1.0).link == "PCIe 4"
+"""
+BENCH = {
+    "mfu": 0.4,
+    "peak_tflops": 989.0,
+    "ms_per_update": 100.0,
+    "first_step_seconds": 1.0,
+    "parameters": 124_373_760,
+    "ranks": 1,
+    "device": "cuda",
+    "device_name": "NVIDIA H100 80GB HBM3",
+    "evaluation_tokens_per_second": 1e6,
+}
 COMMANDS: dict[str, tuple[int, list[object]]] = {
     "train": (0, [*STEPS, "--out-dir", "run", "--async-save", "--chunked-loss"]),
     "train, compiled": (0, [*STEPS[:-1], "--out-dir", "compiled"]),
@@ -71,6 +89,12 @@ COMMANDS: dict[str, tuple[int, list[object]]] = {
     "doctor, ranks": (2, ["doctor", "--json"]),
     "doctor, of a broken machine": (0, ["-c", BROKEN]),
     "memory is given back": (0, ["-c", GIVEN_BACK]),
+    "plan": (0, ["plan", "gpt2-124m"]),
+    "plan elsewhere": (0, ["plan", "gpt2-124m", "--device", "t4"]),
+    "plan fp8": (0, ["plan", "gpt2-124m", "--device", "h100", "--fp8"]),
+    "plan offload": (0, ["plan", "gpt2-124m", "--gpus", 8, "--dtype", "tf32", "--cpu-offload"]),
+    "plan, measured": (0, ["plan", "gpt2-124m", "--bench", "bench.json", "--plot", "plan.svg"]),
+    "plan, of a card that is not known": (0, ["-c", UNKNOWN]),
 }
 # what a card without it is asked for, and its capability
 REFUSED: dict[str, tuple[str, list[object]]] = {
@@ -86,6 +110,7 @@ def test_every_branch_for_cuda_is_run_through(
     tmp_path: Path,
 ) -> None:
     by: dict[branches.Line, str] = {}
+    (tmp_path / "bench.json").write_text(json.dumps(BENCH))
     for name, (ranks, line) in COMMANDS.items():
         path = tmp_path / f"{name}.branches"
         arguments = [short_documents if each == "DATA" else each for each in line]

@@ -37,7 +37,7 @@ def slow(how: str) -> None:
         read = Batches.of
 
         def slowly(self: Batches, step: int) -> Any:
-            time.sleep(0.05)
+            time.sleep(0.2)  # longer than a step computes, which would hide it
             return read(self, step)
 
         Batches.of = slowly  # type: ignore[method-assign]

@@ -133,7 +133,7 @@ def test_a_rank_that_is_slowed_is_named(
     assert sum(line["slowest_rank"] for line in lines) > len(lines) / 2
     assert all(line["communication_s"] >= 0 for line in lines)
     if how == "disk":
-        assert sum(line["data_s"] for line in lines) > 0  # what computing does not hide of it
+        assert lines[-1]["data_s"] > lines[-1]["interval_s"] / 4
 
 
 @pytest.mark.thorough
