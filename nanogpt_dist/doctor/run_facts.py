@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import re
 import shlex
 import socket
@@ -15,7 +14,7 @@ from typing import Any
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import NanogptError
-from nanogpt_dist.inspect.run_record import RunRecord, read_run
+from nanogpt_dist.inspect.run_record import RunRecord, is_number, read_run
 from nanogpt_dist.storage import run_folder
 
 Line = dict[str, Any]
@@ -25,13 +24,7 @@ HOST = re.compile(r"\w[\w.:-]{0,99}")  # ssh would read -… as an option
 
 def number(values: Line, key: str) -> float | None:
     """The finite number at `key`, or None."""
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an int beyond every float
-        return None
+    return float(value) if is_number(value := values.get(key)) else None
 
 
 def count(values: Line, key: str) -> int | None:

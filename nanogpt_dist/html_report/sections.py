@@ -9,6 +9,7 @@ from nanogpt_dist.html_report.curves import PARTS, Axes
 from nanogpt_dist.html_report.markup import MISSING, Markup, cell, joined, short, table, tag
 from nanogpt_dist.inspect import compare_runs
 from nanogpt_dist.inspect.run_record import RunRecord, is_number
+from nanogpt_dist.inspect.standing import SPENT, seconds_spent
 from nanogpt_dist.training.metrics import duration
 
 Figures = dict[str, str]
@@ -185,15 +186,13 @@ def seconds_by_part(record: RunRecord) -> dict[str, float] | None:
 
     What no part claims is computing, and what is between the steps.
     """
-    lines = [line for line in record.train if is_number(line.get("interval_s"))]
-    wall = sum(line["interval_s"] for line in lines)
-    if not wall > 0 or not any(is_number(line.get(key)) for line in lines for key in PARTS):
+    spent = seconds_spent(record.train)
+    known = any(is_number(line.get(key)) for line in record.train for key in PARTS)
+    if spent is None or not known:
         return None
-    parts = {
-        name: float(sum(line[key] for line in lines if is_number(line.get(key))))
-        for key, name in PARTS.items()
-    }
-    return {"computing": max(0.0, wall - sum(parts.values())), **parts}
+    seconds, found = spent
+    parts = {PARTS[key]: found[name] for name, key in SPENT.items()}
+    return {"computing": max(0.0, seconds - sum(parts.values())), **parts}
 
 
 def environment(records: Sequence[RunRecord], names: Sequence[str]) -> Markup | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from nanogpt_dist.inspect.run_record import Line, RunRecord, is_number
@@ -15,7 +16,7 @@ LAST = (
     *("gpu_temperature_c", "gpu_clock_mhz", "slowest_rank", "slowest_factor"),
     "expected_tokens_per_second",
 )
-SHARES = {"data": "data_s", "communication": "communication_s", "save": "save_s", "eval": "eval_s"}
+SPENT = {"data": "data_s", "communication": "communication_s", "save": "save_s", "eval": "eval_s"}
 
 
 def standing(record: RunRecord, now: float) -> dict[str, Any]:
@@ -74,15 +75,23 @@ def _eta(record: RunRecord, speed: float | None) -> float | None:
 
 def _shares(record: RunRecord) -> dict[str, float] | None:
     """What the last logged steps' time went to, as shares of it; compute is what remains."""
-    lines = [line for line in _recent(record) if _number(line, "interval_s")]
-    seconds = sum(line["interval_s"] for line in lines)
+    if (spent := seconds_spent(_recent(record))) is None:
+        return None
+    seconds, parts = spent
+    found = {name: part / seconds for name, part in parts.items()}
+    return {"compute": max(0.0, 1 - sum(found.values())), **found}
+
+
+def seconds_spent(lines: Sequence[Line]) -> tuple[float, dict[str, float]] | None:
+    """Wall time of these logged steps, and of it that for each of SPENT; None: they do not tell."""
+    timed = [line for line in lines if _number(line, "interval_s")]
+    seconds = sum(line["interval_s"] for line in timed)
     if not (is_number(seconds) and seconds > 0):
         return None
-    found = {
-        name: sum(_number(line, key) or 0.0 for line in lines) / seconds
-        for name, key in SHARES.items()
+    parts = {
+        name: float(sum(_number(line, key) or 0.0 for line in timed)) for name, key in SPENT.items()
     }
-    return {"compute": max(0.0, 1 - sum(found.values())), **found}
+    return seconds, parts
 
 
 def _straggler(record: RunRecord) -> Line | None:
