@@ -61,26 +61,38 @@ class Alternative:
         return peak(self.layout)
 
 
-def alternatives(
+def site_of(
     config: TrainConfig,
     device_bytes: int,
     ranks: int,
     ranks_per_node: int,
     device: str = "cuda",
     dtype: torch.dtype | None = None,
-) -> list[Alternative]:
+) -> Site:
+    """The Site of a training that is elsewhere, with all memory free.
+
+    device_bytes: of a GPU; of a CPU the machine's, which all ranks of a node share. dtype: of the
+    products; None: as the settings say, bfloat16 where they leave it open. vocab_size must be set.
+    Raises ConfigError where the ranks cannot be had: an uneven share, a mesh of other ranks.
+    """
+    check_ranks(config, ranks)
+    for piece in config.ramp.pieces:
+        micro_batch_size(config.batch_size, piece.sequences, ranks)  # raises if uneven
+    if ranks % ranks_per_node:
+        raise ConfigError(f"{ranks} ranks are not a multiple of {ranks_per_node} ranks a node")
+    memory = Memory(device_bytes, None, 1 if device == "cuda" else ranks_per_node, device)
+    return Site(config, memory, ranks, dtype or DTYPES[config.dtype], training_bytes(config))
+
+
+def alternatives(site: Site, ranks_per_node: int) -> list[Alternative]:
     """Every Alternative: by strategy, then checkpointing, of each the largest micro-batch first.
 
-    What training chooses by itself is among them, with flags "". device_bytes: of a GPU; of a CPU
-    the machine's, which all ranks of a node share. dtype: of the products; None: as the settings
-    say, bfloat16 where they leave it open. vocab_size must be set. Raises ConfigError where the
-    ranks cannot be had: an uneven share, a mesh of other ranks.
+    What training chooses by itself is among them, with flags "".
     """
-    site = site_of(config, device_bytes, ranks, ranks_per_node, device, dtype)
     chosen = choose_layout(site)
     layouts = [
         Layout("fsdp" if name == "hsdp" else name, *copies, mode, batch_size)
-        for name, copies in _strategies(config, ranks, ranks_per_node)
+        for name, copies in _strategies(site.config, site.ranks, ranks_per_node)
         for mode in MODES
         for batch_size in _batch_sizes(site)
     ]
@@ -90,50 +102,24 @@ def alternatives(
     ]
 
 
-def best(
-    config: TrainConfig,
-    device_bytes: int,
-    ranks: int,
-    ranks_per_node: int,
-    device: str = "cuda",
-    dtype: torch.dtype | None = None,
-) -> Alternative:
+def best(site: Site, ranks_per_node: int) -> Alternative:
     """The Alternative that training chooses by itself, or would if its settings let it.
 
     Where what is set does not fit, the best of what could be set, with the flags that set it; where
-    nothing fits, the one that takes least, with an advice. As alternatives().
+    nothing fits, the one that takes least, with an advice.
     """
-    site = site_of(config, device_bytes, ranks, ranks_per_node, device, dtype)
     layout = choose_layout(site)
     found = alternative(site, layout, flags="")
     if found.fits:
         return found
     if site.memory.on_cpu:  # of whose passes training counts weights, gradients and moments alone
-        ways = alternatives(config, device_bytes, ranks, ranks_per_node, device, dtype)
+        ways = alternatives(site, ranks_per_node)
         return next((way for way in ways if way.fits), replace(found, advice=LESS))
     open_site = opened(site)
     layout = choose_layout(open_site)
     if open_site.fits(layout):
         return alternative(site, layout, flags=flags_for(site, layout))
     return alternative(site, layout, flags="", said=advice(site, layout))
-
-
-def site_of(
-    config: TrainConfig,
-    device_bytes: int,
-    ranks: int,
-    ranks_per_node: int,
-    device: str = "cuda",
-    dtype: torch.dtype | None = None,
-) -> Site:
-    """The Site of a training that is elsewhere, with all memory free. As alternatives()."""
-    check_ranks(config, ranks)
-    for piece in config.ramp.pieces:
-        micro_batch_size(config.batch_size, piece.sequences, ranks)  # raises if uneven
-    if ranks % ranks_per_node:
-        raise ConfigError(f"{ranks} ranks are not a multiple of {ranks_per_node} ranks a node")
-    memory = Memory(device_bytes, None, 1 if device == "cuda" else ranks_per_node, device)
-    return Site(config, memory, ranks, dtype or DTYPES[config.dtype], training_bytes(config))
 
 
 def alternative(

@@ -19,7 +19,7 @@ from nanogpt_dist.estimate.flops import (
     model_flops_per_token,
     training_flops,
 )
-from nanogpt_dist.estimate.memory_plan import Alternative, alternatives, best
+from nanogpt_dist.estimate.memory_plan import Alternative, alternatives, best, site_of
 from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu, published_mfu
 from nanogpt_dist.estimate.time import Duration, Speed, duration, slowed
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
@@ -129,8 +129,8 @@ def make_plan(
     device, per_node = machines.device, machines.ranks_per_node
     dtype = dtype_on(device, config.dtype)
     _check_fp8(config, device)
-    where = (device.memory_bytes, machines.gpus, per_node, device.kind, dtype)
-    chosen = best(config, *where)
+    site = site_of(config, device.memory_bytes, machines.gpus, per_node, device.kind, dtype)
+    chosen = best(site, per_node)
     speed = speed_of(config, machines, mfu, bench)
     time = duration(config, chosen.layout, speed, data.val_tokens)
     money = (machines.pue, machines.price_per_hour)
@@ -139,7 +139,7 @@ def make_plan(
         machines=machines,
         dtype=dtype_name(dtype, config.dtype),
         best=chosen,
-        alternatives=tuple(alternatives(config, *where)),
+        alternatives=tuple(alternatives(site, per_node)),
         mfu=speed.mfu,
         duration=time,
         cost=cost(device, machines.gpus, time.total_seconds, *money),

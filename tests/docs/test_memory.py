@@ -2,7 +2,7 @@
 
 import re
 
-from nanogpt_dist.estimate.memory_plan import Alternative, best
+from nanogpt_dist.estimate.memory_plan import Alternative, best, site_of
 from nanogpt_dist.load_config import load
 from tests.conftest import CLONE
 
@@ -11,7 +11,7 @@ EXAMPLES = (("gpt2-124m", 1, 80), ("gpt2-1558m", 8, 40))
 
 
 def chosen(preset: str, ranks: int, card: int) -> Alternative:
-    return best(load(preset), card * 10**9, ranks, ranks)
+    return best(site_of(load(preset), card * 10**9, ranks, ranks), ranks)
 
 
 def test_the_examples_are_what_is_chosen() -> None:

@@ -11,7 +11,8 @@ from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.check_memory import advice
 from nanogpt_dist.distributed.layout import Memory, Site, choose_layout
 from nanogpt_dist.errors import ConfigError
-from nanogpt_dist.estimate.memory_plan import Alternative, alternatives, best, exact_flags
+from nanogpt_dist.estimate import memory_plan
+from nanogpt_dist.estimate.memory_plan import Alternative, exact_flags, site_of
 from nanogpt_dist.inspect import architecture
 from nanogpt_dist.load_config import load, with_vocabulary
 from nanogpt_dist.presets import PRESETS
@@ -31,6 +32,20 @@ SHAPE_70B: dict[str, Any] = {
     "batch_size": 1,
     "gradient_accumulation_steps": 1024,
 }
+
+
+def alternatives(
+    config: TrainConfig, card: int, ranks: int, per_node: int, *more: Any, **named: Any
+) -> list[Alternative]:
+    return memory_plan.alternatives(
+        site_of(config, card, ranks, per_node, *more, **named), per_node
+    )
+
+
+def best(
+    config: TrainConfig, card: int, ranks: int, per_node: int, *more: Any, **named: Any
+) -> Alternative:
+    return memory_plan.best(site_of(config, card, ranks, per_node, *more, **named), per_node)
 
 
 def typed(config: TrainConfig, flags: str) -> TrainConfig:
