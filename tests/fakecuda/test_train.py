@@ -64,12 +64,15 @@ def trainings(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_losses_and_weights_are_the_cpus(trainings: Trainings, strategy: str) -> None:
-    """All operators are the CPU's; only their order in a norm over all gradients is another."""
+    """Attention and the norm over all gradients round otherwise, which AdamW enlarges.
+
+    Where a gradient is all but 0 its update is; a thousandth of one step at most, 1e-2.
+    """
     ours, _ = trainings.run("cuda", strategy)
     theirs, _ = trainings.run("cpu", strategy)
     assert losses(ours) == pytest.approx(losses(theirs), rel=0, abs=1e-6)
     assert len(losses(ours)) == STEPS
-    assert difference(ours, theirs) < 1e-6
+    assert difference(ours, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
