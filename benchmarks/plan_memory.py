@@ -4,10 +4,11 @@ its own; and what torch's own tracker counts on shapes alone, of all presets on 
     python benchmarks/plan_memory.py                    # 26 trainings, and the presets: ten minutes
     python benchmarks/plan_memory.py --part cpu --only fsdp
 
-cpu: each training is of three steps, in 1, 2 or 4 processes, after one of a single layer, which loads
-the kernels. `tensors` is the most that torch's CPU allocator has given out at a time, by its
-profiler; `process` what the resident size of rank 0 grew by at most (VmHWM over VmRSS) where malloc
-gives back what is freed, which in training it keeps.
+cpu: each training is of three steps, in 1, 2 or 4 processes of its own, after one of a single layer,
+which loads the kernels. `process` is what the resident size of rank 0 grew by at most (VmHWM over
+VmRSS) where malloc gives back what is freed, which in training it keeps. `tensors`, of one process
+alone, is the most that torch's CPU allocator has given out at a time, by its profiler, which does
+not see what gloo's threads free.
 tracker: see tracked() below. Each ratio is the expected over the measured. Linux only. Prints one
 JSON object, and a table on stderr.
 """  # noqa: E501
@@ -21,7 +22,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ def name_of(case: Case) -> str:
 # ---- the parent: starts ranks, and compares
 
 
-def on_ranks(group: list[Case], ranks: int) -> Iterator[dict[str, Any]]:
-    """What rank 0 of so many processes says of each case, as soon as it does."""
+def on_ranks(case: Case) -> dict[str, int]:
+    """What rank 0 of the case's processes says of it."""
+    ranks = case["ranks"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,28 +80,25 @@ def on_ranks(group: list[Case], ranks: int) -> Iterator[dict[str, Any]]:
         environment |= {"OMP_NUM_THREADS": 1}
         started.append(
             subprocess.Popen(
-                [sys.executable, __file__, "--as-rank", json.dumps(group)],
+                [sys.executable, __file__, "--as-rank", json.dumps(case)],
                 env={**os.environ, **{name: str(value) for name, value in environment.items()}},
                 stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
                 stderr=subprocess.DEVNULL if rank else None,
                 text=True,
             )
         )
-    assert started[0].stdout is not None
-    yield from map(json.loads, started[0].stdout)
+    said, _ = started[0].communicate()
     if any(process.wait() for process in started):
         sys.exit("a rank failed")
+    return json.loads(said)  # type: ignore[no-any-return]
 
 
 def measured_on_cpu(only: str) -> list[dict[str, Any]]:
     """A row of each case whose name has `only`."""
     rows = []
-    chosen = [case for case in cases() if only in name_of(case)]
-    for strategy, ranks in LAYOUTS:
-        group = [c for c in chosen if (c["strategy"], c["ranks"]) == (strategy, ranks)]
-        if not group:
-            continue
-        for case, found in zip(group, on_ranks(group, ranks), strict=True):
+    for case in cases():
+        if only in name_of(case):
+            found = on_ranks(case)
             rows.append({"case": name_of(case), **found, **ratios(found)})
             print(line_of(rows[-1]), file=sys.stderr, flush=True)
     return rows
@@ -124,22 +123,22 @@ def line_of(row: dict[str, Any]) -> str:
 # ---- a rank: trains, and looks at itself
 
 
-def as_rank(group: list[Case]) -> None:
-    """Measure each case in turn; rank 0 prints a line of JSON for each."""
+def as_rank(case: Case) -> None:
+    """Measure the case; rank 0 prints a line of JSON."""
     from nanogpt_dist.config import resolve
     from nanogpt_dist.distributed.world import connect
 
     give_back_memory()
-    with connect("cpu", timeout_s=120, group=group[0]["strategy"] != "single") as world:
-        for case in group:
-            settings = {name: value for name, value in case.items() if name != "ranks"}
-            config = resolve({**SHAPE, **settings})
-            train(config.model_copy(update={"n_layer": 1}), world)
-            found = {"process": grown(lambda c=config: train(c, world))}
-            found["tensors"], expected = tensors(lambda c=config: train(c, world))
-            if world.is_rank0:
-                print(json.dumps({"expected": expected, **found}), flush=True)
-        sys.stdout.flush()
+    alone = case["strategy"] == "single"
+    with connect("cpu", timeout_s=120, group=not alone) as world:
+        config = resolve({**SHAPE, **{name: case[name] for name in case if name != "ranks"}})
+        train(config.model_copy(update={"n_layer": 1}), world)
+        process, expected = grown(lambda: train(config, world))
+        found = {"expected": expected, "process": process}
+        if alone:
+            found["tensors"] = tensors(lambda: train(config, world))
+        if world.is_rank0:
+            print(json.dumps(found), flush=True)
         os._exit(0)  # without gloo's teardown
 
 
@@ -192,14 +191,14 @@ def give_back_memory() -> None:
         libc.mallopt(name, value)
 
 
-def grown(work: Any) -> int:
-    """Bytes by which this process is larger at most while at `work`."""
+def grown(work: Callable[[], int]) -> tuple[int, int]:
+    """Bytes by which this process is larger at most while at `work`, and its result."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    work()
-    return status_bytes("VmHWM") - before
+    result = work()
+    return status_bytes("VmHWM") - before, result
 
 
 def status_bytes(name: str) -> int:
@@ -208,19 +207,19 @@ def status_bytes(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def tensors(work: Any) -> tuple[int, int]:
-    """Bytes that torch's CPU allocator has given out at most while at `work`, and its result."""
+def tensors(work: Callable[[], int]) -> int:
+    """Bytes that torch's CPU allocator has given out at most while at `work`."""
     from torch.profiler import ProfilerActivity, profile
 
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as made:
-        result = work()
+        work()
     now = most = 0
     for event in made.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)
-    return most, result
+    return most
 
 
 # ---- torch's tracker, on shapes alone
@@ -330,11 +329,10 @@ def tracked(settings: dict[str, Any], strategy: str, ranks: int) -> dict[str, in
 def flash_attention(
     q: Any, k: Any, v: Any, mask: Any, dropout_p: float = 0.0, window: int | None = None
 ) -> Any:
-    """CUDA's flash kernel, of which here only the shapes are there."""
+    """CUDA's flash kernel, of which only the shapes are there: with a window they are the same."""
     import torch
 
     assert mask is None
-    assert window is None
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, True)[0]
 
 

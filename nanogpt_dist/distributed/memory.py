@@ -169,7 +169,10 @@ def _options_bytes(config: ModelConfig, how: Pass) -> int:
         kept += low * (C + KD) + low * C
     if config.qk_norm:
         kept += 4 * (config.n_head + config.kv_heads)
-        kept += 0 if how.compiled else FP32 * (C + KD)  # what is normed, in float32
+        # what is normed, in float32, and what the norm gives, which autocast makes low
+        kept += 0 if how.compiled else FP32 * (C + KD) * (2 if low < FP32 else 1)
+    if config.norm == "rmsnorm" and config.norm_weights and not how.compiled:
+        kept += 2 * FP32 * C  # of both norms, what the weight is multiplied with
     if config.mlp == "swiglu" and not how.compiled:
         kept += low * config.mlp_width  # of the gate
     if config.dropout:
@@ -221,13 +224,14 @@ def temporary_bytes(config: TrainConfig, how: Pass) -> int:
     again = block_bytes(config, plain) - block_bytes(config, how)
     if how.activation_checkpointing == "selective" and not how.compiled:
         again += low * config.n_embd  # what is kept of the narrow product is of no use
-    made = tokens * (low * _wide(config) + again) + low * config.n_embd * _wide(config)
+    made = tokens * (low * _wide(config) + again)
     P = count_parameters(config)
-    if again and how.whole and low < FP32:
+    if not how.whole:
+        # its gradients; the next block, gathered; the last one's gradients, which are reduced
+        return made + (2 * low + FP32) * P.block
+    if again and low < FP32:
         made += low * P.matrices
-    if not how.whole:  # the next block, gathered, and in float32 what two blocks' gradients sum up
-        made += (low + 2 * FP32) * P.block
-    return made
+    return made + low * config.n_embd * _wide(config)
 
 
 def forward_bytes(config: TrainConfig, how: Pass) -> int:
@@ -305,9 +309,13 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     top = replace(top, temporary=temporary_bytes(config, how))
     head, block = head_bytes(config, how), top.temporary
     top = replace(top, head=head, temporary=max(0, block - head))
-    last = replace(states, temporary=_end_bytes(config, how, gradients > 0, mine) + block)
     before = replace(top, head=0, temporary=forward_bytes(config, how))
-    moments = [before, top, last, _evaluation(config, how, states)]
+    moments = [before, top, _evaluation(config, how, states)]
+    if how.whole:
+        ends = _end_bytes(config, how, gradients > 0)
+        moments.append(replace(states, temporary=ends + block))
+    else:
+        moments += _sharded_ends(config, how, states, block)
     if how.whole and not how.compiled:
         moments.append(replace(states, temporary=_table_bytes(config, how, gradients > 0)))
     if config.optimizer == "adamw" and config.cautious_weight_decay:
@@ -343,18 +351,42 @@ def _muon_step(config: TrainConfig, how: Pass, states: Usage, mine: int, ranks: 
     return replace(states, gradients=max(states.gradients, FP32 * mine), temporary=low * made)
 
 
-def _end_bytes(config: TrainConfig, how: Pass, added: bool, mine: int) -> int:
+def _end_bytes(config: TrainConfig, how: Pass, added: bool) -> int:
     """Bytes of the gradients that are there, beside those of earlier passes, at the first block.
 
-    added: each is added to an earlier one. mine: parameters that the rank holds. A compiled
-    backward pass gives all gradients together, at its end.
+    added: each is added to an earlier one. A compiled backward pass gives all gradients together,
+    at its end.
     """
     P = count_parameters(config)
-    if not how.whole:
-        return FP32 * mine
     if how.compiled:
         return FP32 * P.total
     return 0 if added else FP32 * (P.total - P.matrices)
+
+
+def _sharded_ends(config: TrainConfig, how: Pass, states: Usage, block: int) -> list[Usage]:
+    """fsdp's backward pass at its second block, and at its end: the blocks' gradients are reduced.
+
+    block: temporary_bytes(). What a rank keeps of them is its share; the root's are whole.
+    """
+    assert config.vocab_size is not None
+    P = count_parameters(config)
+    table = how.low * config.vocab_size * config.n_embd  # gradient of the head
+    whole = 0 if states.gradients == 0 else FP32  # of earlier micro-batches, while not reduced
+    reduced = FP32 * (P.total - P.root) // how.shard
+    second = replace(
+        states,
+        gradients=whole * (P.root + 2 * P.block),
+        temporary=max(0, reduced - 2 * FP32 * P.block // how.shard) + table + block,
+    )
+    # In float32 what is reduced, gloo's copy of it, and the share that comes of it
+    copies = 1 if how.cuda else 2
+    reducing = replace(
+        states,
+        gradients=0,
+        gathered=0,
+        temporary=reduced + FP32 * (copies * P.root + P.root // how.shard),
+    )
+    return [second, reducing]
 
 
 def _table_bytes(config: TrainConfig, how: Pass, added: bool) -> int:

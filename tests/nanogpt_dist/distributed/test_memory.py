@@ -39,12 +39,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"smear": True},
     {"bigram_rows": 100_000},
     {"value_embeddings": True, "n_kv_head": 3},
+    {"norm": "rmsnorm"},
+    {"qk_norm": True},
     {"tied_head": False},
 ]
 COMPILED_OPTIONS: list[dict[str, Any]] = [
     *OPTIONS[:-1],
-    {"norm": "rmsnorm"},
-    {"qk_norm": True},
     {"dropout": 0.1},
     {"rotary": True, "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "n_kv_head": 3},
 ]
