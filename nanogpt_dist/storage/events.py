@@ -3,11 +3,10 @@
 {"time": 1764450000.0, "event": "save", "step": 1000, "seconds": 0.8, "bytes": 22085632}
 
 Events: start, resume, save, skip, out_of_memory, straggler, stop, done, fail. Nobody resumes by
-them: a line that cannot be written is left out.
+them: a line that cannot be written is left out. inspect/run_record.py reads them.
 """
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,3 @@ def note_event(run: Path, event: str, step: int, **more: Any) -> None:
     line = to_json({"time": round(time.time(), 3), "event": event, "step": step, **more})
     with contextlib.suppress(OSError):
         append_lines(run / EVENTS, [line])
-
-
-def read_events(run: Path) -> list[dict[str, Any]]:
-    """The events of `run`, the oldest first; what cannot be read is left out."""
-    try:
-        lines = (run / EVENTS).read_bytes().splitlines()
-    except OSError:
-        return []
-    events = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            event = json.loads(line)
-            if isinstance(event, dict) and {"time", "event", "step"} <= event.keys():
-                events.append(event)
-    return events

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.events import note_event, read_events
+from nanogpt_dist.storage.events import note_event
 from tests.conftest import CLONE, TINY, Run, command
-from tests.nanogpt_dist.small import go, tiny
+from tests.nanogpt_dist.small import events_of, go, tiny
 
 TERMINAL = {"COLUMNS": "100", "LINES": "30", "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
 AGE = re.compile(r", \d+s ago *")
@@ -323,7 +323,7 @@ def test_live_ranks_are_watched_and_a_killed_one_is_seen(corpus: Path, tmp_path:
         os.kill(pid, signal.SIGKILL)  # rank 0: it says nothing any more
         wait(lambda: figures(run)[0]["verdict"] != "running")
         assert figures(run)[0]["verdict"] in ("killed", "failed")
-    assert read_events(run)[0]["event"] == "start"
+    assert events_of(run)[0]["event"] == "start"
 
 
 def test_a_run_that_stops_while_it_is_watched_ends_the_watching(

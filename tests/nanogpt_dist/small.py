@@ -9,7 +9,9 @@ import torch
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.world import World
+from nanogpt_dist.inspect.run_record import JsonLines
 from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.storage.events import EVENTS
 from nanogpt_dist.training.loop import Result, train
 from tests.conftest import TINY
 
@@ -70,6 +72,11 @@ def go(
 
 def records(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    """What its events.jsonl holds, torn lines left out."""
+    return JsonLines(run / EVENTS).read()
 
 
 def weights_sha256(run: Path, step: int = STEPS) -> str:

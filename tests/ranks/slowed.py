@@ -11,10 +11,9 @@ from typing import Any
 from nanogpt_dist import api
 from nanogpt_dist.data.batches import Batches
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.storage.events import read_events
 from nanogpt_dist.training import stragglers
 from nanogpt_dist.training.loop import train
-from tests.nanogpt_dist.small import tiny
+from tests.nanogpt_dist.small import events_of, tiny
 
 STEPS = 600
 PAUSES = """
@@ -44,7 +43,7 @@ def slow(how: str) -> None:
 
 
 def stop_once_told(run: Path, stop: StopRequest) -> None:
-    while not any(event["event"] == "straggler" for event in read_events(run)):
+    while not any(event["event"] == "straggler" for event in events_of(run)):
         time.sleep(0.1)
     stop.ask()
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from nanogpt_dist.storage.events import EVENTS, note_event, read_events
+from nanogpt_dist.storage.events import EVENTS, note_event
+from tests.nanogpt_dist.small import events_of
 
 
 def test_events_are_read_in_order_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
@@ -11,7 +12,7 @@ def test_events_are_read_in_order_and_a_torn_line_is_left_out(tmp_path: Path) ->
     note_event(tmp_path, "save", 100, seconds=0.5)
     with (tmp_path / EVENTS).open("ab") as file:
         file.write(b'[1]\n{"time": 1, "event": "sa')
-    events = read_events(tmp_path)
+    events = events_of(tmp_path)
     assert [(event["event"], event["step"]) for event in events] == [("start", 0), ("save", 100)]
     assert events[1]["seconds"] == 0.5
     assert events[0]["time"] <= events[1]["time"]
@@ -23,7 +24,7 @@ def test_an_event_after_a_torn_line_is_read(tmp_path: Path) -> None:
         file.write(b'{"time": 1, "event": "sa')
     note_event(tmp_path, "stop", 7)
     note_event(tmp_path, "done", 8)
-    assert [event["event"] for event in read_events(tmp_path)] == ["start", "stop", "done"]
+    assert [event["event"] for event in events_of(tmp_path)] == ["start", "stop", "done"]
     assert b"\n\n" not in (tmp_path / EVENTS).read_bytes()
 
 
@@ -34,4 +35,4 @@ def test_a_number_that_json_does_not_have_becomes_null(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
     note_event(tmp_path / "gone", "save", 1)
-    assert read_events(tmp_path / "gone") == []
+    assert events_of(tmp_path / "gone") == []

@@ -22,12 +22,12 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import MAX_LINE, NanogptError, OutOfMemoryError, StoppedError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage import RunLock
-from nanogpt_dist.storage.events import read_events
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
 from nanogpt_dist.training.out_of_memory import OutOfMemory
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import CLONE
+from tests.nanogpt_dist.small import events_of
 
 # Logits are nearly all that it takes: 2 MiB a sequence, and as much again three times.
 WIDE_HEAD = ["--n-layer", "1", "--n-head", "1", "--n-embd", "32", "--block-size", "32"]
@@ -103,7 +103,7 @@ def test_a_rank_that_is_short_takes_all_of_them_to_the_same_smaller_layout(
     assert sizes == sorted(sizes, reverse=True)
     assert 1 < len(sizes) == len(set(sizes))
     assert layout_of(run)["batch_size"] == sizes[-1]
-    events = [event for event in read_events(run) if event["event"] == "out_of_memory"]
+    events = [event for event in events_of(run) if event["event"] == "out_of_memory"]
     assert [event["auto_layout"]["batch_size"] for event in events] == sizes[1:]
     assert done.stderr.count("warning: out of memory") == len(sizes) - 1  # told once each
 
@@ -201,7 +201,7 @@ def test_a_resumed_run_keeps_the_layout_and_so_its_bits(
     train("halves", 2, fits=2, **auto)
     assert train("halves", 4, fits=10**6, **auto) == whole  # where more would fit by now
     assert layout_of(tmp_path / "halves")["batch_size"] == 2
-    events = [(event["event"], event["step"]) for event in read_events(tmp_path / "halves")]
+    events = [(event["event"], event["step"]) for event in events_of(tmp_path / "halves")]
     assert events.count(("out_of_memory", 0)) == 3
     assert "fail" not in dict(events)  # it goes on
     assert train("chosen anew", 4, fits=10**6, **auto) != whole  # or nothing was compared
@@ -240,7 +240,7 @@ def test_a_fresh_run_goes_on_from_what_it_has_saved_itself(
     settings = {**SMALL, "dataset": corpus, "out_dir": tmp_path, "auto_batch_size": True}
     assert ng.train("gpt2-124m", fresh=True, max_iters=4, **settings).step == 4
     assert layout_of(tmp_path)["batch_size"] == 2
-    events = [(one["event"], one.get("step")) for one in read_events(tmp_path)]
+    events = [(one["event"], one.get("step")) for one in events_of(tmp_path)]
     assert ("resume", 2) in events
     assert len(given_back) == [name for name, _ in events].count("out_of_memory") > 0
     # a process that has started itself again has the same command line
@@ -269,7 +269,7 @@ def test_a_stop_that_was_asked_for_is_not_forgotten(
         ng.train("gpt2-124m", max_iters=4, stop=stop, **settings)
     assert status_of(tmp_path) == ("stopped", 2)
     assert layout_of(tmp_path)["batch_size"] == 8
-    assert [event["event"] for event in read_events(tmp_path)][-2:] == ["out_of_memory", "stop"]
+    assert [event["event"] for event in events_of(tmp_path)][-2:] == ["out_of_memory", "stop"]
     assert ng.train("gpt2-124m", max_iters=4, **settings).step == 4
 
 
@@ -303,7 +303,7 @@ def test_smaller_micro_batches_come_first_then_checkpointing_then_the_end(
     short[0] = 0
     with pytest.raises(OutOfMemoryError, match=r"take a smaller model, or a shorter --block-size$"):
         ng.train("gpt2-124m", dataset=corpus, out_dir=tmp_path, **SMALL, auto_batch_size=True)
-    tried = [event["auto_layout"] for event in read_events(tmp_path) if "auto_layout" in event]
+    tried = [event["auto_layout"] for event in events_of(tmp_path) if "auto_layout" in event]
     steps = [(one["activation_checkpointing"], one["batch_size"]) for one in tried]
     assert steps[:4] == [("none", 8), ("none", 4), ("none", 2), ("none", 1)]
     assert all(mode != "none" for mode, _ in steps[4:])

@@ -15,11 +15,10 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import load_state
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.storage.events import read_events
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from nanogpt_dist.training.saver import Saver
 from nanogpt_dist.training.step import TrainStep
-from tests.nanogpt_dist.small import go, records, tiny
+from tests.nanogpt_dist.small import events_of, go, records, tiny
 
 
 def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_kept(
@@ -143,7 +142,7 @@ def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
 def test_a_size_that_cannot_be_read_is_null_in_the_event(tmp_path: Path) -> None:
     saver: Any = SimpleNamespace(run=SimpleNamespace(path=tmp_path))
     Saver._note_save(saver, 4, tmp_path / "gone", 0.5)
-    [event] = read_events(tmp_path)
+    [event] = events_of(tmp_path)
     assert (event["event"], event["step"], event["bytes"]) == ("save", 4, None)
 
 

@@ -18,14 +18,13 @@ from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.inspect.run_record import read_run
 from nanogpt_dist.inspect.standing import standing
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.storage.events import read_events
 from nanogpt_dist.training import saver as saver_module
 from nanogpt_dist.training import step as step_module
 from nanogpt_dist.training.gpu_sensors import GpuSensors
 from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.telemetry import shares
 from tests.conftest import in_ranks
-from tests.nanogpt_dist.small import ONE, go, records, tiny
+from tests.nanogpt_dist.small import ONE, events_of, go, records, tiny
 
 KEYS = {
     *("time", "interval_s", "data_s", "communication_s", "save_s", "eval_s"),
@@ -124,7 +123,7 @@ def test_a_rank_that_is_slowed_is_named(
 ) -> None:
     run = tmp_path / "a"
     told = in_ranks("slowed", 2, strategy, how, corpus, run)
-    (event,) = [event for event in read_events(run) if event["event"] == "straggler"]
+    (event,) = [event for event in events_of(run) if event["event"] == "straggler"]
     assert event["rank"] == 1
     assert event["host"] == os.uname().nodename
     assert event["factor"] > 1.2
@@ -140,7 +139,7 @@ def test_a_rank_that_is_slowed_is_named(
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_equal_ranks_are_no_stragglers(corpus: Path, tmp_path: Path, strategy: str) -> None:
     assert "the others wait" not in in_ranks("slowed", 2, strategy, "equal", corpus, tmp_path / "a")
-    assert [event["event"] for event in read_events(tmp_path / "a")] == ["start", "save", "done"]
+    assert [event["event"] for event in events_of(tmp_path / "a")] == ["start", "save", "done"]
 
 
 def test_events_tell_the_story_of_a_run(corpus: Path, tmp_path: Path) -> None:
@@ -150,17 +149,17 @@ def test_events_tell_the_story_of_a_run(corpus: Path, tmp_path: Path) -> None:
     go(config)
     go(config.model_copy(update={"max_iters": 12}))
     go(config.model_copy(update={"max_iters": 12}))  # is finished: no more of it
-    told = [(event["event"], event["step"]) for event in read_events(run)]
+    told = [(event["event"], event["step"]) for event in events_of(run)]
     first = [("start", 0), ("save", 4), ("save", 8), ("done", 8)]
     assert told == [*first, ("resume", 8), ("save", 12), ("done", 12)]
-    saved = read_events(run)[-2]
+    saved = events_of(run)[-2]
     folder = run / "checkpoints" / "step-00000012"
     assert saved["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
     assert saved["seconds"] > 0
     stop.ask()
     with pytest.raises(StoppedError):
         go(config.model_copy(update={"max_iters": 16}), stop=stop)
-    assert read_events(run)[-1]["event"] == "stop"
+    assert events_of(run)[-1]["event"] == "stop"
 
 
 def test_a_failure_is_an_event_once_and_a_skipped_step_is_one(
@@ -171,7 +170,7 @@ def test_a_failure_is_an_event_once_and_a_skipped_step_is_one(
     monkeypatch.setattr(step_module.TrainStep, "_clip_gradient", lambda _: torch.tensor(torch.nan))
     with pytest.raises(ConfigError, match="no finite gradient"):
         go(tiny(corpus, tmp_path / "a"))
-    events = read_events(tmp_path / "a")
+    events = events_of(tmp_path / "a")
     assert [(event["event"], event["step"]) for event in events[:-1]] == [
         ("start", 0),
         *(("skip", step) for step in (1, 2, 3)),
@@ -193,7 +192,7 @@ def test_a_failed_save_is_no_event_of_a_save(
     monkeypatch.setattr(saver_module.checkpoint, "save", full)
     with pytest.raises(StorageError):
         go(tiny(corpus, tmp_path / "a"))
-    assert [event["event"] for event in read_events(tmp_path / "a")] == ["start", "fail"]
+    assert [event["event"] for event in events_of(tmp_path / "a")] == ["start", "fail"]
 
 
 def test_sensors_are_read_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
