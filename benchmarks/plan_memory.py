@@ -302,6 +302,10 @@ def tracked(settings: dict[str, Any], strategy: str, ranks: int) -> dict[str, in
             for _, group in _groups(model):
                 share_out(group)
         optimizer = make_optimizer(model, config, world, low)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # DTensor makes each operator once on fakes of whole tensors: no memory
+        optimizer.zero_grad(set_to_none=True)
         ids = torch.zeros(B, T, dtype=torch.int64)
         tracker = MemTracker() if whole else FSDPMemTracker(model, optimizer)
         if whole:

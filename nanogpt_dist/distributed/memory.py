@@ -171,8 +171,9 @@ def _options_bytes(config: ModelConfig, how: Pass) -> int:
         kept += 4 * (config.n_head + config.kv_heads)
         # what is normed, in float32, and what the norm gives, which autocast makes low
         kept += 0 if how.compiled else FP32 * (C + KD) * (2 if low < FP32 else 1)
-    if config.norm == "rmsnorm" and config.norm_weights and not how.compiled:
-        kept += 2 * FP32 * C  # of both norms, what the weight is multiplied with
+    if config.norm == "rmsnorm" and not how.compiled:
+        kept += 2 * FP32 * C if config.norm_weights else 0  # what the weights are multiplied with
+        kept += 0 if _stream(how) == FP32 else FP32 * C  # what they read, in float32
     if config.mlp == "swiglu" and not how.compiled:
         kept += low * config.mlp_width  # of the gate
     if config.dropout:
@@ -227,8 +228,8 @@ def temporary_bytes(config: TrainConfig, how: Pass) -> int:
     made = tokens * (low * _wide(config) + again)
     P = count_parameters(config)
     if not how.whole:
-        # its gradients; the next block, gathered; the last one's gradients, which are reduced
-        return made + (2 * low + FP32) * P.block
+        # its gradients, and the last one's, which are reduced; gathered_bytes() has the next block
+        return made + low * P.block + FP32 * _padded_block(config, how)
     if again and low < FP32:
         made += low * P.matrices
     return made + low * config.n_embd * _wide(config)
@@ -288,9 +289,19 @@ def gathered_bytes(config: TrainConfig, how: Pass) -> int:
     """Bytes of fsdp's gathered weights: the root's, and a block's with its buffer, or all."""
     if how.whole:
         return 0
-    P = count_parameters(config)
-    weights = P.root + P.block if config.reshard_after_forward else P.total
-    return how.low * (weights + P.block)
+    P, block = count_parameters(config), _padded_block(config, how)
+    weights = P.root + block if config.reshard_after_forward else P.total
+    return how.low * (weights + block)
+
+
+def _padded_block(config: TrainConfig, how: Pass) -> int:
+    """Elements of the largest block's tensors as fsdp exchanges them: each rank as many rows.
+
+    Of 1,600 rows each of 1,024 ranks has two, which makes 2,048.
+    """
+    P, C, S = count_parameters(config), config.n_embd, how.shard
+    shapes = [(_qkv(config), C), (C, C), (_wide(config), C), (C, config.mlp_width)]
+    return P.block - P.matrices + sum(-(-rows // S) * S * columns for rows, columns in shapes)
 
 
 def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:

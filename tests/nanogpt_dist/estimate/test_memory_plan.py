@@ -125,7 +125,7 @@ def test_what_an_alternative_says_to_type_makes_it(
         assert min(way.parts.values()) >= 0
         assert way.fits == (way.room >= 0)
         assert way.micro_batches * way.layout.batch_size * ranks == config.global_batch_size
-    way = data.draw(st.sampled_from(ways))
+    way = data.draw(st.sampled_from([way for way in ways if way.flags]))  # "": chosen for this card
     made = best(typed(config, way.flags), 10**15, ranks, each)
     assert made.layout == way.layout, way.flags
     found = best(config, card * GB, ranks, each)
