@@ -15,8 +15,8 @@ quickstart: $(STAMP)  ## the whole line on an embedded corpus: prepare, train on
 test: $(STAMP)   ## all tests but the longest, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-thorough: $(STAMP)  ## the longest tests
-	$(BIN)/python -m pytest -m thorough
+thorough: $(STAMP)  ## the longest tests, two files at a time
+	$(BIN)/python -m pytest -m thorough --numprocesses 2 --dist loadfile
 
 setup: $(STAMP)  ## .venv with the toolkit (editable) and its development tools
 

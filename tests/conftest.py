@@ -1,5 +1,7 @@
 """What several tests share: a small prepared corpus, and the command run as a user runs it."""
 
+import atexit
+import functools
 import hashlib
 import json
 import os
@@ -7,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ from nanogpt_dist.signals import SIGNALS
 
 if TYPE_CHECKING:
     from nanogpt_dist.data import Manifest
-    from tests.fakecuda.server import Server
+    from tests.fork_server import Server
 
 CLONE = Path(__file__).resolve().parents[1]
 SHARED = CLONE.parent / "shared"  # corpora and vocabularies that stand beside the clone, if they do
@@ -62,41 +65,31 @@ TINY = [
 ]
 
 
+TORCHRUN = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node"]
+
+
 def command(*arguments: object, ranks: int = 0) -> list[str]:
     """The command line of `nanogpt ARGUMENTS`, with ranks under torchrun."""
-    torchrun = [
-        *(
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr",
-            "127.0.0.1",
-            "--nproc-per-node",
-        ),
-        str(ranks),
-    ]
-    return [
-        sys.executable,
-        *(torchrun if ranks else []),
-        str(CLONE / "nanogpt"),
-        *map(str, arguments),
-    ]
+    torchrun = ["-m", "torch.distributed.run", *TORCHRUN, str(ranks)] if ranks else []
+    return [sys.executable, *torchrun, str(CLONE / "nanogpt"), *map(str, arguments)]
+
+
+@functools.cache
+def fork_server() -> "Server":
+    """Runs commands, each in a fork of a process that has loaded all it needs."""
+    from tests.fork_server import Server
+
+    folder = tempfile.TemporaryDirectory()
+    server = Server(lambda **_: {}, Path(folder.name))
+    atexit.register(folder.cleanup)
+    atexit.register(server.close)
+    return server
 
 
 def in_ranks(script: str, ranks: int, *arguments: object) -> str:
     """Run tests/ranks/SCRIPT.py under torchrun to a good end; what it wrote to standard error."""
-    line = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-    ]
-    line += ["--nproc-per-node", str(ranks), "-m", f"tests.ranks.{script}", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=CLONE)
-    assert done.returncode == 0, done.stderr[:6000]
-    return done.stderr
+    line = [*TORCHRUN, str(ranks), "-m", f"tests.ranks.{script}", *arguments]
+    return fork_server().run(*line, folder=CLONE, torchrun=True).stderr
 
 
 def start_ranks(script: str, ranks: int, *arguments: object) -> list["subprocess.Popen[str]"]:
@@ -144,15 +137,21 @@ def completed(
 @pytest.fixture
 def nanogpt(tmp_path: Path) -> Run:
     """Run `nanogpt ARGUMENTS` in an empty folder of its own; ranks=N: under torchrun; code=C: what
-    it must return.
+    it must return. It is forked, or torchrun is, which saves loading torch; fork=False: as typed.
     """
 
     def run(
         *arguments: object,
         ranks: int = 0,
         code: int | None = 0,
+        fork: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        return completed(*arguments, ranks=ranks, code=code, folder=tmp_path)
+        if not fork:
+            return completed(*arguments, ranks=ranks, code=code, folder=tmp_path)
+        given = [*TORCHRUN, ranks, CLONE / "nanogpt", *arguments] if ranks else arguments
+        done = fork_server().run(*given, folder=tmp_path, code=code, torchrun=bool(ranks))
+        line = list(map(str, arguments))
+        return subprocess.CompletedProcess(line, done.code, done.stdout, done.stderr)
 
     return run
 
@@ -188,7 +187,7 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator["Server"]:
     """Runs commands on the fake GPU, each in a fork of a process that has loaded all it needs."""
-    from tests.fakecuda.server import Server
+    from tests.fork_server import Server
 
     server = Server(fake_gpu, tmp_path_factory.mktemp("commands"))
     yield server

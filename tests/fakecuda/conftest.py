@@ -1,20 +1,12 @@
 """Commands on the fake GPU and beside it, and a small corpus of many documents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import build, write_jsonl
-from tests.fakecuda.server import Done, Server
-
-
-@pytest.fixture(scope="session")
-def cpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `server`, where there is no GPU: what the fake one is compared with."""
-    server = Server(lambda **_: {}, tmp_path_factory.mktemp("commands_on_cpu"))
-    yield server
-    server.close()
+from tests.fork_server import Done, Server
 
 
 @pytest.fixture

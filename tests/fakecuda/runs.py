@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fakecuda.record import Happening
-from tests.fakecuda.server import Done
+from tests.fork_server import Done
 
 SIZE = ["--n-layer", 2, "--n-head", 2, "--n-embd", 32, "--block-size", 32]
 SIZE += ["--vocab-size", 320]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakecuda.runs import SIZE
-from tests.fakecuda.server import Done
+from tests.fork_server import Done
 
 Gpu = Callable[..., Done]
 BATCH = ["--batch-size", 2, "--gradient-accumulation-steps", 4]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakecuda import branches
 from tests.fakecuda.runs import BATCH, SIZE, TRAIN
-from tests.fakecuda.server import Server
+from tests.fork_server import Server
 
 # Compiled code is Dynamo's, not the line that a trace sees.
 STEPS = [*TRAIN, "--dataset", "DATA", "--max-iters", 3, "--eval-interval", 2, "--no-compile"]

@@ -10,7 +10,7 @@ import torch
 from nanogpt_dist.config import resolve
 from nanogpt_dist.distributed.layout import Memory, Site, choose_layout
 from tests.fakecuda.runs import TRAIN
-from tests.fakecuda.server import Done
+from tests.fork_server import Done
 
 CARD = Memory(80 * 10**9, None, 1, "cuda")
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 2048}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakecuda.runs import TRAIN
-from tests.fakecuda.server import Done
+from tests.fork_server import Done
 
 Gpu = Callable[..., Done]
 A100 = {"name": "NVIDIA A100-SXM4-80GB", "capability": "8.0"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import completed
+from tests.conftest import completed, fork_server
 from tests.fakecuda.record import read
 from tests.fakecuda.runs import (
     STEPS,
@@ -19,7 +19,7 @@ from tests.fakecuda.runs import (
     uploads,
     waits,
 )
-from tests.fakecuda.server import Done, Server
+from tests.fork_server import Done, Server
 
 Gpu = Callable[..., Done]
 FP32 = ["--dtype", "float32"]
@@ -35,8 +35,8 @@ LONG_FSDP = pytest.param("fsdp", marks=pytest.mark.thorough)
 class Trainings:
     """Each training once, however many tests look at it."""
 
-    def __init__(self, server: Server, cpu_server: Server, corpus: Path, folder: Path) -> None:
-        self.servers = {"cuda": server, "cpu": cpu_server}
+    def __init__(self, server: Server, corpus: Path, folder: Path) -> None:
+        self.servers = {"cuda": server, "cpu": fork_server()}
         self.corpus, self.folder = corpus, folder
         self.done: dict[str, Done] = {}
 
@@ -55,11 +55,10 @@ class Trainings:
 @pytest.fixture(scope="module")
 def trainings(
     server: Server,
-    cpu_server: Server,
     corpus: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trainings:
-    return Trainings(server, cpu_server, corpus, tmp_path_factory.mktemp("trainings"))
+    return Trainings(server, corpus, tmp_path_factory.mktemp("trainings"))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -183,14 +182,13 @@ def test_activation_checkpointing_changes_no_bit(
 
 def test_intra_document_is_flex_attention(
     server: Server,
-    cpu_server: Server,
     short_documents: Path,
     tmp_path: Path,
 ) -> None:
     line = [*TRAIN, *FP32, "--dataset", short_documents, "--intra-document", "--rotary"]
     gpu = ["--device", "cuda", "--out-dir", "gpu"]
     done = server.run(*line, *gpu, folder=tmp_path)
-    cpu_server.run(*line, "--device", "cpu", "--out-dir", "cpu", folder=tmp_path)
+    fork_server().run(*line, "--device", "cpu", "--out-dir", "cpu", folder=tmp_path)
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), abs=1e-5)
     # beside the step's own copy: -inf, which FlexAttention as plain operators makes on the host
     assert {up.bytes for up in uploads(plain_steps(done)[0]) if not up.pinned} == {4}
@@ -204,14 +202,13 @@ def test_intra_document_is_flex_attention(
 def test_windows_are_flex_attention(
     more: list[str],
     server: Server,
-    cpu_server: Server,
     short_documents: Path,
     tmp_path: Path,
 ) -> None:
     windows = ["--sliding-window", "5", "--window-pattern", "S", *more]
     line = [*TRAIN, *FP32, "--dataset", short_documents, "--rotary", *windows]
     server.run(*line, "--device", "cuda", "--out-dir", "gpu", folder=tmp_path)
-    cpu_server.run(*line, "--device", "cpu", "--out-dir", "cpu", folder=tmp_path)
+    fork_server().run(*line, "--device", "cpu", "--out-dir", "cpu", folder=tmp_path)
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), abs=1e-5)
 
 

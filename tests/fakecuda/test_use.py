@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import fork_server
 from tests.fakecuda.runs import TRAIN
-from tests.fakecuda.server import Done, Server
+from tests.fork_server import Done, Server
 
 Use = Callable[..., Done]
 
@@ -16,7 +17,6 @@ Use = Callable[..., Done]
 @pytest.fixture
 def both(
     server: Server,
-    cpu_server: Server,
     trained: Path,
     tmp_path: Path,
 ) -> Callable[..., tuple[Done, Done]]:
@@ -26,7 +26,7 @@ def both(
         line = [command, trained, *arguments]
         return (
             server.run(*line, "--device", "cuda", folder=tmp_path, ranks=ranks),
-            cpu_server.run(*line, "--device", "cpu", folder=tmp_path),
+            fork_server().run(*line, "--device", "cpu", folder=tmp_path),
         )
 
     return run
@@ -107,7 +107,6 @@ def test_tasks_and_texts_are_the_cpus(both: Use, tmp_path: Path) -> None:
 
 def test_what_fsdp_saved_is_evaluated(
     server: Server,
-    cpu_server: Server,
     corpus: Path,
     tmp_path: Path,
 ) -> None:
@@ -115,7 +114,7 @@ def test_what_fsdp_saved_is_evaluated(
     line = [*TRAIN, "--dataset", corpus, "--dtype", "float32", "--out-dir", "run"]
     server.run(*line, "--device", "cuda", "--strategy", "fsdp", folder=tmp_path, ranks=2)
     found = []
-    for place, device in ((server, "cuda"), (cpu_server, "cpu")):
+    for place, device in ((server, "cuda"), (fork_server(), "cpu")):
         asked = ["eval", "run", "--device", device, "--dtype", "float32", "--json"]
         found.append(figures(place.run(*asked, folder=tmp_path)))
     assert found[0] == pytest.approx(found[1], abs=1e-5)

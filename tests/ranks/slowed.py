@@ -55,7 +55,7 @@ def main(strategy: str, how: str, data: str, run: str) -> None:
     stop = StopRequest()
     told = threading.Thread(target=stop_once_told, args=(Path(run), stop), daemon=True)
     with api.connected(config, stop) as world:
-        if world.rank == 1 and how != "equal":
+        if world.rank == 1:
             slow(how)
         if world.rank == 0:
             told.start()

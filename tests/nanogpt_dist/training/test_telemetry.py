@@ -135,13 +135,6 @@ def test_a_rank_that_is_slowed_is_named(
         assert lines[-1]["data_s"] > lines[-1]["interval_s"] / 4
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_equal_ranks_are_no_stragglers(corpus: Path, tmp_path: Path, strategy: str) -> None:
-    assert "the others wait" not in in_ranks("slowed", 2, strategy, "equal", corpus, tmp_path / "a")
-    assert [event["event"] for event in events_of(tmp_path / "a")] == ["start", "save", "done"]
-
-
 def test_events_tell_the_story_of_a_run(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "a"
     stop = StopRequest()

@@ -1,8 +1,10 @@
-"""Many commands on the fake GPU in little time: a process that has loaded all of it, and forks.
+"""Many commands in little time: a process that has loaded torch and the program, and forks.
 
-To load torch and the program takes three seconds, a small training less than one. The child of a
-fork is told its arguments, environment and folder, and runs the program's own main(); several
-ranks are several children, which find what torchrun tells them in their environment.
+To load them takes three seconds, a small training less than one. The child of a fork is told its
+arguments, environment and folder, and runs the program's own main(); several ranks are several
+children, which find what torchrun tells them in their environment; or torchrun's own main() runs
+in the child, and starts them as ever. What a library reads of the environment as it is loaded is
+the server's: whoever sets that needs a process of its own.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from typing import Any
 from tests.fakecuda.record import Happening, read, steps
 
 LIMIT_S = 200
-CLONE = Path(__file__).resolve().parents[2]
+CLONE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Server:
         self.environment, self.folder = environment, folder
         self.commands = 0
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fakecuda.server"],
+            [sys.executable, "-m", "tests.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -73,11 +75,13 @@ class Server:
         ranks: int = 0,
         code: int | None = 0,
         variables: dict[str, str] | None = None,
+        torchrun: bool = False,
         **device: object,
     ) -> Done:
         """`nanogpt ARGUMENTS` in `folder`; code: what it must return, None: anything.
 
-        `-c PROGRAM` runs that in Python, as a notebook might.
+        `-c PROGRAM` runs that in Python, as a notebook might; torchrun=True: these are torchrun's
+        arguments.
 
         device: as tests/fakecuda/__init__.py lists it; variables: more of the environment.
         """
@@ -85,12 +89,13 @@ class Server:
         place = self.folder / str(self.commands)
         place.mkdir()
         record = Path(str(device.setdefault("record", place / "record.jsonl")))
-        environment = {**self.environment(**device), **(variables or {})}
+        environment = {**os.environ, **self.environment(**device), **(variables or {})}
         request = {
             "arguments": [str(each) for each in arguments],
             "folder": str(folder),
             "output": str(place),
             "ranks": ranks,
+            "torchrun": torchrun,
             "environment": environment,
         }
         assert self.process.stdin is not None
@@ -134,6 +139,7 @@ def _load() -> None:
     import torch._dynamo.backends.common
     import torch._inductor.compiler_bisector
     import torch.distributed.fsdp
+    import torch.distributed.run
     import torch.distributed.tensor
     import torch.nn.attention.flex_attention  # noqa: F401
 
@@ -192,8 +198,9 @@ def _free_port() -> int:
 
 def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
     """Run the command in this child of a fork, and end it."""
-    code: Any = 70
+    code: Any = 1 if request["torchrun"] else 70
     try:
+        os.environ.clear()
         os.environ.update(variables)
         os.chdir(request["folder"])
         for descriptor, name in ((0, os.devnull), (1, "stdout"), (2, "stderr")):
@@ -210,8 +217,13 @@ def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
             from tests.fakecuda import branches
 
             branches.watch(Path(variables["FAKECUDA_BRANCHES"]))
-        if request["arguments"][0] == "-c":
+        if request["arguments"][:1] == ["-c"]:
             exec(request["arguments"][1], {})
+            code = 0
+        elif request["torchrun"]:
+            from torch.distributed import run
+
+            run.main()
             code = 0
         else:
             from nanogpt_dist.__main__ import main
