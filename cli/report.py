@@ -33,9 +33,14 @@ def report(
 
     Curves, samples, settings, events, checkpoints. Runs that are still training can be shown.
     """
+    from nanogpt_dist.errors import StorageError
     from nanogpt_dist.storage.run_folder import OUT
 
-    written = write_page(targets, out or (targets[0] if len(targets) == 1 else OUT) / NAME)
+    place = out or (targets[0] if len(targets) == 1 else OUT) / NAME
+    try:
+        written = write_page(targets, place)
+    except StorageError as error:
+        raise error if out else StorageError(f"{error}; --out FILE writes it elsewhere") from None
     echo(f"{written} is written")
 
 

@@ -223,3 +223,14 @@ def test_the_commands_write_it(tmp_path: Path, nanogpt: Run) -> None:
     assert nanogpt("report", "out/a", "--out", "/dev/stdout").stdout.startswith("<!doctype html>")
     missing = nanogpt("report", "out/none", code=66)
     assert missing.stderr.startswith("nanogpt: error: out/none does not exist; give a run")
+
+
+def test_a_run_that_takes_no_page_says_how_to_write_it_elsewhere(
+    nanogpt: Run, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "a")
+    (tmp_path / "a" / "report.html").symlink_to("/dev/full")
+    said = nanogpt("report", "a", code=74).stderr
+    assert said.endswith("; --out FILE writes it elsewhere\n")
+    assert len(said.splitlines()) == 1
+    assert "elsewhere" not in nanogpt("report", "a", "--out", "/dev/full", code=74).stderr
