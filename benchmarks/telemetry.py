@@ -4,7 +4,8 @@
 
 Without it: OwnWork's marks, the shares and the vote's figures are left out, by the same program. A
 small model, for which it is the largest share; every step is logged. Each round is one process per
-rank that makes both kinds in turns; the figure is the median of the rounds' ratios.
+rank that makes both kinds in turns; the figure is the median of the rounds' ratios. Where others
+use the machine that is no finer than their share of it: what its own calls take is told, too.
 """
 
 import argparse
@@ -50,11 +51,13 @@ def rounds(given: argparse.Namespace) -> None:
     from nanogpt_dist.distributed.world import connect
 
     config = resolve({**SETTINGS, "strategy": given.strategy, "dataset": given.dataset})
-    ratios = []
+    ratios, own = [], []
     with connect("cpu", 600, group=True) as world:
         for i in range(given.rounds):
             kinds = (True, False) if i % 2 else (False, True)
-            took = {kind: seconds_of_a_step(config, world, kind) for kind in kinds}
+            told = {kind: seconds_of_a_step(config, world, kind) for kind in kinds}
+            took = {kind: seconds for kind, (seconds, _) in told.items()}
+            own.append(told[True][1])
             ratios.append(took[True] / took[False])
             if world.is_rank0:
                 print(
@@ -63,22 +66,41 @@ def rounds(given: argparse.Namespace) -> None:
                     flush=True,
                 )
     if world.is_rank0:
-        print(f"median ratio {statistics.median(ratios):.4f} on {world.size} ranks")
+        calls_s = statistics.median(own)
+        print(
+            f"median ratio {statistics.median(ratios):.4f} on {world.size} ranks; "
+            f"its own calls {1e6 * calls_s:.0f} µs a step, {calls_s / took[False]:.3%}"
+        )
 
 
-def seconds_of_a_step(config: Any, world: Any, telemetry: bool) -> float:
-    """The median step of a training of STEPS steps, after the first WARM ones."""
+def seconds_of_a_step(config: Any, world: Any, telemetry: bool) -> tuple[float, float]:
+    """The median step of a training of STEPS steps, after the first WARM ones; of its own calls.
+
+    But for the vote, whose wait for the other ranks is there without it.
+    """
     from nanogpt_dist.signals import StopRequest
     from nanogpt_dist.training import loop as loop_module
     from nanogpt_dist.training.telemetry import Telemetry
 
     times: list[float] = []
+    own: list[float] = []
 
     class Timed(Telemetry if telemetry else Nothing):  # type: ignore[misc]
         def vote(self, flags: list[bool], due: int | None) -> list[bool]:
             times.append(time.perf_counter())
             voted: list[bool] = super().vote(flags, due)
             return voted
+
+        def add_step(self, *given: Any) -> None:
+            own.append(-time.perf_counter())
+            super().add_step(*given)
+            own[-1] += time.perf_counter()
+
+        def interval(self, step: int) -> Any:
+            begun = time.perf_counter()
+            found = super().interval(step)
+            own[-1] += time.perf_counter() - begun
+            return found
 
     known, loop_module.Telemetry = loop_module.Telemetry, Timed  # type: ignore[misc]
     try:
@@ -89,7 +111,7 @@ def seconds_of_a_step(config: Any, world: Any, telemetry: bool) -> float:
     finally:
         loop_module.Telemetry = known  # type: ignore[misc]
     steps = [after - before for before, after in itertools.pairwise(times)]
-    return statistics.median(steps[WARM:])
+    return statistics.median(steps[WARM:]), statistics.median(own[WARM:])
 
 
 class Nothing:
