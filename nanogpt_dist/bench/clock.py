@@ -1,6 +1,7 @@
 """Clocks: seconds of named parts of the work, their spread, and a trace of it."""
 
 import contextlib
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -11,6 +12,8 @@ import torch
 
 from nanogpt_dist.devices import synchronize
 from nanogpt_dist.storage.durable import storage_errors
+
+SILENT = "6"  # above all levels of the profiler's own log
 
 
 class Phases:
@@ -47,6 +50,8 @@ def profiler(device: torch.device) -> torch.profiler.profile:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
+    else:  # where it has nothing to say but that it starts and stops
+        os.environ.setdefault("KINETO_LOG_LEVEL", SILENT)
     return torch.profiler.profile(activities=activities, acc_events=True)
 
 

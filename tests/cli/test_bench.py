@@ -30,8 +30,10 @@ KEYS = {"tokens_per_second", "ms_per_update", "mfu", "peak_tflops", "memory_byte
 
 
 def told(nanogpt: Run, *arguments: Any, **how: Any) -> dict[str, Any]:
-    found = json.loads(nanogpt("bench", *arguments, "--json", **how).stdout)
+    done = nanogpt("bench", *arguments, "--json", **how)
+    found = json.loads(done.stdout)
     assert found.keys() >= KEYS
+    assert "profiler_st" not in done.stderr, "torch's own log"
     return found
 
 
