@@ -37,8 +37,9 @@ ENOUGH_TOKENS = (4096, 2048, 1024, 0)
 ENOUGH_ON_CPU = (512, 256, 0)
 # What auto_batch_size leaves on a CPU: for what the process takes beside the tensors (threads'
 # stacks and malloc's arenas, torch's own modules, buffers of files and of gloo), and of them for
-# what malloc cannot give out again, in pieces.
-CPU_ALLOWANCE_BYTES, CPU_SLACK = 300_000_000, 0.1
+# what malloc cannot give out again, in pieces. A freed block is too small for an aligned one of its
+# size, so that the head's, where they are most of all, are there up to three times.
+CPU_ALLOWANCE_BYTES, CPU_SLACK, CPU_HEAD = 300_000_000, 0.1, 3
 # The fastest first. Selective checkpointing computes no product again; fsdp moves what ddp does
 # not, mostly while the GPU is at work; full checkpointing is another forward pass, a third more.
 BY_SPEED = (
@@ -164,7 +165,9 @@ class Site:
     def takes(self, layout: Layout) -> int:
         """Bytes that a rank is expected to take of what is free now, at most."""
         if self.memory.on_cpu:
-            return int((1 + CPU_SLACK) * peak(layout)) + CPU_ALLOWANCE_BYTES
+            assert layout.usage is not None
+            held = max((1 + CPU_SLACK) * peak(layout), CPU_HEAD * layout.usage.head)
+            return int(held) + CPU_ALLOWANCE_BYTES
         return peak(layout) - CONTEXT_BYTES  # which is not free by now
 
 

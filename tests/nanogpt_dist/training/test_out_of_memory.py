@@ -1,10 +1,13 @@
 """Out of memory: by real limits on real processes, one and two; the fall-back, and its memory."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
 from nanogpt_dist.training.out_of_memory import OutOfMemory
 from nanogpt_dist.training.step import TrainStep
-from tests.conftest import CLONE
+from tests.conftest import CLONE, command
 from tests.nanogpt_dist.small import events_of
 
 # Logits are nearly all that it takes: 2 MiB a sequence, and as much again three times.
@@ -89,6 +92,43 @@ def test_with_auto_a_training_fits_where_the_preset_does_not(corpus: Path, tmp_p
         re.MULTILINE,
     )
     assert "4,096 tokens a step" in fits.stderr  # as many as ever
+
+
+MEMORY_OF_A_GROUP = {  # by the folder of version 1 of cgroups, and of version 2
+    Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
+    Path("/sys/fs/cgroup"): "memory.max",
+}
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup whose processes may take 900 MB together: the kernel kills who takes more."""
+    for root, limit in MEMORY_OF_A_GROUP.items():
+        folder = root / f"nanogpt-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            folder.mkdir()
+            if (folder / limit).exists():
+                (folder / limit).write_text("900000000")
+                break
+            folder.rmdir()
+    else:
+        pytest.skip("needs root, and cgroups of memory that can be made")
+    yield folder
+    folder.rmdir()
+
+
+@pytest.mark.thorough
+def test_with_auto_a_training_fits_into_its_cgroup(
+    corpus: Path, tmp_path: Path, cgroup: Path
+) -> None:
+    codes = {}
+    for name, flags in (("plain", ["--batch-size", "64"]), ("auto", ["--batch-size", "auto"])):
+        flags = [*WIDE_HEAD, *flags, "--max-iters", "4", "--gradient-accumulation-steps", "16"]
+        line = command("train", "--dataset", corpus, "--out-dir", tmp_path / name, *flags)
+        enter = ["bash", "-c", f'echo $$ > {cgroup}/cgroup.procs; exec "$@"', "bash"]
+        codes[name] = subprocess.run([*enter, *line], cwd=tmp_path, timeout=300).returncode
+    assert codes == {"plain": -signal.SIGKILL, "auto": 0}
+    assert layout_of(tmp_path / "auto")["batch_size"] < 64
 
 
 def test_a_rank_that_is_short_takes_all_of_them_to_the_same_smaller_layout(
