@@ -35,6 +35,7 @@ def stranger() -> Iterator[int]:
 def test_a_busy_neighbour_is_named(stranger: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "BUSY", 0.02)  # others may leave it little
     monkeypatch.setattr(neighbours, "NAMED", 1000)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))  # more than it leaves
     [check] = [each for each in check_neighbours(Machine()) if "others take" in each.text]
     assert check.level == "warning"
     assert re.search(rf"others take .* cores: .*python\S* \({stranger}\)", check.text)

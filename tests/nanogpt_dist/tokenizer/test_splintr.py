@@ -81,7 +81,7 @@ def test_it_is_told_once(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = ["prepare", "text", "--source", "texts.jsonl", "--workers", workers]
-    told = nanogpt(*asked, "--out", "wrong").stderr
+    told = nanogpt(*asked, "--out", "wrong", fork=False).stderr
     assert told.count("unlike tiktoken, which goes on alone") == 1
     monkeypatch.delenv("PYTHONPATH")
     assert "unlike" not in nanogpt(*asked, "--out", "right").stderr

@@ -74,8 +74,8 @@ def errors_in(text: str) -> list[str]:
 
 def test_with_auto_a_training_fits_where_the_preset_does_not(corpus: Path, tmp_path: Path) -> None:
     dies = limited(corpus, tmp_path / "dies", "--max-iters", "1", LEFT="700")
+    assert dies.returncode == 70, dies.stderr
     [line] = errors_in(dies.stderr)
-    assert dies.returncode == 70
     assert line == (
         "nanogpt: error: out of memory after step 0, with micro-batches of 64; type --batch-size "
         "auto, or --batch-size 32 --gradient-accumulation-steps 4 --no-join-micro-batches"
