@@ -5,7 +5,8 @@
 Without it: OwnWork's marks, the shares and the vote's figures are left out, by the same program. A
 small model, for which it is the largest share; every step is logged. Each round is one process per
 rank that makes both kinds in turns; the figure is the median of the rounds' ratios. Where others
-use the machine that is no finer than their share of it: what its own calls take is told, too.
+use the machine that is no finer than their share of it: what its own calls take is told, too, but
+for OwnWork's marks and the vote, which waits for the other ranks in any case.
 """
 
 import argparse
@@ -51,13 +52,14 @@ def rounds(given: argparse.Namespace) -> None:
     from nanogpt_dist.distributed.world import connect
 
     config = resolve({**SETTINGS, "strategy": given.strategy, "dataset": given.dataset})
-    ratios, own = [], []
+    ratios, own, without = [], [], []
     with connect("cpu", 600, group=True) as world:
         for i in range(given.rounds):
             kinds = (True, False) if i % 2 else (False, True)
             told = {kind: seconds_of_a_step(config, world, kind) for kind in kinds}
             took = {kind: seconds for kind, (seconds, _) in told.items()}
             own.append(told[True][1])
+            without.append(took[False])
             ratios.append(took[True] / took[False])
             if world.is_rank0:
                 print(
@@ -66,18 +68,15 @@ def rounds(given: argparse.Namespace) -> None:
                     flush=True,
                 )
     if world.is_rank0:
-        calls_s = statistics.median(own)
+        calls_s, step_s = statistics.median(own), statistics.median(without)
         print(
             f"median ratio {statistics.median(ratios):.4f} on {world.size} ranks; "
-            f"its own calls {1e6 * calls_s:.0f} µs a step, {calls_s / took[False]:.3%}"
+            f"its own calls {1e6 * calls_s:.0f} µs a step, {calls_s / step_s:.3%}"
         )
 
 
 def seconds_of_a_step(config: Any, world: Any, telemetry: bool) -> tuple[float, float]:
-    """The median step of a training of STEPS steps, after the first WARM ones; of its own calls.
-
-    But for the vote, whose wait for the other ranks is there without it.
-    """
+    """Seconds of a step, and of telemetry's own calls in it: medians after the first WARM ones."""
     from nanogpt_dist.signals import StopRequest
     from nanogpt_dist.training import loop as loop_module
     from nanogpt_dist.training.telemetry import Telemetry

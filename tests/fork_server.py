@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 
 from tests.fakecuda.record import Happening, read, steps
 
-LIMIT_S = 200
+LIMIT_S = 240
 CLONE = Path(__file__).resolve().parents[1]
 
 
@@ -97,40 +98,57 @@ class Server:
             "ranks": ranks,
             "torchrun": torchrun,
             "environment": environment,
+            "number": self.commands,
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        codes = json.loads(self.process.stdout.readline())
+        codes, late = self._answer()
         done = Done(
             next((each for each in codes if each), 0),
             (place / "stdout").read_text(),
             (place / "stderr").read_text(),
             record,
         )
+        assert not late, f"{arguments} took longer than {LIMIT_S} s:\n{done.stderr[-3000:]}"
         assert code is None or done.code == code, (
             f"{arguments} returned {codes}:\n{done.stderr[-3000:]}"
         )
         return done
 
+    def _answer(self) -> tuple[list[int], bool]:
+        """That to the last request; an earlier one's was left by a test that was ended."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            number, codes, late = json.loads(line)
+            if number == self.commands:
+                return codes, late
+        raise AssertionError("the process that forks has died")
+
     def close(self) -> None:
         """End it."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 # --- in the process -------------------------------------------------------------------------------
 
 
 def serve() -> None:
-    """Answer each request on standard input, a line of JSON, with the exit codes of its ranks."""
+    """Answer each request on standard input, a line of JSON.
+
+    With its number, the exit codes of its ranks, and whether they had to be ended.
+    """
     _load()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)
-        answers.write(json.dumps(_run(request)) + "\n")
+        answers.write(json.dumps([request["number"], *_run(request)]) + "\n")
         answers.flush()
 
 
@@ -149,7 +167,7 @@ def _load() -> None:
     import nanogpt_dist.training.loop  # noqa: F401
 
 
-def _run(request: dict[str, Any]) -> list[int]:
+def _run(request: dict[str, Any]) -> tuple[list[int], bool]:
     ranks = request["ranks"]
     children = []
     port = _free_port()
@@ -171,10 +189,13 @@ def _run(request: dict[str, Any]) -> list[int]:
     return _codes(children)
 
 
-def _codes(children: list[int]) -> list[int]:
-    """Wait for them; -N: killed by signal N. Where one fails the others have 30 s more."""
+def _codes(children: list[int]) -> tuple[list[int], bool]:
+    """Wait for them; -N: killed by signal N. Where one fails the others have 30 s more.
+
+    And whether it took all of LIMIT_S.
+    """
     codes: dict[int, int] = {}
-    deadline = time.monotonic() + LIMIT_S
+    last = deadline = time.monotonic() + LIMIT_S
     while len(codes) < len(children):
         for child in children:
             if child not in codes:
@@ -185,9 +206,10 @@ def _codes(children: list[int]) -> list[int]:
                         deadline = min(deadline, time.monotonic() + 30)
         if time.monotonic() > deadline:
             for child in set(children) - codes.keys():
-                os.kill(child, 9)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child, 9)  # what it has started, too
         time.sleep(0.005)
-    return [codes[child] for child in children]
+    return [codes[child] for child in children], time.monotonic() > last
 
 
 def _free_port() -> int:
@@ -200,6 +222,8 @@ def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
     """Run the command in this child of a fork, and end it."""
     code: Any = 1 if request["torchrun"] else 70
     try:
+        os.setpgid(0, 0)
+        sys.orig_argv = [sys.executable, "-m", "nanogpt_dist", *request["arguments"]]
         os.environ.clear()
         os.environ.update(variables)
         os.chdir(request["folder"])
@@ -234,6 +258,9 @@ def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -173,7 +173,8 @@ def _options_bytes(config: ModelConfig, how: Pass) -> int:
         kept += 0 if how.compiled else FP32 * (C + KD) * (2 if low < FP32 else 1)
     if config.norm == "rmsnorm" and not how.compiled:
         kept += 2 * FP32 * C if config.norm_weights else 0  # what the weights are multiplied with
-        kept += 0 if _stream(how) == FP32 else FP32 * C  # what they read, in float32
+        # what both read, in float32 in place of a low type's
+        kept += 2 * (FP32 - _stream(how)) * C
     if config.mlp == "swiglu" and not how.compiled:
         kept += low * config.mlp_width  # of the gate
     if config.dropout:
@@ -290,7 +291,8 @@ def gathered_bytes(config: TrainConfig, how: Pass) -> int:
     if how.whole:
         return 0
     P, block = count_parameters(config), _padded_block(config, how)
-    weights = P.root + block if config.reshard_after_forward else P.total
+    padding = config.n_layer * (block - P.block)
+    weights = P.root + block if config.reshard_after_forward else P.total + padding
     return how.low * (weights + block)
 
 
@@ -378,24 +380,26 @@ def _sharded_ends(config: TrainConfig, how: Pass, states: Usage, block: int) -> 
     """fsdp's backward pass at its second block, and at its end: the blocks' gradients are reduced.
 
     block: temporary_bytes(). What a rank keeps of them is its share; the root's are whole.
+    cpu_offload: a share goes to the CPU at once.
     """
     assert config.vocab_size is not None
     P = count_parameters(config)
     table = how.low * config.vocab_size * config.n_embd  # gradient of the head
     whole = 0 if states.gradients == 0 else FP32  # of earlier micro-batches, while not reduced
-    reduced = FP32 * (P.total - P.root) // how.shard
+    kept = 0 if config.cpu_offload and how.cuda else FP32
     second = replace(
         states,
         gradients=whole * (P.root + 2 * P.block),
-        temporary=max(0, reduced - 2 * FP32 * P.block // how.shard) + table + block,
+        temporary=kept * max(0, P.total - P.root - 2 * P.block) // how.shard + table + block,
     )
-    # In float32 what is reduced, gloo's copy of it, and the share that comes of it
-    copies = 1 if how.cuda else 2
+    # What is reduced, in float32; beside it first what it is copied from, then the share that comes
+    # of it, and gloo's copy
+    beside = max(whole or how.low, FP32 / how.shard + (0 if how.cuda else FP32))
     reducing = replace(
         states,
         gradients=0,
         gathered=0,
-        temporary=reduced + FP32 * (copies * P.root + P.root // how.shard),
+        temporary=kept * (P.total - P.root) // how.shard + int((FP32 + beside) * P.root),
     )
     return [second, reducing]
 

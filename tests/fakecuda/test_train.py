@@ -63,9 +63,9 @@ def trainings(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_losses_and_weights_are_the_cpus(trainings: Trainings, strategy: str) -> None:
-    """Attention and the norm over all gradients round otherwise, which AdamW enlarges.
+    """But for rounding, in attention and in the norm over all gradients.
 
-    Where a gradient is all but 0 its update is; a thousandth of one step at most, 1e-2.
+    Where a gradient is nearly 0, AdamW's update amplifies that: a thousandth of a step of 1e-2.
     """
     ours, _ = trainings.run("cuda", strategy)
     theirs, _ = trainings.run("cpu", strategy)

@@ -242,3 +242,6 @@ def test_what_each_strategy_holds() -> None:
     offloaded = config.model_copy(update={"cpu_offload": True})
     on_gpu = one_pass("none", BF16, 12, whole=False, shard=8, cuda=True)
     assert usage(offloaded, on_gpu, 8).weights == usage(offloaded, on_gpu, 8).moments == 0
+    alone = one_pass("full", BF16, 1, whole=False, cuda=True)
+    moved, kept = (usage(each, alone, 1).temporary for each in (offloaded, config))
+    assert moved < 4 * P < kept, "each share of the gradients is on the CPU at once"

@@ -73,7 +73,7 @@ def errors_in(text: str) -> list[str]:
 
 
 def test_with_auto_a_training_fits_where_the_preset_does_not(corpus: Path, tmp_path: Path) -> None:
-    dies = limited(corpus, tmp_path / "dies", "--max-iters", "1", LEFT="700")
+    dies = limited(corpus, tmp_path / "dies", "--max-iters", "1", LEFT="500")
     assert dies.returncode == 70, dies.stderr
     [line] = errors_in(dies.stderr)
     assert line == (
@@ -81,7 +81,7 @@ def test_with_auto_a_training_fits_where_the_preset_does_not(corpus: Path, tmp_p
         "auto, or --batch-size 32 --gradient-accumulation-steps 4 --no-join-micro-batches"
     )
     run = tmp_path / "fits"
-    fits = limited(corpus, run, "--max-iters", "1", "--auto-batch-size", LEFT="700")
+    fits = limited(corpus, run, "--max-iters", "1", "--auto-batch-size", LEFT="500")
     assert fits.returncode == 0, fits.stderr
     chosen = layout_of(run)["batch_size"]
     assert chosen < 64
@@ -107,9 +107,12 @@ def cgroup() -> Iterator[Path]:
         folder = root / f"nanogpt-{os.getpid()}"
         with contextlib.suppress(OSError):
             folder.mkdir()
-            if (folder / limit).exists():
-                (folder / limit).write_text("900000000")
-                break
+            try:
+                if (folder / limit).exists():
+                    (folder / limit).write_text("900000000")
+                    break
+            except OSError:
+                pass
             folder.rmdir()
     else:
         pytest.skip("needs root, and cgroups of memory that can be made")
