@@ -1,7 +1,7 @@
 """The memory that a training is expected to take, beside what it takes: on this CPU, in processes of
 its own; and what torch's own tracker counts on shapes alone, of all presets on up to 1,024 GPUs.
 
-    python benchmarks/plan_memory.py                    # 26 trainings, and the presets: ten minutes
+    python benchmarks/plan_memory.py                    # 24 trainings, then the presets: half an hour
     python benchmarks/plan_memory.py --part cpu --only fsdp
 
 cpu: each training is of three steps, in 1, 2 or 4 processes of its own, after one of a single layer,

@@ -101,7 +101,6 @@ class Server:
             "number": self.commands,
         }
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         codes, late = self._answer()
