@@ -321,13 +321,14 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     top = replace(states, activations=activation_bytes(config, how))
     top = replace(top, temporary=temporary_bytes(config, how))
     head, block = head_bytes(config, how), top.temporary
-    top = replace(top, head=head, temporary=max(0, block - head))
+    top = replace(top, head=head, temporary=max(0, block - head) if how.whole else 0)
     before = replace(top, head=0, temporary=forward_bytes(config, how))
     moments = [before, top, _evaluation(config, how, states)]
     if how.whole:
         ends = _end_bytes(config, how, gradients > 0)
         moments.append(replace(states, temporary=ends + block))
     else:
+        moments += _sharded_blocks(config, how, replace(top, head=0), block)
         moments += _sharded_ends(config, how, states, block)
     if how.whole and not how.compiled:
         moments.append(replace(states, temporary=_table_bytes(config, how, gradients > 0)))
@@ -374,6 +375,26 @@ def _end_bytes(config: TrainConfig, how: Pass, added: bool) -> int:
     if how.compiled:
         return FP32 * P.total
     return 0 if added else FP32 * (P.total - P.matrices)
+
+
+def _sharded_blocks(config: TrainConfig, how: Pass, top: Usage, block: int) -> list[Usage]:
+    """fsdp's backward pass at its last block, and at the one before it, while the last's is reduced.
+
+    block: temporary_bytes(). The head has left the gradient of its weight.
+    """
+    assert config.vocab_size is not None
+    tokens, C = how.batch_size * config.block_size, config.n_embd
+    table = how.low * config.vocab_size * C
+    left = top.activations - tokens * (_stream(how) + how.low) * C  # the last norm's
+    last = block - FP32 * _padded_block(config, how)
+    return [
+        replace(top, activations=left, temporary=table + last),
+        replace(
+            top,
+            activations=left - tokens * block_bytes(config, how),
+            temporary=table + block,
+        ),
+    ]
 
 
 def _sharded_ends(config: TrainConfig, how: Pass, states: Usage, block: int) -> list[Usage]:
