@@ -279,7 +279,8 @@ def tracked(settings: dict[str, Any], strategy: str, ranks: int) -> dict[str, in
 
     from nanogpt_dist.config import TrainConfig
     from nanogpt_dist.distributed import fsdp
-    from nanogpt_dist.distributed.memory import Pass, usage
+    from nanogpt_dist.distributed.memory import usage
+    from nanogpt_dist.distributed.pass_memory import Pass
     from nanogpt_dist.distributed.strategy import _groups, reshard
     from nanogpt_dist.distributed.world import World
     from nanogpt_dist.model.activation_checkpointing import checkpointed

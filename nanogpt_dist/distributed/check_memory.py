@@ -7,7 +7,7 @@ import torch
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import free_memory_bytes, room_bytes, total_memory_bytes
 from nanogpt_dist.distributed.layout import Layout, Memory, Site, choose_layout, peak
-from nanogpt_dist.distributed.memory import count_parameters
+from nanogpt_dist.distributed.pass_memory import count_parameters
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError
 

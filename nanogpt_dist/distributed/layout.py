@@ -12,15 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.memory import (
-    CONTEXT_BYTES,
-    FP32,
-    Pass,
-    Usage,
-    count_parameters,
-    head_bytes,
-    usage,
-)
+from nanogpt_dist.distributed.memory import CONTEXT_BYTES, Usage, usage
+from nanogpt_dist.distributed.pass_memory import FP32, Pass, count_parameters, head_bytes
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.model import kernels
 

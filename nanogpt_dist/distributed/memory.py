@@ -1,24 +1,32 @@
 """The memory of one rank in a training step, by what takes it: bytes by arithmetic, no model built.
 
-Letters: N = tokens of a micro-batch, C = n_embd, D = width of a head, K = heads of keys and values,
-F = width of the MLP, V = vocab_size, P = parameters, S = ranks that share one copy.
-
-What a pass keeps until its backward pass was found by tracing the compiled pass and by running the
-eager one on shapes alone; tests hold these formulas against both. That a GPU's own libraries and
-its allocator take as much as ALLOWANCE_BYTES and SLACK say is an assumption.
-
-Sources: Rajbhandari et al. 2020, "ZeRO", §3 (what takes memory); Korthikanti et al. 2022, "Reducing
-Activation Recomputation in Large Transformer Models", §4 (activations of a block).
+What a pass takes, and the letters, are in pass_memory.py; here is when how much of it is there
+together. That a GPU's own libraries and its allocator take as much as ALLOWANCE_BYTES and SLACK say
+is an assumption.
 """
 
 from dataclasses import dataclass, fields, replace
 
 import torch
 
-from nanogpt_dist.config import ModelConfig, TrainConfig
-from nanogpt_dist.model import cpu_kernels, head_loss, kernels
+from nanogpt_dist.config import TrainConfig
+from nanogpt_dist.distributed.pass_memory import (
+    FP32,
+    Pass,
+    activation_bytes,
+    block_bytes,
+    count_parameters,
+    cpu_head_bytes,
+    forward_bytes,
+    gathered_bytes,
+    has_cpu_head,
+    head_bytes,
+    padded_block,
+    stream_bytes,
+    temporary_bytes,
+    wide_width,
+)
 
-FP32 = 4  # bytes of a weight, and of its gradient
 MOST = 2**25  # elements of matrices that Muon has whole at a time; in bf16 a buffer of 64 MiB
 
 # CUDA's context, the kernels that are loaded as they are needed, and cuBLAS' workspaces; with
@@ -28,34 +36,6 @@ ALLOWANCE_BYTES, NCCL_BYTES = 1_500_000_000, 500_000_000
 # github.com/pytorch/pytorch/issues/109888 (about 400 MB with kernels that are loaded lazily).
 CONTEXT_BYTES = 400_000_000
 SLACK = 0.06  # of all that is allocated: what the allocator cannot give out again, in pieces
-
-
-@dataclass(frozen=True)
-class Pass:
-    """How a rank makes one forward and backward pass, with products in `dtype`.
-
-    whole: all weights on each rank (single, ddp); otherwise each holds 1/shard. buckets: there is
-    memory for reduced gradients all the time (ddp). micro_batches: of this rank in a step.
-    state_bytes: of the optimizer's state, for each parameter, as a mean. cpu_kernels: with those
-    made for CPUs.
-    """
-
-    whole: bool
-    buckets: bool
-    shard: int
-    activation_checkpointing: str
-    batch_size: int
-    micro_batches: int
-    dtype: torch.dtype
-    compiled: bool
-    state_bytes: float
-    cuda: bool = True
-    cpu_kernels: bool = False
-
-    @property
-    def low(self) -> int:
-        """Bytes of a number in a matrix product."""
-        return self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -86,226 +66,6 @@ class Usage:
         return self.weights + self.moments + self.gradients
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """How many parameters a model has: all, those of its largest block, of a block's matrices.
-
-    root: those in no block: embeddings, head, last norm.
-    """
-
-    total: int
-    root: int
-    block: int
-    matrices: int
-
-
-def count_parameters(config: ModelConfig) -> Parameters:
-    """The parameters of config's model; vocab_size must be set."""
-    assert config.vocab_size is not None
-    C, V = config.n_embd, config.vocab_size
-    qkv, wide = _qkv(config), _wide(config)
-    matrices = C * qkv + C * C + C * wide + config.mlp_width * C
-    norm = (2 * C if config.bias and config.norm == "layernorm" else C) * config.norm_weights
-    biases = qkv + C + wide + C if config.bias else 0
-    block = matrices + biases + 2 * norm + (2 * config.head_size if config.qk_norm else 0)
-    block += 2 if config.residual_scalars else 0
-    layers = [config.has_value_embedding(layer) for layer in range(config.n_layer)]
-    values = V * config.kv_heads * config.head_size + 1  # of a block that has them
-    positions = 0 if config.rotary else config.block_size * C
-    root = (1 if config.tie_embeddings else 2) * V * C + positions + norm
-    root += norm if config.embedding_norm else 0
-    root += (config.bigram_rows or 0) * C + (config.gate_width + 1 if config.smear else 0)
-    total = root + config.n_layer * block + sum(layers) * values
-    return Parameters(total, root, block + (values if any(layers) else 0), matrices)
-
-
-def _qkv(config: ModelConfig) -> int:
-    """Width of queries, keys and values together, (H + 2K)·D."""
-    return config.n_embd + 2 * config.kv_heads * config.head_size
-
-
-def _wide(config: ModelConfig) -> int:
-    """Width of what the MLP's first product gives: SwiGLU's has a gate beside it."""
-    return 2 * config.mlp_width if config.mlp == "swiglu" else config.mlp_width
-
-
-def block_bytes(config: ModelConfig, how: Pass) -> int:
-    """Bytes that one block keeps of each token until its backward pass.
-
-    Of GPT-2 in bf16: 36 C + 4 H under autocast, whose residual stream is float32, and 32 C + 4 H
-    where fsdp has cast the weights. selective: 22 C, and 20 C. full: the block's input alone.
-    """
-    C, qkv, wide, low = config.n_embd, _qkv(config), _wide(config), how.low
-    stream, lse = _stream(how), 4 * config.n_head  # log Σ exp of each head's scores, float32
-    if how.activation_checkpointing == "full":
-        return stream * C
-    if how.activation_checkpointing == "selective":
-        # its input; qkv, attention, its projection, and the wide product; eager: the narrow, too
-        products = stream * C + low * (qkv + C + wide + (0 if how.compiled else C))
-        return products if _own_attention(config, how) else products + low * C + lse
-    kept = 2 * stream * C + 2 * low * C  # both norms: what they read, and what they give
-    kept += low * (wide + config.mlp_width)  # before and behind the activation
-    kept += low * (qkv + C)  # attention: q, k and v, and what comes of them
-    if _own_attention(config, how):
-        kept += low * config.n_head * cpu_kernels.keys_of_a_query(config.block_size)
-    else:
-        kept += lse
-    return kept + _options_bytes(config, how)
-
-
-def _own_attention(config: ModelConfig, how: Pass) -> bool:
-    """Whether attention is the one made for CPUs, which keeps each head's probabilities."""
-    plain = kernels.has_plain_heads(config) and config.block_size <= cpu_kernels.LONGEST
-    return how.cpu_kernels and plain
-
-
-def _options_bytes(config: ModelConfig, how: Pass) -> int:
-    """What the options beyond GPT-2, and dropout, add to what a block keeps of a token."""
-    C, low, KD = config.n_embd, how.low, config.kv_heads * config.head_size
-    kept = 0
-    if config.residual_scalars and (how.whole or not how.compiled):
-        kept += _stream(how) * C  # what the block is given, beside its sum with the embedding
-    if config.rotary or config.qk_norm:  # queries and keys anew, and attention's heads side by side
-        kept += low * (C + KD) + low * C
-    if config.qk_norm:
-        kept += 4 * (config.n_head + config.kv_heads)
-        # what is normed, in float32, and what the norm gives, which autocast makes low
-        kept += 0 if how.compiled else FP32 * (C + KD) * (2 if low < FP32 else 1)
-    if config.norm == "rmsnorm" and not how.compiled:
-        kept += 2 * FP32 * C if config.norm_weights else 0  # what the weights are multiplied with
-        # what both read, in float32 in place of a low type's
-        kept += 2 * (FP32 - _stream(how)) * C
-    if config.mlp == "swiglu" and not how.compiled:
-        kept += low * config.mlp_width  # of the gate
-    if config.dropout:
-        kept += 2 * C  # two masks of a byte each; attention's own is drawn again
-        if config.intra_document:  # its mask, as numbers that are added to the scores
-            kept += low * config.block_size
-    return kept
-
-
-def _stream(how: Pass) -> int:
-    """Bytes of a number in the residual stream: autocast keeps it in float32."""
-    return FP32 if how.whole else how.low
-
-
-def activation_bytes(config: TrainConfig, how: Pass) -> int:
-    """Bytes of all that is kept between forward and backward pass, but for the head's logits."""
-    C, low, tokens = config.n_embd, how.low, how.batch_size * config.block_size
-    P = count_parameters(config)
-    # token ids and targets; the embeddings' sum, and what the last norm gives
-    kept = tokens * (16 + _stream(how) * C + low * C + (C if config.dropout else 0))
-    kept += tokens * _stream(how) * C if config.embedding_norm else 0  # what it reads
-    kept += tokens * _stream(how) * 2 * C if config.smear else 0  # it, and the one before it
-    kept += tokens * (2 * 8 if config.bigram_rows is not None else 0)  # ids
-    kept += config.n_layer * tokens * block_bytes(config, how)
-    kept += tokens * _value_bytes(config, how)
-    if how.whole and low < FP32:  # weights as the products read them
-        assert config.vocab_size is not None
-        kept += 0 if _own_head(config, how) else low * config.vocab_size * C
-        if how.activation_checkpointing == "none":
-            kept += low * config.n_layer * P.matrices
-    return kept
-
-
-def _value_bytes(config: TrainConfig, how: Pass) -> int:
-    """Bytes of the value embeddings that all blocks keep of each token: rows before their scale."""
-    if how.activation_checkpointing != "none":
-        return 0
-    blocks = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
-    return blocks * _stream(how) * config.kv_heads * config.head_size
-
-
-def temporary_bytes(config: TrainConfig, how: Pass) -> int:
-    """Bytes that the backward pass of one block makes on its way.
-
-    With activation checkpointing all that a block otherwise keeps is there once more.
-    """
-    low, tokens = how.low, how.batch_size * config.block_size
-    plain = replace(how, activation_checkpointing="none")
-    again = block_bytes(config, plain) - block_bytes(config, how)
-    if how.activation_checkpointing == "selective" and not how.compiled:
-        again += low * config.n_embd  # what is kept of the narrow product is of no use
-    made = tokens * (low * _wide(config) + again)
-    P = count_parameters(config)
-    if not how.whole:
-        # its gradients, and the last one's, which are reduced; gathered_bytes() has the next block
-        return made + low * P.block + FP32 * _padded_block(config, how)
-    if again and low < FP32:
-        made += low * P.matrices
-    return made + low * config.n_embd * _wide(config)
-
-
-def forward_bytes(config: TrainConfig, how: Pass) -> int:
-    """Bytes that an eager forward pass with activation checkpointing drops at its end.
-
-    Autocast's copies of the weights, and what the last block makes and does not keep.
-    """
-    mode, width = how.activation_checkpointing, config.mlp_width
-    if how.compiled or mode == "none" or not how.whole:
-        return 0
-    made = width + (_wide(config) if mode == "full" else 0)
-    cast = config.n_layer * count_parameters(config).matrices if how.low < FP32 else 0
-    return how.low * (cast + made * how.batch_size * config.block_size)
-
-
-def head_bytes(config: TrainConfig, how: Pass) -> int:
-    """Bytes that the head's loss and its gradients hold at most."""
-    assert config.vocab_size is not None
-    N, V, C = how.batch_size * config.block_size, config.vocab_size, config.n_embd
-    squashed = config.logit_softcap is not None
-    if _own_head(config, how):
-        return max(_own_head_bytes(N, V, C, how.low, _stream(how)))
-    whole, chunked = (
-        head_loss.peak_bytes(N, V, C, how.dtype, chunked, how.compiled, squashed)
-        for chunked in (False, True)
-    )
-    if config.chunked_loss is not None:
-        return chunked if config.chunked_loss else whole
-    return chunked if how.cuda and whole > head_loss.WHOLE_AT_MOST else whole
-
-
-def _own_head(config: TrainConfig, how: Pass) -> bool:
-    """Whether the loss is the one made for CPUs."""
-    return how.cpu_kernels and config.chunked_loss is None
-
-
-def _own_head_bytes(N: int, V: int, C: int, low: int, held: int) -> tuple[int, int]:
-    """What its passes take; input and weight have `held` bytes a number, and copies in `low`.
-
-    In the forward pass logits and what is made of some at a time, or the weight's gradient; in the
-    backward pass that gradient as it is kept, in the weight's type, and scaled.
-    """
-    logits = min(N * V, cpu_kernels.LOGITS)
-    summed = low if N * V <= cpu_kernels.LOGITS else FP32
-    copied = low if held > low else 0  # of input and weight
-    pieces = max(2 * FP32 * min(logits, cpu_kernels.IN_CACHE), low * V * C)
-    forward = copied * V * C + low * logits + pieces + (FP32 * V * C if summed > low else 0)
-    backward = (summed + held + (held if held != summed else 0)) * V * C
-    inputs = (low + (held if copied else 0)) * N * C
-    return forward + inputs, backward + inputs
-
-
-def gathered_bytes(config: TrainConfig, how: Pass) -> int:
-    """Bytes of fsdp's gathered weights: the root's, and a block's with its buffer, or all."""
-    if how.whole:
-        return 0
-    P, block = count_parameters(config), _padded_block(config, how)
-    padding = config.n_layer * (block - P.block)
-    weights = P.root + block if config.reshard_after_forward else P.total + padding
-    return how.low * (weights + block)
-
-
-def _padded_block(config: TrainConfig, how: Pass) -> int:
-    """Elements of the largest block's tensors as fsdp exchanges them: each rank as many rows.
-
-    Of 1,600 rows each of 1,024 ranks has two, which makes 2,048.
-    """
-    P, C, S = count_parameters(config), config.n_embd, how.shard
-    shapes = [(_qkv(config), C), (C, C), (_wide(config), C), (C, config.mlp_width)]
-    return P.block - P.matrices + sum(-(-rows // S) * S * columns for rows, columns in shapes)
-
-
 def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     """The Usage of one rank, of `ranks` in all, where it is most; vocab_size must be set."""
     P = count_parameters(config).total
@@ -318,17 +78,18 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     states = Usage(
         FP32 * mine, round(how.state_bytes * mine), gradients, gathered_bytes(config, how)
     )
-    top = replace(states, activations=activation_bytes(config, how))
-    top = replace(top, temporary=temporary_bytes(config, how))
-    head, block = head_bytes(config, how), top.temporary
-    top = replace(top, head=head, temporary=max(0, block - head) if how.whole else 0)
-    before = replace(top, head=0, temporary=forward_bytes(config, how))
-    moments = [before, top, _evaluation(config, how, states)]
+    full = replace(states, activations=activation_bytes(config, how))
+    head, block = head_bytes(config, how), temporary_bytes(config, how)
+    moments = [
+        replace(full, temporary=forward_bytes(config, how)),
+        replace(full, head=head),
+        _evaluation(config, how, states),
+    ]
     if how.whole:
         ends = _end_bytes(config, how, gradients > 0)
-        moments.append(replace(states, temporary=ends + block))
+        moments += [replace(full, temporary=block), replace(states, temporary=ends + block)]
     else:
-        moments += _sharded_blocks(config, how, replace(top, head=0), block)
+        moments += _sharded_blocks(config, how, full, block)
         moments += _sharded_ends(config, how, states, block)
     if how.whole and not how.compiled:
         moments.append(replace(states, temporary=_table_bytes(config, how, gradients > 0)))
@@ -338,13 +99,13 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
         moments.append(replace(states, gradients=max(gradients, held), temporary=held, gathered=0))
     if config.optimizer == "muon":
         moments.append(_muon_step(config, how, replace(states, gathered=0), mine, ranks))
-    if _own_head(config, how) and how.whole and how.activation_checkpointing != "none":
+    if has_cpu_head(config, how) and how.whole and how.activation_checkpointing != "none":
         # autocast's copies of the blocks' weights last as long as the forward pass
         N = how.batch_size * config.block_size
         assert config.vocab_size is not None
-        head, _ = _own_head_bytes(N, config.vocab_size, config.n_embd, how.low, FP32)
+        head, _ = cpu_head_bytes(N, config.vocab_size, config.n_embd, how.low, FP32)
         cast = how.low * config.n_layer * count_parameters(config).matrices
-        moments.append(replace(top, head=head, temporary=cast))
+        moments.append(replace(full, head=head, temporary=cast))
     most = max(moments, key=lambda each: each.peak)
     if not how.cuda:
         return most
@@ -377,23 +138,20 @@ def _end_bytes(config: TrainConfig, how: Pass, added: bool) -> int:
     return 0 if added else FP32 * (P.total - P.matrices)
 
 
-def _sharded_blocks(config: TrainConfig, how: Pass, top: Usage, block: int) -> list[Usage]:
-    """fsdp's backward pass at its last block, and at the one before it, while the last's is reduced.
+def _sharded_blocks(config: TrainConfig, how: Pass, full: Usage, block: int) -> list[Usage]:
+    """fsdp's backward pass at its last block, and at the one before, while the last's is reduced.
 
-    block: temporary_bytes(). The head has left the gradient of its weight.
+    full: at the pass's start. block: temporary_bytes(). The head has left its weight's gradient.
     """
     assert config.vocab_size is not None
     tokens, C = how.batch_size * config.block_size, config.n_embd
     table = how.low * config.vocab_size * C
-    left = top.activations - tokens * (_stream(how) + how.low) * C  # the last norm's
-    last = block - FP32 * _padded_block(config, how)
+    kept = full.activations - tokens * (stream_bytes(how) + how.low) * C  # but the last norm's
+    earlier = kept - tokens * block_bytes(config, how)
+    alone = block - FP32 * padded_block(config, how)
     return [
-        replace(top, activations=left, temporary=table + last),
-        replace(
-            top,
-            activations=left - tokens * block_bytes(config, how),
-            temporary=table + block,
-        ),
+        replace(full, activations=kept, temporary=table + alone),
+        replace(full, activations=earlier, temporary=table + block),
     ]
 
 
@@ -447,12 +205,12 @@ def _evaluation(config: TrainConfig, how: Pass, states: Usage) -> Usage:
     T, C, V, low = config.block_size, config.n_embd, config.vocab_size, how.low
     squashed = config.logit_softcap is not None
     tokens = min(config.batch_size, how.batch_size) * T
-    block = tokens * (2 * _stream(how) * C + low * (_wide(config) + config.mlp_width + C))
+    block = tokens * (2 * stream_bytes(how) * C + low * (wide_width(config) + config.mlp_width + C))
     cast = low * count_parameters(config).total if how.whole and low < FP32 else 0
     gradients = FP32 * count_parameters(config).total if how.buckets else 0
     # squashed in float32; the loss: of one window at a time
     head = tokens * V * (low + (2 * FP32 if squashed else 0)) + 12 * T * V
-    normed = tokens * (_stream(how) + low) * C  # what the last norm reads, and gives
+    normed = tokens * (stream_bytes(how) + low) * C  # what the last norm reads, and gives
     at_block = replace(states, gradients=gradients, activations=cast + block)
     at_head = replace(states, gradients=gradients, activations=cast + normed, head=head)
     return max(at_block, at_head, key=lambda each: each.peak)

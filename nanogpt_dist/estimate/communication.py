@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.layout import Layout
-from nanogpt_dist.distributed.memory import FP32, count_parameters
+from nanogpt_dist.distributed.pass_memory import FP32, count_parameters
 
 BUCKET_MIB = 25  # torch's, of ddp
 

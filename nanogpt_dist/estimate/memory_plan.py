@@ -21,7 +21,8 @@ from nanogpt_dist.distributed.layout import (
     choose_layout,
     peak,
 )
-from nanogpt_dist.distributed.memory import FP32, SLACK, count_parameters
+from nanogpt_dist.distributed.memory import SLACK
+from nanogpt_dist.distributed.pass_memory import FP32, count_parameters
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.training.optim import average_bytes, training_bytes
 

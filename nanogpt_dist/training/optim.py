@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.memory import count_parameters
+from nanogpt_dist.distributed.pass_memory import count_parameters
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.training.adamw import adamw
 from nanogpt_dist.training.groups import Groups, parameter_groups

@@ -8,7 +8,7 @@ import torch
 from nanogpt_dist.config import resolve
 from nanogpt_dist.distributed.check_memory import check_memory
 from nanogpt_dist.distributed.layout import Memory, Site, choose_layout, peak
-from nanogpt_dist.distributed.memory import count_parameters
+from nanogpt_dist.distributed.pass_memory import count_parameters
 from nanogpt_dist.errors import MAX_LINE, ConfigError
 from nanogpt_dist.load_config import load
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist.config import TrainConfig, resolve
-from nanogpt_dist.distributed.memory import (
+from nanogpt_dist.distributed.memory import usage
+from nanogpt_dist.distributed.pass_memory import (
     Pass,
     activation_bytes,
     block_bytes,
     count_parameters,
-    usage,
 )
 from nanogpt_dist.inspect import architecture
 from nanogpt_dist.load_config import load, with_vocabulary

@@ -1,4 +1,4 @@
-"""Bytes of a training pass, measured on shapes alone: what the formulas of memory.py are held to.
+"""Bytes of a training pass, measured on shapes alone: what pass_memory.py's formulas are held to.
 
 Eager: the pass runs on fake tensors, and each storage is counted from when it is made to when it is
 dropped. Compiled: Inductor's own partition of the pass into forward and backward says what the one

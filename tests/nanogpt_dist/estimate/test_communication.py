@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.layout import Layout
-from nanogpt_dist.distributed.memory import count_parameters
+from nanogpt_dist.distributed.pass_memory import count_parameters
 from nanogpt_dist.estimate.communication import (
     Group,
     Links,
