@@ -37,7 +37,7 @@ Weights = Literal["model", "ema"]  # of a checkpoint: as they are, or averaged o
 class TrainState:
     """All of a run that changes, beside weights and optimizer state.
 
-    Everything else is a function of (seed, data, step).
+    Everything else is a function of (seed, data, step, left_out).
     """
 
     step: int = 0  # steps made
@@ -46,6 +46,19 @@ class TrainState:
     val_loss: float | None = None  # of this step, in nats/token; None where it was not evaluated
     best_val_loss: float | None = None  # the lowest of all checkpoints
     best_step: int | None = None  # the checkpoint that has it
+    losses: tuple[float, ...] = ()  # of the last steps, nats/token: what spikes are judged by
+    grad_norms: tuple[float, ...] = ()  # of the same steps
+    left_out: tuple[tuple[int, int], ...] = ()  # first and last step of each stretch not made
+
+    @property
+    def leaves_out_next(self) -> bool:
+        """Whether the step that comes next is not to be made."""
+        return any(first <= self.step + 1 <= last for first, last in self.left_out)
+
+    def leave_out(self) -> None:
+        """Count a step that is not made: nothing is read, and the weights stay as they are."""
+        self.step += 1
+        self.val_loss = None
 
     def count(self, tokens: int) -> None:
         """Count a step that read `tokens`. It is not evaluated yet."""
@@ -202,21 +215,36 @@ def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:
     """The TrainState of a checkpoint and the other facts beside it. Raises BadDataError."""
     content = run_folder.read_json(checkpoint / "state.json")
     names = {field.name for field in fields(TrainState)}
-    state = TrainState(**{name: content[name] for name in names if name in content})
-    counts = [
-        state.step,
-        state.tokens,
-        state.skipped,
-        *([] if state.best_step is None else [state.best_step]),
-    ]
-    losses = [loss for loss in (state.val_loss, state.best_val_loss) if loss is not None]
-    if not all(type(n) is int and n >= 0 for n in counts) or not all(
-        type(loss) in (int, float) for loss in losses
-    ):
+    try:
+        state = _state({name: content[name] for name in names if name in content})
+    except (TypeError, ValueError):
         raise BadDataError(
             f"{checkpoint / 'state.json'} is not as this program writes it; use another checkpoint"
-        )
+        ) from None
     return state, {name: value for name, value in content.items() if name not in names}
+
+
+def _state(known: dict[str, Any]) -> TrainState:
+    """The TrainState of what JSON holds of it. Raises TypeError, ValueError."""
+    state = TrainState(**known)
+    state.losses, state.grad_norms = tuple(state.losses), tuple(state.grad_norms)
+    state.left_out = as_left_out(state.left_out)
+    counts = [state.step, state.tokens, state.skipped, state.best_step or 0]
+    numbers = [state.val_loss or 0.0, state.best_val_loss or 0.0]
+    numbers += [*state.losses, *state.grad_norms]
+    if not all(type(n) is int and n >= 0 for n in counts) or not all(
+        type(number) in (int, float) for number in numbers
+    ):
+        raise ValueError("a number is none")
+    return state
+
+
+def as_left_out(stretches: Any) -> tuple[tuple[int, int], ...]:
+    """Stretches of steps left out, from the lists that JSON has. Raises TypeError, ValueError."""
+    found = tuple((first, last) for first, last in stretches)
+    if not all(type(step) is int and step > 0 for stretch in found for step in stretch):
+        raise ValueError("a step is none")
+    return found
 
 
 def load_weights(checkpoint: Path, model: GPT) -> None:

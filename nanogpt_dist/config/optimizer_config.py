@@ -97,6 +97,14 @@ class OptimizerConfig(Settings):
         on_resume="note",
         scope="run",
     )
+    on_spike: Literal["log", "skip", "rollback"] = setting(
+        "log",
+        "Optimizer",
+        "Where loss or gradient stand out of the steps before. log: warn. skip: leave the weights "
+        "as they are. rollback: go on from an earlier checkpoint without the last 10 steps.",
+        on_resume="note",
+        scope="run",
+    )
 
     # Recipes: what came after nanoGPT's; all off by default
     muon_learning_rate: float = setting(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanogpt_dist.data.batches import DocumentStarts
+from nanogpt_dist.data.batches import Batches, DocumentStarts
 from nanogpt_dist.data.manifest import SplitName
 from nanogpt_dist.data.reader import DataFolder
 from nanogpt_dist.errors import ConfigError, UsageError
@@ -52,3 +52,14 @@ class Documents:
         """
         first, last = np.searchsorted(self.ends, [start, start + length - 1], side="right")
         return int(first), int(last)
+
+
+def documents_of_step(data: DataFolder, batches: Batches, step: int) -> list[int]:
+    """Numbers of the train split's documents in the batch of step number `step` (from 1).
+
+    Over all ranks. Raises BadDataError, StorageError.
+    """
+    documents, length = Documents(data, "train"), batches.at(step - 1).length
+    starts = batches.align(batches.starts(step - 1), length)
+    spans = (documents.overlapping(int(start), length + 1) for start in starts)
+    return sorted({number for first, last in spans for number in range(first, last + 1)})

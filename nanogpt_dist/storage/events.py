@@ -2,8 +2,8 @@
 
 {"time": 1764450000.0, "event": "save", "step": 1000, "seconds": 0.8, "bytes": 22085632}
 
-Events: start, resume, save, skip, out_of_memory, straggler, stop, done, fail. Nobody resumes by
-them: a line that cannot be written is left out. inspect/run_record.py reads them.
+Events: start, resume, save, skip, spike, rollback, out_of_memory, straggler, stop, done, fail.
+Nobody resumes by them: a line that cannot be written is left out. inspect/run_record.py reads them.
 """
 
 import contextlib

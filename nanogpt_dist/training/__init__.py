@@ -12,6 +12,7 @@ saver.py          when and what is saved, beside the training where there is roo
 resume.py         where a run goes on, and whether it may
 decay.py          longer wsd runs, and decays that branch off one
 crash_loops.py    stop after repeated crashes
+spikes.py         a loss that stands out of those before; roll_back.py: back, and on without
 progress.py       what a run tells while it goes on
 samples.py        the same prompts, continued again and again
 telemetry.py      what the time between two logged steps went to

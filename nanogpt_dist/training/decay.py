@@ -59,8 +59,8 @@ def _is_stable(folder: Path) -> bool:
     return storage.step_at(folder) <= stable_until(_config_of(folder))
 
 
-def set_decayed_aside(chosen: Path) -> list[str]:
-    """Rename the checkpoints behind `chosen` to decayed-…, and copy what was logged of them.
+def set_aside_after(chosen: Path, what: str = "decayed") -> list[str]:
+    """Rename the checkpoints behind `chosen` to WHAT-step-…, and copy what was logged of them.
 
     Returns the names. Needs the run lock. Killed within, it goes on when it is called again.
     Raises StorageError.
@@ -69,7 +69,7 @@ def set_decayed_aside(chosen: Path) -> list[str]:
     later = [path for path in storage.list_steps(checkpoints) if storage.step_at(path) > step]
     run, names = checkpoints.parent, []
     with storage_errors(checkpoints):
-        places = [_free(checkpoints / f"decayed-{path.name}") for path in later]
+        places = [_free(checkpoints / f"{what}-{path.name}") for path in later]
         if later and (run / RECORD).is_file():  # numbered as the newest of them
             log = f"metrics-{places[0].name.replace('step-', '')}.jsonl"
             shutil.copyfile(run / RECORD, run / log)

@@ -1,6 +1,7 @@
 """The training run in the order of time: plan, resume, build; then step · log · evaluate · save."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data.batches import Prefetcher
+from nanogpt_dist.data.documents import documents_of_step
 from nanogpt_dist.distributed.layout import Layout
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
@@ -19,7 +21,7 @@ from nanogpt_dist.training.groups import lower_rates
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun, open_run
 from nanogpt_dist.training.out_of_memory import OutOfMemory
-from nanogpt_dist.training.pending import PendingResults
+from nanogpt_dist.training.pending import DocumentsOf, PendingResults
 from nanogpt_dist.training.plan import Plan, make_plan
 from nanogpt_dist.training.progress import Progress
 from nanogpt_dist.training.resume import (
@@ -28,8 +30,10 @@ from nanogpt_dist.training.resume import (
     forget_other_best,
     make_ready,
 )
+from nanogpt_dist.training.roll_back import RollBack, left_out, roll_back
 from nanogpt_dist.training.samples import Sampler, make_sampler
 from nanogpt_dist.training.saver import Saver, due
+from nanogpt_dist.training.spikes import limits
 from nanogpt_dist.training.step import TrainStep
 from nanogpt_dist.training.summary import Summary
 from nanogpt_dist.training.telemetry import Telemetry
@@ -66,6 +70,7 @@ class Run:
     saver: Saver
     progress: Progress
     stop: StopRequest
+    documents_of: DocumentsOf
 
     @property
     def world(self) -> World:
@@ -90,12 +95,31 @@ def train(
     console = Console(world.is_rank0)
     if world.size > 1:
         stop.defer()  # a rank that left by itself would take the others for lost
+    result = None
+    while result is None:
+        result = _attempt(config, world, stop, fresh, branch_from, expect, console)
+        fresh = False  # rolled back: the checkpoints that are there are this run's own
+    return result
+
+
+def _attempt(
+    config: TrainConfig,
+    world: World,
+    stop: StopRequest,
+    fresh: bool,
+    branch_from: Path | None,
+    expect: Expect | None,
+    console: Console,
+) -> Result | None:
+    """train(), until it is done, stopped, or rolled back: then None."""
     plan = make_plan(config, world)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(plan.config, world))
         make_ready(folder, branch_from, plan.config)
         start = find_start(folder, plan, fresh, console)
         state = start.state if start else TrainState()
+        if not fresh:
+            state.left_out = left_out(folder, state)
         forget_lost_best(folder, state)
         if start and state.step >= config.max_iters:
             console.line(
@@ -127,8 +151,8 @@ def _run(
     stop: StopRequest,
     memory: OutOfMemory,
     expected: float | None,
-) -> Result:
-    """Watch, log and prefetch while loop() goes on."""
+) -> Result | None:
+    """Watch, log and prefetch while loop() goes on; None: it is to go on from a checkpoint."""
     config, folder, console = plan.config, saver.run, saver.console
     world, train_step = folder.world, summary.train_step
     with contextlib.ExitStack() as stack:
@@ -150,20 +174,24 @@ def _run(
         # once more: what is closed on the way out may wait for the device
         stack.enter_context(folder.noting_failure())
         stack.enter_context(memory.explained())
-        last = loop(
-            Run(
-                config=config,
-                folder=folder,
-                state=state,
-                prefetcher=prefetcher,
-                train_step=train_step,
-                evaluator=plan.evaluator,
-                sampler=sampler,
-                saver=saver,
-                progress=progress,
-                stop=stop,
-            )
+        run = Run(
+            config=config,
+            folder=folder,
+            state=state,
+            prefetcher=prefetcher,
+            train_step=train_step,
+            evaluator=plan.evaluator,
+            sampler=sampler,
+            saver=saver,
+            progress=progress,
+            stop=stop,
+            documents_of=functools.partial(documents_of_step, plan.data, plan.batches),
         )
+        try:
+            last = loop(run)
+        except RollBack as spike:
+            roll_back(spike, folder, state, saver)
+            return None
     return _finish(folder, console, _result(state, config, last, progress.tokens_per_second))
 
 
@@ -175,23 +203,28 @@ def loop(run: Run) -> Path:
     when all is saved.
     """
     config, state, saver, telemetry = run.config, run.state, run.saver, run.progress.telemetry
-    results = PendingResults(state, run.progress, saver, run.train_step.max_skipped)
+    max_skipped = run.train_step.max_skipped
+    results = PendingResults(state, run.progress, saver, max_skipped, run.documents_of)
     save_pending = False  # a save is due, and waits for a good step
     evaluated = has_evaluated = stopping = False
     start, slow = state.step, run.train_step.starts_slowly
     run.stop.defer()
     while state.step < config.max_iters and not stopping:
-        piece = config.ramp.at(state.step)
-        # other shapes are compiled for themselves
-        run.world.settle(not slow or state.step > max(start, piece.first) + 1)
-        with run.world.raise_on_all_ranks():  # a damaged shard is found here
-            with telemetry.spending("data"):
-                micro_batches = run.prefetcher.get(state.step)
-            run.folder.refuse_moved()
         run.world.watchdog.beat(state.step)
-        result = run.train_step.step(state.step, micro_batches)
-        state.count(piece.tokens)
-        results.add(result)
+        if state.leaves_out_next:
+            state.leave_out()
+        else:
+            piece = config.ramp.at(state.step)
+            # other shapes are compiled for themselves
+            run.world.settle(not slow or state.step > max(start, piece.first) + 1)
+            with run.world.raise_on_all_ranks():  # a damaged shard is found here
+                with telemetry.spending("data"):
+                    micro_batches = run.prefetcher.get(state.step)
+                run.folder.refuse_moved()
+            run.world.watchdog.beat(state.step)
+            result = run.train_step.step(state.step, micro_batches, limits(state))
+            state.count(piece.tokens)
+            results.add(result)
 
         is_last = state.step == config.max_iters
         evaluated = is_last or state.step % config.eval_interval == 0
@@ -206,7 +239,7 @@ def loop(run: Run) -> Path:
         save_pending = save_pending or due(config, state.step, evaluated, improved)
         if save_pending:
             results.read_all()
-        if save_pending and not results.skipped and not is_last:
+        if save_pending and results.has_good and not is_last:
             with telemetry.spending("save"):
                 saver.save(state, evaluated)
             save_pending = False

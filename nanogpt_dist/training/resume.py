@@ -126,7 +126,7 @@ def find_start(run: OpenRun, plan: Plan, fresh: bool, console: Console) -> Resum
                 if stable != newest:
                     assert newest is not None
                     assert stable is not None
-                    names = decay.set_decayed_aside(stable)
+                    names = decay.set_aside_after(stable)
                     console.line(
                         f"note: {newest.name} has decayed; going on from {chosen.name}, before the "
                         f"decay; what came after is kept as {', '.join(reversed(names))}"

@@ -28,6 +28,7 @@ from nanogpt_dist.distributed.world import World
 from nanogpt_dist.evaluation.loss import Evaluation, Evaluator
 from nanogpt_dist.training import optim
 from nanogpt_dist.training.ema import average_of
+from nanogpt_dist.training.spikes import Limits
 from nanogpt_dist.transfers import Moment, Readout, Staged, to_device
 
 
@@ -37,8 +38,14 @@ class StepResult:
     On CUDA it is on its way until the first of its figures is asked for, which waits for it.
     """
 
-    def __init__(self, learning_rate: float, figures: Readout, ranks: int) -> None:
-        self.learning_rate = learning_rate
+    def __init__(
+        self,
+        learning_rate: float,
+        limits: Limits,
+        figures: Readout,
+        ranks: int,
+    ) -> None:
+        self.learning_rate, self.limits = learning_rate, limits
         self._figures, self._ranks = figures, ranks
 
     @property
@@ -70,7 +77,18 @@ class StepResult:
         """Whether the gradient was; otherwise weights and optimizer were left as they were."""
         return math.isfinite(self.grad_norm)
 
+    @property
+    def spiked(self) -> bool:
+        """Whether loss or norm stand out of the steps before."""
+        return self.limits.exceeded_by(self.loss, self.grad_norm)
 
+    @property
+    def skipped(self) -> bool:
+        """Whether weights and optimizer were left as they were."""
+        return bool(self._values[2])
+
+
+NO_LIMITS = Limits()
 MAX_SKIPPED = 3  # steps in a row whose gradient was not finite
 MAX_SKIPPED_FP16 = 20  # the scaler starts at 2^16 and halves at each of them
 
@@ -129,11 +147,11 @@ class TrainStep:
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
 
-    def step(self, step: int, batches: Staged) -> StepResult:
+    def step(self, step: int, batches: Staged, limits: Limits = NO_LIMITS) -> StepResult:
         """Make step number `step` (from 0) from this rank's micro-batches ((B, T), (B, T)).
 
         A gradient that is not finite changes nothing. It has been reduced by then, so all ranks see
-        the same one.
+        the same one. With on_spike skip, nothing is changed beyond `limits` either.
         """
         seed(self.world.device, dropout_seed(self.config.seed, step, self.world.rank))
         rate = optim.set_learning_rates(self.optimizer, step, self.config)
@@ -144,9 +162,9 @@ class TrainStep:
                 loss += self._forward_backward(inputs, targets, len(micro_batches))
         total = self.world.sum(loss)
         with self.timed("optimizer"):
-            norm = self._apply_gradient(step)
-        figures = torch.stack([norm.to(total.device), total])
-        return StepResult(rate, Readout(figures, self.world.watchdog.wait), self.world.size)
+            norm, skipped = self._apply_gradient(step, total / self.world.size, limits)
+        figures = torch.stack([norm.to(total.device), total, skipped.to(total.device)])
+        return StepResult(rate, limits, Readout(figures, self.world.watchdog.wait), self.world.size)
 
     def contents(
         self,
@@ -199,15 +217,19 @@ class TrainStep:
     def _drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=not keeps_gradients(self.wrapped))
 
-    def _apply_gradient(self, step: int) -> Tensor:
-        """Clip the gradient and make the optimizer's step; returns the gradient's norm, a scalar.
+    def _apply_gradient(self, step: int, loss: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+        """Clip the gradient and make the optimizer's step; the gradient's norm, and 1 for no step.
 
-        Whether it is finite is decided on the device, by the norm over all ranks: all of them leave
-        the step out, or none.
+        Both are scalars. Whether there is a step is decided on the device, by what is the same on
+        all ranks: all of them skip it, or none.
         """
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_gradient()
         found_inf = (~norm.isfinite()).float()
+        if self.config.on_spike == "skip":
+            spiked = (norm > limits.grad_norm) | (loss.to(norm.device) > limits.loss)
+            # ranks that round otherwise do not judge otherwise
+            found_inf = self.world.sum(found_inf.logical_or(spiked).float()).sign()
         if self.average is not None:
             self.average.begin()
         optim.step_unless(found_inf, self.optimizer)
@@ -219,7 +241,7 @@ class TrainStep:
                 found.copy_(found_inf)
             self.scaler.update()  # lowers its scale where the gradient was not finite
         self._drop_gradients()
-        return norm
+        return norm, found_inf
 
     def _clip_gradient(self) -> Tensor:
         """nn.utils.clip_grad_norm_(): clip the gradient's norm; returns it, as it was before.

@@ -149,10 +149,10 @@ def test_two_decays_that_end_at_one_step_are_both_kept(
     with monkeypatch.context() as patch:
         patch.setattr("os.rename", killed)
         with pytest.raises(StorageError):
-            decay.set_decayed_aside(chosen)
+            decay.set_aside_after(chosen)
     before = sorted(tmp_path.glob("metrics-decayed-*"))
     assert "metrics-decayed-00000020.jsonl" in [path.name for path in before]
-    assert "decayed-step-00000020" in decay.set_decayed_aside(chosen)
+    assert "decayed-step-00000020" in decay.set_aside_after(chosen)
     assert sorted(tmp_path.glob("metrics-decayed-*")) == before
 
 
