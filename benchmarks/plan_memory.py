@@ -296,7 +296,7 @@ def tracked(settings: dict[str, Any], strategy: str, ranks: int) -> dict[str, in
     share_out = None if whole else fsdp.sharder(config, 1, ranks, world, low)
     wrap = None if mode == "none" else lambda forward: checkpointed(forward, mode)
     B, T = config.batch_size, config.block_size
-    with FakeTensorMode():
+    with FakeTensorMode(), cuda_dropout():
         model = GPT(config.architecture(), None, Kernels(flash_attention, whole_loss), wrap)
         called: Any = in_buckets(model) if whole else model
         if share_out is not None:
@@ -329,6 +329,22 @@ def tracked(settings: dict[str, Any], strategy: str, ranks: int) -> dict[str, in
     expected = usage(config, how, ranks)
     measured = sum(parts["Total"] for parts in found.values())
     return {"expected": expected.peak - expected.allowance, "tracker": measured}
+
+
+@contextlib.contextmanager
+def cuda_dropout() -> Iterator[None]:
+    """CUDA's dropout keeps a mask of a byte; that of a CPU has the type of the numbers."""
+    import torch
+    import torch.nn.functional as F
+
+    def native(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        return torch.native_dropout(x, p, training)[0] if training and p else x
+
+    plain, F.dropout = F.dropout, native
+    try:
+        yield
+    finally:
+        F.dropout = plain
 
 
 def flash_attention(

@@ -80,9 +80,11 @@ def usage(config: TrainConfig, how: Pass, ranks: int) -> Usage:
     )
     full = replace(states, activations=activation_bytes(config, how))
     head, block = head_bytes(config, how), temporary_bytes(config, how)
+    # of fsdp's block: at the head it is the only one
+    buffer = 0 if how.whole else how.low * padded_block(config, how)
     moments = [
         replace(full, temporary=forward_bytes(config, how)),
-        replace(full, head=head),
+        replace(full, head=head, gathered=full.gathered - buffer),
         _evaluation(config, how, states),
     ]
     if how.whole:

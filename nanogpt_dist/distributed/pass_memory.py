@@ -188,11 +188,14 @@ def temporary_bytes(config: TrainConfig, how: Pass) -> int:
     again = block_bytes(config, plain) - block_bytes(config, how)
     if how.activation_checkpointing == "selective" and not how.compiled:
         again += low * config.n_embd  # what is kept of the narrow product is of no use
-    made = tokens * (low * wide_width(config) + again)
+    # of a squared ReLU: twice the ReLU, and the product with the gradient
+    squares = 2 * low * config.mlp_width if config.mlp == "relu2" and not how.compiled else 0
+    made = tokens * (low * wide_width(config) + squares + again)
     P = count_parameters(config)
     if not how.whole:
         # its gradients, and the last one's, which are reduced; gathered_bytes() has the next block
-        return made + low * P.block + FP32 * padded_block(config, how)
+        kept = low * (P.block + tokens * config.n_embd)  # with the stream's gradient
+        return made + kept + FP32 * padded_block(config, how)
     if again and low < FP32:
         made += low * P.matrices
     return made + low * config.n_embd * wide_width(config)
