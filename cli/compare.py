@@ -87,7 +87,8 @@ def _print(
     if differences:
         echo_table(table)
     table = _table(
-        "loss at tokens", [f"{name}\n{kind}" for name in names for kind in ("train", "val")]
+        "loss at tokens\n(train: mean since the row above)",
+        [f"{name}\n{kind}" for name in names for kind in ("train", "val")],
     )
     for row in rows:
         pairs = zip(row["train_loss"][these], row["val_loss"][these], strict=True)

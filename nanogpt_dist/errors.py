@@ -176,7 +176,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if is_lost_peer(error):
         return Exit.IO_ERROR, (
             "lost another rank: see its message, or its exit code above (-9: killed, mostly for "
-            "lack of memory: --batch-size auto takes less); the same command resumes"
+            "lack of memory: --auto-batch-size takes less); the same command resumes"
         )
     if isinstance(error, RuntimeError) and (line := explain_gpu(text)) is not None:
         return Exit.IO_ERROR, line

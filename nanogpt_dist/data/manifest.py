@@ -4,6 +4,7 @@ Without times, paths and host names, so that equal inputs give equal bytes. Its 
 sha256 of the rest; the sha256 of the whole file is the data set id that checkpoints remember.
 """
 
+import difflib
 import hashlib
 import json
 from pathlib import Path
@@ -262,8 +263,12 @@ def _instead(folder: Path) -> str:
     """What to type where `folder` is not there: its name under data/ may be."""
     if (DATA / folder.name / MANIFEST).is_file():
         return f"{DATA / folder.name} is there: give that"
+    there = [path.parent.name for path in DATA.glob(f"*/{MANIFEST}")]
+    if near := difflib.get_close_matches(folder.name, there, n=1):
+        return f"did you mean {DATA / near[0]}?"
     if folder.parent == DATA:
-        return f"type: nanogpt prepare {folder.name}"
+        own = f"prepare text --source PATH --out {shown(folder)}"
+        return f"type: nanogpt prepare {folder.name}, or of your own text: nanogpt {own}"
     return f"type: nanogpt prepare CORPUS --out {shown(folder)}"
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, settings_where
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
-from nanogpt_dist.inspect.run_record import JsonLines
+from nanogpt_dist.inspect.run_record import JsonLines, require_run
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.storage.user_file import write_user_file
@@ -50,8 +50,12 @@ class Curve:
 def read_curve(run: Path) -> Curve:
     """What a run folder tells of its run. Raises MissingInputError, BadDataError."""
     record = run / RECORD
+    require_run(run)
     if not (run / "config.toml").is_file() or not record.is_file():
-        raise MissingInputError(f"{shown(run)} is no run: it has no config.toml and {RECORD}")
+        raise MissingInputError(
+            f"{shown(run)} has no config.toml or no {RECORD}: nothing of it can be compared yet; "
+            "give another run"
+        )
     try:
         config = resolve(read_toml(run / "config.toml"))
     except ConfigError as error:
@@ -111,8 +115,8 @@ def at_equal_tokens(curves: Sequence[Curve], points: int = POINTS) -> list[dict[
 
     At counts of tokens that all runs have reached.
 
-    A train loss is the mean of what was logged since the point before; a val loss lies on the line
-    between the evaluations on both sides; None where there is nothing.
+    A train loss is the mean of what was logged since the point before, and where that is nothing
+    lies on the line between the losses on both sides, as a val loss does; None beyond them.
     """
     common = min(curve.tokens for curve in curves)
     rows, before = [], 0.0
@@ -121,7 +125,9 @@ def at_equal_tokens(curves: Sequence[Curve], points: int = POINTS) -> list[dict[
             {
                 "tokens": int(tokens),
                 "train_loss": [_mean_between(curve, before, tokens) for curve in curves],
-                "val_loss": [_between(curve, tokens) for curve in curves],
+                "val_loss": [
+                    _between(tokens, curve.val_tokens, curve.val_loss) for curve in curves
+                ],
             }
         )
         before = float(tokens)
@@ -130,13 +136,15 @@ def at_equal_tokens(curves: Sequence[Curve], points: int = POINTS) -> list[dict[
 
 def _mean_between(curve: Curve, start: float, end: float) -> float | None:
     chosen = (curve.train_tokens > start) & (curve.train_tokens <= end)
-    return float(curve.train_loss[chosen].mean()) if chosen.any() else None
+    if chosen.any():
+        return float(curve.train_loss[chosen].mean())
+    return _between(end, curve.train_tokens, curve.train_loss)
 
 
-def _between(curve: Curve, tokens: float) -> float | None:
-    if not len(curve.val_tokens) or not curve.val_tokens[0] <= tokens <= curve.val_tokens[-1]:
+def _between(tokens: float, known: Floats, losses: Floats) -> float | None:
+    if not len(known) or not known[0] <= tokens <= known[-1]:
         return None
-    return float(np.interp(tokens, curve.val_tokens, curve.val_loss))
+    return float(np.interp(tokens, known, losses))
 
 
 def plot(curves: Sequence[Curve], out: Path) -> None:

@@ -228,7 +228,7 @@ class RunReader:
 
     def read(self) -> RunRecord:
         """The run as it stands. Raises MissingInputError where the folder is no run."""
-        _require_run(self.folder)
+        require_run(self.folder)
         train, val = self._split.of(_read(self._metrics))
         events = tuple(line for line in _read(self._events) if _is_event(line))
         config, problem = self._read_config()
@@ -301,7 +301,8 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _require_run(folder: Path) -> None:
+def require_run(folder: Path) -> None:
+    """Raise MissingInputError where `folder` holds no run."""
     if not folder.is_dir():
         raise MissingInputError(f"{shown(folder)} does not exist; give a run, like out/quickstart")
     if run_folder.is_checkpoint(folder):

@@ -72,7 +72,7 @@ class OutOfMemory:
         if not config.auto_batch_size:
             return OutOfMemoryError(
                 f"out of memory after step {self.state.step}, with micro-batches of "
-                f"{self.layout.batch_size}; type --batch-size auto, or "
+                f"{self.layout.batch_size}; add --auto-batch-size, or type "
                 f"{flags_to(smaller, self.layout, config)}"
             )
         return OutOfMemoryError(f"{what}; the next attempt has {described(smaller)}", True)

@@ -289,7 +289,7 @@ def test_a_gpu_that_is_full(gpu: Gpu, corpus: Path) -> None:
     line += ["--strategy", "single"]  # what is chosen for the user would be refused
     done = gpu(*line, "--batch-size", 64, "--vocab-size", 50304, memory=30e6, code=70)
     assert "error: out of memory after step 0, with micro-batches of 64" in done.stderr
-    assert "type --batch-size auto" in done.stderr
+    assert "add --auto-batch-size, or type" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -43,7 +43,7 @@ def end_of(fault: str, corpus: Path, folder: Path, **environment: str) -> list[s
 
 FAULTS = [
     ("bug", 70, "ValueError: the disk is on fire"),
-    ("memory", 70, "out of memory after step 2, with micro-batches of 4; type --batch-size auto"),
+    ("memory", 70, "out of memory after step 2, with micro-batches of 4; add --auto-batch-size"),
 ]
 
 

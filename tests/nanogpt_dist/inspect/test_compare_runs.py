@@ -48,6 +48,9 @@ def test_losses_stand_at_equal_tokens(two: list[Path]) -> None:
     assert rows[0]["val_loss"][0] is None
     assert rows[1]["val_loss"][0] == evaluations[4]
     assert rows[2]["val_loss"][0] == pytest.approx((evaluations[4] + evaluations[8]) / 2)
+    finer = compare_runs.at_equal_tokens([a, b], points=16)  # b logs every fourth of them
+    assert all(row["train_loss"][1] is not None for row in finer[7:])
+    assert finer[8]["train_loss"][1] == pytest.approx(np.interp(1152, b.train_tokens, b.train_loss))
     changed = compare_runs.differences([a, b])
     assert changed["learning_rate"] == [1e-2, 2e-3]
     assert changed.keys() == {"batch_size", "learning_rate", "log_interval", "max_iters"}

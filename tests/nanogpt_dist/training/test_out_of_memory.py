@@ -158,7 +158,7 @@ def test_without_auto_an_out_of_memory_is_told_once(
 ) -> None:
     done = limited(corpus, tmp_path / "run", "--max-iters", "1", ranks=ranks, LEFT="500")
     [line] = errors_in(done.stderr)
-    assert "type --batch-size auto, or --batch-size 32" in line
+    assert "add --auto-batch-size, or type --batch-size 32" in line
     assert len(line) <= 200
     assert status_of(tmp_path / "run") == ("failed", 0)
 

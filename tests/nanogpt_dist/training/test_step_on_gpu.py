@@ -75,7 +75,7 @@ def test_a_step_copies_once_up_and_once_down_and_waits_for_nothing(
         ], number
         assert all(copy.pinned for copy in down), number
         assert [copy.bytes for copy in down] == [
-            2 * 4,  # norm and loss, float32
+            3 * 4,  # norm, loss, and whether the step was skipped, float32
             *[4 * EVAL_WINDOWS] * evaluated,
         ], number
         assert not [happening for happening in found if happening.waits], number
