@@ -10,14 +10,18 @@ al. 2024, "The Llama 3 Herd of Models", table 4. benchmarks/RESULTS.md, README.m
 toolkit.
 """
 
+import itertools
 import json
 import math
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.estimate.accelerators import Accelerator
+from nanogpt_dist.storage.durable import shown
 
 MPT = "llm-foundry"
 MODES = ("none", "selective", "full")
@@ -152,7 +156,6 @@ class Bench:
 
 def read_bench(path: Path) -> Bench:
     """The Bench in a file. Raises MissingInputError, BadDataError."""
-    again = f"type: nanogpt bench train --json > {path}"
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         names = Bench.__dataclass_fields__
@@ -163,6 +166,18 @@ def read_bench(path: Path) -> Bench:
             raise ValueError
         return found
     except FileNotFoundError:
-        raise MissingInputError(f"{path} does not exist; {again}") from None
+        raise MissingInputError(f"{shown(path)} does not exist; {_to_make(path)}") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise BadDataError(f"{path} is not what bench train prints with --json; {again}") from None
+        raise BadDataError(
+            f"{shown(path)} is not what bench train prints with --json; {_to_make(_unused())}"
+        ) from None
+
+
+def _to_make(path: Path) -> str:
+    return f"type: nanogpt bench train --json > {shlex.quote(str(path))}"
+
+
+def _unused() -> Path:
+    """bench.json, or where it is there the next name that no file has: bench-2.json and so on."""
+    names = itertools.chain(["bench.json"], (f"bench-{n}.json" for n in itertools.count(2)))
+    return next(path for name in names if not os.path.lexists(path := Path(name)))

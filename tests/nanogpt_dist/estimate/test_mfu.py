@@ -73,9 +73,19 @@ def test_a_bench_says_its_mfu_of_its_own_peak(tmp_path: Path) -> None:
     ],
 )
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
+    path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(BadDataError, match="bench train --json"):
         read_bench(path)
     with pytest.raises(MissingInputError, match="bench train --json"):
         read_bench(tmp_path / "none.json")
+
+
+def test_what_it_says_to_type_overwrites_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, unused in (("README.md", "bench.json"), ("bench.json", "bench-2.json")):
+        Path(name).write_text("mine")
+        with pytest.raises(BadDataError, match=rf"--json > {unused}$"):
+            read_bench(Path(name))
