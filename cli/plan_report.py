@@ -129,7 +129,8 @@ def shown_ways(plan: "TrainingPlan") -> "list[Alternative]":
     for way in plan.alternatives:  # of each the largest micro-batch first
         key = way.strategy, way.layout.shard, way.layout.activation_checkpointing
         known = found.get(key)
-        if known is None or is_best(way, plan) or not (known.fits or is_best(known, plan)):
+        settled = known is not None and (known.fits or is_best(known, plan))
+        if known is None or is_best(way, plan) or (not settled and way.room > known.room):
             found[key] = way
     return list(found.values())
 
@@ -141,7 +142,8 @@ def _fit(plan: "TrainingPlan") -> Iterator[str]:
     how = f"{best.strategy}, recompute {layout.activation_checkpointing}, {layout.batch_size} × "
     how += f"{best.micro_batches:,} sequences of a rank in a step"
     if best.advice is not None:
-        yield f"Nothing fits; {-best.room / GB:,.2f} GB are missing at least: {best.advice}"
+        nearest = f", with {best.flags}" if best.flags else ""
+        yield f"Nothing fits; {-best.room / GB:,.2f} GB are missing at least{nearest}: {best.advice}"
     elif best.flags:
         yield f"As set it does not fit; {best.flags} does: {how}"
     else:

@@ -107,25 +107,26 @@ def best(site: Site, ranks_per_node: int) -> Alternative:
     """The Alternative that training chooses by itself, or would if its settings let it.
 
     Where what is set does not fit, the best of what could be set, with the flags that set it; where
-    nothing fits, the one that takes least, with an advice.
+    nothing fits, the one of all that lacks least, with its flags and an advice.
     """
     layout = choose_layout(site)
     found = alternative(site, layout, flags="")
     if found.fits:
         return found
-    if site.memory.on_cpu:  # of whose passes training counts weights, gradients and moments alone
-        ways = alternatives(site, ranks_per_node)
-        return next((way for way in ways if way.fits), replace(found, advice=LESS))
-    open_site = opened(site)
-    layout = choose_layout(open_site)
-    if open_site.fits(layout):
-        return alternative(site, layout, flags=flags_for(site, layout))
-    return alternative(site, layout, flags="", said=advice(site, layout))
+    on_cpu = site.memory.on_cpu  # where training counts weights, gradients and moments alone
+    if not on_cpu:
+        open_site = opened(site)
+        layout = choose_layout(open_site)
+        if open_site.fits(layout):
+            return alternative(site, layout, flags=flags_for(site, layout))
+    ways = alternatives(site, ranks_per_node)
+    if fitting := next((way for way in ways if way.fits), None):
+        return fitting
+    nearest = max(ways, key=lambda way: way.room)
+    return replace(nearest, advice=LESS if on_cpu else advice(site, nearest.layout))
 
 
-def alternative(
-    site: Site, layout: Layout, flags: str | None = None, said: str | None = None
-) -> Alternative:
+def alternative(site: Site, layout: Layout, flags: str | None = None) -> Alternative:
     """The Alternative that `layout` is on `site`; flags None: those that make it."""
     if flags is None:
         flags = exact_flags(site.config, layout)
@@ -146,7 +147,6 @@ def alternative(
         room=room,
         fits=room >= 0,
         flags=flags,
-        advice=said,
     )
 
 

@@ -170,6 +170,29 @@ def test_what_fits_nowhere_says_by_how_much_and_types_nothing() -> None:
     assert "First:" not in text
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--gpus", 32, "--device", "cpu", "--memory", "24GB", "--peak", 1),
+        ("--gpus", 8, "--device", "cpu", "--memory", "1GB", "--peak", 1),
+        (*H100, "--memory", "8GB"),
+        (*H100, "--memory", "2GB", "--gpus", 16, "--activation-checkpointing", "none"),
+    ],
+)
+def test_what_is_missing_at_least_is_the_smallest_gap_of_all(words: tuple[object, ...]) -> None:
+    found = planned("gpt2-1558m", *words)
+    least = max(way["room_bytes"] for way in found["alternatives"])
+    assert found["best"]["room_bytes"] == least < 0  # type: ignore[index]
+    text = " ".join(printed("gpt2-1558m", *words).split())
+    assert f"{-least / 1e9:,.2f} GB are missing at least" in text
+    [row] = re.findall(r"→ .*? (-[\d.,]+) ", text)
+    assert row == f"{least / 1e9:,.2f}"
+    flags = found["best"]["flags"]  # type: ignore[index]
+    assert not flags or f"at least, with {flags}: " in text
+    if "cpu" in words:
+        assert "--activation-checkpointing full" in flags
+
+
 def test_every_strategy_and_checkpointing_stands_in_the_table() -> None:
     text = printed("gpt2-1558m", *H100, "--gpus", 32)
     for strategy in ("ddp", "fsdp", "hsdp 4x8"):
