@@ -81,8 +81,11 @@ def _head(plan: "TrainingPlan", preset: str) -> Iterator[str]:
         f"{preset}: {plan.parameters:,} parameters, {config.n_layer} × {config.n_embd:,} · "
         f"{machines.gpus:,} × {device.name}{nodes}, {plan.dtype}"
     )
+    ranks, memory = machines.ranks_per_node, short_bytes(device.memory_bytes)
+    if device.kind != "cuda" and ranks > 1:
+        memory += f" that {ranks:,} ranks share, {short_bytes(device.memory_bytes / ranks)} each"
     yield (
-        f"{device.name}: {short_bytes(device.memory_bytes)}, {device.peak_tflops:.4g} TFLOP/s, "
+        f"{device.name}: {memory}, {device.peak_tflops:.4g} TFLOP/s, "
         f"{device.link} at {device.link_gb_per_second:.0f} GB/s ({device.source})"
     )
 

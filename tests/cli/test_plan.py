@@ -193,6 +193,13 @@ def test_what_is_missing_at_least_is_the_smallest_gap_of_all(words: tuple[object
         assert "--activation-checkpointing full" in flags
 
 
+def test_ranks_on_a_cpu_are_said_to_share_its_memory() -> None:
+    place = ("--device", "cpu", "--memory", "24GB", "--peak", 1)
+    assert "cpu: 24.00 GB that 8 ranks share, 3.00 GB each," in printed(*place, "--gpus", 8)
+    assert "cpu: 24.00 GB, 1 TFLOP/s" in printed(*place)
+    assert "share" not in printed(*H100, "--gpus", 8)
+
+
 def test_every_strategy_and_checkpointing_stands_in_the_table() -> None:
     text = printed("gpt2-1558m", *H100, "--gpus", 32)
     for strategy in ("ddp", "fsdp", "hsdp 4x8"):
