@@ -110,7 +110,7 @@ def plan(
 
     It needs none of them: no GPU, no data, no ranks. Memory is what training itself goes by when it
     chooses strategy, activation checkpointing and micro-batch. Time comes from --mfu or --bench,
-    else from what others have published.
+    of a run from what it has logged, else from what others have published.
 
     With --budget or --hours it chooses size, tokens, batch and rate instead, by Hoffmann et al.
     2022 and Brown et al. 2020. The last line is the one to type.
@@ -126,6 +126,7 @@ def plan(
         raise UsageError("--mfu: give more than 0, e.g. --mfu 0.4")
     from nanogpt_dist.estimate import quantities, training_plan
     from nanogpt_dist.estimate.mfu import read_bench
+    from nanogpt_dist.storage import run_folder
 
     if budget is not None or hours is not None:
         _refuse_begun(preset)
@@ -143,6 +144,8 @@ def plan(
     if bench is not None:
         found = read_bench(bench)
         measured = (found, found.as_mfu(bench))
+    elif mfu is None and (run := run_folder.as_run(preset)):
+        measured = training_plan.measured_by(run, config, where)
     data = _data(config, dataset_tokens)
     if budget is not None or hours is not None:
         flops = None if budget is None else quantities.count_of(budget, "--budget")
@@ -151,7 +154,8 @@ def plan(
         )
         settings = {**settings, **chosen}
     made = training_plan.make_plan(config, where, data, mfu, measured)
-    line = plan_report.command(made, preset, settings)
+    is_done = _is_done(preset, config)
+    line = None if is_done else plan_report.command(made, preset, settings)
     if plot is not None:
         plan_report.draw(made, preset, plot)
     if json:
@@ -160,6 +164,8 @@ def plan(
         echo(to_json(training_plan.as_json(made, preset, line)))
         return
     plan_report.report(made, preset, line, all_)
+    if is_done:
+        echo(f"{preset} has made all of its {config.max_iters:,} steps")
     if plot is not None:
         echo(f"{plot} is drawn")
 
@@ -180,6 +186,17 @@ def _refuse_begun(preset: str) -> None:
             "--budget and --hours choose the size of a new model, and a run has one: give a preset "
             "or a file of settings"
         )
+
+
+def _is_done(preset: str, config: TrainConfig) -> bool:
+    """Whether it is a run that has made all of its steps."""
+    from nanogpt_dist.ladder import sweep
+    from nanogpt_dist.storage import run_folder
+
+    run = run_folder.as_run(preset)
+    if run is None or Path(config.out_dir or run).resolve() != run.resolve():
+        return False
+    return sweep.state(run, config.max_iters) == "done"
 
 
 def _load(preset: str, settings: dict[str, Any]) -> TrainConfig:

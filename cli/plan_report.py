@@ -145,8 +145,8 @@ def _fit(plan: "TrainingPlan") -> Iterator[str]:
     how = f"{best.strategy}, recompute {layout.activation_checkpointing}, {layout.batch_size} × "
     how += f"{best.micro_batches:,} sequences of a rank in a step"
     if best.advice is not None:
-        nearest = f", with {best.flags}" if best.flags else ""
-        yield f"Nothing fits; {-best.room / GB:,.2f} GB are missing at least{nearest}: {best.advice}"
+        least = f"{-best.room / GB:,.2f} GB are missing at least"
+        yield f"Nothing fits; {least}{best.flags and f', with {best.flags}'}: {best.advice}"
     elif best.flags:
         yield f"As set it does not fit; {best.flags} does: {how}"
     else:

@@ -4,6 +4,7 @@ accelerators.py     GPUs by the names that people type: memory, peak, links, pow
 flops.py            floating-point operations, by component, exactly
 memory_plan.py      bytes of a rank under each strategy, checkpointing and micro-batch; what fits
 mfu.py              the share of the peak: given, measured, or as others published
+run_speed.py        the share that a run has logged
 communication.py    what ranks send each other in a step, and what of it hides behind computing
 time.py             seconds of steps, evaluations and saves
 cost.py             energy and money

@@ -146,10 +146,10 @@ class Bench:
     device_name: str | None = None
     activation_checkpointing: str = "none"
 
-    def as_mfu(self, path: Path) -> Mfu:
-        """Its MFU, with the file as source."""
+    def as_mfu(self, measured: Path | str) -> Mfu:
+        """Its MFU; measured: the file, or what else is its source."""
         device = self.device_name or self.device
-        source = f"{path}: {_short(self.parameters)} on {self.ranks} × {device}"
+        source = f"{measured}: {_short(self.parameters)} on {self.ranks} × {device}"
         mode = self.activation_checkpointing
         return Mfu(self.mfu, "measured", source, self.ranks, self.peak_tflops, mode)
 

@@ -9,6 +9,7 @@ import torch
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import dtype_name, pick_dtype
 from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.estimate import run_speed
 from nanogpt_dist.estimate.accelerators import ROWS, Accelerator, name_of
 from nanogpt_dist.estimate.communication import Links
 from nanogpt_dist.estimate.compute_optimal import best_settings, optimal_parameters, optimal_tokens
@@ -193,6 +194,12 @@ def speed_of(
         found = published_mfu(device, sum(count_by_arithmetic(config).values()))
     measured = bench[0] if bench else None
     return Speed(device, machines.gpus, machines.links, machines.disk, found, measured)
+
+
+def measured_by(run: Path, config: TrainConfig, machines: Machines) -> tuple[Bench, Mfu] | None:
+    """What a run has logged of its speed in config's dtype on such a device; None: nothing."""
+    peak = peak_of(machines, config.dtype, needed=False)
+    return run_speed.measured_by(run, machines.device, config.dtype, peak)
 
 
 def _check_bench(bench: Bench, device: Accelerator) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,47 @@ def test_an_mfu_that_is_given_and_one_that_was_measured(tmp_path: Path, nanogpt:
     found = planned("quickstart", *settings, *place)
     assert found["mfu"]["kind"] == "measured"  # type: ignore[index]
     assert found["step"]["seconds"] == pytest.approx(once["ms_per_update"] / 1e3)  # type: ignore[index]
+
+
+def test_the_time_of_a_run_is_from_what_it_has_logged(trained: Path, tmp_path: Path) -> None:
+    run, place = tmp_path / "a", ("--device", "cpu", "--peak", 1)
+    shutil.copytree(trained, run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = {"loss": 5.0, "tokens_per_second": 2000.0, "memory_reserved_bytes": None}
+    lines += [{"step": 9 + n, "mfu": mfu, **logged} for n, mfu in enumerate((0.2, 0.6, 0.4))]
+    text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] > 8)
+    (run / "metrics.jsonl").write_text(text)
+    found = planned(run, "--max-iters", 99, *place)
+    assert (found["mfu"]["share"], found["mfu"]["kind"]) == (0.4, "measured")  # type: ignore[index]
+    assert "a's last 3 logged steps: " in found["mfu"]["source"]  # type: ignore[index]
+    assert found["step"]["tokens_per_second"] == pytest.approx(2000)  # type: ignore[index]
+    for other in (("--mfu", 0.3), ("--dtype", "bfloat16")):
+        assert planned(run, *other, *place)["mfu"]["kind"] != "measured"  # type: ignore[index]
+    assert planned(run, *H100, "--peak", 60)["mfu"]["kind"] == "published"  # type: ignore[index]
+
+
+def test_the_time_of_a_gpus_run_holds_for_the_same_gpu(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(trained, run)
+    file = run / "config.toml"
+    file.write_text(re.sub(r"(?m)^dtype = .*", 'dtype = "bfloat16"', file.read_text()))
+    per_token = planned(run, *H100)["flops"]["per_token"]  # type: ignore[index]
+    speed = 0.4 * 989e12 / per_token
+    line = {"step": 9, "loss": 5.0, "mfu": 0.4, "tokens_per_second": speed}
+    (run / "metrics.jsonl").write_text(json.dumps({**line, "memory_reserved_bytes": 9}) + "\n")
+    found = planned(run, *H100)
+    assert found["mfu"]["share"] == 0.4  # type: ignore[index]
+    assert found["step"]["tokens_per_second"] == pytest.approx(speed)  # type: ignore[index]
+    for other in ("a100-80gb", "cpu"):
+        assert planned(run, "--device", other)["mfu"]["kind"] == "published"  # type: ignore[index]
+
+
+def test_a_run_that_has_made_all_of_its_steps_is_not_told_to_train(trained: Path) -> None:
+    text = printed(trained, "--device", "cpu", "--peak", 1)
+    assert "Next:" not in text
+    assert text.endswith("a has made all of its 8 steps\n")
+    longer = next_line(printed(trained, "--device", "cpu", "--peak", 1, "--max-iters", 16))
+    assert longer[:2] == ["train", str(trained)]
 
 
 @pytest.mark.parametrize(
