@@ -1,5 +1,6 @@
 """`nanogpt plan`: what a training takes of memory, time and money, before it is launched."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,8 @@ def plan(
     _refuse_several(budget=budget, hours=hours)
     if mfu is not None and not mfu > 0:
         raise UsageError("--mfu: give more than 0, e.g. --mfu 0.4")
+    if hours is not None and not math.isfinite(hours):
+        raise UsageError(f"--hours {hours} are no hours: type e.g. --hours 24")
     from nanogpt_dist.estimate import quantities, training_plan
     from nanogpt_dist.estimate.mfu import read_bench
     from nanogpt_dist.storage import run_folder

@@ -63,6 +63,10 @@ def optimal_parameters(flops: float) -> float:
     return low
 
 
+class TooFewFlopsError(ConfigError):
+    """Even the smallest size costs more."""
+
+
 @dataclass(frozen=True)
 class Optimum:
     """A training for a budget: settings to type on top of a preset's, and all of them."""
@@ -76,7 +80,7 @@ def best_settings(base: TrainConfig, flops: float, ranks: int) -> Optimum:
 
     Widths go by WIDTH, depth and heads as the base's are to its width. The batch is GPT-3's of that
     size, and so is the learning rate, where the optimizer is AdamW. base.vocab_size must be set.
-    Raises ConfigError where even the smallest costs more.
+    Raises TooFewFlopsError.
     """
     _refuse_lengths(base)
     found = None
@@ -91,9 +95,9 @@ def best_settings(base: TrainConfig, flops: float, ranks: int) -> Optimum:
         else:
             high = middle - 1
     if found is None:
-        raise ConfigError(
+        raise TooFewFlopsError(
             f"{flops:.2g} FLOPs are too few for a model {WIDTH} wide with its 20 tokens for each "
-            "parameter; give more to --budget or --hours"
+            "parameter; give more to --budget, e.g. --budget 1e18"
         )
     config, shape, parameters = found
     tokens = flops / model_flops_per_token(config)
@@ -110,6 +114,11 @@ def best_settings(base: TrainConfig, flops: float, ranks: int) -> Optimum:
     }
     whole = resolve({**base.model_dump(), **settings})
     return Optimum(settings, whole)
+
+
+def smallest(base: TrainConfig) -> TrainConfig:
+    """`base` at the least width that best_settings() tries."""
+    return _at_width(base, WIDTH)[0]
 
 
 def _refuse_lengths(base: TrainConfig) -> None:

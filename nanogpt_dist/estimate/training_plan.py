@@ -1,5 +1,6 @@
 """All that is known of a training before it is launched: what `nanogpt plan` prints."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,20 @@ import torch
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.devices import dtype_name, pick_dtype
+from nanogpt_dist.distributed.layout import Site
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.estimate import run_speed
 from nanogpt_dist.estimate.accelerators import ROWS, Accelerator, name_of
 from nanogpt_dist.estimate.communication import Links
-from nanogpt_dist.estimate.compute_optimal import best_settings, optimal_parameters, optimal_tokens
+from nanogpt_dist.estimate.compute_optimal import (
+    WIDTH,
+    Optimum,
+    TooFewFlopsError,
+    best_settings,
+    optimal_parameters,
+    optimal_tokens,
+    smallest,
+)
 from nanogpt_dist.estimate.cost import Cost, cost
 from nanogpt_dist.estimate.flops import (
     BACKWARD,
@@ -27,7 +37,7 @@ from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.model.fp8 import check_fp8_settings
 from nanogpt_dist.training.optim import training_bytes
 
-ROUNDS = 4  # the MFU goes by the size, and the size by the MFU
+NARROW = 1.001  # FLOPs of a budget of hours are found up to so much
 TF32_SHARE = 0.5  # of the peak in bfloat16
 
 
@@ -127,25 +137,37 @@ def make_plan(
 
     mfu: that somebody gave; bench: that somebody measured; else a published one.
     """
+    device = machines.device
+    site, chosen, speed, time = _planned(config, machines, data, mfu, bench)
+    money = (machines.pue, machines.price_per_hour)
+    return TrainingPlan(
+        config=config,
+        machines=machines,
+        dtype=dtype_name(site.dtype, config.dtype),
+        best=chosen,
+        alternatives=tuple(alternatives(site, machines.ranks_per_node)),
+        mfu=speed.mfu,
+        duration=time,
+        cost=cost(device, machines.gpus, time.total_seconds, *money),
+        data=data,
+    )
+
+
+def _planned(
+    config: TrainConfig,
+    machines: Machines,
+    data: Data,
+    mfu: float | None,
+    bench: tuple[Bench, Mfu] | None,
+) -> tuple[Site, Alternative, Speed, Duration]:
+    """The part of a plan that its time needs. As make_plan()."""
     device, per_node = machines.device, machines.ranks_per_node
     dtype = dtype_on(device, config.dtype)
     _check_fp8(config, device)
     site = site_of(config, device.memory_bytes, machines.gpus, per_node, device.kind, dtype)
     chosen = best(site, per_node)
     speed = speed_of(config, machines, mfu, bench)
-    time = duration(config, chosen.layout, speed, data.val_tokens)
-    money = (machines.pue, machines.price_per_hour)
-    return TrainingPlan(
-        config=config,
-        machines=machines,
-        dtype=dtype_name(dtype, config.dtype),
-        best=chosen,
-        alternatives=tuple(alternatives(site, per_node)),
-        mfu=speed.mfu,
-        duration=time,
-        cost=cost(device, machines.gpus, time.total_seconds, *money),
-        data=data,
-    )
+    return site, chosen, speed, duration(config, chosen.layout, speed, data.val_tokens)
 
 
 def settings_for(
@@ -165,15 +187,40 @@ def settings_for(
         found = best_settings(base, flops, machines.gpus)
         return found.config, found.settings
     assert hours is not None
-    wanted, share = 3600 * hours, 1.0
-    config = base
-    for _ in range(ROUNDS):
-        speed = speed_of(config, machines, mfu, bench)
-        found = best_settings(base, share * wanted * speed.flops, machines.gpus)
-        config = found.config
-        chosen = make_plan(config, machines, data, mfu, bench)
-        share *= min(1.0, wanted / chosen.duration.total_seconds)
-    return found.config, found.settings
+    # more than any MFU lets be had, also one that is measured above 1
+    most = 2 * 3600 * hours * speed_of(base, machines, mfu, bench).peak_flops
+
+    def within(flops: float) -> Optimum | None:
+        """The best for so many FLOPs, where it ends in time."""
+        found = best_settings(base, flops, machines.gpus)
+        time = _planned(found.config, machines, data, mfu, bench)[-1]
+        return found if time.total_seconds <= 3600 * hours else None
+
+    # from above: a published MFU leaps with the size, so that a larger model may take less time
+    try:
+        while (chosen := within(most / 2)) is None:
+            most /= 2
+    except TooFewFlopsError:
+        speed = speed_of(smallest(base), machines, mfu, bench)
+        raise ConfigError(_too_few_hours(hours, machines, speed)) from None
+    least = most / 2
+    while most / least > NARROW:
+        middle = math.sqrt(most * least)
+        if better := within(middle):
+            chosen, least = better, middle
+        else:
+            most = middle
+    return chosen.config, chosen.settings
+
+
+def _too_few_hours(hours: float, machines: Machines, speed: Speed) -> str:
+    on_gpu = machines.device.kind == "cuda"
+    another = "" if on_gpu else "add --device h100-80gb (--devices lists them), or "
+    return (
+        f"--hours {hours:g} on {machines.gpus} × {machines.device.name} at "
+        f"{speed.flops / 1e12:.3g} TFLOP/s, an MFU of {speed.mfu.share:.1%}, are too few for a "
+        f"model {WIDTH} wide; {another}give more to --hours"
+    )
 
 
 def speed_of(

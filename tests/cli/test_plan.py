@@ -229,6 +229,13 @@ def test_the_inverse_gives_a_size_within_what_was_asked(asked: tuple[str, str]) 
         assert again[name] == found[name]
 
 
+@pytest.mark.parametrize("hours", [100, 200, 1000])
+def test_hours_are_used_where_a_published_mfu_leaps_with_the_size(hours: int) -> None:
+    """Of a CPU it is 4 % for the smallest models and 78 % for larger ones."""
+    found = planned("--hours", hours, "--gpus", 8, "--device", "cpu", "--peak", 0.05)
+    assert 0.95 * hours < found["time"]["total_seconds"] / 3600 <= hours  # type: ignore[index]
+
+
 def test_an_mfu_that_is_given_and_one_that_was_measured(tmp_path: Path, nanogpt: Run) -> None:
     assert planned("gpt2-124m", *H100, "--mfu", 0.3)["mfu"]["share"] == 0.3  # type: ignore[index]
     settings = without("--eval-iters", without("--device", [*TINY]))
@@ -381,6 +388,10 @@ def test_the_devices_are_listed() -> None:
         (["--mfu", "0.4", "--bench", "b.json", *H100], "give one of them"),
         (["--budget", "1e20", "--hours", "2", *H100], "give one of them"),
         (["--budget", "1e9", *H100], "too few"),
+        (["--hours", "1e-9", *H100], "1 × h100-80gb at 393 TFLOP/s, an MFU of 39.8%, are too few"),
+        (["--hours", "1", "--device", "cpu", "--peak", "0.05"], "add --device h100-80gb"),
+        (["--hours", "0", "--device", "cpu", "--peak", "0.05"], "give more to --hours"),
+        (["--hours", "inf", *H100], "type e.g. --hours 24"),
         (["--bench", "none.json", *H100], "nanogpt bench train --json > none.json"),
         (["--dtype", "float32", *H100], "add --peak TFLOPS"),
         (["--dtype", "bfloat16", "--device", "t4"], "type --dtype float16"),
