@@ -137,7 +137,7 @@ def plan(
     where = _machines(
         device,
         _places(gpus, nodes, device),
-        None if memory is None else quantities.bytes_of(memory, "--memory"),
+        None if memory is None else quantities.memory_of(memory, "--memory"),
         peak or None,
         quantities.rate_of(network, "--network"),
         quantities.rate_of(disk, "--disk"),

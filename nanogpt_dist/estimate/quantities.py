@@ -11,6 +11,7 @@ Number = TypeVar("Number", int, float)
 DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40, "pi": 2**50}
 COUNTS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+LEAST_MEMORY = 10**6  # bytes of a device
 NUMBER = r"(\d+(?:_\d+)*(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)"
 
 
@@ -22,6 +23,14 @@ def bytes_of(text: str, flag: str) -> int:
     unit = match[2] or ""
     size = _finite(float(match[1]) * (BINARY.get(unit) or DECIMAL[unit[:1]]), flag)
     return _positive(int(size), flag)
+
+
+def memory_of(text: str, flag: str) -> int:
+    """bytes_of() for the memory of a device. Raises UsageError for 80, which lacks its unit."""
+    size = bytes_of(text, flag)
+    if size < LEAST_MEMORY:
+        raise UsageError(f"{flag} {text[:20]!r} is no memory: type e.g. {flag} 80GB or 80GiB")
+    return size
 
 
 def rate_of(text: str, flag: str) -> float:

@@ -382,6 +382,7 @@ def test_the_devices_are_listed() -> None:
         (["--gpus", "12", "--nodes", "5", *H100], "cannot be shared by 5 nodes"),
         (["--gpus", "7", *H100], "7"),
         (["--memory", "much", *H100], "--memory 80GB"),
+        (["--memory", "80", *H100], "is no memory: type e.g. --memory 80GB"),
         (["--memory", "1.2.3GB", *H100], "--memory 80GB"),
         (["--network", "fast", *H100], "400gbit"),
         (["--mfu", "0", *H100], "--mfu 0.4"),

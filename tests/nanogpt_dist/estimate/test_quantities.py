@@ -10,6 +10,7 @@ from nanogpt_dist.errors import MAX_LINE, UsageError
 from nanogpt_dist.estimate.quantities import (
     bytes_of,
     count_of,
+    memory_of,
     rate_of,
     short_bytes,
     short_count,
@@ -31,6 +32,13 @@ from nanogpt_dist.estimate.quantities import (
 )
 def test_sizes(text: str, expected: int) -> None:
     assert bytes_of(text, "--memory") == expected
+
+
+def test_a_memory_without_its_unit_is_refused() -> None:
+    assert memory_of("80GB", "--memory") == 80 * 10**9
+    assert memory_of("85899345920", "--memory") == 80 * 2**30
+    with pytest.raises(UsageError, match=r"--memory '80' is no memory: type e\.g\. --memory 80GB"):
+        memory_of("80", "--memory")
 
 
 @pytest.mark.parametrize(
