@@ -151,7 +151,7 @@ def plan(
         measured = training_plan.measured_by(run, config, where)
     data = _data(config, dataset_tokens)
     if budget is not None or hours is not None:
-        flops = None if budget is None else quantities.count_of(budget, "--budget")
+        flops = None if budget is None else quantities.flops_of(budget, "--budget")
         config, chosen = training_plan.settings_for(
             config, where, data, flops, hours, mfu, measured
         )

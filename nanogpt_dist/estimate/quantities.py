@@ -47,11 +47,16 @@ def rate_of(text: str, flag: str) -> float:
     return _positive(rate / 8 if bits else rate, flag)
 
 
-def count_of(text: str, flag: str) -> float:
-    """9e9, 9B, 500M → a number. Raises UsageError, which names `flag`."""
+def flops_of(text: str, flag: str) -> float:
+    """1e20 → FLOPs. Raises UsageError, which names `flag`."""
+    return count_of(text, flag, "1e20")
+
+
+def count_of(text: str, flag: str, example: str = "9e9 or 9B") -> float:
+    """9e9, 9B, 500M → a number. Raises UsageError, which names `flag` and gives the example."""
     match = re.fullmatch(NUMBER + r" *([kmbt])?", text.strip().lower())
     if not match:
-        raise UsageError(f"{flag} {text[:20]!r} is no number: type e.g. {flag} 9e9 or 9B")
+        raise UsageError(f"{flag} {text[:20]!r} is no number: type e.g. {flag} {example}")
     return _positive(_finite(float(match[1]) * COUNTS[match[2] or ""], flag), flag)
 
 

@@ -389,6 +389,7 @@ def test_the_devices_are_listed() -> None:
         (["--mfu", "0.4", "--bench", "b.json", *H100], "give one of them"),
         (["--budget", "1e20", "--hours", "2", *H100], "give one of them"),
         (["--budget", "1e9", *H100], "too few"),
+        (["--budget", "lots", *H100], "is no number: type e.g. --budget 1e20"),
         (["--hours", "1e-9", *H100], "1 × h100-80gb at 393 TFLOP/s, an MFU of 39.8%, are too few"),
         (["--hours", "1", "--device", "cpu", "--peak", "0.05"], "add --device h100-80gb"),
         (["--hours", "0", "--device", "cpu", "--peak", "0.05"], "give more to --hours"),

@@ -67,7 +67,7 @@ def test_rates(text: str, expected: float) -> None:
     [("9e9", 9e9), ("1e20", 1e20), ("9B", 9e9), ("500M", 5e8), ("1.5t", 1.5e12)],
 )
 def test_counts(text: str, expected: float) -> None:
-    assert count_of(text, "--budget") == expected
+    assert count_of(text, "--dataset-tokens") == expected
 
 
 Read = Callable[[str, str], float]
