@@ -156,4 +156,4 @@ def _rates(base: TrainConfig, parameters: int) -> dict[str, object]:
     if base.optimizer != "adamw":
         return {}
     rate = _nearest(parameters)[2]
-    return {"learning_rate": rate, "min_lr": rate / 10}
+    return {"learning_rate": rate, "min_lr": float(f"{rate / 10:g}")}

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.estimate.compute_optimal import (
+    GPT3,
     TABLE_3,
     best_settings,
     optimal_parameters,
@@ -46,6 +47,13 @@ def test_the_settings_spend_the_budget_near_the_optimum(
     assert config.max_iters >= 60
     assert config.warmup_iters < config.max_iters
     assert config.optimizer == base.optimizer
+
+
+@pytest.mark.parametrize("parameters", [row[0] for row in GPT3])
+def test_rates_have_few_digits_to_type(parameters: float) -> None:
+    base = with_vocabulary(load("gpt2-124m"))
+    found = best_settings(base, 6 * parameters * optimal_tokens(parameters), 8).settings
+    assert all(len(str(found[name])) <= len("0.00025") for name in ("learning_rate", "min_lr"))
 
 
 def test_too_little_is_refused() -> None:
