@@ -168,6 +168,12 @@ def _lines(plan: "TrainingPlan") -> Iterator[tuple[str, str]]:
         f"{short_seconds(step.seconds)}, {step.tokens_per_second:,.0f} tokens/s at an MFU of "
         f"{plan.mfu_here:.1%}, {_reached(plan)}",
     )
+    if plan.mfu.share > 1:
+        yield (
+            "",
+            "note: no MFU is above 100%: the peak was measured while others used the cores, "
+            "bench again",
+        )
     yield from _network(plan)
     if time.step.waits_seconds > MUCH * step.seconds and plan.mfu.kind == "given":
         yield (

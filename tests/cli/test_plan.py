@@ -291,6 +291,16 @@ def test_a_run_that_has_made_all_of_its_steps_is_not_told_to_train(trained: Path
     assert longer[:2] == ["train", str(trained)]
 
 
+@pytest.mark.parametrize(("mfu", "is_noted"), [(1.019, True), (0.9, False)])
+def test_a_measured_mfu_above_the_peak_is_noted(mfu: float, is_noted: bool, tmp_path: Path) -> None:
+    bench = {"mfu": mfu, "peak_tflops": 0.1, "ms_per_update": 900.0, "first_step_seconds": 9.0}
+    bench |= {"parameters": 124_373_760, "ranks": 1, "device": "cpu"}
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(bench))
+    text = printed("gpt2-124m", "--device", "cpu", "--peak", 1, "--bench", file)
+    assert ("note: no MFU is above 100%" in text) == is_noted
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "device", "said"),
     [
