@@ -8,7 +8,7 @@ from nanogpt_dist.doctor.run_losses import check_losses
 from nanogpt_dist.doctor.run_resume import check_resume
 from nanogpt_dist.doctor.run_settings import check_settings
 from nanogpt_dist.doctor.run_speed import check_speed
-from nanogpt_dist.doctor.run_standing import check_standing
+from nanogpt_dist.doctor.run_standing import check_beginning, check_standing
 
 
 def check_run(run: Path) -> list[Check]:
@@ -17,6 +17,8 @@ def check_run(run: Path) -> list[Check]:
     Raises MissingInputError where `run` is no run folder.
     """
     facts = read_facts(run)
+    if not facts.has_begun:
+        return [check_beginning(facts)]
     return [
         *check_standing(facts),
         *check_resume(facts),

@@ -93,6 +93,12 @@ class RunFacts:
         return max([*logged, *newest, count(self.status, "step") or 0])
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it came to its first step: config.toml is written just before."""
+        left = self.steps or self.train or self.val or self.status.get("checkpoint")
+        return bool(left) or (self.path / run_folder.CONFIG).exists()
+
+    @property
     def ranks(self) -> int:
         """Ranks of the last attempt; 1 where that is not known."""
         return count(self.record.about, "world_size") or 1

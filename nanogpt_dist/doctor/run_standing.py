@@ -26,6 +26,19 @@ def check_standing(facts: RunFacts) -> list[Check]:
     return [_verdict(facts), *_attempts(facts), *_clock(facts)]
 
 
+def check_beginning(facts: RunFacts) -> Check:
+    """Of a run that has not come to its first step, so that there is nothing to go on with."""
+    if facts.held:
+        return Check("run", "ok", "starting: nothing is trained yet")
+    why = word(facts.status, "message").partition("; ")[0]
+    text = f"nothing was trained: it ended before its first step{f', {why}' if why else ''}"
+    folder = shlex.join(["rm", "-r", str(facts.path)])
+    todo = f"the command that began it, once more; or {folder}"
+    if not facts.is_here:  # its lock is not seen from here
+        todo = f"{_look_at(facts)}; if it is gone: {todo}"
+    return Check("run", "warning", text, todo)
+
+
 def _verdict(facts: RunFacts) -> Check:
     if facts.held:
         return _alive(facts)

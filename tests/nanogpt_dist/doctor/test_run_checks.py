@@ -640,6 +640,29 @@ def test_an_older_run_is_read_without_what_came_later(run: Path) -> None:
     assert {check.level for check in check_run(run)} == {"ok"}
 
 
+def test_a_run_that_was_stopped_before_its_first_step_has_one_finding(tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    with storage.RunLock(run):  # the folder as it is until the model is built
+        crash_loops.begun(run, 0, 0, "0123")
+        [check] = check_run(run)
+        assert (check.level, check.text[:29]) == ("ok", "starting: nothing is trained ")
+    [check] = check_run(run)
+    assert (check.name, check.level) == ("run", "warning")
+    assert check.text == "nothing was trained: it ended before its first step"
+    assert check.todo == f"the command that began it, once more; or rm -r {run}"
+    (run / "run.lock").write_text(json.dumps({"host": "node7", "pid": 4711, "started": "2026"}))
+    [check] = check_run(run)
+    assert check.todo.startswith("ssh node7 ps -o user,pid,stat,etime,args -p 4711; if it is gone")
+
+
+def test_a_run_that_has_lost_its_settings_is_not_taken_for_one_that_never_began(run: Path) -> None:
+    (run / "config.toml").unlink()
+    assert named(check_run(run), "settings", "error", "config.toml cannot be used")
+    shutil.rmtree(run / "checkpoints")
+    (run / RECORD).unlink()
+    assert named(check_run(run), "checkpoints", "error", "step-00000200 and all others are gone")
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError):
         check_run(tmp_path)
