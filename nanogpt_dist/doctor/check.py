@@ -23,6 +23,11 @@ class Check:
     code: Exit = Exit.CONFIG
 
 
+def as_notes(checks: list[Check]) -> list[Check]:
+    """What was seen, where nothing is left to mend."""
+    return [Check(check.name, "ok", check.text) for check in checks]
+
+
 def exit_code(checks: list[Check]) -> int:
     """0 where all is well, 1 with warnings, the first error's own code with an error."""
     for check in checks:

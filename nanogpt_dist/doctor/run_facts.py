@@ -119,9 +119,20 @@ class RunFacts:
         """The process that holds the lock, or held it last."""
         return count(self.holder, "pid") or count(self.record.about, "pid")
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether a resume would train nothing more."""
+        last = self.config.max_iters if self.config is not None else 0
+        return self.verdict == "done" and not self.held and self.step >= last
+
     def train_line(self, *flags: object) -> str:
         """The command that goes on with this run, on as many ranks as before."""
         return shlex.join([*self._launch, "train", str(self.path), *map(str, flags)])
+
+    def change_line(self, *flags: object) -> str:
+        """What to type to train on with other settings; a run that goes on is stopped first."""
+        stop = "stop it by Ctrl-C or SIGTERM; then " if self.held else ""
+        return f"{stop}{self.train_line(*flags)}"
 
     def branch_line(self, checkpoint: Path, name: str, *flags: object) -> str:
         """The command that begins another run, RUN-name, with `checkpoint` of this one."""

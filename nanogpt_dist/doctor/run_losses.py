@@ -117,10 +117,10 @@ def _flat(facts: RunFacts, steps: NDArray[np.int64], loss: Floats) -> list[Check
     peak = facts.config.learning_rate if facts.config else None
     if facts.config and rate is not None and peak and rate < peak / 100:
         text += f" (the learning rate is {rate:.2g}, its peak was {peak:.2g})"
-        return [
-            Check("losses", "warning", text, facts.train_line("--max-iters", 2 * facts.step or 1))
-        ]
-    todo = facts.train_line("--learning-rate", _short((peak or 6e-4) * 3))
+        more = facts.change_line("--max-iters", 2 * facts.step or 1)
+        return [Check("losses", "warning", text, more)]
+    flags = ("--learning-rate", _short((peak or 6e-4) * 3))
+    todo = facts.fresh_line("higher", *flags) if facts.is_finished else facts.change_line(*flags)
     return [Check("losses", "warning", text, todo)]
 
 
@@ -162,11 +162,12 @@ def _overfitting(facts: RunFacts, loss: Floats) -> list[Check]:
     at = known[best]["step"]
     dropout = 0.2 if facts.config is None or facts.config.dropout < 0.2 else 0.4
     place = _before(facts, at)
-    todo = (
-        facts.train_line("--dropout", dropout)
-        if place is None
-        else facts.branch_line(place, "dropout", "--dropout", dropout)
-    )
+    if place is not None:
+        todo = facts.branch_line(place, "dropout", "--dropout", dropout)
+    elif facts.is_finished:
+        todo = facts.fresh_line("dropout", "--dropout", dropout)
+    else:
+        todo = facts.change_line("--dropout", dropout)
     return [
         Check(
             "losses",

@@ -141,7 +141,7 @@ def _verified(facts: RunFacts, folder: Path) -> Check | None:
         "checkpoints",
         "warning",
         f"{folder.name} is damaged: {name[:40]} {reason}; a resume takes the one before",
-        facts.train_line(),
+        facts.change_line(),
         Exit.BAD_DATA,
     )
 
@@ -152,7 +152,10 @@ def _best(facts: RunFacts, best: Path) -> list[Check]:
         if _listed(facts) != facts.steps:  # the run went on, and has another best
             return []
         text = f"the best one, {best.name}, is gone"
-        return [Check("checkpoints", "warning", text, facts.train_line())]
+        if facts.is_finished:  # another best one comes with another evaluation alone
+            newest = shlex.join(["nanogpt", "eval", str(facts.path)])
+            return [Check("checkpoints", "warning", f"{text}: leave --best out", newest)]
+        return [Check("checkpoints", "warning", text, facts.change_line())]
     if damaged is None:
         return []
     text = f"the best one, {best.name}, is damaged"
@@ -235,7 +238,10 @@ def _data(facts: RunFacts) -> list[Check]:
     if facts.config is None:
         return []
     place = Path(run_folder.dataset_of(facts.path, facts.config.dataset))
-    other = facts.train_line("--dataset", "DIR")
+    elsewhere = ("--dataset", "DIR")
+    other = facts.change_line(*elsewhere)
+    if facts.is_finished:
+        other = shlex.join(["nanogpt", "eval", str(facts.path), *elsewhere])
     # a finished run needs its data no more; another machine may have them
     level: Level = "error" if facts.is_here and facts.verdict != "done" else "warning"
     try:

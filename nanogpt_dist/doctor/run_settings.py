@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.data import Manifest
-from nanogpt_dist.doctor.check import Check
+from nanogpt_dist.doctor.check import Check, as_notes
 from nanogpt_dist.doctor.run_facts import RunFacts, number
 from nanogpt_dist.errors import NanogptError
 from nanogpt_dist.storage import run_folder
@@ -27,7 +27,7 @@ ODD_ERROR = 0.02  # of the val loss, that its standard error is, or more
 
 
 def check_settings(facts: RunFacts) -> list[Check]:
-    """What is odd about the settings, or one Check that nothing is."""
+    """What is odd about the settings, or one Check that nothing is; of a finished run as notes."""
     if facts.config is None:
         return []
     tokens = _split_tokens(facts)
@@ -40,6 +40,8 @@ def check_settings(facts: RunFacts) -> list[Check]:
         *_many_epochs(facts, facts.config, epochs, tokens),
         *_val_error(facts, facts.config, tokens),
     ]
+    if facts.is_finished:  # they would matter to a training that is to come
+        found = as_notes(found)
     told = f", {epochs:.3g} epochs" if tokens else ""
     return found or [Check("settings", "ok", f"nothing odd{told}")]
 
@@ -74,7 +76,7 @@ def _unread_or_unreached(facts: RunFacts, config: TrainConfig) -> list[Check]:
         elif "--lr-decay-iters" in line:
             flags = ["--lr-decay-iters", config.max_iters]
         what, _, _ = line.partition("; ")
-        todo = facts.train_line(*flags) if flags else facts.fresh_line("other")
+        todo = facts.change_line(*flags) if flags else facts.fresh_line("other")
         found.append(Check("settings", "warning", what, todo))
     return found
 
@@ -104,7 +106,7 @@ def _rates(facts: RunFacts, config: TrainConfig) -> list[Check]:
             "warning",
             f"{name} {rate:g} is {'low' if too_low else 'high'}: {usual:.2g} is usual for "
             f"{config.optimizer} at a width of {config.n_embd}",
-            facts.train_line(*flags),
+            facts.change_line(*flags),
         )
     ]
 
@@ -118,7 +120,7 @@ def _warmup(facts: RunFacts, config: TrainConfig) -> list[Check]:
             "settings",
             "warning",
             f"warming up takes {config.warmup_iters:,} of {config.max_iters:,} steps, {share:.0%}",
-            facts.train_line("--warmup-iters", max(1, config.max_iters // 20)),
+            facts.change_line("--warmup-iters", max(1, config.max_iters // 20)),
         )
     ]
 
@@ -153,7 +155,7 @@ def _many_epochs(
     if flags[0] == "--max-iters" and steps <= facts.step:
         todo = facts.fresh_line("shorter", *flags)
     else:
-        todo = facts.train_line(*flags)
+        todo = facts.change_line(*flags)
     return [
         Check(
             "settings",
@@ -179,7 +181,7 @@ def _val_error(facts: RunFacts, config: TrainConfig, tokens: dict[str, int]) -> 
     text = f"val loss {loss:.4f} ± {error:.4f}: two evaluations can hardly be told apart"
     if windows > config.eval_iters * config.batch_size:
         most = math.ceil(windows / config.batch_size)
-        todo = facts.train_line("--eval-iters", min(wanted, most))
+        todo = facts.change_line("--eval-iters", min(wanted, most))
     else:
         place = shlex.quote(f"{config.dataset}-larger-val")
         todo = f"nanogpt prepare CORPUS --val-fraction 0.1 --out {place}"

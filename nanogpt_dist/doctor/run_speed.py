@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from nanogpt_dist.doctor.check import Check
+from nanogpt_dist.doctor.check import Check, as_notes
 from nanogpt_dist.doctor.run_facts import HOST, Line, RunFacts, count, number, word
 
 FEWEST = 10  # lines before and after, to call a run slower than it was
@@ -26,7 +26,7 @@ SLOW_SAVE = 3.0  # times the median save
 
 
 def check_speed(facts: RunFacts) -> list[Check]:
-    """What slows the run, or one Check with its speed."""
+    """What slows the run, or one Check with its speed; of a finished run as notes."""
     found = [
         *_slower(facts),
         *_below_plan(facts),
@@ -35,7 +35,7 @@ def check_speed(facts: RunFacts) -> list[Check]:
         *_saves(facts),
     ]
     if found:
-        return found
+        return as_notes(found) if facts.is_finished else found
     speeds = _speeds(facts.train)
     text = f"{np.median(speeds):,.0f} tokens/s" if len(speeds) else "not measured yet"
     return [Check("speed", "ok", text)]
@@ -142,11 +142,11 @@ def _shares(facts: RunFacts) -> list[Check]:
         ),
         (
             *("save_s", "saves", SAVE_SHARE, "saving"),
-            facts.train_line(*_rarer(facts, "save_interval")),
+            facts.change_line(*_rarer(facts, "save_interval")),
         ),
         (
             *("eval_s", "evaluations", EVAL_SHARE, "evaluating"),
-            facts.train_line(*_rarer(facts, "eval_interval")),
+            facts.change_line(*_rarer(facts, "eval_interval")),
         ),
     ):
         took = sum(max(0.0, number(line, key) or 0.0) for line in lines)

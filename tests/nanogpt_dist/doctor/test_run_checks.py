@@ -267,8 +267,8 @@ FAULTS: dict[str, tuple[Change, str, str, str, str]] = {
         "^restore a backup, or start over: nanogpt train {run} --out-dir {run}-again$",
     ),
     "best gone": (
-        *(no_best, "checkpoints", "warning", "the best one, step-00000100, is gone"),
-        "^nanogpt train {run}$",
+        *(no_best, "checkpoints", "warning", "the best one, step-00000100, is gone: leave --best"),
+        "^nanogpt eval {run}$",
     ),
     "checkpoints gone": (
         lambda run: shutil.rmtree(run / "checkpoints"),
@@ -415,6 +415,10 @@ FAULTS: dict[str, tuple[Change, str, str, str, str]] = {
 }
 
 
+# what matters to a training that is to come, and is a note of one that is finished
+OF_TRAINING = ("losses", "speed", "ranks", "data", "saves", "evaluations", "settings")
+
+
 @pytest.fixture
 def run(healthy: Path, tmp_path: Path) -> Path:
     """A copy of the healthy run, beside its data set."""
@@ -436,6 +440,8 @@ def test_nothing_is_odd_about_a_healthy_run(run: Path) -> None:
 def test_a_fault_is_named_with_what_mends_it(fault: str, run: Path) -> None:
     break_, name, level, text, todo = FAULTS[fault]
     assert not named(check_run(run), name, level, text.format())
+    if name in OF_TRAINING:
+        status(verdict="stopped")(run)
     break_(run)
     found = check_run(run)
     [check] = named(found, name, level, text.format())
@@ -445,6 +451,27 @@ def test_a_fault_is_named_with_what_mends_it(fault: str, run: Path) -> None:
         if words != ["doctor"]:
             understand(words)
     assert exit_code(found) == (int(check.code) if level == "error" else exit_code(found)) != 0
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if FAULTS[name][1] in OF_TRAINING])
+def test_no_line_is_in_vain_where_the_run_is_finished_or_goes_on(fault: str, run: Path) -> None:
+    FAULTS[fault][0](run)
+    goes_on = re.compile(rf"nanogpt train {re.escape(str(run))}(?! --out-dir)( |$)")
+    if run_facts.read_facts(run).is_finished:  # it makes more steps with more --max-iters alone
+        lines_ = [check.todo for check in check_run(run)]
+        assert not [line for line in lines_ if goes_on.search(line) and "--max-iters" not in line]
+    with storage.RunLock(run):  # a second training of it would be refused
+        lines_ = [check.todo for check in check_run(run)]
+        assert not [line for line in lines_ if goes_on.search(line) and "stop it by" not in line]
+
+
+@pytest.mark.parametrize("fault", ["slower", "below the plan", "val split", "warm-up", "unread"])
+def test_what_mattered_to_its_training_is_a_note_of_a_finished_run(fault: str, run: Path) -> None:
+    break_, name, _, text, _ = FAULTS[fault]
+    break_(run)
+    found = check_run(run)
+    assert named(found, name, "ok", text)
+    assert exit_code(found) == 0
 
 
 def named(found: list[Check], name: str, level: str, text: str) -> list[Check]:
