@@ -93,9 +93,14 @@ class RunFacts:
         return max([*logged, *newest, count(self.status, "step") or 0])
 
     @property
+    def lost(self) -> str:
+        """The checkpoint that status.json names where none is left: a resume is refused then."""
+        return "" if self.steps else str(self.status.get("checkpoint") or "")
+
+    @property
     def has_begun(self) -> bool:
         """Whether it came to its first step: config.toml is written just before."""
-        left = self.steps or self.train or self.val or self.status.get("checkpoint")
+        left = self.steps or self.train or self.val or self.lost
         return bool(left) or (self.path / run_folder.CONFIG).exists()
 
     @property
@@ -128,6 +133,13 @@ class RunFacts:
     def train_line(self, *flags: object) -> str:
         """The command that goes on with this run, on as many ranks as before."""
         return shlex.join([*self._launch, "train", str(self.path), *map(str, flags)])
+
+    def resume_line(self) -> str:
+        """What to type to go on, also where the checkpoints are gone."""
+        if not self.lost:
+            return self.train_line()
+        folder = run_folder.checkpoints_of(self.path)
+        return f"restore {folder}, or start over: {self.train_line('--fresh')}"
 
     def change_line(self, *flags: object) -> str:
         """What to type to train on with other settings; a run that goes on is stopped first."""

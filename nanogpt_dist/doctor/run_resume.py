@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 
 from nanogpt_dist import __version__, storage
-from nanogpt_dist.config import read_toml, resolve, settings_where
+from nanogpt_dist.config import TrainConfig, read_toml, resolve, settings_where
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.doctor.check import Check, Level
 from nanogpt_dist.doctor.run_facts import RunFacts, count, word
-from nanogpt_dist.errors import Exit, NanogptError
+from nanogpt_dist.errors import ConfigError, Exit, NanogptError
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.run_folder import CONFIG, checkpoints_of
 from nanogpt_dist.storage.steps import LEFTOVER
+from nanogpt_dist.training import crash_loops
 
 GIB = 2**30
 DEBRIS_S = 3600  # without a change, from which on a half-written checkpoint is a killed save's
@@ -23,12 +24,15 @@ DEBRIS_S = 3600  # without a change, from which on a half-written checkpoint is 
 def check_resume(facts: RunFacts) -> list[Check]:
     """Settings, checkpoints, disk and data of a run, and the step from which it would go on."""
     checkpoints, good = _checkpoints(facts)
+    data = _data(facts)
+    refused = any(check.level == "error" for check in checkpoints)
+    refused |= facts.is_here and any(check.level != "ok" for check in data)
     return [
         *_config(facts),
         *checkpoints,
         *_disk(facts),
-        *_data(facts),
-        *_resume(facts, good),
+        *data,
+        *_resume(facts, good, refused),
     ]
 
 
@@ -70,7 +74,7 @@ def _checkpoints(facts: RunFacts) -> tuple[list[Check], Path | None]:
     if good is None:
         last = found[-1]
         todo = f"restore a backup, or start over: {facts.fresh_line('again')}"
-        text = f"all {len(found)} are damaged ({last.text})"
+        text = f"all {len(found)} are damaged ({last.text}): a resume is refused"
         return [Check("checkpoints", "error", text, todo, last.code)], None
     best = count(facts.state, "best_step")
     if best is not None and best < storage.step_at(good):  # newer ones were looked at above
@@ -113,15 +117,10 @@ def _listed(facts: RunFacts) -> tuple[Path, ...]:
 
 
 def _no_checkpoint(facts: RunFacts) -> list[Check]:
-    lost = facts.status.get("checkpoint")
-    if not isinstance(lost, str) or not lost:
+    if not facts.lost:
         return [Check("checkpoints", "ok", "none yet")]
-    todo = f"restore {checkpoints_of(facts.path)}, or start over: {facts.train_line('--fresh')}"
-    return [
-        Check(
-            "checkpoints", "error", f"{lost[:40]} and all others are gone", todo, Exit.MISSING_INPUT
-        )
-    ]
+    text = f"{facts.lost[:40]} and all others are gone: a resume is refused"
+    return [Check("checkpoints", "error", text, facts.resume_line(), Exit.MISSING_INPUT)]
 
 
 def _verified(facts: RunFacts, folder: Path) -> Check | None:
@@ -258,25 +257,43 @@ def _data(facts: RunFacts) -> list[Check]:
     return [Check("data", "ok", f"{place}, {tokens:,} tokens, as the checkpoint has it")]
 
 
-def _resume(facts: RunFacts, good: Path | None) -> list[Check]:
-    """From which step it would go on, and what is computed again."""
+def _resume(facts: RunFacts, good: Path | None, refused: bool) -> list[Check]:
+    """From which step it would go on, and what is computed again; [] where that is `refused`."""
     if facts.config is None:
         return []
-    start = storage.step_at(good) if good is not None else 0
-    lost = max(0, facts.step - start)
-    from_ = f"from {good.name}" if good is not None else "from step 0"
-    again = f", {lost:,} steps are computed again" if lost else ""
     changed = _refused(facts, good)
     if changed and good is not None:
         todo = shlex.join(["cp", str(good / CONFIG), str(facts.path / CONFIG)])
         text = f"refused: {CONFIG} has {', '.join(changed[:3])}"
         return [Check("resume", "error", text, todo, Exit.CONFIG)]
-    if facts.verdict == "done" and start >= facts.config.max_iters:
+    if refused:
+        return []
+    try:
+        start = _start(facts, facts.config, good)
+    except ConfigError:  # started in vain too often
+        return []
+    step = storage.step_at(start) if start is not None else 0
+    lost = max(0, facts.step - step)
+    from_ = f"from {start.name}" if start is not None else "from step 0"
+    again = f", {lost:,} steps are computed again" if lost else ""
+    if facts.verdict == "done" and step >= facts.config.max_iters:
         more = facts.train_line("--max-iters", 2 * facts.config.max_iters)
         return [Check("resume", "ok", f"none is due; longer: {more}")]
     if facts.held:
         return [Check("resume", "ok", f"would go on {from_}{again}, were it stopped now")]
     return [Check("resume", "ok", f"{facts.train_line()} goes on {from_}{again}")]
+
+
+def _start(facts: RunFacts, config: TrainConfig, good: Path | None) -> Path | None:
+    """`good`, or the one before it where starts from there were in vain.
+
+    Raises ConfigError where those from the one before were in vain, too.
+    """
+    step = storage.step_at(good) if good is not None else 0
+    if not crash_loops.steps_back(facts.path, step, crash_loops.digest(config, facts.ranks)):
+        return good
+    older = [path for path in facts.steps if storage.step_at(path) < step]
+    return next((path for path in older if not storage.verify(path)), good)
 
 
 def _refused(facts: RunFacts, good: Path | None) -> list[str]:

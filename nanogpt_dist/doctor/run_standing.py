@@ -57,7 +57,8 @@ def _done(facts: RunFacts) -> Check:
 
 
 def _stopped(facts: RunFacts) -> Check:
-    return Check("run", "ok", f"stopped and saved, {_steps(facts)}; {facts.train_line()} goes on")
+    saved = " and saved" if facts.status.get("checkpoint") else ""
+    return Check("run", "ok", f"stopped{saved}, {_steps(facts)}")
 
 
 def _failed(facts: RunFacts) -> Check:
@@ -65,7 +66,7 @@ def _failed(facts: RunFacts) -> Check:
     what, _, advice = (word(facts.status, "message") or "no message").rpartition("; ")
     told = count(facts.status, "code") or Exit.BUG
     code = next((exit for exit in Exit if exit == told and exit != Exit.DONE), Exit.BUG)
-    todo = f"{advice}; then {facts.train_line()}" if what else facts.train_line()
+    todo = f"{advice}; then {facts.resume_line()}" if what else facts.resume_line()
     return Check(
         "run", "error", f"failed, {_steps(facts)}, exit code {told}: {what or advice}", todo, code
     )
@@ -86,10 +87,10 @@ def _killed(facts: RunFacts) -> Check:
         text = (
             f"killed, {_steps(facts)}: {pid} ended without a word (kill -9, lack of memory, power)"
         )
-        return Check("run", "warning", text, facts.train_line())
+        return Check("run", "warning", text, facts.resume_line())
     silent = duration(_silent_s(facts) or 0.0)
     text = f"killed, it seems, {_steps(facts)}: {pid} has logged nothing for {silent}"
-    return Check("run", "warning", text, f"{_look_at(facts)}; if it is gone: {facts.train_line()}")
+    return Check("run", "warning", text, f"{_look_at(facts)}; if it is gone: {facts.resume_line()}")
 
 
 def _look_at(facts: RunFacts) -> str:
@@ -112,7 +113,7 @@ def _unknown(facts: RunFacts) -> Check:
             Exit.BAD_DATA,
         )
     return Check(
-        "run", "warning", f"nothing says how it ended, {_steps(facts)}", facts.train_line()
+        "run", "warning", f"nothing says how it ended, {_steps(facts)}", facts.resume_line()
     )
 
 

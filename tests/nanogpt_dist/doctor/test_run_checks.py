@@ -21,8 +21,9 @@ from nanogpt_dist import storage
 from nanogpt_dist.doctor import run_facts, run_standing
 from nanogpt_dist.doctor.check import Check, exit_code
 from nanogpt_dist.doctor.run_checks import check_run
-from nanogpt_dist.errors import Exit, MissingInputError
+from nanogpt_dist.errors import Exit, MissingInputError, NanogptError
 from nanogpt_dist.presets import PRESETS
+from nanogpt_dist.storage import run_checkpoints
 from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training import crash_loops
 from nanogpt_dist.training.metrics import RECORD
@@ -472,6 +473,44 @@ def test_what_mattered_to_its_training_is_a_note_of_a_finished_run(fault: str, r
     found = check_run(run)
     assert named(found, name, "ok", text)
     assert exit_code(found) == 0
+
+
+RESUMES = ("resume", "ok")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_resume_does_is_told_as_training_does_it(fault: str, run: Path) -> None:
+    FAULTS[fault][0](run)
+    told = [check.text for check in check_run(run) if (check.name, check.level) == RESUMES]
+    try:
+        start = run_checkpoints.checkpoint_to_resume(run, False, lambda _: None)
+    except NanogptError:
+        assert told == []
+        return
+    assert start is not None
+    assert not told or re.search(f"from {start.name}|none is due", told[0])
+
+
+@pytest.mark.parametrize("fault", ["data gone", "data changed", "given up", "checkpoints gone"])
+def test_a_resume_that_would_be_refused_is_not_promised(fault: str, run: Path) -> None:
+    FAULTS[fault][0](run)
+    assert RESUMES not in {(check.name, check.level) for check in check_run(run)}
+
+
+def test_a_resume_after_starts_in_vain_is_told_to_go_one_checkpoint_back(run: Path) -> None:
+    older = shutil.copytree(run / "checkpoints/step-00000150", run / "checkpoints/.x")
+    (older / "manifest.json").unlink()
+    storage.seal(older, "step-00000100", {"step": 100})
+    in_vain(3)(run)
+    assert named(check_run(run), "resume", "ok", "goes on from step-00000100, 100 steps are comp")
+
+
+def test_no_line_goes_on_with_a_killed_run_that_has_lost_its_checkpoints(run: Path) -> None:
+    killed(run)
+    shutil.rmtree(run / "checkpoints")
+    todo = f"restore {run}/checkpoints, or start over: nanogpt train {run} --fresh"
+    for name in ("run", "checkpoints"):
+        assert [check.todo for check in check_run(run) if check.name == name] == [todo]
 
 
 def named(found: list[Check], name: str, level: str, text: str) -> list[Check]:
