@@ -1,6 +1,7 @@
 """`nanogpt doctor [RUN]`: what is wrong with this machine or a run, and what to type."""
 
 import os
+import shlex
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MARKS = {"ok": "ok", "warning": "WARNING", "error": "ERROR"}
 NAME = 18  # columns of a finding's name
+ARCHIVE = (".tar.gz", ".tgz")  # how a bundle's name ends
 
 
 def doctor(
@@ -69,9 +71,13 @@ def doctor(
     from nanogpt_dist.doctor.run_checks import check_run
     from nanogpt_dist.errors import UsageError
     from nanogpt_dist.inspect.run_record import is_run
+    from nanogpt_dist.storage.durable import shown
 
     if out is not None and not bundle:
         raise UsageError("--out names the file of --bundle: add --bundle, or leave --out out")
+    if out is not None and not out.name.lower().endswith(ARCHIVE) and not out.is_dir():
+        named = shlex.quote(str(out.with_suffix(ARCHIVE[0])))
+        raise UsageError(f"--out {shown(out)}: a bundle is a gzipped tar; type --out {named}")
     start = time.perf_counter()
     machine = Machine(os.environ, port_holder=network.holder)
     if run is not None and machine.rank == 0 and not is_run(run):

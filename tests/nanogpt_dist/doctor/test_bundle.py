@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cli.doctor import doctor
 from nanogpt_dist.doctor import bundle
 from nanogpt_dist.doctor.bundle import write_bundle
 from nanogpt_dist.doctor.machine import Machine
+from nanogpt_dist.errors import UsageError
 from tests.conftest import command
 
 PLANTED = {
@@ -173,3 +176,13 @@ def test_a_bundle_without_a_file_is_named_by_the_time_and_out_needs_it(tmp_path:
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "add --bundle" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "typed"),
+    [("x.zip", "x.tar.gz"), ("x.tar", "x.tar.gz"), ("my report", "'my report.tar.gz'")],
+)
+def test_a_bundle_under_the_name_of_another_kind_of_file_is_refused(out: str, typed: str) -> None:
+    with pytest.raises(UsageError, match=f"type --out {re.escape(typed)}$"):
+        doctor(bundle=True, out=Path(out))
+    assert not Path(out).exists()
