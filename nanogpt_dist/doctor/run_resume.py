@@ -17,7 +17,7 @@ from nanogpt_dist.storage.run_folder import CONFIG, checkpoints_of
 from nanogpt_dist.storage.steps import LEFTOVER
 from nanogpt_dist.training import crash_loops
 
-GIB = 2**30
+GB = 10**9
 DEBRIS_S = 3600  # without a change, from which on a half-written checkpoint is a killed save's
 
 
@@ -186,8 +186,8 @@ def _disk(facts: RunFacts) -> list[Check]:
         count_ = max(1, facts.config.keep_checkpoints + 1 - len(facts.steps))
         if free < size * count_:
             text = (
-                f"{free / GIB:,.2f} GiB free at {folder}, the next {count_} saves take "
-                f"{size * count_ / GIB:,.2f} GiB"
+                f"{free / GB:,.2f} GB free at {folder}, the next {count_} saves take "
+                f"{size * count_ / GB:,.2f} GB"
             )
             todo = shlex.join(["df", "-h", str(folder)]) + "  # or --out-dir on another disk"
             if not facts.held and len(facts.steps) > 1:  # else it is refused, or frees nothing
@@ -195,7 +195,7 @@ def _disk(facts: RunFacts) -> list[Check]:
                 todo = shlex.join([*prune, "--dry-run"])
             level: Level = "error" if free < size else "warning"
             return [*found, Check("disk", level, text, todo, Exit.IO_ERROR)]
-    return found or [Check("disk", "ok", f"{used / 1e6:,.1f} MB, {free / GIB:,.1f} GiB free")]
+    return found or [Check("disk", "ok", f"{used / 1e6:,.1f} MB, {free / GB:,.1f} GB free")]
 
 
 def _debris(facts: RunFacts, folder: Path) -> list[Check]:

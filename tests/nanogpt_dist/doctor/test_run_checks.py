@@ -524,7 +524,8 @@ def test_a_full_disk_is_told_before_the_next_save(
 ) -> None:
     killed(run)
     monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
-    [check] = named(check_run(run), "disk", "error", "0.00 GiB free at .* the next 2 saves take")
+    [check] = named(check_run(run), "disk", "error", "0.00 GB free at .* the next 2 saves take")
+    assert check.text.endswith("GB")  # as the machine's free space is told
     assert check.todo == f"df -h {run}/checkpoints  # or --out-dir on another disk"
     assert check.code == Exit.IO_ERROR
 
@@ -532,10 +533,10 @@ def test_a_full_disk_is_told_before_the_next_save(
 def test_a_full_disk_with_checkpoints_to_spare(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status(verdict="stopped")(run)
     monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
-    [check] = named(check_run(run), "disk", "error", "GiB free")
+    [check] = named(check_run(run), "disk", "error", "GB free")
     assert check.todo == f"nanogpt checkpoint prune {run} --keep 1 --dry-run"
     with storage.RunLock(run):  # prune would refuse
-        [check] = named(check_run(run), "disk", "error", "GiB free")
+        [check] = named(check_run(run), "disk", "error", "GB free")
     assert check.todo.startswith("df -h ")
 
 
