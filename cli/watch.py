@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import completing
-from cli.options import Json
+from cli.options import Json, note
 from cli.terminal import FILE, columns, echo
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def watch(
             _live(watched, interval)
     except KeyboardInterrupt:  # the way to end it
         return
+    if watched.ended and not watched.waited:
+        where = ", ".join(map(str, watched.targets))
+        note(f"nothing goes on in {where}: type it again once a training has begun")
 
 
 class Watched:
@@ -63,6 +66,7 @@ class Watched:
     def __init__(self, targets: list[Path]) -> None:
         self.targets = targets
         self.runs: list[tuple[RunRecord, dict[str, Any]]] = []
+        self.waited = False  # whether a run went on, or was yet to appear
         self._readers: dict[Path, RunReader] = {}
         self._empty: list[Path] = []  # targets without a run
 
@@ -83,6 +87,7 @@ class Watched:
             except NanogptError:  # removed since it was found
                 continue
             self.runs.append((record, standing(record, time.time())))
+        self.waited = self.waited or not self.ended
 
     @property
     def ended(self) -> bool:
@@ -104,6 +109,11 @@ class Watched:
             if target == OUT or (target.is_dir() and not any(target.iterdir())):
                 raise MissingInputError(
                     f"no run under {shown(target)} yet; type: nanogpt quickstart, or name a run"
+                )
+            if not target.exists():  # a training makes it once it has read its settings and data
+                raise MissingInputError(
+                    f"{shown(target)} does not exist; type it again once the training has begun, "
+                    "or give a run, like out/quickstart"
                 )
             read_run(target)  # says what it is instead
 

@@ -231,7 +231,8 @@ def test_what_is_no_run_is_told(out: Path, corpus: Path, nanogpt: Run, tmp_path:
     told = nanogpt("watch", code=66).stderr
     assert "no run under out yet; type: nanogpt quickstart, or name a run" in told
     assert "is no run" in nanogpt("watch", corpus, code=66).stderr
-    assert "does not exist" in nanogpt("watch", tmp_path / "none", "--once", code=66).stderr
+    told = nanogpt("watch", tmp_path / "none", "--once", code=66).stderr
+    assert "does not exist; type it again once the training has begun, or give a run" in told
 
 
 @contextlib.contextmanager
@@ -280,6 +281,14 @@ def test_a_run_that_appears_later_is_watched_until_it_is_removed(out: Path, tmp_
         seen(terminal, "no run under out yet")
         assert process.wait(30) == 0
         assert process.stderr.read() == b""
+
+
+def test_where_nothing_goes_on_it_ends_and_says_so(out: Path) -> None:
+    with in_terminal("out", folder=out.parent) as (process, terminal):
+        seen(terminal, "out/a · done")
+        assert process.wait(30) == 0
+        told = process.stderr.read().decode()
+    assert told == "note: nothing goes on in out: type it again once a training has begun\n"
 
 
 @contextlib.contextmanager
@@ -339,3 +348,4 @@ def test_a_run_that_stops_while_it_is_watched_ends_the_watching(
             process.send_signal(signal.SIGTERM)
             seen(terminal, "out/a · stopped")
             assert viewer.wait(30) == 0
+            assert viewer.stderr.read() == b""
