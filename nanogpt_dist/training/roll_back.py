@@ -75,10 +75,11 @@ def roll_back(spike: RollBack, run: OpenRun, state: TrainState, saver: Saver) ->
                 f"{lower_rates(saver.config)}"
             )
         first = max(begin, spike.step - STEPS) + 1
+        # killed after it, the run spikes again and comes back here
+        aside = set_aside_after(target, "rolled-back") if target is not None else []
         before = run_folder.read_json(run.path / "run.json")
         stretches = sorted({*state.left_out, (first, spike.step)})
         run_folder.write_json(run.path / "run.json", {**before, LEFT_OUT: stretches})
-        aside = set_aside_after(target, "rolled-back") if target is not None else []
         crash_loops.ended(run.path, "rolled back")
         note_event(run.path, "rollback", spike.step, to=begin, first=first, last=spike.step)
         saver.console.line(
