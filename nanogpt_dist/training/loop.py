@@ -239,7 +239,7 @@ def loop(run: Run) -> Path:
         save_pending = save_pending or due(config, state.step, evaluated, improved)
         if save_pending:
             results.read_all()
-        if save_pending and results.has_good and not is_last:
+        if save_pending and not results.skipped and not is_last:
             with telemetry.spending("save"):
                 saver.save(state, evaluated)
             save_pending = False

@@ -39,17 +39,13 @@ class PendingResults:
         # steps in a row, up to the last one read, whose gradient was not finite
         self.not_finite = 0
         self.spikes = 0  # steps in a row, up to the last one read, that were one
+        self.skipped = False  # whether the last one read left the weights as they were
         self._unread: list[tuple[TrainState, StepResult]] = []  # with the state after the step
 
     @property
     def all_read(self) -> bool:
         """Whether the device has nothing of ours left to do."""
         return not self._unread
-
-    @property
-    def has_good(self) -> bool:
-        """Whether the last one read is of a step that has changed the weights, as others did."""
-        return not (self.not_finite or self.spikes)
 
     def add(self, result: StepResult) -> None:
         """Take the result of the step that self.state has counted last; read what came before it.
@@ -73,11 +69,12 @@ class PendingResults:
     def _read(self, made: TrainState, result: StepResult) -> None:
         if self.progress.config.ramp.at(made.step - 1).first == made.step - 1:
             spikes.forget(self.state)  # batches of another shape
-        if not result.skipped:
+        self.skipped = result.skipped
+        if not self.skipped:
             spikes.remember(self.state, result.loss, result.grad_norm)
         self.not_finite = 0 if result.finite else self.not_finite + 1
         self.spikes = self.spikes + 1 if result.spiked else 0
-        self.state.skipped += result.skipped
+        self.state.skipped += self.skipped
         self.progress.log_step(made, result)
         if self.not_finite:
             self._warn_not_finite(made.step, result)
