@@ -92,7 +92,7 @@ def test_averaging_the_weights_copies_nothing_and_waits_for_nothing(
         assert not [happening for happening in found if happening.waits], number
         if number not in EVALUATED:
             copies = [each.bytes for each in found if each.kind in ("up", "down")]
-            assert copies == [2 * 8 * SEQUENCES * BLOCK_SIZE, 2 * 4], number
+            assert copies == [2 * 8 * SEQUENCES * BLOCK_SIZE, 3 * 4], number
     assert not [happening for happening in happenings if happening.kind == "race"]
 
 
