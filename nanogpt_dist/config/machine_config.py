@@ -122,6 +122,16 @@ class MachineConfig(Settings):
         on_resume="ignore",
         scope="run",
     )
+    check_replicas_every: int = setting(
+        500,
+        "Distributed",
+        "Steps between comparisons of the ranks' copies of weights and moments, which are compared "
+        "before each save, too; 0: never.",
+        ge=0,
+        le=2**40,
+        on_resume="ignore",
+        scope="upkeep",
+    )
     timeout_s: int = setting(
         300,
         "Distributed",

@@ -243,6 +243,9 @@ def loop(run: Run) -> Path:
             with telemetry.spending("save"):
                 saver.save(state, evaluated)
             save_pending = False
+        if saver.replicas.is_due(state.step):
+            results.read_all()
+            saver.compare_replicas(state)
         stopping, writing = run.progress.vote(state.step, bool(run.stop), not saver.ended)
         if not writing:
             saver.finish(state)

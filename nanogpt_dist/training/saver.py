@@ -27,6 +27,7 @@ from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training import decay, optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
+from nanogpt_dist.training.replicas import Replicas
 from nanogpt_dist.training.schedule import is_wsd, stable_until
 from nanogpt_dist.training.step import TrainStep
 
@@ -65,6 +66,7 @@ class Saver:
     ) -> None:
         self.run, self.train_step, self.data, self.console = run, train_step, data, console
         self.config, self.world = train_step.config, run.world
+        self.replicas = Replicas(train_step)
         self.newest = newest  # at first the one that the run resumes
         self._kept = {newest.name} if newest is not None else set()
         self.failures = 0
@@ -100,6 +102,7 @@ class Saver:
             return
         with self.world.raise_on_all_ranks():
             self.run.refuse_moved()
+        self.compare_replicas(state)
         if missed := decay.missed_start(self.newest, state.step, self.config):
             self.console.line(f"warning: {missed}")
         # now that it is known what became of the one before
@@ -116,6 +119,10 @@ class Saver:
         self.writing = Writing(mine.state, commit, later)
         if not later:
             self.finish(state, required)
+
+    def compare_replicas(self, state: TrainState) -> None:
+        """Refuse to go on where the ranks' copies differ, as Replicas.compare() does."""
+        self.replicas.compare(state.step, self._last_good())
 
     @property
     def ended(self) -> bool:
@@ -146,6 +153,9 @@ class Saver:
     def last_good(self, state: TrainState) -> str:
         """Which checkpoint there is to go on from, in words; all ranks together."""
         self.finish(state)  # the commit under way may be that one
+        return self._last_good()
+
+    def _last_good(self) -> str:
         if self.newest is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self.newest.name}"

@@ -78,7 +78,8 @@ def test_with_auto_a_training_fits_where_the_preset_does_not(corpus: Path, tmp_p
     [line] = errors_in(dies.stderr)
     assert line == (
         "nanogpt: error: out of memory after step 0, with micro-batches of 64; add "
-        "--auto-batch-size, or type --batch-size 32 --gradient-accumulation-steps 4 --no-join-micro-batches"
+        "--auto-batch-size, or type --batch-size 32 --gradient-accumulation-steps 4 "
+        "--no-join-micro-batches"
     )
     run = tmp_path / "fits"
     fits = limited(corpus, run, "--max-iters", "1", "--auto-batch-size", LEFT="500")

@@ -1,0 +1,123 @@
+"""Copies of weights and moments on several ranks: one flipped bit is found, and nothing saved."""
+
+import json
+import random
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanogpt_dist import storage
+from nanogpt_dist.training.replicas import INTEGERS, digest, odd_ranks
+from tests.conftest import in_ranks
+from tests.nanogpt_dist.small import events_of, go, tiny
+
+SHAPES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=6)
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.uint8])
+
+
+@given(SHAPES, DTYPES, st.integers(0, 2**32), st.data())
+def test_any_bit_that_flips_makes_another_digest(
+    shapes: list[tuple[int, int]], dtype: torch.dtype, seed: int, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [(100 * torch.randn(shape, generator=generator)).to(dtype) for shape in shapes]
+    before = digest(tensors)
+    assert digest([tensor.clone() for tensor in tensors]) == before
+    assert -(2**63) <= before < 2**63
+    chosen = data.draw(st.sampled_from(tensors))
+    bits = chosen.view(-1).view(INTEGERS[chosen.element_size()])
+    place = data.draw(st.integers(0, len(bits) - 1))
+    width = 8 * chosen.element_size()
+    bit = data.draw(st.integers(0, width - 1))
+    flipped = int(bits[place]) ^ (1 << bit)
+    if dtype != torch.uint8:
+        flipped = (flipped + 2 ** (width - 1)) % 2**width - 2 ** (width - 1)
+    bits[place] = flipped
+    assert digest(tensors) != before
+
+
+def test_the_order_of_tensors_counts_and_nothing_has_one() -> None:
+    a, b = torch.randn(3), torch.randn(4)
+    assert digest([a, b]) != digest([b, a])
+    assert digest([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("digests", "shard", "odd"),
+    [
+        ([7, 7], 1, []),
+        ([7, 8], 1, [0, 1]),  # nobody knows which
+        ([7, 8, 7], 1, [1]),
+        ([7, 8, 9, 7], 1, [0, 1, 2, 3]),
+        ([7, 7, 8, 8], 1, [0, 1, 2, 3]),
+        ([1, 2, 1, 2], 2, []),
+        ([1, 2, 1, 3], 2, [1, 3]),
+        ([1, 2, 4, 2, 1, 2], 2, [2]),
+        ([1, 2, 3, 4], 4, []),  # no copies
+    ],
+)
+def test_the_odd_rank_is_the_one_that_most_copies_are_not(
+    digests: list[int], shard: int, odd: list[int]
+) -> None:
+    assert odd_ranks(digests, shard) == odd
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "rank", "told"),
+    [
+        (2, {"strategy": "ddp"}, 1, "ranks 0 on {host}, 1 on {host} have"),
+        (3, {"strategy": "ddp", "batch_size": 3}, 2, "rank 2 on {host} has"),
+        pytest.param(
+            *(4, {"strategy": "fsdp", "mesh": "2x2"}, 3, "ranks 1 on {host}, 3 on {host} have"),
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            *(2, {"strategy": "ddp", "optimizer": "muon"}, 0, "ranks 0 on {host}, 1 on {host}"),
+            marks=pytest.mark.thorough,
+        ),
+    ],
+)
+def test_a_flipped_bit_ends_the_run_before_it_is_saved(
+    ranks: int,
+    changes: dict[str, object],
+    rank: int,
+    told: str,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "a"
+    all_changes = {"max_iters": 12, "eval_interval": 4, **changes}
+    line = in_ranks("flipping", ranks, json.dumps(all_changes), rank, corpus, run)
+    assert f"told: {told.format(host=socket.gethostname())} other weights" in line
+    assert "after step 8: a bit has flipped; nothing is saved, the last good checkpoint is " in line
+    assert [path.name for path in storage.list_steps(run / "checkpoints")] == ["step-00000004"]
+    assert storage.verify(run / "checkpoints" / "step-00000004") == []
+    status = json.loads((run / "status.json").read_text())
+    assert (status["verdict"], status["code"]) == ("failed", 65)
+    assert events_of(run)[-1]["event"] == "fail"
+
+
+def test_a_single_process_compares_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanogpt_dist.training.replicas.digest", lambda _: pytest.fail("compared"))
+    go(tiny(corpus, tmp_path / "a", check_replicas_every=1))
+
+
+@pytest.mark.thorough
+def test_a_hundred_flips_of_a_hundred_are_found() -> None:
+    draw = random.Random(1)
+    tensors = [torch.randn(64, 32), torch.randn(257), torch.randn(33, 7).to(torch.bfloat16)]
+    before = digest(tensors)
+    for _ in range(100):
+        chosen = draw.choice(tensors)
+        bits = chosen.view(-1).view(INTEGERS[chosen.element_size()])
+        place, bit = draw.randrange(len(bits)), draw.randrange(8 * chosen.element_size() - 1)
+        bits[place] ^= 1 << bit
+        assert digest(tensors) != before
+        bits[place] ^= 1 << bit
+        assert digest(tensors) == before
