@@ -94,12 +94,15 @@ COMMANDS: dict[str, tuple[int, list[object]]] = {
     "plan fp8": (0, ["plan", "gpt2-124m", "--device", "h100", "--fp8"]),
     "plan offload": (0, ["plan", "gpt2-124m", "--gpus", 8, "--dtype", "tf32", "--cpu-offload"]),
     "plan, measured": (0, ["plan", "gpt2-124m", "--bench", "bench.json", "--plot", "plan.svg"]),
+    "plan of a run": (0, ["plan", "run"]),
+    "plan of a run, elsewhere": (0, ["plan", "run", "--device", "a100-80gb"]),
     "plan, of a card that is not known": (0, ["-c", UNKNOWN]),
 }
-# what a card without it is asked for, and its capability
+# what a card cannot give, and its capability
 REFUSED: dict[str, tuple[str, list[object]]] = {
     "train tf32": ("7.5", [*STEPS, "--out-dir", "tf32", "--dtype", "tf32"]),
     "train fp8": ("8.0", [*STEPS, "--out-dir", "fp8", "--fp8"]),
+    "plan, too few hours": ("8.0", ["plan", "gpt2-124m", "--hours", "1e-9"]),
 }
 
 
