@@ -210,7 +210,6 @@ def loop(run: Run) -> Path:
     start, slow = state.step, run.train_step.starts_slowly
     run.stop.defer()
     while state.step < config.max_iters and not stopping:
-        run.world.watchdog.beat(state.step)
         if state.leaves_out_next:
             state.leave_out()
         else:

@@ -162,7 +162,7 @@ class TrainStep:
                 loss += self._forward_backward(inputs, targets, len(micro_batches))
         total = self.world.sum(loss)
         with self.timed("optimizer"):
-            norm, skipped = self._apply_gradient(step, total / self.world.size, limits)
+            norm, skipped = self._apply_gradient(step, total, limits)
         figures = torch.stack([norm.to(total.device), total, skipped.to(total.device)])
         return StepResult(rate, limits, Readout(figures, self.world.watchdog.wait), self.world.size)
 
@@ -217,17 +217,18 @@ class TrainStep:
     def _drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=not keeps_gradients(self.wrapped))
 
-    def _apply_gradient(self, step: int, loss: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+    def _apply_gradient(self, step: int, total: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         """Clip the gradient and make the optimizer's step; the gradient's norm, and 1 for no step.
 
-        Both are scalars. Whether there is a step is decided on the device, by what is the same on
-        all ranks: all of them skip it, or none.
+        Both are scalars. total: the ranks' losses, summed up. Whether there is a step is decided on
+        the device, by what is the same on all ranks: all of them skip it, or none.
         """
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_gradient()
         found_inf = (~norm.isfinite()).float()
         if self.config.on_spike == "skip":
-            spiked = (norm > limits.grad_norm) | (loss.to(norm.device) > limits.loss)
+            loss = (total / self.world.size).to(norm.device)
+            spiked = (norm > limits.grad_norm) | (loss > limits.loss)
             # ranks that round otherwise do not judge otherwise
             found_inf = self.world.sum(found_inf.logical_or(spiked).float()).sign()
         if self.average is not None:
