@@ -150,11 +150,15 @@ def _sharded_blocks(config: TrainConfig, how: Pass, full: Usage, block: int) -> 
     table = how.low * config.vocab_size * C
     kept = full.activations - tokens * (stream_bytes(how) + how.low) * C  # but the last norm's
     earlier = kept - tokens * block_bytes(config, how)
-    alone = block - FP32 * padded_block(config, how)
     return [
-        replace(full, activations=kept, temporary=table + alone),
-        replace(full, activations=earlier, temporary=table + block),
+        replace(full, activations=kept, temporary=table + block),
+        replace(full, activations=earlier, temporary=table + block + _reduced(config, how)),
     ]
+
+
+def _reduced(config: TrainConfig, how: Pass) -> int:
+    """Bytes of a block's gradients while they are reduced, as fsdp does in float32."""
+    return FP32 * padded_block(config, how)
 
 
 def _sharded_ends(config: TrainConfig, how: Pass, states: Usage, block: int) -> list[Usage]:
@@ -168,10 +172,11 @@ def _sharded_ends(config: TrainConfig, how: Pass, states: Usage, block: int) -> 
     table = how.low * config.vocab_size * config.n_embd  # gradient of the head
     whole = 0 if states.gradients == 0 else FP32  # of earlier micro-batches, while not reduced
     kept = 0 if config.cpu_offload and how.cuda else FP32
+    behind = kept * max(0, P.total - P.root - 2 * P.block) // how.shard
     second = replace(
         states,
         gradients=whole * (P.root + 2 * P.block),
-        temporary=kept * max(0, P.total - P.root - 2 * P.block) // how.shard + table + block,
+        temporary=behind + table + block + _reduced(config, how),
     )
     # What is reduced, in float32; beside it first what it is copied from, then the share that comes
     # of it, and gloo's copy

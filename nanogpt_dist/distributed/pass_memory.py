@@ -193,9 +193,8 @@ def temporary_bytes(config: TrainConfig, how: Pass) -> int:
     made = tokens * (low * wide_width(config) + squares + again)
     P = count_parameters(config)
     if not how.whole:
-        # its gradients, and the last one's, which are reduced; gathered_bytes() has the next block
-        kept = low * (P.block + tokens * config.n_embd)  # with the stream's gradient
-        return made + kept + FP32 * padded_block(config, how)
+        # its gradients, and the stream's; gathered_bytes() has the next block
+        return made + low * (P.block + tokens * config.n_embd)
     if again and low < FP32:
         made += low * P.matrices
     return made + low * config.n_embd * wide_width(config)
