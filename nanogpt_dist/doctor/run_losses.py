@@ -15,11 +15,11 @@ from nanogpt_dist import storage
 from nanogpt_dist.doctor.check import Check
 from nanogpt_dist.doctor.run_facts import Line, RunFacts, number
 from nanogpt_dist.errors import Exit
+from nanogpt_dist.training.spikes import NORMAL
 
 Floats = NDArray[np.float64]
 AROUND = 10  # lines on either side of one
 FEWEST = 20  # lines below which nothing is said of noise
-NORMAL = 1.4826  # standard deviation over MAD, of a normal noise
 SPIKE = 10.0  # standard deviations above the lines around it
 LEAST_SPIKE = 0.05  # of the median, at least
 DIVERGED = 0.2  # of its lowest median, that the loss stands above it at the end

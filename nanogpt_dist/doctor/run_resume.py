@@ -12,7 +12,7 @@ from nanogpt_dist.data import DataFolder
 from nanogpt_dist.doctor.check import Check, Level
 from nanogpt_dist.doctor.run_facts import RunFacts, count, word
 from nanogpt_dist.errors import ConfigError, Exit, NanogptError
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.storage.run_folder import CONFIG, checkpoints_of
 from nanogpt_dist.storage.steps import LEFTOVER
 from nanogpt_dist.training import crash_loops
@@ -290,10 +290,8 @@ def _start(facts: RunFacts, config: TrainConfig, good: Path | None) -> Path | No
     Raises ConfigError where those from the one before were in vain, too.
     """
     step = storage.step_at(good) if good is not None else 0
-    if not crash_loops.steps_back(facts.path, step, crash_loops.digest(config, facts.ranks)):
-        return good
-    older = [path for path in facts.steps if storage.step_at(path) < step]
-    return next((path for path in older if not storage.verify(path)), good)
+    back = crash_loops.steps_back(facts.path, step, crash_loops.digest(config, facts.ranks))
+    return run_checkpoints.good_before(good) if back and good is not None else good
 
 
 def _refused(facts: RunFacts, good: Path | None) -> list[str]:

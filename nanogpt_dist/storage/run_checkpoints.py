@@ -37,6 +37,13 @@ def kept_by_keep_every(checkpoints: Path) -> set[str]:
     return kept
 
 
+def good_before(checkpoint: Path) -> Path:
+    """The newest good one of a run before `checkpoint`; itself where there is none."""
+    steps, last = storage.list_steps(checkpoint.parent), storage.step_at(checkpoint)
+    older = [path for path in steps if storage.step_at(path) < last]
+    return next((path for path in older if not storage.verify(path)), checkpoint)
+
+
 def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) -> Path | None:
     """The newest good checkpoint to resume from, None to start at step 0.
 

@@ -152,8 +152,7 @@ def _or_one_before(
     chosen = newest
     if crash_loops.steps_back(run.path, step, settings):
         assert newest is not None
-        older = [path for path in storage.list_steps(newest.parent) if storage.step_at(path) < step]
-        chosen = next((path for path in older if not storage.verify(path)), newest)
+        chosen = run_checkpoints.good_before(newest)
         console.line(
             f"warning: {crash_loops.IN_VAIN} attempts in a row ended without a checkpoint after "
             f"{newest.name}; starting from {chosen.name}, once"

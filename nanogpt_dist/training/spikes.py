@@ -1,4 +1,4 @@
-"""Spikes: a loss, or a gradient's norm, that stands out of the steps before it.
+"""Spikes: a loss, or a gradient's norm, that stands out of the steps before it. No torch.
 
 Judged by the median of the last WINDOW finite ones and by their noise: the median of
 |value − median|, times 1.4826, is the standard deviation of a normal noise, and a few wild values
@@ -13,8 +13,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nanogpt_dist.checkpoint import TrainState
+if TYPE_CHECKING:
+    from nanogpt_dist.checkpoint import TrainState
 
 WINDOW = 64  # steps that are looked back on
 FEWEST = 32  # of them, below which nothing is judged: at first the loss falls from step to step
@@ -49,7 +51,7 @@ class Limits:
         return finite and (loss > self.loss or grad_norm > self.grad_norm)
 
 
-def limits(state: TrainState) -> Limits:
+def limits(state: "TrainState") -> Limits:
     """Of the next step, by the ones before it."""
     if len(state.losses) < FEWEST:
         return Limits()
@@ -65,13 +67,13 @@ def _median_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return median, NORMAL * statistics.median([abs(value - median) for value in values])
 
 
-def remember(state: TrainState, loss: float, grad_norm: float) -> None:
+def remember(state: "TrainState", loss: float, grad_norm: float) -> None:
     """Let a step's results be looked back on, where they are finite."""
     if math.isfinite(loss) and math.isfinite(grad_norm):
         state.losses = (*state.losses, loss)[-WINDOW:]
         state.grad_norms = (*state.grad_norms, max(grad_norm, SMALLEST))[-WINDOW:]
 
 
-def forget(state: TrainState) -> None:
+def forget(state: "TrainState") -> None:
     """Begin anew, where other batches or windows make another loss."""
     state.losses = state.grad_norms = ()
