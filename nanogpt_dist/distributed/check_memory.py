@@ -162,7 +162,9 @@ def flags_for(site: Site, best: Layout) -> str:
         flags.append(f"--strategy {best.strategy}")
     if config.activation_checkpointing not in ("auto", best.activation_checkpointing):
         flags.append(f"--activation-checkpointing {best.activation_checkpointing}")
-    if not config.join_micro_batches and config.batch_size > best.batch_size:
+    if not config.join_micro_batches and config.batch_size < best.batch_size:
+        flags.append("--join-micro-batches")
+    elif not config.join_micro_batches and config.batch_size > best.batch_size:
         flags.append(f"--batch-size {best.batch_size}")
         if config.batch_ramp is None:
             steps = config.global_batch_size // best.batch_size

@@ -94,6 +94,16 @@ def test_show_params_and_plan_say_the_same_bytes(name: str) -> None:
                 assert way.parts["averages"] == (0 if each is config else counted.fp32_bytes)
 
 
+def test_a_larger_micro_batch_than_the_settings_have_is_typed_too() -> None:
+    asked = {"activation_checkpointing": "none", "join_micro_batches": False}
+    config = load("gpt2-1558m", asked)
+    found = best(config, 16 * GB, 16, 8)
+    assert found.layout.batch_size > config.batch_size
+    assert found.flags == "--activation-checkpointing full --join-micro-batches"
+    again = best(typed(config, found.flags), 16 * GB, 16, 8)
+    assert (again.layout, again.flags) == (found.layout, "")
+
+
 @given(
     name=st.sampled_from(("gpt2-124m", "gpt2-774m", "gpt2-1558m", "modern-124m")),
     card=st.sampled_from((16, 24, 48, 80)),
