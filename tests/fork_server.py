@@ -143,7 +143,7 @@ def serve() -> None:
 
     With its number, the exit codes of its ranks, and whether they had to be ended.
     """
-    _load()
+    load()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)
@@ -151,7 +151,7 @@ def serve() -> None:
         answers.flush()
 
 
-def _load() -> None:
+def load() -> None:
     """What a command would load itself. Nothing may start a thread: the children would lack it."""
     import torch._dynamo.backends.common
     import torch._inductor.compiler_bisector
@@ -167,6 +167,11 @@ def _load() -> None:
 
 
 def _run(request: dict[str, Any]) -> tuple[list[int], bool]:
+    return _codes(fork_ranks(request))
+
+
+def fork_ranks(request: dict[str, Any]) -> list[int]:
+    """Start a request's command, in a fork of this process for each rank; their process ids."""
     ranks = request["ranks"]
     children = []
     port = _free_port()
@@ -185,7 +190,7 @@ def _run(request: dict[str, Any]) -> tuple[list[int], bool]:
         if child == 0:
             _be_the_command(request, variables)
         children.append(child)
-    return _codes(children)
+    return children
 
 
 def _codes(children: list[int]) -> tuple[list[int], bool]:
