@@ -1,4 +1,4 @@
-"""What campaigns have found, row by row: kept in tests/faults/figures.json, shown as docs/faults.md."""
+"""What campaigns have found: kept in tests/faults/figures.json, shown as docs/faults.md."""
 
 import json
 from collections.abc import Mapping
