@@ -23,7 +23,7 @@ from nanogpt_dist.storage.durable import (
 )
 from nanogpt_dist.storage.manifest import NewerFormatError, is_debris, read_manifest
 from nanogpt_dist.storage.runlock import LOCK, RunLock, is_held
-from nanogpt_dist.storage.sealed import begin, commit, discard, require_good, seal, verify
+from nanogpt_dist.storage.sealed import begin, commit, discard, require_good, seal, verify, wait_for
 from nanogpt_dist.storage.steps import (
     LATEST,
     PINS,
@@ -73,6 +73,7 @@ __all__ = [
     "step_of",
     "sweep",
     "verify",
+    "wait_for",
     "write_atomic",
     "write_latest",
     "write_pins",

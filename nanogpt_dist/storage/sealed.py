@@ -10,6 +10,7 @@ manifest.py writes and reads the list of the files and their hashes.
 """
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -33,6 +34,9 @@ from nanogpt_dist.storage.manifest import (
     is_debris,
     parse_manifest,
 )
+
+# after which a machine sees what another has made in a shared folder: NFS's acdirmax, its default
+LAG_S, POLL_S = 60.0, 0.1
 
 
 def begin(parent: Path, name: str) -> Path:
@@ -118,6 +122,25 @@ def commit(
         except BaseException:
             discard(staging)
             raise
+
+
+def wait_for(folder: Path, seconds: float = LAG_S) -> None:
+    """Wait until this machine sees all files of a folder that another one has sealed.
+
+    Gives up quietly after `seconds`: whoever reads a file says that it is missing.
+    """
+    deadline = time.monotonic() + seconds
+    while not _is_seen(folder) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _is_seen(folder: Path) -> bool:
+    try:
+        os.listdir(folder.parent)  # a listing is asked for anew where a name may be remembered
+        files = parse_manifest(folder)["files"]
+    except (OSError, ValueError, BadDataError):
+        return False
+    return all((folder / file["name"]).exists() for file in files)
 
 
 def set_aside(folder: Path) -> Path:

@@ -135,8 +135,9 @@ def find_start(run: OpenRun, plan: Plan, fresh: bool, console: Console) -> Resum
                 for line in start.notes(config, world):
                     console.line(f"note: {line}")
     name = world.broadcast_text("" if start is None else start.path.name)
-    with world.raise_on_all_ranks():
+    with world.with_long_timeout.raise_on_all_ranks():
         if name and start is None:
+            storage.wait_for(run.checkpoints / name)
             start = ResumePoint.read(run.checkpoints / name)
     return start
 

@@ -4,6 +4,8 @@ import hashlib
 import os
 import random
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, BadDataError, MissingInputError, StorageError
 from nanogpt_dist.storage.manifest import NAME
+from nanogpt_dist.storage.sealed import wait_for
 from tests.nanogpt_dist.storage.conftest import FILES, fill
 
 
@@ -84,6 +87,24 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     assert storage.verify(tmp_path) == [("manifest.json", "is missing")]
     with pytest.raises(MissingInputError, match="nowhere is not a folder"):
         storage.require_good(tmp_path / "nowhere")
+
+
+def test_files_that_another_machine_sees_late_are_waited_for(folder: Path, tmp_path: Path) -> None:
+    late = tmp_path / "late" / folder.name
+    late.mkdir(parents=True)
+
+    def appear() -> None:
+        for name in ["manifest.json", *FILES]:
+            time.sleep(0.15)
+            shutil.copy(folder / name, late / name)
+
+    other = threading.Thread(target=appear)
+    other.start()
+    wait_for(late)
+    assert storage.verify(late) == []
+    other.join()
+    (late / next(iter(FILES))).unlink()
+    wait_for(late, seconds=0.3)
 
 
 def test_a_good_folder_is_never_overwritten(folder: Path) -> None:
