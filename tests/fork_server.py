@@ -170,11 +170,16 @@ def _run(request: dict[str, Any]) -> tuple[list[int], bool]:
     return _codes(fork_ranks(request))
 
 
-def fork_ranks(request: dict[str, Any]) -> list[int]:
-    """Start a request's command, in a fork of this process for each rank; their process ids."""
+def fork_ranks(
+    request: dict[str, Any], before: Callable[[int], None] = lambda rank: None
+) -> list[int]:
+    """Start a request's command, in a fork of this process for each rank; their process ids.
+
+    before: called there with the rank, and may change what the command will find.
+    """
     ranks = request["ranks"]
     children = []
-    port = _free_port()
+    port = request.get("port") or free_port()
     for rank in range(max(1, ranks)):
         variables = dict(request["environment"])
         if ranks:
@@ -188,7 +193,7 @@ def fork_ranks(request: dict[str, Any]) -> list[int]:
             }
         child = os.fork()
         if child == 0:
-            _be_the_command(request, variables)
+            _be_the_command(request, variables, before, rank)
         children.append(child)
     return children
 
@@ -216,13 +221,15 @@ def _codes(children: list[int]) -> tuple[list[int], bool]:
     return [codes[child] for child in children], time.monotonic() > last
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
-def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
+def _be_the_command(
+    request: dict[str, Any], variables: dict[str, str], before: Callable[[int], None], rank: int
+) -> None:
     """Run the command in this child of a fork, and end it."""
     code: Any = 1 if request["torchrun"] else 70
     try:
@@ -236,6 +243,7 @@ def _be_the_command(request: dict[str, Any], variables: dict[str, str]) -> None:
             opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(opened, descriptor)
         sys.argv = ["nanogpt", *request["arguments"]]
+        before(rank)
         if "FAKECUDA" in variables:
             from tests.fakecuda import device, record
 

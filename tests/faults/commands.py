@@ -3,9 +3,13 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore
 
 from tests import fork_server
 
@@ -18,6 +22,7 @@ class Started:
 
     folder: Path
     pids: list[int]
+    store: TCPStore | None = None
     codes: dict[int, int] = field(default_factory=dict)
 
     def poll(self) -> bool:
@@ -68,27 +73,38 @@ def start(
     folder: Path,
     ranks: int = 0,
     variables: dict[str, str] | None = None,
-    torchrun: bool = False,
+    before: Callable[[int], None] = lambda rank: None,
 ) -> Started:
-    """Start `nanogpt ARGUMENTS` in `folder`; torchrun=True: these are torchrun's arguments."""
+    """Start `nanogpt ARGUMENTS` in `folder`.
+
+    before: called with its rank in each process of the command, and may change what that will find.
+    """
     number = len(list(folder.glob(".output-*")))
     output = folder / f".output-{number}"
     output.mkdir()
     for name in ("stdout", "stderr"):
         (output / name).touch()
-    request = {
+    request: dict[str, Any] = {
         "arguments": [str(each) for each in arguments],
         "folder": str(folder),
         "output": str(output),
         "ranks": ranks,
-        "torchrun": torchrun,
+        "torchrun": False,
         "environment": {**os.environ, **(variables or {})},
     }
-    pids = fork_server.fork_ranks(request)
+    if ranks:  # the store in which they meet is the launcher's, as torchrun has it
+        request["port"] = fork_server.free_port()
+        request["environment"] |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    pids = fork_server.fork_ranks(request, before)
     for pid in pids:
         with suppress(OSError):  # the child does it, too: whoever is first
             os.setpgid(pid, pid)
-    return Started(output, pids)
+    store = (
+        TCPStore("127.0.0.1", request["port"], is_master=True, wait_for_workers=False)
+        if ranks
+        else None
+    )
+    return Started(output, pids, store)
 
 
 def run(
@@ -97,9 +113,10 @@ def run(
     ranks: int = 0,
     code: int | None = 0,
     variables: dict[str, str] | None = None,
+    before: Callable[[int], None] = lambda rank: None,
 ) -> Started:
     """Run `nanogpt ARGUMENTS` to its end; code: what it must return, None: anything."""
-    done = start(*arguments, folder=folder, ranks=ranks, variables=variables)
+    done = start(*arguments, folder=folder, ranks=ranks, variables=variables, before=before)
     found = done.wait()
     assert code is None or found == code, f"{arguments} returned {found}: {done.stderr[-1000:]}"
     return done

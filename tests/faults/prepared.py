@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import TINY, build
+from tests.conftest import TINY, build, write_jsonl
 from tests.faults import commands
 
 PLACE = Path()  # of this campaign; set at its start
@@ -72,6 +72,23 @@ def trained_by_two(folder: Path) -> None:
     shutil.copytree(data() / "data", folder / "data")
     line = ["train", "--dataset", "data", "--out-dir", "out", *STEPS_24]
     commands.run(*line, folder=folder, ranks=2)
+
+
+@once
+def trained_without_dropout(folder: Path) -> None:
+    """As trained(), without dropout, whose masks each rank draws for itself."""
+    shutil.copytree(data() / "data", folder / "data")
+    line = ["train", "--dataset", "data", "--out-dir", "out", *STEPS_24, "--dropout", "0"]
+    commands.run(*line, folder=folder)
+
+
+@once
+def texts(folder: Path) -> None:
+    """FOLDER/texts.jsonl, 6 MB of Python's own modules, and FOLDER/out, prepared of them."""
+    sources = sorted(Path(os.__file__).parent.rglob("*.py"))
+    documents = [path.read_text("utf-8", "replace") for path in sources[:400]]
+    write_jsonl(folder / "texts.jsonl", documents)
+    build("text", folder / "out", [folder / "texts.jsonl"], tokenizer="byte", workers=1)
 
 
 def copied(made: Path, folder: Path) -> Path:
