@@ -56,6 +56,17 @@ def train(
             "minute.",
         ),
     ] = False,
+    recheck_step: Annotated[
+        int | None,
+        typer.Option(
+            "--recheck-step",
+            metavar="STEP",
+            min=1,
+            max=2**40,
+            help="Make a logged step of the run again, from the checkpoint before it, and compare "
+            "loss and gradient; writes nothing.",
+        ),
+    ] = None,
     decay_from: Annotated[
         int | None,
         typer.Option(
@@ -93,6 +104,9 @@ def train(
     config = api.with_rows_of_data(preset, config, "vocab_size" in settings, tell)
     if check_resume:
         _check_resume(config, stop, json)
+        return
+    if recheck_step is not None:
+        _recheck_step(config, recheck_step, stop, json)
         return
     from nanogpt_dist.api.training import expected_speed
     from nanogpt_dist.training.loop import train as run
@@ -138,6 +152,29 @@ def _check_resume(config: TrainConfig, stop: StopRequest, as_json: bool) -> None
             f"resuming is exact here: {proof.updates} steps in one go and in two halves end with "
             f"the same {proof.bytes:,} bytes of weights and moments"
         )
+
+
+def _recheck_step(config: TrainConfig, step: int, stop: StopRequest, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from nanogpt_dist import api
+    from nanogpt_dist.storage.run_folder import to_json
+    from nanogpt_dist.training.recheck_step import recheck_step
+
+    with api.connected(config, stop, exit_with) as world:
+        found = recheck_step(config, step, world)
+    if not world.is_rank0:
+        return
+    if as_json:
+        echo(to_json({**asdict(found), "exact": found.exact, "difference": found.difference}))
+        return
+    told = (
+        f"; they differ by {found.difference:.1e} of it, as other ranks, threads or kernels round"
+    )
+    echo(
+        f"step {step:,} comes to loss {found.loss:.4f}, norm {found.grad_norm:.2f}, as logged"
+        + (", to the last bit" if found.exact else told)
+    )
 
 
 def _report(result: Any, as_json: bool) -> None:

@@ -20,5 +20,5 @@ own_work.py       how long a rank works by itself; stragglers.py: which one the 
 gpu_sensors.py    a GPU's temperature and clock
 metrics.py        metrics.jsonl, samples.jsonl, TensorBoard, the console; wandb.py: Weights & Biases
 check_resume.py   the proof that stopping and resuming changes no bit
-replicas.py       copies of the weights that differ
+replicas.py       copies of the weights that differ; recheck_step.py: a logged step again
 """

@@ -119,7 +119,7 @@ def _attempt(
         start = find_start(folder, plan, fresh, console)
         state = start.state if start else TrainState()
         if not fresh:
-            state.left_out = left_out(folder, state)
+            state.left_out = left_out(folder.path, world, state)
         forget_lost_best(folder, state)
         if start and state.step >= config.max_iters:
             console.line(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState, as_left_out
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import note_event
@@ -33,20 +34,19 @@ class RollBack(Exception):
         self.step = step
 
 
-def left_out(run: OpenRun, state: TrainState) -> Stretches:
+def left_out(run: Path, world: World, state: TrainState) -> Stretches:
     """The stretches of steps that run.json or the checkpoint leave out, the same on all ranks.
 
     Raises, on all of them, BadDataError, StorageError.
     """
     told = ""
-    with run.world.raise_on_all_ranks():
-        if run.world.is_rank0:
-            told = json.dumps(sorted({*state.left_out, *_in_run_json(run)}))
-    return as_left_out(json.loads(run.world.broadcast_text(told)))
+    with world.raise_on_all_ranks():
+        if world.is_rank0:
+            told = json.dumps(sorted({*state.left_out, *_in_run_json(run / "run.json")}))
+    return as_left_out(json.loads(world.broadcast_text(told)))
 
 
-def _in_run_json(run: OpenRun) -> Stretches:
-    path = run.path / "run.json"
+def _in_run_json(path: Path) -> Stretches:
     try:
         return as_left_out(run_folder.read_json(path).get(LEFT_OUT, []))
     except (TypeError, ValueError):

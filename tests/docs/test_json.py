@@ -41,6 +41,7 @@ TYPED = {
     "nanogpt prepare --list": "prepare --list",
     "nanogpt train": f"train {TRAIN} --warmup-iters 1 --out-dir out/c",
     "nanogpt train --check-resume": f"train {TRAIN} --warmup-iters 1 --check-resume",
+    "nanogpt train --recheck-step": "train out/a --recheck-step 4",
     "nanogpt eval": "eval out/a --device cpu",
     "nanogpt eval, of several": "eval out/a out/a/checkpoints/step-00000002 --device cpu",
     "nanogpt sample": "sample out/a --max-new-tokens 4 --device cpu",
