@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -64,6 +65,7 @@ class Campaign:
     short: bool = False
     figures: dict[int, Figure] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
+    begun: Counter[int] = field(default_factory=Counter)
     running: list[Under] = field(default_factory=list)
 
     def run(self, rows: Sequence[Row], seconds: float) -> None:
@@ -86,20 +88,17 @@ class Campaign:
         return row.short if self.short else self.tries or row.goal
 
     def _left(self, row: Row) -> int:
-        if row.number in self.missing or (row.attempt is None and self.figures[row.number].tried):
+        if row.number in self.missing:
             return 0
-        return self._wanted(row) - self._started(row)
-
-    def _started(self, row: Row) -> int:
-        running = sum(each.row is row for each in self.running)
-        return self.figures[row.number].tried + running
+        return self._wanted(row) - self.begun[row.number]
 
     def _turn(self, row: Row, until: float) -> None:
         """At least one try of `row`, and more until then."""
         while self._left(row) > 0:
             while len(self.running) >= self.workers:
                 self._gather()
-            self._start(row, self.seed + self._started(row))
+            self._start(row, self.seed + self.begun[row.number])
+            self.begun[row.number] += 1
             if time.monotonic() > until:
                 break
 
