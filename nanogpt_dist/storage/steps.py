@@ -13,6 +13,7 @@ run lock.
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nanogpt_dist.errors import BadDataError, StorageError, clipped
@@ -127,7 +128,7 @@ def checkpoints_to_prune(
     """The checkpoints that prune() deletes, newest first."""
     assert keep >= 1, keep
     whole = [folder for folder in list_steps(checkpoints) if _looks_whole(folder)]
-    kept = also | read_pins(checkpoints)
+    kept = also | read_pins(checkpoints) | {read_latest(checkpoints)}
     return [
         folder
         for folder in whole[keep:]
@@ -139,21 +140,40 @@ def prune(checkpoints: Path, keep: int, also: set[str], every: int | None = None
     """Deletes all but the newest `keep`, those in `also`, the pinned, and multiples of `every`.
 
     Returns the names, newest first. One that looks damaged (manifest, names, sizes) or is of a
-    later format neither counts nor goes: it must not push out a good one.
+    later format neither counts nor goes: it must not push out a good one. Neither does the one that
+    `latest` names: it is behind where the last attempt to write it failed.
+
+    What an earlier call could not delete goes, too. Needs the run lock.
 
     Raises: StorageError; then each is there whole, or gone from its name.
     """
     going = checkpoints_to_prune(checkpoints, keep, also, every)
     with storage_errors(checkpoints):
-        trash = [folder.with_name(staging_name(folder.name, "trash")) for folder in going]
-        for folder, place in zip(going, trash, strict=True):
-            os.rename(folder, place)
-        if trash:
-            # first the names, then the files: a power cut leaves no half checkpoint
-            fsync_folder(checkpoints)
-        for place in trash:
+        trash = [path for path in checkpoints.glob(".trash-*") if LEFTOVER.fullmatch(path.name)]
+        for place in [*trash, *_renamed_to_trash(going)]:
             remove(place)
     return [folder.name for folder in going]
+
+
+def _renamed_to_trash(going: list[Path]) -> list[Path]:
+    """First the names, durably, then the files: a power cut leaves no half checkpoint.
+
+    Raises: OSError; then all have their names again.
+    """
+    trash: list[Path] = []
+    try:
+        for folder in going:
+            place = folder.with_name(staging_name(folder.name, "trash"))
+            os.rename(folder, place)
+            trash.append(place)
+        if trash:
+            fsync_folder(trash[0].parent)
+    except OSError:
+        with suppress(OSError):
+            for folder, place in zip(going, trash, strict=False):
+                os.rename(place, folder)
+        raise
+    return trash
 
 
 def _looks_whole(folder: Path) -> bool:

@@ -3,9 +3,10 @@
 import errno
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,53 @@ def test_prune_keeps_the_newest_and_the_named(tmp_path: Path) -> None:
     ]
     assert names(tmp_path) == {step_name(step) for step in (3, 5, 6)} | set(STRANGERS)
     assert storage.prune(tmp_path, keep=9, also=set()) == []
+
+
+def test_prune_keeps_what_latest_names(tmp_path: Path) -> None:
+    make(tmp_path, range(1, 5))
+    storage.write_latest(tmp_path, step_name(2))  # what came after could not be noted
+    assert storage.prune(tmp_path, keep=1, also=set()) == [step_name(3), step_name(1)]
+    assert names(tmp_path) == {step_name(2), step_name(4), "latest"}
+
+
+def test_what_could_not_be_deleted_goes_with_the_next_prune(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make(tmp_path, [1, 2])
+    (tmp_path / ".trash-mine").mkdir()
+    monkeypatch.setattr(os, "unlink", failing("unlink"))
+    with pytest.raises(StorageError):
+        storage.prune(tmp_path, keep=1, also=set())
+    assert len(names(tmp_path)) == 3
+    assert storage.prune(tmp_path, keep=1, also=set()) == []
+    assert names(tmp_path) == {step_name(2), ".trash-mine"}
+
+
+@pytest.mark.parametrize("name", ["rename", "fsync"])
+def test_a_prune_that_fails_leaves_each_under_its_name(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make(tmp_path, [1, 2, 3])
+    monkeypatch.setattr(os, name, failing(name, after=int(name == "rename")))
+    with pytest.raises(StorageError):
+        storage.prune(tmp_path, keep=1, also=set())
+    assert names(tmp_path) == {step_name(step) for step in (1, 2, 3)}
+
+
+def failing(name: str, after: int = 0) -> Callable[..., Any]:
+    """A function of `os` that fails once, after so many calls that go well."""
+    calls, real = [], getattr(os, name)
+
+    def call(*args: Any, **more: Any) -> Any:
+        calls.append(args)
+        if len(calls) == after + 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*args, **more)
+
+    return call
 
 
 def test_a_damaged_one_does_not_push_out_a_good_one(tmp_path: Path) -> None:
