@@ -79,6 +79,12 @@ class Contents:
     moments: dict[str, Part]
     averages: dict[str, Part] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values; 0 where this rank writes nothing."""
+        kinds = (self.weights, self.moments, self.averages)
+        return sum(part.data.nbytes for parts in kinds for part in parts.values())
+
     def refuse_not_finite(self) -> None:
         """Raise ConfigError where a value is NaN or infinite.
 
@@ -143,21 +149,25 @@ def save(
 ) -> Path:
     """Commit checkpoints/step-N, whole or not at all, and return it; all ranks together.
 
-    Raises, on all of them, ConfigError where a value is not finite, StorageError.
+    Raises, on all of them, ConfigError where a value is not finite, StorageError; that before
+    anything is written where the disk, as any of them sees it, has no room for it.
     about: facts for state.json beside the TrainState (data set id, world size, scaler …).
     """
     name = storage.step_name(mine.state.step)
     staging: Path | None = None
+    sizes = world.gather_ints(mine.nbytes)
     try:
         with world.raise_on_all_ranks():
             mine.refuse_not_finite()
+            storage.require_room(checkpoints / name, sum(sizes))
             if world.is_rank0:
                 staging = storage.begin(checkpoints, name)
                 run_folder.write_json(staging / "state.json", {**asdict(mine.state), **about})
                 storage.write_atomic(staging / "config.toml", to_run_toml(config).encode())
                 tokenizer.save(staging / "tokenizer.json")
         place = checkpoints / world.broadcast_text(staging.name if staging else "")
-        hashes = _write_parts(world, place, mine)
+        writers = sum(size > 0 for size in sizes)  # always the first ranks
+        hashes = _write_parts(world, place, mine, writers)
         with world.raise_on_all_ranks():
             if world.is_rank0:
                 storage.seal(place, name, {"step": mine.state.step}, hashes)
@@ -168,9 +178,11 @@ def save(
     return checkpoints / name
 
 
-def _write_parts(world: World, folder: Path, mine: Contents) -> dict[str, str]:
-    """Write this rank's parts; returns {file name: sha256} of all ranks' files."""
-    writers = sum(world.gather_ints(int(bool(mine.weights))))  # always the first ranks
+def _write_parts(world: World, folder: Path, mine: Contents, writers: int) -> dict[str, str]:
+    """Write this rank's parts; returns {file name: sha256} of all ranks' files.
+
+    writers: how many ranks have a part.
+    """
     suffix = "" if writers == 1 else f"-{world.rank + 1:05d}-of-{writers:05d}"
     hashes = ""
     kinds = {"model": mine.weights, "optimizer": mine.moments}

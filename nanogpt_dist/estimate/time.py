@@ -27,8 +27,8 @@ from nanogpt_dist.estimate.flops import (
 )
 from nanogpt_dist.estimate.mfu import Bench, Mfu
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
+from nanogpt_dist.training.disk_room import saved_steps
 from nanogpt_dist.training.optim import checkpoint_bytes
-from nanogpt_dist.training.schedule import is_wsd, stable_until
 
 A_NODE = 8  # GPUs, of those that published their MFU
 
@@ -154,21 +154,6 @@ def duration(
 def evaluated_steps(config: TrainConfig) -> int:
     """How often the training evaluates: every eval_interval steps, and at its end."""
     return -(-config.max_iters // config.eval_interval)
-
-
-def saved_steps(config: TrainConfig) -> int:
-    """How often it saves at most: where that depends on the val loss, each one is the best yet."""
-    intervals = {config.save_interval or config.eval_interval}
-    if not config.always_save_checkpoint:
-        intervals.add(config.eval_interval)  # each of which may be the best, too
-    before = config.max_iters - 1
-    saves = 1 + sum(before // every for every in intervals)
-    if len(intervals) > 1:
-        saves -= before // math.lcm(*intervals)
-    if not is_wsd(config):
-        return saves
-    decay = stable_until(config)  # where a longer run would go on from
-    return saves + (0 < decay < config.max_iters and all(decay % every for every in intervals))
 
 
 def _step(config: TrainConfig, layout: Layout, speed: Speed, piece: Piece) -> Step:

@@ -35,6 +35,7 @@ from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu, published_mfu
 from nanogpt_dist.estimate.time import Duration, Speed, duration, slowed
 from nanogpt_dist.inspect.formulas import count_by_arithmetic
 from nanogpt_dist.model.fp8 import check_fp8_settings
+from nanogpt_dist.training.disk_room import most_kept
 from nanogpt_dist.training.optim import training_bytes
 
 NARROW = 1.001  # FLOPs of a budget of hours are found up to so much
@@ -371,10 +372,7 @@ def compute_optimal(plan: TrainingPlan, flops: int) -> dict[str, float]:
 
 def kept_bytes(plan: TrainingPlan) -> int:
     """Bytes of the checkpoints on the disk at most: kept, the best, and one that is written."""
-    kept = plan.config.keep_checkpoints + 2
-    if plan.config.keep_every is not None:
-        kept += plan.config.max_iters // plan.config.keep_every
-    return min(kept, plan.duration.checkpoints + 1) * plan.duration.checkpoint_bytes
+    return most_kept(plan.config, plan.duration.checkpoints) * plan.duration.checkpoint_bytes
 
 
 def _alternative(each: Alternative) -> dict[str, Any]:

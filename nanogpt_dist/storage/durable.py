@@ -42,22 +42,49 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def _reason(error: OSError, path: Path, needed: int | None) -> str:
     if error.errno in FULL:
-        need = "" if needed is None else f"needs at least {needed:,} bytes, "
-        return (
-            f"disk full: {shown(path)} {need}{free_bytes(path):,} are free; make room, then run "
-            "the same command again"
-        )
+        what = "quota used up" if error.errno == errno.EDQUOT else "disk full"
+        return _full(what, path, needed, free_bytes(path))
     why = error.strerror or str(error)
     return (
         f"{shown(path)}: {why}; check the disk and the permissions, then run the same command again"
     )
 
 
+def _full(what: str, path: Path, needed: int | None, free: int) -> str:
+    need = "" if needed is None else f" needs at least {needed:,} bytes"
+    return (
+        f"{what}: {shown(path)}{need}, {free:,} are free; make room, then run the same command "
+        "again"
+    )
+
+
 def free_bytes(path: Path) -> int:
-    """Bytes that this user may still write where `path` is, or will be."""
+    """Bytes that this user may still write where `path` is, or will be. Raises: OSError."""
+    numbers = _statvfs(path)
+    # a part of some disks is reserved for root
+    blocks = numbers.f_bfree if os.geteuid() == 0 else numbers.f_bavail
+    return blocks * numbers.f_frsize
+
+
+def has_room(path: Path, needed: int) -> bool:
+    """Whether `needed` bytes may still be written where `path` is, or will be. Raises: OSError.
+
+    True also for a disk that does not say how large it is, as some network's.
+    """
+    return free_bytes(path) >= needed or _statvfs(path).f_blocks == 0
+
+
+def require_room(path: Path, needed: int) -> None:
+    """Returns if has_room(). Raises: StorageError."""
+    with storage_errors(path):
+        if not has_room(path, needed):
+            raise StorageError(_full("disk full", path, needed, free_bytes(path)))
+
+
+def _statvfs(path: Path) -> os.statvfs_result:
     while not path.exists():
         path = path.absolute().parent
-    return shutil.disk_usage(path).free
+    return os.statvfs(path)
 
 
 def staging_name(name: str, kind: str = "tmp") -> str:

@@ -9,6 +9,7 @@ orthogonalize.py  the orthogonal matrix that Muon steps along
 schedule.py       the learning rate of each step
 ema.py            weights averaged over the steps
 saver.py          when and what is saved, beside the training where there is room
+disk_room.py      whether the disk has room for what will be saved
 resume.py         where a run goes on, and whether it may
 decay.py          longer wsd runs, and decays that branch off one
 crash_loops.py    stop after repeated crashes

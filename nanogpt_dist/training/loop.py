@@ -17,6 +17,7 @@ from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluator
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.build import build
+from nanogpt_dist.training.disk_room import check_room
 from nanogpt_dist.training.groups import lower_rates
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun, open_run
@@ -116,6 +117,7 @@ def _attempt(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(plan.config, world))
         make_ready(folder, branch_from, plan.config)
+        check_room(folder, plan.config, console)
         start = find_start(folder, plan, fresh, console)
         state = start.state if start else TrainState()
         if not fresh:

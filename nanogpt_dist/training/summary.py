@@ -1,7 +1,6 @@
 """What a run says before its first step: sizes, speed of the network, what nobody means."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from nanogpt_dist.data.batches import Batches
 from nanogpt_dist.devices import dtype_name, total_memory_bytes
 from nanogpt_dist.distributed.layout import is_compiled
-from nanogpt_dist.training import optim
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.odd_settings import odd_settings
 from nanogpt_dist.training.step import TrainStep
@@ -63,8 +61,6 @@ class Summary:
             )
         for line in odd_settings(config, self.epochs):
             yield f"warning: {line}"
-        if warning := disk_warning(self.run, self.train_step):
-            yield f"warning: {warning}"
 
     def _model(self) -> str:
         step, world = self.train_step, self.train_step.world
@@ -106,14 +102,3 @@ class Summary:
 def counted(number: int, what: str, plural: str = "s") -> str:
     """`number` and `what`, which gets the ending `plural` unless it is one: 1 rank, 2 ranks."""
     return f"{number:,} {what}{'' if number == 1 else plural}"
-
-
-def disk_warning(run: Path, train_step: TrainStep) -> str | None:
-    """A warning where the disk cannot hold the checkpoints that are kept."""
-    # beside those kept: the one that is written, and one that is about to be deleted
-    count = train_step.config.keep_checkpoints + 2
-    size = optim.checkpoint_bytes(train_step.config) * train_step.model.num_params()
-    needed, free = size * count, shutil.disk_usage(run).free
-    if free >= needed:
-        return None
-    return f"{needed / 2**30:.1f} GiB for checkpoints, {free / 2**30:.1f} GiB free at {run}"

@@ -11,7 +11,8 @@ from nanogpt_dist.estimate.accelerators import accelerator
 from nanogpt_dist.estimate.communication import Links
 from nanogpt_dist.estimate.flops import model_flops_per_token, training_flops
 from nanogpt_dist.estimate.mfu import Bench, Mfu, given_mfu, published_mfu
-from nanogpt_dist.estimate.time import Speed, duration, evaluated_steps, saved_steps
+from nanogpt_dist.estimate.time import Speed, duration, evaluated_steps
+from nanogpt_dist.training.disk_room import saved_steps
 from nanogpt_dist.training.saver import due
 
 H100 = accelerator("h100-80gb")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -52,19 +53,38 @@ def test_errors_name_the_file_the_reason_and_what_to_do(tmp_path: Path) -> None:
     ) as error:
         storage.write_atomic(tmp_path / "nowhere" / "file", b"")
     assert isinstance(error.value.__cause__, FileNotFoundError)
-    full = r"disk full: .* needs at least 1,234,567 bytes, [0-9,]+ are free; make room"
-    with (
-        pytest.raises(StorageError, match=full) as error,
-        durable.storage_errors(tmp_path / ("x" * 200), needed=1_234_567),
-    ):
-        raise OSError(errno.EDQUOT, "quota")
-    assert len(str(error.value)) < MAX_LINE
+    for number, what in ((errno.ENOSPC, "disk full"), (errno.EDQUOT, "quota used up")):
+        full = rf"{what}: .* needs at least 1,234,567 bytes, [0-9,]+ are free; make room"
+        with (
+            pytest.raises(StorageError, match=full) as error,
+            durable.storage_errors(tmp_path / ("x" * 200), needed=1_234_567),
+        ):
+            raise OSError(number, os.strerror(number))
+        assert len(str(error.value)) < MAX_LINE
     with pytest.raises(StorageError, match="No such file"):
         storage.sha256_file(tmp_path / "nothing")
 
 
 def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert storage.free_bytes(tmp_path / "a" / "b") > 0
+
+
+def test_room_is_asked_for_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = tmp_path / "a" / "b"
+    storage.require_room(later, 1)
+    with pytest.raises(StorageError, match=r"disk full: .*b needs at least .* are free; make room"):
+        storage.require_room(later, 2**62)
+    numbers = SimpleNamespace(f_blocks=100, f_bfree=10, f_bavail=5, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda path: numbers)
+    for user, free in ((0, 10_000), (1000, 5000)):  # the rest is reserved for root
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert storage.has_room(later, free)
+        assert not storage.has_room(later, free + 1)
+    numbers.f_blocks = numbers.f_bfree = numbers.f_bavail = 0  # as some network's disks say
+    assert storage.has_room(later, 1)
 
 
 def test_the_storage_code_loads_neither_torch_nor_numpy() -> None:
