@@ -61,17 +61,17 @@ class Campaign:
     place: Path
     seed: int
     workers: int
-    tries: int | None = None  # of each row; None: its goal
+    tries: int | None = None  # of each row; None: as many as its goal takes
     short: bool = False
     figures: dict[int, Figure] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
-    begun: Counter[int] = field(default_factory=Counter)
     running: list[Under] = field(default_factory=list)
+    started: Counter[int] = field(default_factory=Counter)  # tries, by row
 
     def run(self, rows: Sequence[Row], seconds: float) -> None:
         """Try rows in random order until each has its tries, or the time is over."""
         deadline = time.monotonic() + seconds
-        self.figures = {row.number: Figure(goal=self._wanted(row)) for row in rows}
+        self.figures = {row.number: Figure(goal=self._wanted(row) * row.each) for row in rows}
         order = random.Random(self.seed)
         while time.monotonic() < deadline:
             open_rows = [row for row in rows if self._left(row) > 0]
@@ -85,24 +85,24 @@ class Campaign:
     def _wanted(self, row: Row) -> int:
         if row.attempt is None:
             return 0 if self.short else 1
-        return row.short if self.short else self.tries or row.goal
+        return row.short if self.short else self.tries or -(-row.goal // row.each)
 
     def _left(self, row: Row) -> int:
         if row.number in self.missing:
             return 0
-        return self._wanted(row) - self.begun[row.number]
+        return self._wanted(row) - self.started[row.number]
 
     def _turn(self, row: Row, until: float) -> None:
         """At least one try of `row`, and more until then."""
         while self._left(row) > 0:
             while len(self.running) >= self.workers:
                 self._gather()
-            self._start(row, self.seed + self.begun[row.number])
-            self.begun[row.number] += 1
+            self._start(row, self.seed + self.started[row.number])
             if time.monotonic() > until:
                 break
 
     def _start(self, row: Row, seed: int) -> None:
+        self.started[row.number] += 1
         folder = self.place / f"row-{row.number}-{seed}"
         folder.mkdir()
         sys.stdout.flush()
@@ -158,7 +158,7 @@ def _be_the_try(row: Row, seed: int, folder: Path) -> None:
         if row.attempt is None:
             told = json.dumps([_passed(row.tests, folder), None])
         else:
-            told = json.dumps([1, row.attempt(random.Random(seed), folder)])
+            told = json.dumps([row.each, row.attempt(random.Random(seed), folder)])
         code = 0
     except Missing as error:
         code, told = MISSING, str(error)
