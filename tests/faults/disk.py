@@ -1,9 +1,10 @@
 """A disk that fails, dies or loses power at a chosen operation, under real code in this process.
 
 FailingDisk counts and records what changes the disk: create, write, fsync, rename, mkdir, unlink,
-rmdir. power_cut() says from such a record what may be on the disk afterwards. It is strict: before
+rmdir. PowerCut says from such a record what may be on the disk afterwards. It is strict: before
 its folder's fsync each change of a name may be missing, whatever came later; before its own fsync a
-file may be empty, cut, zeros or whole.
+file may be empty, cut, zeros or whole. in_order: as a journal has it, names change in the order of
+the operations: those before some moment are there, those after it are not.
 """
 
 import os
@@ -101,7 +102,7 @@ class File:
     def fsync(self) -> None:
         self.durable = self.data
 
-    def put(self, path: Path, draw: random.Random) -> None:
+    def put(self, path: Path, draw: random.Random, in_order: bool) -> None:
         cut = draw.randrange(len(self.data) + 1)
         zeros = self.data[:cut] + bytes(len(self.data) - cut)
         states = (
@@ -126,14 +127,14 @@ class Folder:
     def fsync(self) -> None:
         self.durable, self.pending = dict(self.entries), []
 
-    def put(self, path: Path, draw: random.Random) -> None:
+    def put(self, path: Path, draw: random.Random, in_order: bool) -> None:
         path.mkdir()
-        entries = dict(self.durable)
-        for change in self.pending:
+        entries = dict(self.entries if in_order else self.durable)
+        for change in () if in_order else self.pending:
             if draw.random() < 0.5:
                 _apply(entries, *change)
         for name, entry in entries.items():
-            entry.put(path / name, draw)
+            entry.put(path / name, draw, in_order)
 
 
 def _apply(entries: dict[str, Any], gone: str | None, new: str | None, what: Any) -> None:
@@ -178,6 +179,21 @@ class PowerCut:
             elif kind in ("unlink", "rmdir"):
                 self._find(folder).change(name, None)
 
-    def put(self, path: Path, draw: random.Random) -> None:
-        """Writes one state that a power cut now may leave to the new folder `path`."""
-        self.top.put(path, draw)
+    def put(self, path: Path, draw: random.Random, in_order: bool = False) -> None:
+        """Writes one state that a power cut now may leave to the new folder `path`.
+
+        in_order: now is the moment up to which names have changed; what came later, but for an
+        fsync, may have been done, too.
+        """
+        self.top.put(path, draw, in_order)
+
+
+def acknowledged(operations: Sequence[Operation], end: int, in_order: bool = False) -> list[str]:
+    """What ("ack", what) among `operations` must last if the power goes after the first `end`.
+
+    in_order: if the names on the disk are those after the first `end`, so that the power may have
+    gone at any time before the next fsync.
+    """
+    while in_order and end < len(operations) and operations[end][0] != "fsync":
+        end += 1
+    return [what for kind, what, *_ in operations[:end] if kind == "ack"]
