@@ -1,8 +1,19 @@
 """The rows of docs/faults.md, by what they disturb."""
 
 from tests.faults.row import Row
-from tests.faults.rows import hangs, kills, results, stops
+from tests.faults.rows import (
+    checkpoints,
+    disks,
+    hangs,
+    kills,
+    results,
+    shards,
+    stops,
+    text,
+    vocabularies,
+)
 
+MODULES = (kills, stops, hangs, results, disks, checkpoints, shards, vocabularies, text)
 ROWS: list[Row] = sorted(
-    [*kills.ROWS, *hangs.ROWS, *stops.ROWS, *results.ROWS], key=lambda row: row.number
+    (row for module in MODULES for row in module.ROWS), key=lambda row: row.number
 )
