@@ -10,8 +10,8 @@ from nanogpt_dist import storage
 from nanogpt_dist.errors import MissingInputError
 from nanogpt_dist.storage import run_checkpoints
 from tests.faults import commands, damage, prepared
+from tests.faults.checks import tensors
 from tests.faults.row import Row
-from tests.faults.rows.kills import tensors
 
 STEPS = [24, 20, 16]  # of the checkpoints that saved_run() has
 LINE = ["train", "--dataset", "data", "--out-dir", "out", *prepared.STEPS_24]
