@@ -9,9 +9,9 @@ from nanogpt_dist.errors import MAX_LINE, StorageError
 from nanogpt_dist.inspect.run_record import JsonLines
 from tests.conftest import build, hashes, write_jsonl
 from tests.faults import commands, damage, prepared, small_disk
+from tests.faults.checks import tensors
 from tests.faults.disk import PowerCut, acknowledged
 from tests.faults.row import Row
-from tests.faults.rows.kills import tensors
 from tests.faults.session import before, check
 from tests.nanogpt_dist.storage.test_crash_safety import session_record
 

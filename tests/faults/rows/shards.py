@@ -11,8 +11,8 @@ from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.data import DataFolder, verify_folder
 from nanogpt_dist.data.format import BLOCK_BYTES, HEADER_BYTES
 from tests.faults import commands, damage, prepared
+from tests.faults.checks import tensors
 from tests.faults.row import Row
-from tests.faults.rows.kills import tensors
 from tests.nanogpt_dist.data.test_shards import write_folder
 
 BY_COMMAND = 0.1  # of the tries: those that the command trains on, in a second; others read
