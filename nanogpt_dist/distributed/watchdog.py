@@ -1,9 +1,9 @@
 """Watch the other ranks, and the clock: names, stacks, and two threads.
 
 A rank that waits for another in a read of the device hears no signal and sees no peer die, and so
-does whoever is in the midst of NCCL. A thread therefore looks for ranks that left or died, wait()
-polls what it waits for, and where the main thread does not come to it at all, that thread ends the
-process.
+does whoever is in the midst of NCCL. A thread therefore looks for ranks that left, died or give no
+sign, wait() polls what it waits for, and where the main thread does not come to it at all, that
+thread ends the process.
 """
 
 import contextlib
@@ -99,6 +99,7 @@ class Watchdog(RollCall):
         assert self._store is not None
         store: dist.Store | None = None
         members: dict[int, Member] = {}
+        neighbour = Neighbour((self.rank + 1) % self.size)
         parent, answered = os.getppid(), time.monotonic()
         while not (self.lost or self._leaving.is_set() or ended.wait(LOOK_S)):
             self._store_gone = self._store_gone or os.getppid() != parent  # torchrun has it mostly
@@ -108,7 +109,8 @@ class Watchdog(RollCall):
                     store.set_timeout(timedelta(seconds=STORE_S))
                     members = members_of(store, self.size)
                 if not self._store_gone:
-                    self.lost = _lost(store, members)
+                    store.add(f"alive/{self.rank}", 1)
+                    self.lost = _lost(store, members) or neighbour.lost(store, self.timeout_s)
                     answered = time.monotonic()
             except dist.DistNetworkError:
                 self._store_gone = True
@@ -187,6 +189,29 @@ class Watchdog(RollCall):
         """Write the stacks of this process's threads where they belong."""
         if self._stacks is not None:
             faulthandler.dump_traceback(file=self._stacks, all_threads=True)
+
+
+class Neighbour:
+    """The rank of whose life one rank looks after, by a number in the store that has to grow.
+
+    So a process that is stopped, and a host that is gone, are missed also in a save, in which the
+    ranks wait for each other's disks for up to a day.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._beats, self._same = 0, 0
+
+    def lost(self, store: "dist.Store", timeout_s: float) -> str | None:
+        """What is wrong with it, once its number was the same in all looks of timeout_s."""
+        beats = store.add(f"alive/{self.rank}", 0)
+        # looks are counted, not seconds: a machine that was suspended has made none
+        self._same = self._same + 1 if beats == self._beats else 0
+        self._beats = beats
+        if self._same * LOOK_S <= timeout_s or store.check([f"done/{self.rank}"]):
+            return None
+        store.set("leaving", "")  # the others look after other ranks
+        return f"rank {self.rank} has given no sign for {timeout_s:g} s"
 
 
 def _lost(store: "dist.Store", members: dict[int, Member]) -> str | None:

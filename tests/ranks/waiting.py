@@ -5,6 +5,7 @@ fails    it raises an error
 hangs    it waits as well
 done     it leaves in order, and the others are ready two seconds later
 stuck    it dies of SIGKILL, and the others are where no poll is: in a read of the device, or NCCL
+stopped  it is stopped by SIGSTOP, and the others are where no timeout is: in a save
 unwinds  it raises an error, and never comes to the end of closing what it has open
 
 Prints the error and the seconds of the wait as JSON, unless it is ended by its watchdog.
@@ -30,7 +31,7 @@ def main(way: str) -> None:
     error: BaseException | None = None
     watchdog.GRACE_S = watchdog.UNWIND_S = 3.0
     try:
-        with connect("cpu", TIMEOUT_S if way == "hangs" else 60, exit_with=exit_with) as world:
+        with connect("cpu", TIMEOUT_S if way in ("hangs", "stopped") else 60, exit_with=exit_with) as world:
             world.any(False)  # all are there
             world.settle()
             begun = time.monotonic()
@@ -59,7 +60,9 @@ def wait(world: World, way: str) -> None:
     if world.rank == 1 and way in ("fails", "unwinds"):
         error = ValueError("the disk is on fire")
         raise world.watchdog.leave(error)
-    if way == "stuck":
+    if world.rank == 1 and way == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if way in ("stuck", "stopped"):
         time.sleep(10**6)
     if way != "done":
         world.watchdog.wait(lambda: False)

@@ -237,6 +237,12 @@ def test_a_rank_that_no_poll_reaches_is_ended_all_the_same() -> None:
     assert not also_told, "one tells"
 
 
+def test_a_rank_that_is_stopped_is_missed_where_no_timeout_is() -> None:
+    (first, _, told), (second, _, _), (third, _, also_told) = end_of("stopped")
+    assert [first.returncode, third.returncode] == [74, 74]
+    assert f"nanogpt: error: lost rank 1 (pid {second.pid}), which is stopped" in told + also_told
+
+
 def test_a_rank_that_hangs_on_its_way_out_says_why_and_is_ended() -> None:
     (_, out, _), (second, _, told), _ = end_of("unwinds")
     assert second.returncode == 70
