@@ -75,7 +75,7 @@ def train_killed(choose: random.Random, folder: Path) -> None:
     before = max(checks.steps(folder / "out"), default=0)
     again = commands.run(*LINE, folder=folder, ranks=2)
     if before:
-        told = f"from {storage.step_name(before)}" if before < 24 else "already"
+        told = f"from {storage.step_name(before)}" if before < 24 else "is finished"
         assert told in again.stderr, f"it did not go on from step {before}: {again.stderr[-500:]}"
     checks.same_end(folder / "out", whole / "out", 24)
 
@@ -103,8 +103,9 @@ def ranks_lost(choose: random.Random, folder: Path) -> float:
     whole = prepared.trained_without_dropout()
     (folder / "data").symlink_to(whole / "data")
     line = [*LINE, "--dropout", "0"]
-    started = commands.start(*line, *ON[:2], folder=folder, ranks=4)
-    until(has_logged(folder, choose.randint(1, 20)))
+    started = commands.start(*line, folder=folder, ranks=4)
+    logged = has_logged(folder, choose.randint(1, 20))
+    until(lambda: logged() or started.poll())
     start = time.monotonic()
     for rank in choose.choice([(0, 1), (2, 3), (1,), (0, 3)]):
         started.send(signal.SIGKILL, rank)
