@@ -89,9 +89,14 @@ def _free(path: Path) -> Path:
     return path if not path.exists() else next(one for one in numbered if not one.exists())
 
 
+def starts_at(step: int, config: TrainConfig) -> bool:
+    """Whether the decay of a wsd run starts at `step`."""
+    return is_wsd(config) and step == stable_until(config)
+
+
 def pin_decay_start(checkpoints: Path, step: int, config: TrainConfig) -> None:
     """Keep the checkpoint of `step` for good where the decay starts there. Raises StorageError."""
-    if is_wsd(config) and step == stable_until(config):
+    if starts_at(step, config):
         pins = storage.read_pins(checkpoints)
         storage.write_pins(checkpoints, pins | {storage.step_name(step)})
 

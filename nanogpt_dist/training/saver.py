@@ -69,6 +69,7 @@ class Saver:
         self.replicas = Replicas(train_step)
         self.newest = newest  # at first the one that the run resumes
         self._kept = {newest.name} if newest is not None else set()
+        self._to_pin: list[int] = []  # where the decay starts, until that is pinned
         self.failures = 0
         self.writing: Writing | None = None
         # whether commits go on beside the training; decided at the first one
@@ -225,14 +226,22 @@ class Saver:
         note_event(self.run.path, "save", step, seconds=round(seconds, 3), bytes=size)
 
     def _follow_up(self, state: TrainState, name: str) -> None:
-        """Make room first, then note the checkpoint where people and scripts look."""
-        decay.pin_decay_start(self.run.checkpoints, state.step, self.config)
+        """Make room first, then note the checkpoint where people and scripts look.
+
+        Whatever could not be noted, as on a full disk, the next save notes.
+        """
+        if decay.starts_at(state.step, self.config):
+            self.keep(state.step)
+            self._to_pin.append(state.step)
         best = {storage.step_name(state.best_step)} if state.best_step is not None else set()
         also = best | self._kept | run_checkpoints.kept_by_keep_every(self.run.checkpoints)
         storage.prune(
             self.run.checkpoints, self.config.keep_checkpoints, also, self.config.keep_every
         )
         storage.write_latest(self.run.checkpoints, name)
+        while self._to_pin:
+            decay.pin_decay_start(self.run.checkpoints, self._to_pin[0], self.config)
+            del self._to_pin[0]
         run_folder.write_status(self.run.path, run_folder.Status("running", state.step, name))
 
 

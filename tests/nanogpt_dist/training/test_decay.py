@@ -178,6 +178,27 @@ def test_a_run_that_could_not_save_where_its_decay_starts_says_so_once(
     assert "no checkpoint was saved" not in capsys.readouterr().err
 
 
+def test_where_the_decay_starts_is_pinned_later_if_it_cannot_be_at_once(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write, failed = storage.write_pins, []
+
+    def full(checkpoints: Path, pins: set[str]) -> None:
+        if len(failed) < 2:
+            failed.append(pins)
+            raise StorageError("no space left")
+        write(checkpoints, pins)
+
+    monkeypatch.setattr(storage, "write_pins", full)
+    go(tiny(corpus, tmp_path, **WSD, max_iters=20, save_interval=1, keep_checkpoints=2))
+    assert capsys.readouterr().err.count("is saved, but no space left") == 2
+    assert storage.read_pins(tmp_path / "checkpoints") == {storage.step_name(12)}
+    assert (tmp_path / "checkpoints" / storage.step_name(12)).is_dir()
+
+
 def test_a_run_that_is_made_longer_before_its_decay_just_goes_on(
     corpus: Path, tmp_path: Path
 ) -> None:
