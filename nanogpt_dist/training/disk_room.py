@@ -1,24 +1,29 @@
 """Whether the disk has room for the checkpoints that a run is about to save."""
 
 import math
+import resource
 
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.pass_memory import count_parameters
+from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.pass_memory import FP32, count_parameters
 from nanogpt_dist.errors import StorageError
 from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.training.metrics import Console
 from nanogpt_dist.training.open_run import OpenRun
-from nanogpt_dist.training.optim import checkpoint_bytes
+from nanogpt_dist.training.optim import checkpoint_bytes, state_bytes
 from nanogpt_dist.training.schedule import is_wsd, stable_until
 
 
-def check_room(run: OpenRun, config: TrainConfig, console: Console) -> None:
+def check_room(run: OpenRun, config: TrainConfig, layout: Layout, console: Console) -> None:
     """Warn where the disk has no room for what is going to be kept; all ranks together.
 
-    Raises StorageError, on all of them, where it has none for the next checkpoint.
+    Raises StorageError, on all of them, where it has none for the next checkpoint, or where a rank
+    may not write a file as large as it will.
     """
     with run.world.raise_on_all_ranks():
+        if run.world.rank < layout.shard:  # the others write none
+            require_large_files(config, layout)
         if run.world.is_rank0 and (warning := room_warning(run, config)):
             console.line(f"warning: {warning}")
 
@@ -48,6 +53,18 @@ def room_warning(run: OpenRun, config: TrainConfig) -> str | None:
         f"{more} more checkpoints take {more * size:,} bytes, {place}; make room, {fewer}or type "
         "another --out-dir"
     )
+
+
+def require_large_files(config: TrainConfig, layout: Layout) -> None:
+    """Raise StorageError where `ulimit -f` forbids a file of a checkpoint. vocab_size is set."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    of_a_parameter = max(FP32, state_bytes(config))
+    largest = int(of_a_parameter * count_parameters(config).total / layout.shard)
+    if limit != resource.RLIM_INFINITY and limit < largest:
+        raise StorageError(
+            f"a checkpoint has a file of {largest:,} bytes, and ulimit -f allows {limit:,}; type "
+            "ulimit -f unlimited"
+        )
 
 
 def checkpoint_size(config: TrainConfig) -> int:

@@ -117,7 +117,7 @@ def _attempt(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(plan.config, world))
         make_ready(folder, branch_from, plan.config)
-        check_room(folder, plan.config, console)
+        check_room(folder, plan.config, plan.layout, console)
         start = find_start(folder, plan, fresh, console)
         state = start.state if start else TrainState()
         if not fresh:

@@ -1,11 +1,12 @@
-"""Run under torchrun by test_async_save.py: rank 1 can write but a few KB; each tells how it
-ended.
+"""Run under torchrun by test_async_save.py: rank 1 can write but a few KB from its first step on;
+each tells how it ended.
 """
 
 import json
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 from nanogpt_dist.distributed.world import connect
 from nanogpt_dist.errors import StorageError
@@ -19,10 +20,15 @@ if __name__ == "__main__":
     folder, corpus = Path(sys.argv[1]), Path(sys.argv[2])
     made = []
     update = TrainStep.step
-    TrainStep.step = lambda self, step, *rest: (made.append(step + 1), update(self, step, *rest))[1]  # type: ignore[method-assign]
-    with connect("cpu", timeout_s=60) as world:
-        if world.rank == 1:
+
+    def limited(self: TrainStep, step: int, *rest: Any) -> Any:
+        made.append(step + 1)
+        if self.world.rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        return update(self, step, *rest)
+
+    TrainStep.step = limited  # type: ignore[method-assign]
+    with connect("cpu", timeout_s=60) as world:
         config = tiny(
             corpus, folder / "run", strategy="fsdp", async_save=True, save_interval=2, max_iters=40
         )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,24 @@ def test_a_run_without_room_for_one_checkpoint_ends_before_its_model_is_built(
         with pytest.raises(StorageError, match=r"disk full: a checkpoint takes .* --out-dir") as no:
             go(tiny(corpus, tmp_path / ("x" * 100)))
         assert len(str(no.value)) <= MAX_LINE
+
+
+def test_a_run_whose_files_are_limited_ends_before_its_model_is_built(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = max(
+        path.stat().st_size for path in Path(go(tiny(corpus, tmp_path)).checkpoint).iterdir()
+    )
+    monkeypatch.setattr(loop, "build", lambda *rest: pytest.fail("the model is built"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"ulimit -f allows [0-9,]+; type ulimit -f unlim"):
+            go(tiny(corpus, tmp_path, max_iters=9))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(
