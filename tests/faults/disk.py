@@ -1,10 +1,10 @@
 """A disk that fails, dies or loses power at a chosen operation, under real code in this process.
 
-FailingDisk counts and records what changes the disk: create, write, fsync, rename, mkdir, unlink,
-rmdir. PowerCut says from such a record what may be on the disk afterwards. It is strict: before
-its folder's fsync each change of a name may be missing, whatever came later; before its own fsync a
-file may be empty, cut, zeros or whole. in_order: as a journal has it, names change in the order of
-the operations: those before some moment are there, those after it are not.
+FailingDisk counts and records what changes the disk: create, write, pwrite, fsync, rename, mkdir,
+unlink, rmdir. PowerCut says from such a record what may be on the disk afterwards. It is strict:
+before its folder's fsync each change of a name may be missing, whatever came later; before its own
+fsync a file may be empty, cut, zeros or whole. in_order: as a journal has it, names change in the
+order of the operations: those before some moment are there, those after it are not.
 """
 
 import os
@@ -51,7 +51,7 @@ class FailingDisk:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        real_open, real_write = os.open, os.write
+        real_open, real_write, real_pwrite = os.open, os.write, os.pwrite
 
         def opened(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
             name = self._path(path, dir_fd)
@@ -64,6 +64,10 @@ class FailingDisk:
         def written(fd: int, data: Any) -> int:
             self._reach("write", self._names[fd], bytes(data))
             return real_write(fd, data)
+
+        def placed(fd: int, data: Any, offset: int) -> int:
+            self._reach("pwrite", self._names[fd], bytes(data), offset)
+            return real_pwrite(fd, data, offset)
 
         def synced(fd: int) -> None:
             # and nothing more: the process lives, the disk is a model
@@ -86,6 +90,7 @@ class FailingDisk:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "open", opened)
             patch.setattr(os, "write", written)
+            patch.setattr(os, "pwrite", placed)
             patch.setattr(os, "fsync", synced)
             for name in ("rename", "replace"):
                 patch.setattr(os, name, moved(getattr(os, name)))
@@ -170,6 +175,9 @@ class PowerCut:
             folder, name = os.path.split(path)
             if kind == "write":
                 self._find(path).data += more[0]
+            elif kind == "pwrite":
+                data, (new, offset) = self._find(path).data, more
+                self._find(path).data = data[:offset] + new + data[offset + len(new) :]
             elif kind == "fsync":
                 self._find(path).fsync()
             elif kind in ("create", "mkdir"):

@@ -32,6 +32,7 @@ from nanogpt_dist.data.manifest import (
 from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, StorageError
 from nanogpt_dist.tokenizer import Tokenizer
 from tests.conftest import CLONE
+from tests.faults.disk import FailingDisk, PowerCut
 
 BYTE = tokenizers.byte()
 
@@ -365,6 +366,27 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
         assert not [p for p in disk.iterdir() if p.name.startswith(".")]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_power_cut_leaves_whole_shards_or_none(tmp_path: Path) -> None:
+    """A shard that has its name is whole, and has its sidecars, whenever the power goes."""
+    folder, after, draw = tmp_path / "data", tmp_path / "after", random.Random(1)
+    folder.mkdir()
+    cut, disk, seen = PowerCut(folder), FailingDisk(), 0
+    with disk.watch(), ShardWriter(folder, "x", "val", BYTE, 50) as writer:
+        writer.write(np.arange(120), [40, 120])
+    for operation in disk.operations:
+        cut.replay([operation])
+        for _ in range(20):
+            cut.put(after, draw)
+            for shard in after.glob("*.bin"):
+                seen += 1
+                for suffix in (".bin", ".crc32", ".ends"):
+                    name = shard.with_suffix(suffix).name
+                    assert (after / name).read_bytes() == (folder / name).read_bytes(), name
+            shutil.rmtree(after)
+    assert seen > 100
+    assert len(writer.records) == 3
 
 
 def test_reading_does_not_import_torch() -> None:

@@ -100,3 +100,31 @@ def test_evaluating_leaves_mode_and_randomness_alone(parts: tuple[GPT, DataFolde
     assert results[0] == results[1], "dropout was on"
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Apart(World):
+    """A rank that sums nothing: the test does."""
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def any_of_each(self, *flags: bool) -> list[bool]:
+        return list(flags)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_loss_is_the_same_on_ranks_that_have_no_window_left(
+    ranks: int, parts: tuple[GPT, DataFolder]
+) -> None:
+    model, data = parts
+    split = data.split("val")
+    windows = spread(split.tokens, 16, 5)  # in batches of two: for three ranks one each
+
+    def losses(world: World) -> tuple[np.ndarray, int]:
+        lengths = np.ones(257, np.int64)
+        return Evaluator(split, windows, lengths, world, 2)._window_losses(model.eval())
+
+    each = [losses(Apart(rank, rank, ranks, ONE.device, None)) for rank in range(ranks)]
+    alone, nbytes = losses(ONE)
+    assert np.array_equal(sum(found for found, _ in each), alone)
+    assert sum(count for _, count in each) == nbytes == 5 * 16

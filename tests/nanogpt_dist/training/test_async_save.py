@@ -98,6 +98,24 @@ def test_a_failure_is_told_at_the_next_update(
     assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(12)
 
 
+def test_what_is_written_beside_the_training_is_of_the_step_of_its_name(
+    corpus: Path,
+    tmp_path: Path,
+    slow: dict[str, Any],
+) -> None:
+    """Weights and moments, although training has changed them by the time they are written."""
+    slow |= {"release_at": 7, "last": 8}
+    for name in ("beside", "between"):
+        settings = {"async_save": name == "beside", "save_interval": 4, "eval_interval": 8}
+        go(tiny(corpus, tmp_path / name, **settings))
+    beside, between = (
+        tmp_path / name / "checkpoints" / storage.step_name(4) for name in ("beside", "between")
+    )
+    assert slow["at_end"][0][1] >= 7
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert storage.sha256_file(beside / file) == storage.sha256_file(between / file)
+
+
 @pytest.mark.thorough
 def test_a_rank_that_cannot_write_ends_the_run_on_all_ranks(corpus: Path, tmp_path: Path) -> None:
     stderr = in_ranks("full_disk", 2, tmp_path, corpus)

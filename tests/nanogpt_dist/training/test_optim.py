@@ -1,5 +1,6 @@
 """Parameter groups, AdamW's step itself, and another optimizer."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,20 @@ def test_each_group_has_its_own_rate() -> None:
     assert optim.set_learning_rates(optimizer, 50, config) == learning_rate(50, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == [learning_rate(50, config), learning_rate(50, config) / 2]
+
+
+def test_moments_are_saved_and_loaded_by_the_name_of_their_parameter() -> None:
+    """Whatever the order of the optimizer's groups is."""
+    config = load("shakespeare-char-cpu", {"n_layer": 2, "n_embd": 16, "n_head": 2, "bias": True})
+    model = GPT(config.architecture()).init_weights(1)
+    optimizer = make_optimizer(model, config)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name_state in (optim.named_state, functools.partial(optim.empty_state, config=config)):
+        state = name_state(model, optimizer)
+        names = {f"{name}.exp_avg" for name, _ in model.named_parameters()}
+        assert names == {key for key in state if key.endswith(".exp_avg")}
+        for name, parameter in model.named_parameters():
+            for key, value in optimizer.state[parameter].items():
+                assert state[f"{name}.{key}"] is value

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist import storage
-from nanogpt_dist.training.replicas import INTEGERS, digest, odd_ranks
+from nanogpt_dist.training.optim import named_state
+from nanogpt_dist.training.replicas import INTEGERS, Replicas, digest, odd_ranks
 from tests.conftest import in_ranks
-from tests.nanogpt_dist.small import events_of, go, tiny
+from tests.nanogpt_dist.small import ONE, events_of, go, tiny
+from tests.nanogpt_dist.training.test_step import a_train_step
 
 SHAPES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=6)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.uint8])
@@ -104,6 +106,24 @@ def test_a_flipped_bit_ends_the_run_before_it_is_saved(
     status = json.loads((run / "status.json").read_text())
     assert (status["verdict"], status["code"]) == ("failed", 65)
     assert events_of(run)[-1]["event"] == "fail"
+
+
+def test_a_flip_in_any_tensor_is_compared(tmp_path: Path) -> None:
+    """In each weight, moment and averaged weight."""
+    train_step = a_train_step(tmp_path, ONE, ema_decay=0.9)
+    rows = torch.zeros(2, 32, dtype=torch.int64).numpy()
+    train_step.step(0, [(rows, rows)])
+    replicas = Replicas(train_step)
+    before = digest(replicas._tensors())
+    assert train_step.average is not None
+    moments = named_state(train_step.model, train_step.optimizer).values()
+    averages = train_step.average.weights.values()
+    for tensor in (*train_step.model.parameters(), *moments, *averages):
+        bits = tensor.detach().view(-1).view(torch.int32)
+        bits[-1] ^= 1
+        assert digest(replicas._tensors()) != before
+        bits[-1] ^= 1
+    assert digest(replicas._tensors()) == before
 
 
 def test_a_single_process_compares_nothing(

@@ -16,7 +16,7 @@ from launch import processes
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.signals import StopRequest
-from tests.conftest import TINY, Run, build, command
+from tests.conftest import TINY, Run, build, command, in_ranks
 from tests.nanogpt_dist.small import STEPS, go, records, tiny, weights_sha256
 
 
@@ -259,3 +259,9 @@ def stop_at_a_random_step(
             processes.send(signal.SIGKILL, left)
     told, _ = process.communicate(timeout=60)
     return process.returncode, told
+
+
+def test_ranks_that_see_other_files_start_at_one_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    """As on a disk that shows new names late to other machines."""
+    in_ranks("lagging", 2, corpus, tmp_path / "run")
+    assert weights_sha256(tmp_path / "run", 12)

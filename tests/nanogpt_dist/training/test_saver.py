@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt_dist import storage
+from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import load_state
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.errors import ConfigError, StorageError
+from nanogpt_dist.evaluation.loss import Evaluation
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
 from nanogpt_dist.training.saver import Saver
@@ -42,6 +44,24 @@ def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_k
     assert evaluations[state.best_step] == state.best_val_loss
     assert {state.best_step, 40} <= kept
     assert len(kept) <= 3
+
+
+def test_the_best_is_kept_however_old_it_is(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate = TrainStep.evaluate
+    made_up = iter([3.0, 2.0, *([2.5] * 8)])  # the best after 4 steps
+
+    def better_at_first(*given: Any) -> Evaluation:
+        return replace(evaluate(*given), val_loss=next(made_up))
+
+    monkeypatch.setattr(TrainStep, "evaluate", better_at_first)
+    go(tiny(corpus, tmp_path, max_iters=20, eval_interval=2))
+    steps = [storage.step_of(path.name) for path in storage.list_steps(tmp_path / "checkpoints")]
+    assert steps == [20, 18, 4]
+    assert find_checkpoint(str(tmp_path), best=True).name == "step-00000004"
 
 
 def test_a_checkpoint_that_was_not_evaluated_has_no_val_loss(corpus: Path, tmp_path: Path) -> None:
@@ -183,3 +203,22 @@ def test_a_val_loss_that_is_none_ends_the_run_and_is_not_saved(
     ):
         go(tiny(corpus, tmp_path, max_iters=6, learning_rate=1e30, min_lr=1e30))
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000004"]
+
+
+def test_a_save_that_fails_costs_no_checkpoint(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"eval_interval": 2, "keep_checkpoints": 3}
+    go(tiny(corpus, tmp_path, max_iters=8, **settings))
+    before = storage.list_steps(tmp_path / "checkpoints")
+    assert len(before) >= 3
+
+    def full(*_: object) -> Path:
+        raise StorageError("disk full: made up")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(StorageError, match="made up"):
+        go(tiny(corpus, tmp_path, max_iters=12, **settings))
+    assert storage.list_steps(tmp_path / "checkpoints") == before

@@ -193,6 +193,16 @@ def test_what_is_left_out_stays_so_when_older_checkpoints_are_resumed(
     assert weights_sha256(run, 72) == weights
 
 
+def test_what_a_copied_checkpoint_leaves_out_stays_so(corpus: Path, tmp_path: Path) -> None:
+    """A checkpoint knows it, where there is no run.json that does."""
+    poison(AT_STEP)
+    settings = {**SETTINGS, "on_spike": "rollback"}
+    go(tiny(corpus, tmp_path / "a", **settings))
+    before = tmp_path / "a" / "checkpoints" / "step-00000064"
+    go(tiny(corpus, tmp_path / "b", **settings), branch_from=before)
+    assert state_of(tmp_path / "b", 72).left_out == (LEFT_OUT,)
+
+
 def test_a_spike_before_the_first_checkpoint_begins_anew(corpus: Path, tmp_path: Path) -> None:
     poison(40)
     run = tmp_path / "a"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -78,6 +79,16 @@ def test_the_gradient_is_clipped_as_torch_does_it_to_the_last_bit(
     ours, torchs = found
     for our, their in zip(ours, torchs, strict=True):
         assert torch.equal(our.view(torch.int32), their.view(torch.int32))  # NaN, too
+
+
+def test_the_gradient_is_that_of_the_whole_batch_for_any_micro_batch(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(0, 64, (8, 33), generator=generator).numpy()
+    norms = []
+    for count in (1, 2, 8):
+        micro_batches = [(part[:, :-1], part[:, 1:]) for part in np.split(rows, count)]
+        norms.append(a_train_step(tmp_path, ONE).step(0, micro_batches).grad_norm)
+    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
 
 
 def test_seeding_draws_what_torch_draws() -> None:
