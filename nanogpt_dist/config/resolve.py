@@ -12,6 +12,8 @@ from nanogpt_dist.config.setting import ALIASES, AUTO, OnResume, Scope, by_own_n
 from nanogpt_dist.config.train_config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
 
+MAX_CHARS = 1 << 16  # of a file of settings; a run's has 2,000
+
 
 def settings_where(
     model: type[ModelConfig] = TrainConfig, **declared: OnResume | Scope
@@ -65,13 +67,21 @@ def _explain(problem: Any) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file, by their own names. Raises MissingInputError, ConfigError."""
     try:
-        # Notepad writes a byte order mark
-        return by_own_names(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        with path.open(encoding="utf-8-sig") as file:  # Notepad writes a byte order mark
+            text = file.read(MAX_CHARS + 1)
+        if len(text) > MAX_CHARS:
+            raise ConfigError(
+                f"{path} is longer than the {MAX_CHARS:,} characters of any file of settings; name "
+                "another file"
+            )
+        values = tomllib.loads(text)
+        repr(values)  # raises for a number with more digits than Python shows
+        return by_own_names(values)
     except (FileNotFoundError, IsADirectoryError):
         raise MissingInputError(
             f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

@@ -161,7 +161,7 @@ def _without_prompts(config: str) -> str:
     """A run's settings but for texts of the user's; where they cannot be read, those before."""
     try:
         settings = tomllib.loads(config)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return config.partition(PROMPTS)[0]
     if PROMPTS not in settings:
         return config

@@ -53,8 +53,10 @@ def _assignments(path: Path) -> dict[str, Any]:
         raise MissingInputError(
             f"{shown(path)} does not exist or is not a file; check the path"
         ) from None
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{shown(path)} cannot be read as Python: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # nested too deep
+        raise ConfigError(
+            f"{shown(path)} cannot be read as Python: {str(error) or 'nested too deep'}"
+        ) from None
     found: dict[str, Any] = {}
     for statement in tree.body:
         where = f"{shown(path)}:{statement.lineno}"
@@ -103,7 +105,7 @@ def to_our_settings(given: dict[str, Any]) -> dict[str, Any]:
         "grad_clip",
         "dropout",
     ):
-        if type(kept.get(name)) is int:
+        if type(kept.get(name)) is int and abs(kept[name]) < 2**53:
             kept[name] = float(kept[name])
     return kept
 

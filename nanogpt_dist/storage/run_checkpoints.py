@@ -27,7 +27,7 @@ def kept_by_keep_every(checkpoints: Path) -> set[str]:
     for folder in storage.list_steps(checkpoints):
         try:
             every = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")).get("keep_every")
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # damaged
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # damaged
             continue
         except OSError:  # cannot be read now: it may have been promised
             kept.add(folder.name)

@@ -120,10 +120,23 @@ def test_unknown_presets_and_files() -> None:
         load("none.toml")
 
 
-def test_broken_toml_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "bad.toml").write_text("n_layer = = 3", encoding="utf-8")
-    with pytest.raises(ConfigError, match="is not TOML"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("n_layer = = 3", "is not TOML"),
+        (f"seed = {'9' * 10_000}", "is not TOML: .* digits"),
+        (f"seed = 0x{'f' * 10_000}", "is not TOML: .* digits"),
+        (f"n_layer = [0x{'f' * 10_000}]", "is not TOML: .* digits"),
+        (f"n_layer = {'[' * 10_000}", "is not TOML"),
+        ("".join(f"key{number} = 1\n" for number in range(10_000)), "is longer than the 65,536"),
+    ],
+    ids=["equals", "digits", "hex", "hex in a list", "brackets", "keys"],
+)
+def test_broken_toml_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "bad.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=words) as caught:
         load(str(tmp_path / "bad.toml"))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_architecture_is_the_part_that_fixes_shapes() -> None:

@@ -165,8 +165,9 @@ def test_a_run_with_many_or_large_logs_gives_a_small_bundle(
     assert sum(name.endswith(".log") for name in contents) == 50 - len(bundle.OF_RUN)
 
 
-def test_settings_that_cannot_be_read_are_told_up_to_the_prompts(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("seed = 1\nsample_prompt = [\nsome text")
+@pytest.mark.parametrize("text", ["[\nsome text", f"{'9' * 5000}\n", f"{'[' * 5000}\n"])
+def test_settings_that_cannot_be_read_are_told_up_to_the_prompts(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"seed = 1\nsample_prompt = {text}")
     contents = bundle_of(tmp_path, tmp_path / "x.tar.gz")
     assert contents["nanogpt-doctor/run/config.toml"] == b"seed = 1\n"
 

@@ -85,6 +85,8 @@ def test_what_it_does_not_set_is_as_nanogpt_has_it(tmp_path: Path) -> None:
         ("batch_size = 'a' * 10**9", "not a literal"),
         ("batch_size = 9**9**9", "not a literal"),
         ("batch_size =", "cannot be read as Python"),
+        (f"batch_size = {'-' * 100_000}1", "cannot be read as Python: nested too deep"),
+        ("learning_rate = (2**50)**60", "input should be a valid number"),
         ("batch_size = -1", "batch_size = -1: input should be greater"),
     ],
 )
