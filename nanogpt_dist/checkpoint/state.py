@@ -228,8 +228,9 @@ def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:
     content = run_folder.read_json(checkpoint / "state.json")
     names = {field.name for field in fields(TrainState)}
     try:
+        content["step"]
         state = _state({name: content[name] for name in names if name in content})
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise BadDataError(
             f"{checkpoint / 'state.json'} is not as this program writes it; use another checkpoint"
         ) from None

@@ -157,10 +157,19 @@ def test_a_header_that_claims_ten_gigabytes_takes_no_memory(tmp_path: Path) -> N
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000  # KiB
 
 
+MANY = ",".join(f'"{n}":1' for n in range(10**5))
+
+
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"step": 1e999', "{" + ",".join(f'"{n}":1' for n in range(10**5))]
+    "text", ["[" * 100_000, '{"step": 1e999', "{" + MANY, "{" + MANY + "}", "{}", '{"tokens": 1}']
 )
 def test_json_made_to_harm_is_refused(text: str, trained: Path, tmp_path: Path) -> None:
     folder = plant(trained, tmp_path / "run", "state.json", text.encode(), resealed=True)
     with pytest.raises(BadDataError):
         checkpoint.load_state(folder)
+
+
+def test_settings_made_to_harm_do_not_end_a_save(trained: Path, tmp_path: Path) -> None:
+    text = f"keep_every = {'[' * 100_000}".encode()
+    folder = plant(trained, tmp_path / "run", "config.toml", text, resealed=True)
+    assert run_checkpoints.kept_by_keep_every(folder.parent) == set()
