@@ -8,6 +8,7 @@ others.
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from nanogpt_dist.tokenizer.meta_pkl import to_plain_pickle
 
 # of its GPTConfig
 ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
-PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DDP put in front of a name
+_PREFIX = re.compile(r"(_orig_mod\.|module\.)*")  # torch.compile's and DDP's, in any order
 FINGERPRINT = "tokenizer_fingerprint"  # a key of ours beside nanoGPT's own, which it leaves alone
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -116,9 +117,7 @@ def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for key, tensor in raw.items():
-        name = str(key)
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
+        name = _PREFIX.sub("", str(key))
         if not isinstance(tensor, Tensor):
             raise BadDataError(f"{shown(path)}: {name[:60]} is no tensor")
         if not name.endswith(".attn.bias"):

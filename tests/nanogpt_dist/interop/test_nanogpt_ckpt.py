@@ -118,7 +118,7 @@ def make_ckpt(path: Path, prefix: str = "", **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_weights_settings_and_step_come_over(prefix: str, tmp_path: Path) -> None:
     foreign = nanogpt_ckpt.read(make_ckpt(tmp_path / "ckpt.pt", prefix))
     write_run(foreign, tmp_path / "run")
