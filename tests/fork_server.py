@@ -262,9 +262,10 @@ def _be_the_command(
             run.main()
             code = 0
         else:
-            from nanogpt_dist.__main__ import main
+            from nanogpt_dist import __main__ as command
 
-            main()
+            sys.modules["__main__"] = command  # which worker processes import, not this module
+            command.main()
     except SystemExit as ended:
         code = ended.code
     except BaseException:

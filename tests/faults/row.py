@@ -7,7 +7,8 @@ from pathlib import Path
 
 # Injects one fault, or Row.each of them: all its choices come from the generator, all its files are
 # in the empty folder. Returns the seconds that matter here (until a hang was seen, say), or None
-# for those that the try took. Raises AssertionError, with what was lost, where it does not hold.
+# for those that the try took. Raises AssertionError, with what was lost, where the row does not
+# hold.
 Try = Callable[[random.Random, Path], float | None]
 
 

@@ -31,7 +31,9 @@ def main(way: str) -> None:
     error: BaseException | None = None
     watchdog.GRACE_S = watchdog.UNWIND_S = 3.0
     try:
-        with connect("cpu", TIMEOUT_S if way in ("hangs", "stopped") else 60, exit_with=exit_with) as world:
+        with connect(
+            "cpu", TIMEOUT_S if way in ("hangs", "stopped") else 60, exit_with=exit_with
+        ) as world:
             world.any(False)  # all are there
             world.settle()
             begun = time.monotonic()
