@@ -98,22 +98,32 @@ RSS_BYTES = 1_500_000_000  # that a process may have in memory meanwhile
 @prepared.once
 def long_texts(folder: Path) -> None:
     """NAME.txt: a part that begins and ends where a word does, so that many make a document whose
-    ids are theirs; NAME.npy: its ids, encoded in one piece; short.jsonl: other documents.
+    ids are theirs; NAME.npy: its ids; short.jsonl: other documents.
     """
     stdlib = Path(os.__file__).parent
     text = " ".join((stdlib / name).read_text() for name in ("ast.py", "argparse.py", "os.py"))
     plain = " " + " ".join(text.split())
     parts = {
-        "words": f"{plain * 10} x",
-        "code": f" x{text} x",
-        "letters": f"{plain} {'a' * 300_000} x",
-        "spaces": f"{plain}{' ' * 1_000_000} x",
+        "words": [plain * 10, " x"],
+        "code": [" x", text, " x"],
+        "letters": [plain, f" {'a' * 300_000}", " x"],
+        "spaces": [plain, " " * 1_000_000, " x"],
     }
     tokenizer = tokenizers.gpt2()
-    for name, part in parts.items():
-        (folder / f"{name}.txt").write_text(part, encoding="utf-8", newline="")
-        np.save(folder / f"{name}.npy", tokenizer._encode_by_tiktoken(part))
+    for name, pieces in parts.items():
+        (folder / f"{name}.txt").write_text("".join(pieces), encoding="utf-8", newline="")
+        ids = [in_one_piece(tokenizer, piece) for piece in pieces]
+        np.save(folder / f"{name}.npy", np.concatenate(ids))
     write_jsonl(folder / "short.jsonl", english(100, 1))
+
+
+def in_one_piece(tokenizer: tokenizers.Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text that our own code has not cut."""
+    if text.strip():
+        return tokenizer._encode_by_tiktoken(text)
+    assert tokenizer.pattern is not None
+    encoding = tokenizer._encoding(tokenizer.pattern.text)  # its regular expression gives up
+    return np.array(encoding._encode_single_piece(text), np.uint32)
 
 
 def long_document(choose: random.Random, folder: Path) -> None:
@@ -175,7 +185,7 @@ ROWS = [
         number=33,
         fault="one document of 1 GB: words, code, runs of one letter, 1,000,000 spaces",
         holds="the ids are those of the text in one piece; 1.5 GB of memory at most",
-        goal=8,
+        goal=4,
         attempt=long_document,
         limit_s=900,
     ),
