@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.interop import nanogpt_ckpt
 from tests.faults import commands, damage, prepared
+from tests.faults.checks import tensors
 from tests.faults.row import Row
 from tests.faults.rows.checkpoints import LINE, checkpoint_of, own_run, saved_run
-from tests.faults.rows.kills import tensors
 from tests.nanogpt_dist.interop.test_nanogpt_ckpt import make_ckpt
 from tests.nanogpt_dist.small import go, tiny
 from tests.nanogpt_dist.storage.test_manifest import forge
