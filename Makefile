@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: quickstart test thorough seeded gpu setup check lint type fmt docs dist clean help
+.PHONY: quickstart test thorough campaign seeded gpu setup check lint type fmt docs dist clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -19,6 +19,9 @@ thorough: $(STAMP)  ## the longest tests, two files at a time
 	$(BIN)/python -m pytest -m thorough --numprocesses 2 --dist loadfile
 
 setup: $(STAMP)  ## .venv with the toolkit (editable) and its development tools
+
+campaign: $(STAMP) ## faults injected again and again, three quarters of an hour; docs/faults.md lists them
+	$(BIN)/python -m tests.faults.campaign --minutes 45
 
 seeded: $(STAMP) ## bugs on purpose, each into a copy of the tree: a test must notice it, ten minutes
 	$(BIN)/python -m tests.seeded.run

@@ -3,6 +3,7 @@
 import functools
 import random
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -79,6 +80,25 @@ def clock_jumps(choose: random.Random, folder: Path) -> None:
     checks.same_end(folder / "out", whole / "out", 24)
 
 
+def port_taken(choose: random.Random, folder: Path) -> float:
+    """Somebody listens where the ranks are to meet: said at once; seconds until then."""
+    (folder / "data").symlink_to(prepared.data() / "data")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0"}
+        where |= {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        begun = time.monotonic()
+        started = commands.start(*LINE, folder=folder, variables=where)
+        assert started.wait(30) == 73, started.stderr[-500:]
+        seconds = time.monotonic() - begun
+    assert f"MASTER_PORT {port} is taken by another process" in started.stderr
+    assert started.stderr.count("\n") == 1, started.stderr
+    assert seconds <= 5, f"after {seconds:.1f} s"
+    return seconds
+
+
 ROWS = [
     Row(
         number=7,
@@ -104,5 +124,14 @@ ROWS = [
         goal=20,
         attempt=clock_jumps,
         short=1,
+    ),
+    Row(
+        number=43,
+        fault="the port at which ranks meet is taken",
+        holds="one line says so within 5 s, 73",
+        goal=20,
+        attempt=port_taken,
+        short=1,
+        tests=["tests/cli/test_main.py::test_ranks_that_do_not_come_are_named"],
     ),
 ]
