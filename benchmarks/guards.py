@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     **{"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab_size": 320},
     **{"batch_size": 4, "gradient_accumulation_steps": 2, "device": "cpu", "dtype": "float32"},
     **{"log_interval": 10, "eval_interval": 10**6, "tensorboard": False, "warmup_iters": 5},
-    **{"save_interval": EVERY, "keep_checkpoints": 1},
+    **{"save_interval": EVERY, "keep_checkpoints": 2},
 }
 
 
