@@ -32,6 +32,7 @@ class FailingDisk:
     def __init__(self, at: int | None = None, error: int | None = None) -> None:
         self.at, self.error = at, error
         self.operations: list[Operation] = []
+        self.failed: Operation | None = None  # the one that raised or killed
         self.count = 0
         self.dead = False
         self._names: dict[int, str] = {}
@@ -41,6 +42,7 @@ class FailingDisk:
             raise Killed
         if self.count == self.at:
             self.count += 1
+            self.failed = operation
             self.dead = self.error is None
             raise Killed if self.dead else OSError(self.error, os.strerror(self.error or 0))
         self.count += 1
