@@ -25,8 +25,7 @@ from torch import Tensor
 
 from nanogpt_dist.distributed.world import is_dtensor
 from nanogpt_dist.errors import BadDataError, MissingInputError, StorageError
-from nanogpt_dist.storage import free_bytes
-from nanogpt_dist.storage.durable import storage_errors, usual_mode
+from nanogpt_dist.storage.durable import free_told, storage_errors, usual_mode
 
 PARTS = "parts"  # key in a file's metadata
 DTYPES = {
@@ -167,9 +166,9 @@ def write(path: Path, parts: Mapping[str, Part], about: Mapping[str, str] | None
         path.chmod(mode)
     except (SafetensorError, OSError) as error:
         needed = sum(part.data.numel() * part.data.element_size() for part in parts.values())
-        free = free_bytes(path.parent)
         raise StorageError(
-            f"cannot write {path.name}: {error}; needed {needed:,} bytes, free {free:,}"
+            f"cannot write {path.name}: {error}; needed {needed:,} bytes, "
+            f"{free_told(path.parent)} are free"
         ) from error
 
 

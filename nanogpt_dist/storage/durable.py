@@ -43,19 +43,27 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 def _reason(error: OSError, path: Path, needed: int | None) -> str:
     if error.errno in FULL:
         what = "quota used up" if error.errno == errno.EDQUOT else "disk full"
-        return _full(what, path, needed, free_bytes(path))
+        return _full(what, path, needed)
     why = error.strerror or str(error)
     return (
         f"{shown(path)}: {why}; check the disk and the permissions, then run the same command again"
     )
 
 
-def _full(what: str, path: Path, needed: int | None, free: int) -> str:
+def _full(what: str, path: Path, needed: int | None) -> str:
     need = "" if needed is None else f" needs at least {needed:,} bytes"
     return (
-        f"{what}: {shown(path)}{need}, {free:,} are free; make room, then run the same command "
-        "again"
+        f"{what}: {shown(path)}{need}, {free_told(path)} are free; make room, then run the same "
+        "command again"
     )
+
+
+def free_told(path: Path) -> str:
+    """free_bytes() for a message about an error, after which the disk may not answer."""
+    try:
+        return f"{free_bytes(path):,}"
+    except OSError:
+        return "nobody knows how many"
 
 
 def free_bytes(path: Path) -> int:
@@ -78,7 +86,7 @@ def require_room(path: Path, needed: int) -> None:
     """Returns if has_room(). Raises: StorageError."""
     with storage_errors(path):
         if not has_room(path, needed):
-            raise StorageError(_full("disk full", path, needed, free_bytes(path)))
+            raise StorageError(_full("disk full", path, needed))
 
 
 def _statvfs(path: Path) -> os.statvfs_result:
