@@ -126,10 +126,15 @@ def read_json(path: Path) -> dict[str, Any]:
             text = path.read_bytes() if path.exists() else b"{}"
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadDataError(f"{path} cannot be read: {error}") from None
+        raise BadDataError(f"{path} cannot be read: {error}; {_instead(path)}") from None
     if not isinstance(content, dict):
-        raise BadDataError(f"{path} holds no JSON object")
+        raise BadDataError(f"{path} holds no JSON object; {_instead(path)}")
     return content
+
+
+def _instead(path: Path) -> str:
+    """What to do about a file that cannot be read; some a run does without."""
+    return "remove it" if path.name in ("run.json", "status.json") else "restore a copy of it"
 
 
 def write_run_json(run: Path, world_size: int, threads: int, **more: Any) -> None:

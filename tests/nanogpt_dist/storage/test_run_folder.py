@@ -3,10 +3,13 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from nanogpt_dist import storage
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage import run_folder
 from tests.conftest import Run
-from tests.nanogpt_dist.small import weights_sha256
+from tests.nanogpt_dist.small import go, tiny, weights_sha256
 
 
 def test_a_run_that_says_running_without_a_process_was_killed(tmp_path: Path) -> None:
@@ -21,6 +24,19 @@ def test_a_run_that_says_running_without_a_process_was_killed(tmp_path: Path) ->
         assert run_folder.verdict_of(tmp_path) == verdict
     (tmp_path / "status.json").write_text("{")
     assert run_folder.verdict_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("torn", ["{", "", "[]", "[" * 100_000])
+def test_a_torn_file_beside_the_checkpoints_is_told_to_be_removed(
+    torn: str, corpus: Path, trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(trained, run)
+    (run / "run.json").write_text(torn)
+    with pytest.raises(BadDataError, match=r"run\.json (cannot be read|holds no).*; remove it"):
+        go(tiny(corpus, run, max_iters=12))
+    (run / "run.json").unlink()
+    assert go(tiny(corpus, run, max_iters=12)).step == 12
 
 
 def test_a_copied_run_is_its_own_run(nanogpt: Run, trained: Path, tmp_path: Path) -> None:
