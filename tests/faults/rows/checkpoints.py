@@ -48,6 +48,9 @@ def damaged(spoil: Callable[[Path, random.Random], object]) -> Callable[..., Non
 
     def attempt(choose: random.Random, folder: Path) -> None:
         checkpoints = own_run(folder)
+        if choose.random() < BY_COMMAND:
+            damaged_beside(checkpoints, spoil, choose)
+            return
         count = choose.choice([1, 1, 1, 2])
         for step in STEPS[:count]:
             checkpoint = checkpoint_of(checkpoints, step)
@@ -59,6 +62,24 @@ def damaged(spoil: Callable[[Path, random.Random], object]) -> Callable[..., Non
         go_on(checkpoints, count, choose)
 
     return attempt
+
+
+def damaged_beside(
+    checkpoints: Path, spoil: Callable[[Path, random.Random], object], choose: random.Random
+) -> None:
+    """Spoil a file of the run that is in no checkpoint: the end is the same, perhaps without it."""
+    run, folder = checkpoints.parent, checkpoints.parent.parent
+    shutil.rmtree(checkpoint_of(checkpoints, 24))
+    beside = [path for path in [*run.iterdir(), checkpoints / storage.LATEST] if path.is_file()]
+    path = choose.choice(sorted(path for path in beside if path.stat().st_size))
+    spoil(path, choose)
+    done = commands.run(*LINE, folder=folder, code=None)
+    if done.wait():
+        assert done.wait() == 65, done.stderr[-500:]
+        damage.line_of(done, path.name, "; remove it")
+        path.unlink()
+        commands.run(*LINE, folder=folder)
+    assert tensors(run, 24) == tensors(saved_run() / "out", 24), f"another end without {path.name}"
 
 
 def refuse_by_name(checkpoint: Path, file: str) -> None:
@@ -191,7 +212,7 @@ def all_bad(choose: random.Random, folder: Path) -> None:
 ROWS = [
     Row(
         number=17,
-        fault="a checkpoint's file cut, or its end zeros",
+        fault="a file of a checkpoint, or of a run, cut, or its end zeros",
         holds="named, set aside with one warning; the newest good one is taken, the end the same",
         goal=200,
         attempt=damaged(cut_or_zeroed),
@@ -199,7 +220,7 @@ ROWS = [
     ),
     Row(
         number=18,
-        fault="a bit flipped in any file of a checkpoint",
+        fault="a bit flipped in any file of a checkpoint, or of a run",
         holds="named, set aside with one warning; the newest good one is taken, the end the same",
         goal=1000,
         attempt=damaged(damage.flip),

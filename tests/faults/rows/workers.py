@@ -21,7 +21,7 @@ from tests.faults import commands, damage, prepared
 from tests.faults.row import Row
 from tests.prepare.hub_repos import english
 
-NOTICED_S = 5.0  # after which a worker that was killed must be known to be gone
+NOTICED_S = 5.0  # after which a worker that was killed must be known to be gone, on an idle machine
 
 
 @prepared.once
@@ -51,7 +51,8 @@ def worker_killed(choose: random.Random, folder: Path) -> float:
     noticed = time.monotonic() - killed
     assert started.wait() == 0, started.stderr[-500:]
     assert hashes(folder / "out") == hashes(made / "out"), "other bytes"
-    assert noticed <= NOTICED_S, f"{noticed:.1f} s until other workers came"
+    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # that shares each processor
+    assert noticed <= NOTICED_S * crowd, f"{noticed:.1f} s until other workers came"
     return noticed
 
 
