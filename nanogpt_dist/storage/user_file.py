@@ -23,9 +23,10 @@ def probe_writable(folder: Path) -> None:
 
     Call it before the slow work whose result goes there.
 
-    Raises: CannotCreateError when either fails.
+    Raises: CannotCreateError when either fails; then no new folder is left.
     """
     probe = folder / staging_name("probe")
+    new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         make_folder(folder)
         try:
@@ -33,6 +34,9 @@ def probe_writable(folder: Path) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
+        for path in new:
+            with suppress(OSError):  # it was not made, or somebody has begun to use it
+                path.rmdir()
         why = error.strerror or str(error)
         raise CannotCreateError(
             f"cannot write in {shown(folder)}: {why}; name a folder that you may write to"

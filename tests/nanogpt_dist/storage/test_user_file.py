@@ -1,5 +1,6 @@
 """Output where a user says: each kind of file stays what it is."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, CannotCreateError
+from nanogpt_dist.storage import user_file
 
 
 def test_probe_writable(tmp_path: Path) -> None:
@@ -19,6 +21,19 @@ def test_probe_writable(tmp_path: Path) -> None:
         with pytest.raises(CannotCreateError, match="cannot write in") as error:
             storage.probe_writable(folder)
         assert len(str(error.value)) < MAX_LINE
+
+
+def test_a_probe_that_fails_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(user_file, "write_new", full)
+    with pytest.raises(CannotCreateError, match="No space left"):
+        storage.probe_writable(tmp_path / "there" / "a" / "b")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
 def test_a_file_of_the_users_stays_what_it_is(tmp_path: Path) -> None:
