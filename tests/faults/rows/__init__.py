@@ -10,6 +10,7 @@ from tests.faults.rows import (
     kills,
     malice,
     results,
+    saves,
     shards,
     stops,
     text,
@@ -18,7 +19,7 @@ from tests.faults.rows import (
 )
 
 MODULES = (
-    *(kills, stops, hangs, results, disks, checkpoints),
+    *(kills, stops, hangs, results, saves, disks, checkpoints),
     *(shards, vocabularies, text, workers, hub, malice, foreign),
 )
 ROWS: list[Row] = sorted(
