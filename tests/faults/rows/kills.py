@@ -127,8 +127,8 @@ def second_run(choose: random.Random, folder: Path) -> float:
     second = commands.start(*LINE, folder=folder)
     code = second.wait()
     seconds = time.monotonic() - start
-    if first.poll():  # it had ended by then
-        assert code == 0, second.stderr[-500:]
+    if code == 0:  # the first had ended by then
+        assert "out is finished" in second.stderr, second.stderr[-500:]
     else:
         assert code == 73, second.stderr[-500:]
         assert f"process {first.pids[0]} on " in second.stderr, second.stderr[-500:]
