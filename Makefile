@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: quickstart test thorough campaign seeded gpu setup check lint type fmt docs dist clean help
+.PHONY: quickstart test thorough campaign seeded mutants gpu setup check lint type fmt docs dist clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -25,6 +25,9 @@ campaign: $(STAMP) ## faults injected again and again, three quarters of an hour
 
 seeded: $(STAMP) ## bugs on purpose, each into a copy of the tree: a test must notice it, ten minutes
 	$(BIN)/python -m tests.seeded.run
+
+mutants: $(STAMP) ## small changes of what promises hang on, as many as an hour takes: tests must notice
+	$(BIN)/python -m tests.mutants --minutes 55
 
 gpu: $(STAMP)    ## what only a GPU can settle: its tests, then its benchmark, half an hour
 	$(BIN)/python -m pytest -m gpu tests/gpu; tests=$$?; \

@@ -141,7 +141,9 @@ def _load_libraries() -> None:
 
 
 def _wait(child: int, deadline: float) -> int | None:
-    while time.monotonic() < deadline:
+    """Its exit code; None: ended at the deadline, or since whoever asked is gone."""
+    parent = os.getppid()
+    while time.monotonic() < deadline and os.getppid() == parent:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)

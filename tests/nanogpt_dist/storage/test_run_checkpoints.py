@@ -1,12 +1,19 @@
 """Finding a run's checkpoint, and branching from one."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from nanogpt_dist import storage
-from nanogpt_dist.errors import CannotCreateError, StorageError, UsageError
+from nanogpt_dist.errors import (
+    BadDataError,
+    CannotCreateError,
+    MissingInputError,
+    StorageError,
+    UsageError,
+)
 from nanogpt_dist.evaluation.report import save_results
 from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_checkpoints, run_folder
@@ -34,6 +41,31 @@ def test_a_checkpoint_is_refused_or_branches_exactly(
     go(config.model_copy(update={"max_iters": 12}), branch_from=step)  # the same again resumes
     assert storage.read_latest(tmp_path / "branch" / "checkpoints") == "step-00000012"
     assert all_hashes(trained) == before
+
+
+def test_the_newest_run_is_the_one_that_was_started_last_and_has_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(MissingInputError, match="no run with a checkpoint under"):
+        run_checkpoints.newest_run(tmp_path)
+    started = {"a": "2026-11-02", "z": "2026-11-01", "m": "2026-11-03", "none": None}
+    for name, date in started.items():
+        (tmp_path / name / "checkpoints" / storage.step_name(1)).mkdir(parents=True)
+        run_folder.write_json(tmp_path / name / "run.json", {"started": date} if date else {})
+    (tmp_path / "m" / "checkpoints" / storage.step_name(1)).rmdir()
+    assert run_checkpoints.newest_run(tmp_path) == tmp_path / "a"
+
+
+@pytest.mark.parametrize("step", ["8", -8, None])
+def test_a_renamed_checkpoint_that_does_not_say_its_step_is_refused(
+    step: object, trained: Path, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "mine"
+    shutil.copytree(trained / "checkpoints" / "step-00000008", renamed)
+    assert run_checkpoints.step_of_any(renamed) == 8
+    (renamed / "state.json").write_text(json.dumps({"step": step}))
+    with pytest.raises(BadDataError, match="mine does not say its step; name it step-00001000"):
+        run_checkpoints.step_of_any(renamed)
 
 
 def test_a_bad_copy_is_not_begun_with(

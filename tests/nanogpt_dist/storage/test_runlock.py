@@ -100,3 +100,12 @@ def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
         with pytest.raises(CannotCreateError, match=r"cannot lock .*--out-dir"), RunLock(folder):
             pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_refused_lock_leaves_nothing_open(tmp_path: Path) -> None:
+    """Else the run that asks again and again runs out of descriptors."""
+    with holder(tmp_path):
+        before = os.listdir("/dev/fd")
+        with pytest.raises(CannotCreateError), RunLock(tmp_path):
+            pass
+        assert os.listdir("/dev/fd") == before
