@@ -79,16 +79,18 @@ def equivalent() -> list[dict[str, str]]:
 
 
 def order(attempt: Attempt, known: dict[str, Known]) -> list[str]:
-    """The tests to run: first those that call what was changed, then those that call the module.
+    """The tests to run: the module's own, then those that call what was changed, or the module.
 
-    The fastest of each kind first; no more of them than take MUTANT_S.
+    A test may call it in another process, which is not known. The fastest of each kind first; no
+    more of them than take MUTANT_S.
     """
     files, module = MODULES[attempt.module], attempt.module
     place = (module, attempt.mutant.function or 0)
 
-    def rank(name: str) -> tuple[bool, bool, float]:
-        calls = known[name].calls
-        return place not in calls, module not in {file for file, _ in calls}, known[name].seconds
+    def rank(name: str) -> tuple[bool, bool, bool, float]:
+        calls, is_own = known[name].calls, f"/test_{Path(module).name}::" in name
+        called = place in calls, module in {file for file, _ in calls}
+        return not is_own, not called[0], not called[1], known[name].seconds
 
     mine = sorted((name for name in known if name.partition("::")[0] in files), key=rank)
     chosen, seconds = [], 0.0

@@ -21,6 +21,7 @@ COMPARISONS = {
     ast.In: (r"\bin\b", "not in"),
     ast.NotIn: (r"\bnot\s+in\b", "in"),
 }
+TURNED = {"<": ">", "<=": ">", ">": "<", ">=": "<"}
 ARITHMETIC = {
     ast.Add: (r"\+", "-"),
     ast.Sub: (r"-", "+"),
@@ -187,8 +188,10 @@ class _Finder:
                 self._constant(node)
             case ast.Compare():
                 operands = [node.left, *node.comparators]
+                of_clock = "time.monotonic()" in self._text(node)  # which is never just equal
                 for at, op in enumerate(node.ops):
                     token, put = COMPARISONS[type(op)]
+                    put = TURNED.get(put, put) if of_clock else put
                     self._between(node, operands[at], operands[at + 1], token, put)
             case ast.BoolOp():
                 token, put = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.data import DataFolder, Manifest, ShardWriter, verify_folder
+from nanogpt_dist.data.files import OpenFile
 from nanogpt_dist.data.manifest import (
     CorpusRecord,
     CountsRecord,
@@ -261,6 +262,17 @@ def test_only_what_is_touched_is_hashed(copy: Path, ids: np.ndarray) -> None:
     with pytest.raises(BadDataError, match=r"mine_train_000001.bin is damaged in MiB 1"):
         train.read(600_000 + (1 << 19), 1)
     assert verify_folder(copy) == [("mine_train_000001.bin", "damaged in MiB 1 of 2")]
+
+
+def test_a_shard_that_is_cut_off_while_it_is_read_is_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = DataFolder.open(copy).split("train")
+    split.read(0, 10)  # its first MiB is checked
+    pread = OpenFile.pread
+    monkeypatch.setattr(OpenFile, "pread", lambda *given: pread(*given)[:-2])
+    with pytest.raises(BadDataError, match=r"mine_train_000000\.bin was cut off while open"):
+        split.read(0, 2)
 
 
 def test_missing_files(copy: Path, tmp_path: Path) -> None:
