@@ -16,8 +16,8 @@ from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
 MAX_OPEN = 64
 
 
-def check_size(path: Path, record: FileRecord) -> None:
-    """Raise BadDataError where `path` is a link, no file, or of another size than recorded.
+def refuse_link(path: Path) -> None:
+    """Raise BadDataError where `path` is a link: it may lead to a file that is nobody's business.
 
     Raises StorageError.
     """
@@ -27,6 +27,15 @@ def check_size(path: Path, record: FileRecord) -> None:
                 f"{shown(path)} is a symbolic link, which is not followed; put the file itself "
                 "there"
             )
+
+
+def check_size(path: Path, record: FileRecord) -> None:
+    """Raise BadDataError where `path` is a link, no file, or of another size than recorded.
+
+    Raises StorageError.
+    """
+    refuse_link(path)
+    with storage_errors(path):
         if not path.is_file():
             raise BadDataError(
                 f"{shown(path)} is missing; restore a copy or prepare the data again"

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from nanogpt_dist.data.files import OpenFiles, read_checked
+from nanogpt_dist.data.files import OpenFiles, read_checked, refuse_link
 from nanogpt_dist.data.manifest import Manifest, SplitName, SplitRecord, TokenizerRecord
 from nanogpt_dist.data.shard import Shard
 from nanogpt_dist.errors import BadDataError
@@ -114,6 +114,7 @@ def open_folder_tokenizer(folder: Path, record: TokenizerRecord) -> Tokenizer:
     path = folder / record.file.name
     if not path.exists():
         raise BadDataError(f"{shown(path)} is missing; restore a copy or prepare the data again")
+    refuse_link(path)
     tokenizer = load(path)
     if tokenizer.fingerprint != record.fingerprint:
         raise BadDataError(

@@ -350,6 +350,12 @@ def test_links_are_not_followed(copy: Path, tmp_path: Path) -> None:
     shard.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NanogptError, match="mine_train_000000"):
         DataFolder.open(copy)
+    shutil.move(tmp_path / "elsewhere", shard)
+    (tmp_path / "secret").write_text("no tokenizer")
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadDataError, match=r"tokenizer\.json is a symbolic link"):
+        DataFolder.open(copy)
 
 
 def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
