@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_dist import __version__, storage
-from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.storage.durable import storage_errors
+from nanogpt_dist.errors import BadDataError, clipped
+from nanogpt_dist.storage.durable import shown, storage_errors
 
 CONFIG = "config.toml"
 SAMPLES = "samples.jsonl"  # prompts continued while it trains: {"step", "time", "prompt", "text"}
@@ -126,9 +126,10 @@ def read_json(path: Path) -> dict[str, Any]:
             text = path.read_bytes() if path.exists() else b"{}"
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadDataError(f"{path} cannot be read: {error}; {_instead(path)}") from None
+        why = clipped(str(error), 60)
+        raise BadDataError(f"{shown(path)} cannot be read: {why}; {_instead(path)}") from None
     if not isinstance(content, dict):
-        raise BadDataError(f"{path} holds no JSON object; {_instead(path)}")
+        raise BadDataError(f"{shown(path)} holds no JSON object; {_instead(path)}")
     return content
 
 
