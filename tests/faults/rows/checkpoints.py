@@ -240,6 +240,6 @@ ROWS = [
         holds="exit 65, one line; `checkpoint verify` lists each; no byte is changed",
         goal=100,
         attempt=all_bad,
-        short=2,
+        short=1,
     ),
 ]

@@ -196,7 +196,7 @@ ROWS = [
         holds="exit 74, one line with the bytes free, no partial shard; with room it goes on",
         goal=100,
         attempt=full_in_prepare,
-        short=2,
+        short=1,
     ),
     Row(
         number=14,

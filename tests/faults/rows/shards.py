@@ -223,7 +223,7 @@ ROWS = [
         holds="refused before a step; what is not in the manifest is not read, names do not count",
         goal=100,
         attempt=edited_set,
-        short=2,
+        short=1,
     ),
     Row(
         number=48,

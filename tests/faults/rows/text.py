@@ -171,7 +171,7 @@ ROWS = [
         holds="counts exact, texts the same; an empty split is exit 65",
         goal=100,
         attempt=empty_documents,
-        short=2,
+        short=1,
     ),
     Row(
         number=32,
@@ -188,6 +188,6 @@ ROWS = [
         holds="they are ordinary text, and counted; ends of text are as many as documents",
         goal=100,
         attempt=special_tokens,
-        short=2,
+        short=1,
     ),
 ]

@@ -184,7 +184,7 @@ ROWS = [
         holds="refused by train and eval, with the names; nothing is changed",
         goal=100,
         attempt=other_tokenizer,
-        short=2,
+        short=1,
     ),
     Row(
         number=30,
