@@ -16,7 +16,7 @@ import pytest
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, StorageError
-from tests.faults.disk import FailingDisk, Killed, Operation, PowerCut
+from tests.faults.disk import FailingDisk, Killed, Operation, PowerCut, acknowledged
 from tests.faults.session import NEW, OLD, before, check, session
 
 HERE = Path(__file__).parents[2]
@@ -104,6 +104,7 @@ def lost_by_power_cut(
     operations: list[Operation],
     draws: int,
     seed: int = 0,
+    in_order: bool = False,
 ) -> str | None:
     """What is lost if the power goes after one of `operations`; None if nothing.
 
@@ -111,14 +112,13 @@ def lost_by_power_cut(
     """
     draw = random.Random(seed)
     for end in range(len(operations) + 1):
-        done = operations[:end]
         disk = PowerCut(checkpoints)
-        disk.replay([operation for operation in done if operation[0] != "ack"])
+        disk.replay([operation for operation in operations[:end] if operation[0] != "ack"])
         for _ in range(draws):
             folder = checkpoints.with_name("after")
-            disk.put(folder, draw)
+            disk.put(folder, draw, in_order)
             try:
-                check(folder, [what for kind, what, *_ in done if kind == "ack"])
+                check(folder, acknowledged(operations, end, in_order))
             except AssertionError as error:
                 return f"after {end} operations: {error}"
             finally:
@@ -137,8 +137,18 @@ def session_record(checkpoints: Path) -> list[Operation]:
     ]
 
 
-def test_a_power_cut_takes_nothing_that_was_acknowledged(checkpoints: Path) -> None:
-    assert lost_by_power_cut(checkpoints, session_record(checkpoints), draws=20) is None
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_power_cut_takes_nothing_that_was_acknowledged(checkpoints: Path, in_order: bool) -> None:
+    operations = session_record(checkpoints)
+    assert lost_by_power_cut(checkpoints, operations, draws=20, in_order=in_order) is None
+
+
+def test_a_commit_without_an_fsync_behind_it_is_lost_in_order_too(checkpoints: Path) -> None:
+    operations = session_record(checkpoints)
+    committed = next(at for at, operation in enumerate(operations) if operation[0] == "ack")
+    assert operations[committed - 1][0] == "fsync"
+    del operations[committed - 1]
+    assert lost_by_power_cut(checkpoints, operations, 20, in_order=True)
 
 
 def test_no_fsync_is_superfluous(checkpoints: Path) -> None:
