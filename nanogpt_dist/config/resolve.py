@@ -8,11 +8,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nanogpt_dist.config.model_config import ModelConfig
-from nanogpt_dist.config.setting import ALIASES, AUTO, OnResume, Scope, by_own_names
+from nanogpt_dist.config.setting import (
+    ALIASES,
+    AUTO,
+    OnResume,
+    Scope,
+    by_own_names,
+    spelled,
+)
 from nanogpt_dist.config.train_config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
 
-MAX_CHARS = 1 << 16  # of a file of settings; a run's has 2,000
+MOST_BYTES = 1 << 16  # of a file of settings, prompts included; a run has 2,000
 
 
 def settings_where(
@@ -61,26 +68,27 @@ def _explain(problem: Any) -> str:
             f", did you mean {near[0]}?" if near else "; `nanogpt train --help` lists them"
         )
     reason = problem["msg"].removeprefix("Value error, ")
-    return f"{name} = {problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
+    value = spelled(problem["input"])
+    return f"{name} = {value}: {reason[0].lower()}{reason[1:]}" if name else reason
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file, by their own names. Raises MissingInputError, ConfigError."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # Notepad writes a byte order mark
-            text = file.read(MAX_CHARS + 1)
-        if len(text) > MAX_CHARS:
-            raise ConfigError(
-                f"{path} is longer than the {MAX_CHARS:,} characters of any file of settings; name "
-                "another file"
-            )
-        values = tomllib.loads(text)
-        repr(values)  # raises for a number with more digits than Python shows
-        return by_own_names(values)
-    except (FileNotFoundError, IsADirectoryError):
+    if not path.is_file():  # a pipe would block, a device has no end
         raise MissingInputError(
             f"{path} does not exist or is not a file; type: nanogpt show config > FILE.toml"
-        ) from None
+        )
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError(
+            f"{path} is longer than the {MOST_BYTES:,} bytes of any file of settings; name another "
+            "file"
+        )
+    try:
+        values = tomllib.loads(data.decode("utf-8-sig"))  # Notepad writes a byte order mark
+        repr(values)  # raises for a number with more digits than Python shows
+        return by_own_names(values)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 

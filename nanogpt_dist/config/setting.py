@@ -69,7 +69,15 @@ def by_own_names(values: dict[str, Any]) -> dict[str, Any]:
         name, value = ALIASES[alias], values[alias]
         if found.setdefault(name, value) != value:
             raise ConfigError(
-                f"{alias} = {value!r} and {name} = {found[name]!r} are the same setting: leave one "
-                "of them out"
+                f"{alias} = {spelled(value)} and {name} = {spelled(found[name])} are the same "
+                "setting: leave one of them out"
             )
     return found
+
+
+def spelled(value: Any) -> str:
+    """A value as Python writes it, for a message."""
+    try:
+        return repr(value)
+    except ValueError:  # an int of more digits than Python writes
+        return "a number of thousands of digits"

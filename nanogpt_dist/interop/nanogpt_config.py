@@ -5,12 +5,13 @@ Nothing is executed.
 
 import ast
 import operator
+import warnings
 from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
-from nanogpt_dist.storage.durable import shown
+from nanogpt_dist.storage.durable import read_small, shown
 
 # What train.py of nanoGPT sets where a config does not, and our defaults do otherwise.
 DEFAULTS: dict[str, Any] = {"lr_decay_iters": 600_000, "log_interval": 1}
@@ -20,6 +21,7 @@ ELSEWHERE = {
     "backend": "the device chooses it: nccl on GPUs, gloo on CPUs",
     "start": "what a sample goes on from is --prompt TEXT or --prompt FILE:path",
 }
+MOST_BYTES = 1 << 20  # of a config
 OPERATORS = {
     **{
         ast.Add: operator.add,
@@ -46,13 +48,12 @@ def only_evaluates(path: Path) -> bool:
 
 
 def _assignments(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
+    data = read_small(path, MOST_BYTES)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        tree = ast.parse(text)
-    except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError(
-            f"{shown(path)} does not exist or is not a file; check the path"
-        ) from None
+        with warnings.catch_warnings(action="ignore"):  # about escapes, of a file of others
+            tree = ast.parse(data.decode("utf-8-sig"))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # nested too deep
         raise ConfigError(
             f"{shown(path)} cannot be read as Python: {str(error) or 'nested too deep'}"

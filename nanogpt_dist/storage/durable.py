@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-from nanogpt_dist.errors import StorageError
+from nanogpt_dist.errors import BadDataError, StorageError
 
 SHOWN = 60  # characters of a path that an error line shows
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MOST_BYTES = 64 << 20  # of a file that is held in memory whole, where its reader says no other
 
 
 def shown(path: Path) -> str:
@@ -122,12 +123,34 @@ def open_plain(path: Path) -> BufferedReader:
 
     Raises: OSError, also for a symbolic link, a folder, a pipe or a device.
     """
+    return open_regular(path, os.O_NOFOLLOW)
+
+
+def open_regular(path: Path, flags: int = 0) -> BufferedReader:
+    """As open_plain(), but a link is followed: a file of a user's, or of the hub's cache.
+
+    flags: more of those of os.open().
+    """
     # a pipe must not block us
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return os.fdopen(fd, "rb")
+
+
+def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
+    """All bytes of a regular file; a link is followed.
+
+    Raises: OSError; BadDataError for one of more than `most` bytes.
+    """
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise BadDataError(
+            f"{shown(path)} is longer than {most:,} bytes, which no such file is; restore it"
+        )
+    return data
 
 
 def sha256_file(path: Path) -> str:

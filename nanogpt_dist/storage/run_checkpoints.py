@@ -17,6 +17,7 @@ from nanogpt_dist.errors import (
     StorageError,
     UsageError,
 )
+from nanogpt_dist.storage.durable import read_small
 from nanogpt_dist.storage.manifest import file_problem
 from nanogpt_dist.storage.run_folder import CONFIG, OUT, checkpoints_of, is_checkpoint, read_json
 
@@ -26,8 +27,11 @@ def kept_by_keep_every(checkpoints: Path) -> set[str]:
     kept = set()
     for folder in storage.list_steps(checkpoints):
         try:
-            every = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")).get("keep_every")
-        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # damaged
+            every = tomllib.loads(read_small(folder / CONFIG).decode()).get("keep_every")
+        except (
+            *(FileNotFoundError, NotADirectoryError, ValueError, RecursionError),
+            BadDataError,
+        ):  # damaged
             continue
         except OSError:  # cannot be read now: it may have been promised
             kept.add(folder.name)
