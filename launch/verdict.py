@@ -43,9 +43,8 @@ def write(verdict: Verdict) -> bool:
     """
     if not os.environ.get(VARIABLE):
         return False
-    path = _of_attempt(
-        Path(os.environ[VARIABLE]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    path = _of_attempt(Path(os.environ[VARIABLE]), int(attempt) if attempt.isdecimal() else 0)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
@@ -93,18 +92,19 @@ def progress(path: Path) -> str | None:
     """
     try:
         run, before = json.loads(_run_file(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        now = newest_checkpoint(Path(run))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    now = newest_checkpoint(Path(run))
     return now if now != before else None
 
 
 def newest_checkpoint(run: Path) -> str | None:
     """What a run's status.json calls its newest checkpoint."""
+    path = run / "status.json"
     try:
-        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        status = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return str(status["checkpoint"]) if status["checkpoint"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -122,5 +122,5 @@ def _parse(file: Path) -> Verdict | None:
         return Verdict(
             int(fields["code"]), str(fields["message"]), int(fields["rank"]), bool(fields["agreed"])
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -239,7 +239,7 @@ def _open(path: Path) -> Iterator[Any]:
 
     Raises SafetensorError, MissingInputError, StorageError.
     """
-    if not path.exists():
+    if not path.is_file():  # a pipe would block
         raise MissingInputError(f"{path} is missing; restore it, or use another checkpoint")
     with storage_errors(path), safe_open(path, framework="pt") as file:
         yield file

@@ -16,6 +16,7 @@ from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import NanogptError
 from nanogpt_dist.inspect.run_record import RunRecord, is_number, read_run
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.durable import open_regular
 
 Line = dict[str, Any]
 MAX_STEP = 2**40
@@ -203,7 +204,8 @@ def _unreadable(run: Path) -> dict[str, NanogptError]:
 def _holder(lock: Path) -> Line:
     """The note in run.lock of who holds the lock, or held it last."""
     try:
-        note = json.loads(lock.read_bytes()[:1000])
+        with open_regular(lock) as file:
+            note = json.loads(file.read(1000))
     except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}

@@ -20,7 +20,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import MissingInputError, NanogptError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.durable import shown
+from nanogpt_dist.storage.durable import MOST_BYTES, open_regular, shown
 from nanogpt_dist.storage.events import EVENTS
 from nanogpt_dist.storage.run_folder import SAMPLES, checkpoints_of
 from nanogpt_dist.training.metrics import RECORD
@@ -52,7 +52,7 @@ class JsonLines:
         Raises OSError where the file cannot be read.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self._offset - len(self._tail))
                 if file.read(len(self._tail)) != self._tail:  # another file by now
                     self._forget()
@@ -60,6 +60,8 @@ class JsonLines:
                 pending = b""
                 while block := file.read(BLOCK):
                     pending = self._take(pending + block)
+                    if len(pending) > MOST_BYTES:  # no line of ours, and it would be held whole
+                        pending = self._take(pending, whole=True)
                 if pending and _object(pending) is not None:  # others' may lack the last end
                     self._take(pending, whole=True)
         except (FileNotFoundError, NotADirectoryError):

@@ -16,7 +16,7 @@ from typing import Any
 
 from nanogpt_dist import __version__, storage
 from nanogpt_dist.errors import BadDataError, clipped
-from nanogpt_dist.storage.durable import shown, storage_errors
+from nanogpt_dist.storage.durable import read_small, shown, storage_errors
 
 CONFIG = "config.toml"
 SAMPLES = "samples.jsonl"  # prompts continued while it trains: {"step", "time", "prompt", "text"}
@@ -123,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`, {} where there is no file. Raises: BadDataError, StorageError."""
     try:
         with storage_errors(path):
-            text = path.read_bytes() if path.exists() else b"{}"
+            text = read_small(path) if path.exists() else b"{}"
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = clipped(str(error), 60)

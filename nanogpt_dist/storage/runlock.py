@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from nanogpt_dist.errors import CannotCreateError, StorageError
-from nanogpt_dist.storage.durable import make_folder, shown
+from nanogpt_dist.storage.durable import make_folder, open_regular, read_small, shown
 
 LOCK = "run.lock"
 TRIES = 5
@@ -146,11 +146,11 @@ class RunLock:
 def lock_holder(path: Path) -> str | None:
     """The note of the process that holds the lock at `path`, or None."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        return path.read_text(errors="replace")
+        return read_small(path).decode(errors="replace")
     except OSError:
         return None
 
@@ -161,7 +161,7 @@ def is_held(path: Path) -> bool:
     True also where the lock cannot be asked, so that no living run is called dead.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except FileNotFoundError:

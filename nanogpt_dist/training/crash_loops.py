@@ -15,7 +15,7 @@ from typing import Any
 
 from nanogpt_dist.config import TrainConfig, settings_where, to_toml
 from nanogpt_dist.errors import ConfigError, clipped
-from nanogpt_dist.storage.durable import storage_errors
+from nanogpt_dist.storage.durable import read_small, storage_errors
 
 ATTEMPTS = "attempts.jsonl"
 IN_VAIN = 3  # attempts without a new checkpoint, before the run goes back
@@ -82,7 +82,7 @@ def _is_torn(path: Path) -> bool:
 def _read(run: Path) -> list[dict[str, Any]]:
     """All entries that can be read: a torn one counts as an unknown attempt, which ends the row."""
     try:
-        lines = (run / ATTEMPTS).read_bytes().splitlines()
+        lines = read_small(run / ATTEMPTS).splitlines()
     except OSError:
         return []
     return [_parse(line) for line in lines if line]
@@ -98,9 +98,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 def _last_words(run: Path) -> str:
     try:
-        message = str(
-            json.loads((run / "status.json").read_text(encoding="utf-8")).get("message", "")
-        )
-    except (OSError, ValueError, AttributeError):
+        message = str(json.loads(read_small(run / "status.json")).get("message", ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     return f" (the last: {clipped(message, 60)})" if message else ""

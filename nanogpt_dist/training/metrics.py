@@ -60,14 +60,14 @@ def cut_record(path: Path, step: int) -> None:
 
     These steps are about to be made again.
     """
-    if not path.exists():
+    if not path.is_file():
         return
     kept = []
     for line in path.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     storage.write_atomic(path, b"".join(kept))
 
