@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import re
 import threading
@@ -134,10 +133,6 @@ def hub_errors(repo: str, revision: str | None = None, kind: Kind = "dataset") -
         ) from error
     except http_module().HTTPError as error:
         raise HubUnavailableError(f"{clipped(first_line(error), 60)}: {what}; {AGAIN}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a proxy's page, say
-        raise HubUnavailableError(
-            f"no hub's answer for {what}; check HF_ENDPOINT and proxies; {AGAIN}"
-        ) from error
     except OSError as error:
         if error.errno is None:  # the library's own: sizes that differ
             raise HubUnavailableError(
@@ -151,6 +146,13 @@ def hub_errors(repo: str, revision: str | None = None, kind: Kind = "dataset") -
         where = str(error.filename or "the cache of the hub")[-60:]
         raise StorageError(
             f"{where}: {error.strerror}; {room}, then run the same command again"
+        ) from error
+
+    # a proxy's page, or JSON that is none of the hub's: the library looks for keys in it
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise HubUnavailableError(
+            f"no hub's answer for {what} ({type(error).__name__}); check HF_ENDPOINT and proxies; "
+            f"{AGAIN}"
         ) from error
 
 

@@ -133,6 +133,7 @@ def retrying_send(client: Any) -> Callable[..., Any]:
                 retries.wait(first_line(error))
                 continue
             _answered.set()
+            _refuse_paths(answer.headers, retries.place)
             if answer.status_code < 500 and answer.status_code not in (408, 429):
                 return answer
             answer.close()
@@ -222,6 +223,20 @@ def _refuse_hopeless(http: Any, error: Exception, place: str) -> None:
         raise HubUnavailableError(
             f"the certificate of {place[:60]} is not trusted; set SSL_CERT_FILE"
         ) from error
+
+
+def _refuse_paths(headers: Any, place: str) -> None:
+    """Raise HubUnavailableError for a name in an answer that leads out of the cache.
+
+    The library makes file names of these headers.
+    """
+    for header in ("etag", "x-linked-etag", "x-repo-commit"):
+        name = headers.get(header, "").removeprefix("W/").strip('"')
+        if name.startswith("/") or ".." in name.split("/") or not name.isprintable():
+            raise HubUnavailableError(
+                f"{place[:60]} answers with a path as {header}, which no hub does; check "
+                "HF_ENDPOINT"
+            )
 
 
 def first_line(error: BaseException) -> str:

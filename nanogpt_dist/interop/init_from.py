@@ -290,29 +290,30 @@ def _fetched(repo: str, weights: bool) -> Path:
     with hub.hub_errors(repo, kind="model"):
         info = library.HfApi().model_info(repo, files_metadata=True)
         at = {file.rfilename: file for file in info.siblings or []}
-    _refuse_unreadable(repo, at)
+        _refuse_unreadable(repo, at)
 
-    def get(name: str) -> Path:
-        file = at[name]
-        good = (
-            partial(_has_sha256, sha256=file.lfs["sha256"])
-            if file.lfs
-            else partial(hub.is_blob, git_hash=file.blob_id)
-        )
-        return hub.download(hub.RepoFile(repo, info.sha, name, "model"), good)
+        def get(name: str) -> Path:
+            file = at[name]
+            good = (
+                partial(_has_sha256, sha256=file.lfs["sha256"])
+                if file.lfs
+                else partial(hub.is_blob, git_hash=file.blob_id)
+            )
+            return hub.download(hub.RepoFile(repo, info.sha, name, "model"), good)
 
-    folder = get(CONFIG).parent
-    if weights:
-        for name in (WEIGHTS if WEIGHTS in at else INDEX, *VOCABULARY):
-            if name in at:
-                get(name)
-        for path in weight_files(folder):
-            if path.name not in at:
-                raise MissingInputError(
-                    f"{repo} has no {path.name}, which its index names; choose another repository"
-                )
-            get(path.name)
-    _remember(repo, info.sha, folder)
+        folder = get(CONFIG).parent
+        if weights:
+            for name in (WEIGHTS if WEIGHTS in at else INDEX, *VOCABULARY):
+                if name in at:
+                    get(name)
+            for path in weight_files(folder):
+                if path.name not in at:
+                    raise MissingInputError(
+                        f"{repo} has no {path.name}, which its index names; choose another "
+                        "repository"
+                    )
+                get(path.name)
+        _remember(repo, info.sha, folder)
     return folder
 
 

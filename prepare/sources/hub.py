@@ -35,7 +35,13 @@ from nanogpt_dist.hub import (
     is_blob,
 )
 from nanogpt_dist.hub_retries import AGAIN, RetryPolicy, retrying
-from nanogpt_dist.storage.durable import make_folder, remove, sha256_file, write_atomic
+from nanogpt_dist.storage.durable import (
+    make_folder,
+    read_small,
+    remove,
+    sha256_file,
+    write_atomic,
+)
 from prepare.readers.tables import RowGroup, groups_of_metadata
 
 PACKABLE = (".jsonl", ".ndjson", ".json", ".txt", ".md")  # these also with .gz or .zst behind
@@ -233,10 +239,15 @@ def _facts(repo: str, commit: str, names: list[str]) -> Iterator[HubFile]:
             )
         entry = found[name]
         if entry.lfs:
-            yield HubFile(name, entry.size, entry.lfs["sha256"])
+            sha256 = entry.lfs["sha256"]
         else:
             path = fetch(repo, commit, name, None, partial(is_blob, git_hash=entry.blob_id))
-            yield HubFile(name, entry.size, sha256_file(path))
+            sha256 = sha256_file(path)
+        if type(entry.size) is not int or not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise HubUnavailableError(
+                f"hub gives no size or no sha256 of {name[-60:]} of {repo[:50]}; {AGAIN}"
+            )
+        yield HubFile(name, entry.size, sha256)
 
 
 def fetch(
@@ -345,12 +356,15 @@ def _remember(files: HubFiles, config: str | None, split: str, revision: str | N
 
 def _recall(repo: str, config: str | None, split: str, revision: str | None) -> HubFiles | None:
     try:
-        note = json.loads((_notes(repo) / _note_name(config, split, revision)).read_bytes())
-        return HubFiles(
+        note = json.loads(read_small(_notes(repo) / _note_name(config, split, revision)))
+        files = HubFiles(
             note["repo"], note["revision"], tuple(HubFile(**file) for file in note["files"])
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, BadDataError):
         return None
+    kinds = {"name": str, "bytes": int, "sha256": str}
+    good = all(type(getattr(file, key)) is kinds[key] for file in files.files for key in kinds)
+    return files if good and files.repo == repo and isinstance(files.revision, str) else None
 
 
 def _forget(repo: str) -> None:
