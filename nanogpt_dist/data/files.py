@@ -7,6 +7,8 @@ import weakref
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
+
 from nanogpt_dist.data.manifest import MANIFEST, FileRecord
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
@@ -61,6 +63,14 @@ def read_checked(path: Path, record: FileRecord) -> bytes:
             "again"
         )
     return data
+
+
+def read_numbers(path: Path, record: FileRecord, dtype: str) -> np.ndarray:
+    """What a sidecar of a shard holds, (N,). Raises as read_checked()."""
+    data = read_checked(path, record)
+    if len(data) % np.dtype(dtype).itemsize:
+        raise BadDataError(f"{shown(path)} ends within a number; prepare the data again")
+    return np.frombuffer(data, dtype)
 
 
 class OpenFile:

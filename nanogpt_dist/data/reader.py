@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from nanogpt_dist.data.files import OpenFiles, read_checked, refuse_link
-from nanogpt_dist.data.manifest import Manifest, SplitName, SplitRecord, TokenizerRecord
+from nanogpt_dist.data.manifest import MANIFEST, Manifest, SplitName, SplitRecord, TokenizerRecord
 from nanogpt_dist.data.shard import Shard
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import shown
@@ -121,6 +121,11 @@ def open_folder_tokenizer(folder: Path, record: TokenizerRecord) -> Tokenizer:
             f"{shown(path)} is tokenizer {tokenizer.name} ({tokenizer.n_vocab} ids), not "
             f"{record.name} ({record.n_vocab} ids) that made the shards; restore it or prepare "
             "again"
+        )
+    if (tokenizer.n_vocab, tokenizer.eot_id) != (record.n_vocab, record.eot_id):
+        raise BadDataError(
+            f"{shown(path)} has {tokenizer.n_vocab} ids, {MANIFEST} says {record.n_vocab}, or "
+            "another end of text; prepare the data again"
         )
     read_checked(path, record.file)
     return tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt_dist.data.files import OpenFile, OpenFiles, check_size, read_checked
+from nanogpt_dist.data.files import OpenFile, OpenFiles, check_size, read_numbers
 from nanogpt_dist.data.format import BLOCK_BYTES, HEADER_BYTES, Header, first_id, llm_c_header
 from nanogpt_dist.data.manifest import MANIFEST, ShardRecord, TokenizerRecord
 from nanogpt_dist.errors import BadDataError
@@ -75,9 +75,7 @@ class Shard:
         self.ends_path = folder / record.ends.name
         self.offset = first_id(record.layout)
         check_size(self.ends_path, record.ends)
-        self.crcs = np.frombuffer(
-            read_checked(folder / record.checksums.name, record.checksums), "<u4"
-        )
+        self.crcs = read_numbers(folder / record.checksums.name, record.checksums, "<u4")
         check_size(self.path, record.file)
         self._state: tuple[int, ...] | None = None  # of the file that is checked in `verified`
         self.verified = np.zeros(len(self.crcs), bool)
@@ -105,7 +103,7 @@ class Shard:
 
     def document_ends(self) -> np.ndarray:
         """(documents,) int64: positions behind the last id of each document that ends here."""
-        ends = np.frombuffer(read_checked(self.ends_path, self.record.ends), "<u8").astype(np.int64)
+        ends = read_numbers(self.ends_path, self.record.ends, "<u8").astype(np.int64)
         borders = np.concatenate([[0], ends, [self.record.tokens]])
         if len(ends) != self.record.documents or (np.diff(borders) < 0).any():
             raise BadDataError(

@@ -5,9 +5,7 @@ import os
 import zlib
 from pathlib import Path
 
-import numpy as np
-
-from nanogpt_dist.data.files import check_size, read_checked
+from nanogpt_dist.data.files import check_size, read_numbers
 from nanogpt_dist.data.format import first_id
 from nanogpt_dist.data.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, TokenizerRecord
 from nanogpt_dist.data.reader import DataFolder
@@ -106,9 +104,7 @@ def _shard_problem(
         else:
             crcs.append(zlib.crc32(data))
     try:
-        known = np.frombuffer(
-            read_checked(folder / shard.checksums.name, shard.checksums), "<u4"
-        ).tolist()
+        known = read_numbers(folder / shard.checksums.name, shard.checksums, "<u4").tolist()
     except NanogptError:
         known = None
     if digest.hexdigest() != shard.file.sha256:
