@@ -121,13 +121,26 @@ def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise BadDataError(f"{shown(path)}: {name[:60]} is no tensor")
         if not name.endswith(".attn.bias"):
-            found[name] = tensor.float().contiguous()
+            found[name] = _plain(tensor, name, path)
     head, table = found.pop("lm_head.weight", None), found.get("transformer.wte.weight")
     if head is not None and (table is None or not torch.equal(head, table)):
         raise BadDataError(
             f"{shown(path)}: the head is not the token table, so it is none of nanoGPT's"
         )
     return found
+
+
+def _plain(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """A tensor of the file in fp32, of its own memory.
+
+    Raises BadDataError for one that is not dense numbers, or that repeats a few of the file's
+    bytes: it would take any amount of memory.
+    """
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    plain = dense and not (tensor.is_quantized or tensor.is_complex())
+    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise BadDataError(f"{shown(path)}: {name[:60]} is no dense tensor; nanoGPT has no other")
+    return tensor.float().contiguous()
 
 
 def ordered_names(config: ModelConfig) -> list[str]:
@@ -154,7 +167,7 @@ def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tenso
             value = state[number].get(kind) if isinstance(state[number], dict) else None
             if not isinstance(value, Tensor | int | float):
                 raise BadDataError(f"{shown(path)}: its optimizer is not AdamW; add --no-optimizer")
-            found[f"{name}.{kind}"] = torch.as_tensor(value).float()
+            found[f"{name}.{kind}"] = _plain(torch.as_tensor(value), f"{name}.{kind}", path)
     return found
 
 
