@@ -36,6 +36,7 @@ def row_groups(path: Path, kind: Kind, column: str) -> list[RowGroup]:
             groups = []
             for batch in batches:
                 _check_column(batch.schema, column, shown(path))
+                batch.column(column).validate()
                 groups.append(RowGroup(batch.num_rows, batch.column(column).nbytes))
             return groups
 
@@ -82,8 +83,10 @@ def rows(
                 for index, batch in enumerate(batches):
                     if start <= index < stop:
                         _check_column(batch.schema, column, shown(path))
+                        texts = batch.column(column)
+                        texts.validate(full=True)  # else damaged offsets lead anywhere in memory
                         for first in range(0, batch.num_rows, BATCH_ROWS):
-                            yield from _values(batch.column(column).slice(first, BATCH_ROWS))
+                            yield from _values(texts.slice(first, BATCH_ROWS))
                     elif index >= stop:
                         break
 
