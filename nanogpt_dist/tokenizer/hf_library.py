@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -105,8 +106,9 @@ class LibraryTokenizer(Tokenizer):
 
     def library_ids(self, text: str) -> list[int]:
         """The ids of `text`, encoded whole."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return ids
+        with panics_told():
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            return ids
 
     def _ids(self, text: str) -> np.ndarray:
         text.encode()  # raises UnicodeEncodeError
@@ -119,18 +121,35 @@ class LibraryTokenizer(Tokenizer):
         return library
 
 
+@contextmanager
+def panics_told() -> Iterator[None]:
+    """Turns a panic of the library's, which is no Exception, into BadDataError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BadDataError(
+            f"Hugging Face's tokenizers breaks down over it ({clipped(str(error), 60)})"
+        ) from None
+
+
 def read_by_library(content: Mapping[str, Any]) -> Any:
     """A `tokenizers.Tokenizer`. Raises BadDataError for what the library does not read."""
     from tokenizers import Tokenizer as Library
 
     try:
-        return Library.from_str(json.dumps(content))
+        with panics_told():
+            return Library.from_str(json.dumps(content))
+    except BadDataError:
+        raise
     except Exception as error:  # the library has no other
         raise BadDataError(
             f"Hugging Face's tokenizers cannot read it ({clipped(str(error), 40)})"
         ) from None
 
 
+@panics_told()
 def from_library(
     name: str,
     content: Mapping[str, Any],

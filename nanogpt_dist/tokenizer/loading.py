@@ -18,7 +18,7 @@ from nanogpt_dist.errors import (
 )
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import bpe, patterns
-from nanogpt_dist.tokenizer.hf_library import from_library, read_by_library
+from nanogpt_dist.tokenizer.hf_library import from_library, panics_told, read_by_library
 from nanogpt_dist.tokenizer.tokenizer import (
     END_OF_TEXT,
     FORMAT,
@@ -158,7 +158,7 @@ def from_nanogpt_meta(path: Path) -> Tokenizer:
 
     meta = read_plain_pickle(path)
     names = meta.get("itos") if isinstance(meta, dict) else None
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+    if not isinstance(names, dict) or set(names) != set(range(len(names))):
         raise BadDataError(f"{shown(path)} has no itos of ids 0, 1, 2 …: it is none of nanoGPT's")
     characters = [names[number] for number in range(len(names))]
     if not all(isinstance(character, str) and len(character) == 1 for character in characters):
@@ -330,7 +330,8 @@ def _prove(tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
     }
     oracle = read_by_library({**content, **plain})
     for probe in (*PROBES, *_generated(tokenizer.tokens)):
-        theirs = oracle.encode(probe, add_special_tokens=False).ids
+        with panics_told():
+            theirs = oracle.encode(probe, add_special_tokens=False).ids
         if tokenizer.encode(probe).tolist() != theirs:
             raise BadDataError(
                 f"it encodes {re.sub(r'[^ -~]', '?', probe[:20])!r} … in another way than tiktoken"
