@@ -179,11 +179,20 @@ def _understood(answer: bytes, at: str) -> list[Node]:
         found = json.loads(answer)
         if "error" in found:
             raise ConfigError(str(found["error"]))
-        return [Node(**node) for node in found["nodes"]]
-    except (ValueError, TypeError, KeyError) as error:
+        return [_node(node) for node in found["nodes"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadDataError(
             f"who answers at {at} is no node of this run; give another port to --rdzv-endpoint"
         ) from error
+
+
+def _node(said: Any) -> Node:
+    """A node of what it says. Raises TypeError for anything else."""
+    node = Node(**said)
+    kinds = {"rank": int, "time": float}
+    if any(type(value) is not kinds.get(name, str) for name, value in asdict(node).items()):
+        raise TypeError("no node")
+    return node
 
 
 def _go_on(stop: Asked, deadline: float, otherwise: str) -> None:
@@ -197,8 +206,8 @@ def _read(caller: socket.socket) -> Node | None:
     """What a caller says of itself; None for a stranger."""
     caller.settimeout(POLL_S * 4)
     try:
-        return Node(**json.loads(_line(caller, lambda: False, time.monotonic() + POLL_S * 4)))
-    except (OSError, ValueError, TypeError):
+        return _node(json.loads(_line(caller, lambda: False, time.monotonic() + POLL_S * 4)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

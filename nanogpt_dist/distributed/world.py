@@ -247,9 +247,9 @@ class World:
 
 def _from_torchrun(name: str, otherwise: int) -> int:
     value = os.environ.get(name, str(otherwise))
-    if not value.isdecimal():
+    if not value.isdecimal() or len(value) > 9:
         raise ConfigError(
-            f"{name}={value!r} is not what torchrun sets: unset it, or start with torchrun"
+            f"{name}={value[:40]!r} is not what torchrun sets: unset it, or start with torchrun"
         )
     return int(value)
 

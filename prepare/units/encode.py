@@ -80,9 +80,11 @@ class UnitRecord:
         """Raises ValueError, TypeError or KeyError for what to_json did not write."""
         content = json.loads(data)
         train, val, documents = (
-            (int(size), int(crc)) for size, crc in map(content.get, (*SPLITS, "documents"))
+            (size, crc) for size, crc in map(content.get, (*SPLITS, "documents"))
         )
-        return cls(int(content["unit"]), str(content["plan"]), train, val, documents)
+        if not all(type(n) is int for n in (content["unit"], *train, *val, *documents)):
+            raise ValueError("a number is none")
+        return cls(content["unit"], str(content["plan"]), train, val, documents)
 
 
 def unit_path(folder: Path, unit: int, kind: str) -> Path:

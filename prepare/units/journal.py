@@ -72,7 +72,7 @@ class WorkFolder:
                 path: (tuple(stamp), digest) for path, (stamp, digest) in content["hashes"].items()
             }
             return dict(content["key"]), hashes
-        except (TypeError, KeyError, ValueError, AttributeError):
+        except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
             return None, {}
 
     def write_plan(self, key: dict[str, Any], hashes: Hashes) -> None:
@@ -83,11 +83,12 @@ class WorkFolder:
         try:
             record = UnitRecord.parse(unit_path(self.units, unit, "json").read_bytes())
             data = unit_path(self.units, unit, "documents").read_bytes()
-        except (OSError, ValueError, TypeError, KeyError):
+            documents = np.frombuffer(data, DOCUMENT)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         if record.plan != self.digest or (len(data), zlib.crc32(data)) != record.documents:
             return None
-        return record, np.frombuffer(data, DOCUMENT)
+        return record, documents
 
     def done(self) -> list[int]:
         """The units that have a record."""
@@ -141,7 +142,7 @@ def read_json(path: Path) -> Any:
     """What a JSON file of ours holds; None where there is none, or it is damaged."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -17,6 +17,7 @@ from prepare.units.journal import LOCK, WorkFolder, read_json
 WAIT_S = 1800.0  # without a sign of life from the rank that is waited for
 POLL_S = 0.2
 SLURM, TORCHRUN = "slurm:", "torchrun:"
+MOST_DIGITS = 9  # of a number of ranks or tasks
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Ranks:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Ranks":
-        """What torchrun or Slurm says. Raises UsageError for an array whose numbers have gaps."""
-        if int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment:
+        """What torchrun or Slurm says.
+
+        Raises UsageError for numbers that are none, and for an array whose numbers have gaps.
+        """
+        if _number(environment, "WORLD_SIZE", "1") > 1 and "RANK" in environment:
             parts = (
                 "TORCHELASTIC_RUN_ID",
                 "MASTER_ADDR",
@@ -41,13 +45,18 @@ class Ranks:
                 "TORCHELASTIC_RESTART_COUNT",
             )
             run = ":".join(environment.get(part, "") for part in parts)
-            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), f"{TORCHRUN}{run}")
-        if int(environment.get("SLURM_ARRAY_TASK_COUNT", "1")) > 1:
+            rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+            if rank >= size:
+                raise UsageError(
+                    f"RANK={rank}, but WORLD_SIZE is {size}: unset them, or start with torchrun"
+                )
+            return cls(rank, size, f"{TORCHRUN}{run}")
+        if _number(environment, "SLURM_ARRAY_TASK_COUNT", "1") > 1:
             names = ("ID", "COUNT", "MIN", "MAX", "STEP")
             number, size, first, last, step = (
-                int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names
+                _number(environment, f"SLURM_ARRAY_TASK_{name}") for name in names
             )
-            if (last - first) // step + 1 != size:
+            if not step or (last - first) // step + 1 != size or not first <= number <= last:
                 raise UsageError(
                     f"a Slurm array of {size} from {first} to {last} has gaps; type sbatch "
                     f"--array=0-{size - 1}"
@@ -110,7 +119,7 @@ class Ranks:
             content = self._announced(work)
             if content is not None:
                 if "line" in content:
-                    raise error_of(int(content["code"]), f"rank 0: {content['line']}")
+                    raise _told("rank 0", content)
                 return True
             if seen and not work.folder.is_dir() and not work.finished:
                 raise StorageError(
@@ -140,11 +149,7 @@ class Ranks:
         """Raises what another rank has ended with."""
         if self.size > 1:
             for path in work.folder.glob("failed-*"):
-                failure = read_json(path) or {}
-                raise error_of(
-                    int(failure.get("code", 70)),
-                    f"rank {path.name[7:]}: {failure.get('line', 'failed')}",
-                )
+                raise _told(f"rank {path.name[7:]}", read_json(path))
 
     def wait_for_others(
         self,
@@ -168,3 +173,20 @@ class Ranks:
                 waited = f"the other ranks have done nothing for {WAIT_S:,.0f} s"
                 raise StorageError(f"{waited}; start all ranks again to go on")
             time.sleep(POLL_S)
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> int:
+    value = environment.get(name, otherwise)
+    if not value.isdecimal() or len(value) > MOST_DIGITS:
+        raise UsageError(
+            f"{name}={value[:40]!r} is not what torchrun or Slurm sets: unset it, or start there"
+        )
+    return int(value)
+
+
+def _told(rank: str, failure: Any) -> NanogptError:
+    """What another rank has ended with, by what it has left; a damaged note says only that."""
+    code = failure.get("code") if isinstance(failure, dict) else None
+    if type(code) is not int:
+        return StorageError(f"{rank} has failed; see what it says, and start all ranks again")
+    return error_of(code, f"{rank}: {failure.get('line')}")

@@ -27,6 +27,7 @@ from nanogpt_dist.evaluation.tasks.scoring import Scorer
 from nanogpt_dist.generation import sampling
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.hub import hub_library
+from nanogpt_dist.storage.durable import read_small
 
 FEWSHOT_SEED = 1234  # as its command has it
 MAX_GENERATED = 256  # tokens, where a task does not say
@@ -97,16 +98,20 @@ def _local(name: str) -> tuple[Path, str]:
     import yaml
 
     path = Path(name)
+    if not path.is_file():
+        raise MissingInputError(f"{name} does not exist or is not a file; check the path")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError(f"{name} does not exist or is not a file; check the path") from None
+        lines = read_small(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise BadDataError(
             f"{name} is not UTF-8 at byte {error.start}; convert it with iconv"
         ) from None
     # One line only: the rest may have tags of lm-eval's own.
-    task = next((yaml.safe_load(line)["task"] for line in lines if line.startswith("task:")), None)
+    line = next((line for line in lines if line.startswith("task:")), "task:")
+    try:
+        task = yaml.safe_load(line)["task"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
+        task = None
     if not isinstance(task, str):
         raise UsageError(f"{name} has no line task: NAME; see lm-eval's guide to tasks")
     return path.resolve().parent, task

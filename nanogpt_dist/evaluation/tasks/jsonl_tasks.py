@@ -43,12 +43,10 @@ def _read(path: Path) -> str:
 
     Raises MissingInputError, BadDataError.
     """
+    if not path.is_file():
+        raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
     try:
         return path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError(
-            f"{shown(path)} does not exist or is not a file; check the path"
-        ) from None
     except UnicodeDecodeError as error:
         raise BadDataError(
             f"{shown(path)} is not UTF-8 at byte {error.start}; convert it with iconv"
@@ -102,7 +100,7 @@ def hellaswag(path: Path, scorer: Scorer, limit: int | None = None) -> dict[str,
 
 def _ctx_endings_label(example: dict[str, Any], where: str) -> tuple[str, list[str], int]:
     context, endings, label = example.get("ctx"), example.get("endings"), example.get("label")
-    if isinstance(label, str) and label.isdecimal():
+    if isinstance(label, str) and label.isdecimal() and len(label) < 10:
         label = int(label)
     if (
         isinstance(context, str)
