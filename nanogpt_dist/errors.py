@@ -14,6 +14,7 @@ WORD = 20  # characters of a word that goes whole where a line is cut
 SHORT = 24  # characters that stay of a path or a quotation, at least
 OUT_OF_MEMORY = "out of memory"  # so begins the line of whoever is short of it
 WORDS = r"""(?<![^\s(=])(?:'[^']*'|"[^"]*")(?![^\s:;,.)])|\S+"""  # a quotation is one
+IN_ADDRESS = re.compile(r"(?<=://)[^/\s\"'<>]*@")  # user:password@, token@
 WARNINGS = 1  # exit code of `nanogpt doctor` where nothing is worse than a warning
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ends with nothing to save, as shells have it
 
@@ -216,7 +217,8 @@ def one_line(text: str, at_most: int = MAX_LINE) -> str:
 
     What is wrong stands first and stays, and so does what to type, behind the last semicolon.
     """
-    line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+    text = without_passwords(" ".join(text.split()))
+    line = "".join(char if char.isprintable() else "\ufffd" for char in text)
     if len(line) <= at_most:
         return line
     what, semicolon, advice = line.rpartition("; ")
@@ -232,6 +234,11 @@ def one_line(text: str, at_most: int = MAX_LINE) -> str:
     tail = line[-(at_most // 2) :]
     tail = tail[tail.index(" ") + 1 :] if " " in tail[:WORD] else tail
     return f"{clipped(line, at_most - len(tail) - 1)} {tail}"
+
+
+def without_passwords(text: str) -> str:
+    """`text` without the user:password@ or token@ of addresses in it: lines go to logs."""
+    return IN_ADDRESS.sub("***@", text)
 
 
 def clipped(text: str, at_most: int) -> str:

@@ -19,6 +19,7 @@ from nanogpt_dist.errors import (
     StorageError,
     UsageError,
     clipped,
+    without_passwords,
 )
 from nanogpt_dist.hub_retries import (
     AGAIN,
@@ -70,8 +71,8 @@ def _refuse_address(endpoint: str | None) -> None:
         good = False
     if not good or not re.fullmatch("[!-~]+", endpoint):
         raise UsageError(
-            f"HF_ENDPOINT {endpoint[:60]!r} is no address; type: unset HF_ENDPOINT, or give "
-            "https://HOST"
+            f"HF_ENDPOINT {without_passwords(endpoint)[:60]!r} is no address; type: unset "
+            "HF_ENDPOINT, or give https://HOST"
         )
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from nanogpt_dist.errors import IN_ADDRESS
+
 GONE = "***"
 SHORTEST = 6  # characters of a secret that is looked for wherever it stands
 LONGEST = 4096  # characters of a line; what is beyond goes unread
@@ -46,7 +48,6 @@ FORMS = [
     r"(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
 ]
 KEYS = re.compile("|".join(FORMS))
-IN_ADDRESS = re.compile(r"(?<=://)[^/\s\"'<>]*@")  # user:password@, token@
 IN_QUERY = re.compile(
     r"(?i)([?&;][\w-]{0,64}?"
     r"(?:token|sig|signature|key|secret|password|credential|code|auth)[\w-]{0,64}=)"
