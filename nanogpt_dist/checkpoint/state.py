@@ -208,10 +208,17 @@ def load_model(
     """
     files = weight_files(checkpoint, weights)
     config, n_vocab = load_config(checkpoint), load_checkpoint_tokenizer(checkpoint).n_vocab
+    stored = index(files)
+    if config.n_layer > len(stored):  # to lay them out would take minutes
+        raise BadDataError(
+            f"{checkpoint} is of another architecture: {config.n_layer} layers, and {len(stored)} "
+            "tensors"
+        )
     with torch.device("meta"):
         model = GPT(config.architecture(), n_vocab)
+    _check_names(checkpoint, stored, _weights(model))  # before they take memory
     model = model.to_empty(device=device).tie()
-    _read_weights(checkpoint, model, files)
+    read_into(_weights(model), stored)
     return model.eval(), config
 
 

@@ -173,3 +173,19 @@ def test_settings_made_to_harm_do_not_end_a_save(trained: Path, tmp_path: Path) 
     text = f"keep_every = {'[' * 100_000}".encode()
     folder = plant(trained, tmp_path / "run", "config.toml", text, resealed=True)
     assert run_checkpoints.kept_by_keep_every(folder.parent) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("n_layer", 2**16), ("n_embd", 2**20), ("block_size", 2**24)]
+)
+def test_sizes_that_the_weights_have_not_take_no_memory(
+    name: str, value: int, trained: Path, tmp_path: Path
+) -> None:
+    (step,) = storage.list_steps(trained / "checkpoints")
+    lines = (step / "config.toml").read_text().splitlines()
+    changed = [f"{name} = {value}" if line.startswith(f"{name} =") else line for line in lines]
+    data = "\n".join(changed).encode()
+    folder = plant(trained, tmp_path / "run", "config.toml", data, resealed=True)
+    assert not storage.verify(folder)
+    with pytest.raises(BadDataError, match="of another architecture"):
+        checkpoint.load_model(folder, torch.device("cpu"))
