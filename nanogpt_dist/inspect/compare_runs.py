@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, settings_where
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
-from nanogpt_dist.inspect.run_record import JsonLines, require_run
+from nanogpt_dist.inspect.run_record import MOST_STEPS, JsonLines, number, require_run
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.storage.user_file import write_user_file
@@ -64,16 +64,16 @@ def read_curve(run: Path) -> Curve:
         lines = JsonLines(record).read()
     train, val, speeds, bits, step = [], [], [], None, 0
     for values in lines:
-        if type(values.get("step")) is not int:
+        if type(values.get("step")) is not int or not 0 <= values["step"] < MOST_STEPS:
             continue
         tokens = config.ramp.tokens_before(values["step"])
         step = max(step, values["step"])
         if isinstance(values.get("val_loss"), float):
             val.append((tokens, values["val_loss"]))
-            bits = values.get("bits_per_byte")
+            bits = number(values, "bits_per_byte")
         elif isinstance(values.get("loss"), float):
             train.append((tokens, values["loss"]))
-            speeds.append(values.get("tokens_per_second") or math.nan)
+            speeds.append(number(values, "tokens_per_second") or math.nan)
     if not train and not val:
         raise BadDataError(f"{shown(record)} tells of no step yet")
     (x, y), (u, v) = _columns(train), _columns(val)

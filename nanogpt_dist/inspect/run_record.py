@@ -184,6 +184,11 @@ def is_number(value: Any) -> TypeGuard[float]:
     return is_real and abs(value) <= sys.float_info.max
 
 
+def number(line: Line, key: str) -> Any:
+    """The finite number at `key`, or None: a line may hold anything."""
+    return value if is_number(value := line.get(key)) else None
+
+
 class _Split:
     """Lines of logged steps and of evaluations; of a step that was made twice, the later ones."""
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from nanogpt_dist.inspect.run_record import Line, RunRecord, is_number
+from nanogpt_dist.inspect.run_record import Line, RunRecord, is_number, number
 from nanogpt_dist.training.stragglers import SLOWER, WINDOWS
 
 RECENT = 10  # logged steps, of which rates and shares are taken
@@ -28,12 +28,12 @@ def standing(record: RunRecord, now: float) -> dict[str, Any]:
     return {
         "run": str(record.folder),
         "verdict": record.verdict,
-        "code": _number(record.status, "code"),
+        "code": number(record.status, "code"),
         "message": _message(record),
         "step": record.step,
         "max_iters": record.max_iters,
         "tokens": record.tokens,
-        **{key: _number(newest, key) for key in LAST},
+        **{key: number(newest, key) for key in LAST},
         "slowest_host": _text(newest, "slowest_host"),
         "val_loss": float(losses[-1]) if len(losses) else None,
         "best_val_loss": float(losses.min()) if len(losses) else None,
@@ -41,7 +41,7 @@ def standing(record: RunRecord, now: float) -> dict[str, Any]:
         "tokens_per_second": speed,
         "eta_s": _eta(record, speed),
         "shares": _shares(record),
-        "ranks": _number(record.about, "world_size"),
+        "ranks": number(record.about, "world_size"),
         "host": _text(record.about, "host"),
         "checkpoint": record.checkpoints[0].name if record.checkpoints else None,
         "checkpoint_age_s": max(0.0, now - saved["time"]) if saved else None,
@@ -58,7 +58,7 @@ def _recent(record: RunRecord) -> list[Line]:
 
 def _speed(record: RunRecord) -> float | None:
     """Tokens per second over all ranks: the median of the last logged steps."""
-    found = [_number(line, "tokens_per_second") for line in _recent(record)]
+    found = [number(line, "tokens_per_second") for line in _recent(record)]
     return statistics.median(known) if (known := [each for each in found if each]) else None
 
 
@@ -84,12 +84,12 @@ def _shares(record: RunRecord) -> dict[str, float] | None:
 
 def seconds_spent(lines: Sequence[Line]) -> tuple[float, dict[str, float]] | None:
     """Wall time of these logged steps, and of it that for each of SPENT; None: they do not tell."""
-    timed = [line for line in lines if _number(line, "interval_s")]
+    timed = [line for line in lines if number(line, "interval_s")]
     seconds = sum(line["interval_s"] for line in timed)
     if not (is_number(seconds) and seconds > 0):
         return None
     parts = {
-        name: float(sum(_number(line, key) or 0.0 for line in timed)) for name, key in SPENT.items()
+        name: float(sum(number(line, key) or 0.0 for line in timed)) for name, key in SPENT.items()
     }
     return seconds, parts
 
@@ -99,7 +99,7 @@ def _straggler(record: RunRecord) -> Line | None:
     found = record.events_of("start", "resume", "straggler")
     if not found or found[-1]["event"] != "straggler":
         return None
-    told = {**found[-1], "factor": _number(found[-1], "factor")}
+    told = {**found[-1], "factor": number(found[-1], "factor")}
     factors = [
         (line.get("slowest_rank"), line["slowest_factor"])
         for line in _recent(record)
@@ -116,11 +116,6 @@ def _message(record: RunRecord) -> str:
             f"{_text(record.about, 'host')} writes nothing for long, and its lock is not seen here"
         )
     return _text(record.status, "message") or record.problem
-
-
-def _number(line: Line, key: str) -> Any:
-    """The finite number at `key`, or None: a line may hold anything."""
-    return value if is_number(value := line.get(key)) else None
 
 
 def _text(line: Line, key: str) -> str | None:
