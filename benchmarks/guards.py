@@ -64,7 +64,8 @@ def rounds(given: argparse.Namespace) -> None:
     if not world.is_rank0:
         return
     step = statistics.median(steps)
-    print(f"median ratio {statistics.median(ratios):.4f} on {world.size} ranks, {1e3 * step:.1f} ms")
+    ratio = statistics.median(ratios)
+    print(f"median ratio {ratio:.4f} on {world.size} ranks, {1e3 * step:.1f} ms a step")
     a_step = sum(calls.median(name) for name in ("limits", "remember"))
     digest = calls.median("compare")
     room = calls.median("room")
