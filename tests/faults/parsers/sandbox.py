@@ -146,7 +146,7 @@ def _be_the_child(
         for descriptor in (0, 1, 2):
             os.dup2(silence, descriptor)
         limit_this_process()
-        os.environ["HOME"] = f"{sys.prefix}/home"  # nothing, and no secrets in it
+        os.environ["HOME"] = empty_home()
         guard = Guard()
         for seed in seeds:
             if time.monotonic() > until:
@@ -157,6 +157,13 @@ def _be_the_child(
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+def empty_home() -> str:
+    """A home without secrets, with the folder that the hub's client makes where it is not there."""
+    home = Path(tempfile.gettempdir()) / f"home-of-fuzz-{os.getuid()}"
+    (home / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
+    return str(home)
 
 
 def limit_this_process() -> None:
