@@ -161,7 +161,7 @@ def _be_the_child(
 
 def empty_home() -> str:
     """A home without secrets, with the folder that the hub's client makes where it is not there."""
-    home = Path(tempfile.gettempdir()) / f"home-of-fuzz-{os.getuid()}"
+    home = Path(sys.prefix) / "home"
     (home / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
     return str(home)
 
