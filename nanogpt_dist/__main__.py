@@ -19,11 +19,15 @@ def main() -> None:
     # a rank waits for others in C++, where no handler of ours would run
     if "RANK" not in os.environ:
         signal.signal(signal.SIGTERM, _stopped_while_loading)
-    try:
-        from cli.main import main as run
+    heard = signal.getsignal(signal.SIGINT)
+    if heard is signal.default_int_handler:  # else Ctrl-C is ignored, as by nohup
+        signal.signal(signal.SIGINT, _interrupted_while_loading)
+    from cli.main import main as run
 
+    signal.signal(signal.SIGINT, heard)
+    try:
         code = run()
-    except KeyboardInterrupt:  # while it was still loading
+    except KeyboardInterrupt:
         code = 130
     if "RANK" in os.environ or _in_a_group():
         _leave_at_once(code)
@@ -39,6 +43,11 @@ def _in_a_group() -> bool:
 def _stopped_while_loading(number: int, frame: FrameType | None) -> None:
     """Until a command has its own way to stop: nothing has begun, the same command starts it."""
     os._exit(75)
+
+
+def _interrupted_while_loading(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C before a command begins. What is loaded may make a KeyboardInterrupt another error."""
+    os._exit(130)
 
 
 def _open_descriptors() -> None:

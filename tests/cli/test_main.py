@@ -338,3 +338,26 @@ def test_a_stream_without_box_characters_gets_ascii_of_the_same_width() -> None:
     for encoding in ("ascii", "latin-1", "cp1252"):
         assert drawn[:-1].encode(encoding, PLAIN).decode(encoding) == "+--+ v | x > y "
     assert "日 …".encode("ascii", PLAIN) == b"\\u65e5 ..."
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "cli.verify":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise RuntimeError("as pydantic makes of it")
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["nanogpt", "--version"]
+from nanogpt_dist.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_it_is_loading_is_quiet(nanogpt: Run) -> None:
+    ended = nanogpt("-c", INTERRUPTED_WHILE_LOADING, code=130)
+    assert (ended.stdout, ended.stderr) == ("", "")
