@@ -288,6 +288,7 @@ def read_answers(folder: Path) -> None:
     init_from.HUB_BUDGET_S = 0.01
     huggingface_hub.constants.HF_HUB_OFFLINE = False
     huggingface_hub.constants.HF_HOME = str(folder)
+    huggingface_hub.constants.AGENT_HARNESSES_PATH = str(folder / "harnesses.json")
     huggingface_hub.constants.HF_HUB_CACHE = str(folder / "hub")
     transport = httpx.MockTransport(answer)
     huggingface_hub.set_client_factory(lambda: httpx.Client(transport=transport))

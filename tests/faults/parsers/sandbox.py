@@ -146,7 +146,7 @@ def _be_the_child(
         for descriptor in (0, 1, 2):
             os.dup2(silence, descriptor)
         limit_this_process()
-        os.environ["HOME"] = empty_home()
+        os.environ["HOME"] = f"{sys.prefix}/home"  # nothing, and no secrets in it
         guard = Guard()
         for seed in seeds:
             if time.monotonic() > until:
@@ -157,13 +157,6 @@ def _be_the_child(
         traceback.print_exc()
     finally:
         os._exit(0)
-
-
-def empty_home() -> str:
-    """A home without secrets, with the folder that the hub's client makes where it is not there."""
-    home = Path(sys.prefix) / "home"
-    (home / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
-    return str(home)
 
 
 def limit_this_process() -> None:
