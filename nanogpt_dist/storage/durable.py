@@ -43,6 +43,11 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def _reason(error: OSError, path: Path, needed: int | None) -> str:
     if error.errno in FULL:
+        if error.errno == errno.ENOSPC and _is_out_of_files(path):
+            return (
+                f"disk full: no more files may be made at {shown(path)}, as df -i says; remove "
+                "some, then run the same command again"
+            )
         what = "quota used up" if error.errno == errno.EDQUOT else "disk full"
         return _full(what, path, needed)
     why = error.strerror or str(error)
@@ -57,6 +62,15 @@ def _full(what: str, path: Path, needed: int | None) -> str:
         f"{what}: {shown(path)}{need}, {free_told(path)} are free; make room, then run the same "
         "command again"
     )
+
+
+def _is_out_of_files(path: Path) -> bool:
+    """Whether a disk has bytes left, but no inodes. Some have no such limit, and say 0 of 0."""
+    try:
+        numbers = _statvfs(path)
+    except OSError:
+        return False
+    return numbers.f_files > 0 and numbers.f_favail == 0 and numbers.f_bavail > 0
 
 
 def free_told(path: Path) -> str:

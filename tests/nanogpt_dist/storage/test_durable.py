@@ -65,6 +65,18 @@ def test_errors_name_the_file_the_reason_and_what_to_do(tmp_path: Path) -> None:
         storage.sha256_file(tmp_path / "nothing")
 
 
+def test_a_disk_without_inodes_is_told_from_one_without_bytes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = SimpleNamespace(f_files=9, f_favail=0, f_bavail=9, f_bfree=9, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: numbers)
+    for files, told in ((9, "disk full: no more files may be made at"), (0, "9 are free")):
+        numbers.f_files = files
+        with pytest.raises(StorageError, match=told), durable.storage_errors(tmp_path / "x"):
+            raise OSError(errno.ENOSPC, "full")
+
+
 def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert storage.free_bytes(tmp_path / "a" / "b") > 0
 
