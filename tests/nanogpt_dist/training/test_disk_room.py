@@ -1,5 +1,6 @@
 """A disk without room for the next checkpoints: told before a model is built, and at each save."""
 
+import json
 import os
 import re
 import resource
@@ -191,6 +192,20 @@ def test_the_third_save_without_room_in_a_row_ends_the_run(
     assert 10 <= made[-1] <= 12, "the next save hears of it, if not the next step"
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step-00000002", "step-00000004", "latest"}
+
+
+def test_the_last_save_has_to_succeed_at_once_and_the_one_before_stays(
+    corpus: Path,
+    tmp_path: Path,
+    full_at: Callable[..., FailingDisk],
+) -> None:
+    full_at(8)
+    with pytest.raises(StorageError, match=r"disk full: .*step-00000008 needs at least"):
+        go(tiny(corpus, tmp_path))
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["code"], status["checkpoint"]) == (74, "step-00000004")
+    full_at()
+    assert go(tiny(corpus, tmp_path)).step == 8
 
 
 def test_of_many_saves_so_many_are_left() -> None:
