@@ -81,7 +81,8 @@ def test_planted_secrets_reach_no_file_and_no_line(tmp_path: Path) -> None:
         given = {**variables, "HF_HUB_OFFLINE": offline}
         done = fork_server().run(*line, folder=tmp_path, variables=given, code=None)
         if line in LINES:
-            assert done.code in (0, 1, 2), done.stderr  # doctor finds the hub's address wrong
+            # what the machine is like decides how doctor ends
+        assert done.code == 0 or line[0] == "doctor", done.stderr  # doctor finds the hub's address wrong
         else:
             assert done.code in (2, 65, 66, 69, 78), done.stderr
         said += done.stdout + done.stderr
@@ -111,7 +112,8 @@ def test_files_have_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
         )
         variables = {"TMPDIR": str(tmp_path / "tmp")}
         done = fork_server().run("-c", program, folder=tmp_path, variables=variables, code=None)
-        assert done.code in (0, 1, 2), done.stderr
+        # what the machine is like decides how doctor ends
+        assert done.code == 0 or line[0] == "doctor", done.stderr
     for path in tmp_path.rglob("*"):
         mode = stat.S_IMODE(path.lstat().st_mode)
         usual = (0o777 if path.is_dir() else 0o666) & ~umask
