@@ -59,7 +59,10 @@ MODULES: dict[str, list[str]] = {
     },
     "nanogpt_dist/config/ramps.py": [f"{HERE}/data/test_batches.py", f"{HERE}/test_config.py"],
     "nanogpt_dist/training/resume.py": RESUMING,
-    "nanogpt_dist/training/saver.py": [*RESUMING, f"{HERE}/training/test_async_save.py"],
+    "nanogpt_dist/training/saver.py": [
+        *RESUMING,
+        *(f"{HERE}/training/test_{name}.py" for name in ("async_save", "telemetry")),
+    ],
     "nanogpt_dist/training/loop.py": [*RESUMING, *SPIKES, f"{HERE}/training/test_samples.py"],
     "nanogpt_dist/training/decay.py": [f"{HERE}/training/test_decay.py"],
     "nanogpt_dist/training/pending.py": [*SPIKES, f"{HERE}/training/test_saver.py"],

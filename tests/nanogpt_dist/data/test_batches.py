@@ -66,6 +66,14 @@ def test_an_epoch_has_every_window_once_and_none_leaves_the_split(
         assert starts[-1] + block_size + 1 <= tokens
 
 
+def test_the_order_is_that_of_every_version() -> None:
+    """A run that another version resumes reads on, and reads nothing twice."""
+    order = Order(1337, "data", 32, 100_000)
+    assert order.starts(np.arange(6)).tolist() == [11340, 53932, 2284, 35436, 58892, 74732]
+    late = Order(7, "other", 8, 10**10).starts(np.arange(3) + 2 * 10**9)  # of the second epoch
+    assert late.tolist() == [6_792_714_723, 6_596_757_987, 4_926_756_979]
+
+
 def test_epochs_differ_in_order_and_shift() -> None:
     order = Order(1, "data", 64, 64 * 500)
     first, second = (

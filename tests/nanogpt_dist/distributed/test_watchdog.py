@@ -269,6 +269,31 @@ def test_alone_it_waits_as_long_as_it_takes_and_hears_signals() -> None:
         alone.wait(interrupt)
 
 
+def test_the_stacks_of_all_threads_are_written_on_demand_and_nothing_otherwise(
+    tmp_path: Path,
+) -> None:
+    alone, ended, stacks = Watchdog(0, 1, None), threading.Event(), tmp_path / "stacks"
+    with alone.over(tmp_path, pytest.fail):
+        assert (stacks / "rank-00000.txt").exists()
+    assert not stacks.exists()
+
+    def waits_in_a_thread() -> None:
+        ended.wait()
+
+    thread = threading.Thread(target=waits_in_a_thread)
+    thread.start()
+    with alone.over(tmp_path, pytest.fail):
+        alone.dump()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        deadline = time.monotonic() + 60
+        while stacks.joinpath("rank-00000.txt").read_text().count("waits_in_a_thread") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    ended.set()
+    thread.join()
+    assert (stacks / "rank-00000.txt").read_text().count("test_the_stacks_of_all_threads") == 2
+
+
 def test_a_wait_takes_little_of_a_core() -> None:
     alone, end = Watchdog(0, 1, None), time.monotonic() + 1
     before = time.process_time()

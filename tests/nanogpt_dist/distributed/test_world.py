@@ -35,6 +35,17 @@ def test_ranks_agree(tmp_path: Path) -> None:
     }
 
 
+def test_after_an_error_the_process_may_meet_the_others_again() -> None:
+    """As in a notebook, whose process goes on."""
+    for _ in range(2):
+        with (
+            pytest.raises(BadDataError, match="here"),
+            connect("cpu", timeout_s=30, group=True),
+        ):
+            raise BadDataError("here")
+        assert not torch.distributed.is_initialized()
+
+
 def test_a_world_of_one_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

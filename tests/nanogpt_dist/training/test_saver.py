@@ -131,6 +131,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_three_in_a_row_end_th
     assert [storage.step_of(path.name) for path in steps] == [3, 2], (
         "what was left out pushes no good checkpoint out"
     )
+    poisoned.clear()
+    poisoned |= {0, 1}  # which is not three, at the start neither
+    assert go(tiny(corpus, tmp_path / "two")).step == 8
 
 
 def test_weights_that_are_not_finite_are_never_committed(corpus: Path, tmp_path: Path) -> None:

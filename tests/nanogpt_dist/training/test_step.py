@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nanogpt_dist.distributed.strategy import plan_layout, whole
 from nanogpt_dist.distributed.world import World, connect, local_part
 from nanogpt_dist.training.optim import training_bytes
-from nanogpt_dist.training.step import TrainStep, seed
+from nanogpt_dist.training.step import TrainStep, dropout_seed, seed
 from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, tiny
 
@@ -89,6 +89,12 @@ def test_the_gradient_is_that_of_the_whole_batch_for_any_micro_batch(tmp_path: P
         micro_batches = [(part[:, :-1], part[:, 1:]) for part in np.split(rows, count)]
         norms.append(a_train_step(tmp_path, ONE).step(0, micro_batches).grad_norm)
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
+
+
+def test_dropout_is_seeded_as_in_every_version() -> None:
+    """A run that another version resumes draws what it would have drawn."""
+    seeds = [dropout_seed(1337, step, rank) for step, rank in ((0, 0), (1, 0), (0, 1))]
+    assert seeds == [2818048136728136684, 5787965099291754658, 4894160098788117356]
 
 
 def test_seeding_draws_what_torch_draws() -> None:

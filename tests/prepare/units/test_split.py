@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from nanogpt_dist.data.manifest import SplitRuleRecord
 from nanogpt_dist.errors import BadDataError
+from prepare.units.split import by_hash
 from tests.conftest import build, write_jsonl
+
+
+def test_documents_go_where_they_go_in_every_version() -> None:
+    """What one version keeps for validation another does not train on."""
+    rule = SplitRuleRecord(rule="documents", val_fraction=0.25, seed=2357)
+    kept = [i for i in range(40) if by_hash([b"document ", str(i).encode()], rule) == "val"]
+    assert kept == [8, 9, 13, 17, 18, 25, 29, 36]
 
 
 def test_the_advice_for_one_document_can_be_followed(tmp_path: Path) -> None:
