@@ -87,7 +87,9 @@ MODULES: dict[str, list[str]] = {
     ],
     "nanogpt_dist/distributed/strategy.py": [*RANKS, f"{HERE}/training/test_step.py"],
     "nanogpt_dist/distributed/watchdog.py": [f"{HERE}/distributed/test_watchdog.py"],
-    "nanogpt_dist/distributed/world.py": [*RANKS, f"{HERE}/evaluation/test_loss.py"],
+    "nanogpt_dist/distributed/world.py": [
+        *(*RANKS, f"{HERE}/evaluation/test_loss.py", "tests/cli/test_main.py"),
+    ],
     **{
         f"prepare/units/{name}.py": PREPARE
         for name in ("assemble", "encode", "journal", "limits", "manifest", "plan", "pool")

@@ -10,8 +10,9 @@ from tests.conftest import in_ranks
 
 
 def test_a_checkpoint_has_the_files_of_all_ranks_or_is_none(tmp_path: Path) -> None:
-    """Rank 0 seals it when the slowest has written its part."""
+    """Rank 0 seals it when the slowest has written its part; where one fails, all hear of it."""
     in_ranks("sealing", 2, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     [saved] = storage.list_steps(tmp_path / "checkpoints")
     listed = {entry["name"] for entry in storage.read_manifest(saved)["files"]}
     assert {f"model-{part}-of-00002.safetensors" for part in ("00001", "00002")} <= listed

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from launch import processes
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.signals import StopRequest
+from nanogpt_dist.training.resume import ResumePoint
 from tests.conftest import TINY, Run, build, command, in_ranks
-from tests.nanogpt_dist.small import STEPS, go, records, tiny, weights_sha256
+from tests.nanogpt_dist.small import ONE, STEPS, go, records, tiny, weights_sha256
 
 
 def test_a_finished_run_is_left_alone_and_goes_further_on_demand(
@@ -116,6 +118,18 @@ def test_another_architecture_or_order_of_data_is_refused(
     go(tiny(corpus, tmp_path / "run"))
     with pytest.raises(ConfigError, match=f"holds a run with {words} .*give another --out-dir"):
         go(tiny(corpus, tmp_path / "run", **change))
+
+
+def test_other_ranks_and_settings_are_noted(trained: Path) -> None:
+    """What a resumed run will not do bit by bit as it began, and nothing else."""
+    start = ResumePoint.read(trained / "checkpoints" / storage.step_name(8))
+    assert start.notes(start.config, ONE) == []
+    moved = replace(start, facts={**start.facts, "world_size": 2})
+    changed = start.config.model_copy(update={"eval_iters": 3})
+    assert moved.notes(changed, ONE) == [
+        "not as the checkpoint had it: eval_iters 2 (now 3)",
+        "world_size 2 (now 1): the same tokens in the same order, rounded otherwise",
+    ]
 
 
 def test_other_data_is_refused(corpus: Path, tmp_path: Path) -> None:
