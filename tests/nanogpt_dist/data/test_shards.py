@@ -204,6 +204,13 @@ def test_files_do_not_depend_on_how_the_stream_arrives(
         assert sum(record.documents for record in writer.records) == len(documents)
 
 
+def test_the_largest_id_may_be_the_first(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "x", "val", BYTE) as writer:
+        writer.write(np.zeros(3, np.int64), [3])
+    [record] = writer.records
+    assert (record.largest_id, record.tokens, record.documents) == (0, 3, 1)
+
+
 @pytest.mark.parametrize("wrong", [257, 65_536, 65_537, -1, 2**40])
 def test_ids_outside_of_the_vocabulary_are_not_written(tmp_path: Path, wrong: int) -> None:
     def write() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt_dist.config import resolve
+from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.layout import (
     BY_SPEED,
     ENOUGH_TOKENS,
@@ -13,6 +13,7 @@ from nanogpt_dist.distributed.layout import (
     Layout,
     Memory,
     Site,
+    check_ranks,
     choose_layout,
     is_allowed,
     next_larger,
@@ -20,6 +21,7 @@ from nanogpt_dist.distributed.layout import (
     peak,
 )
 from nanogpt_dist.distributed.memory import ALLOWANCE_BYTES, CONTEXT_BYTES
+from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.model.kernels import joined_batch_size
 from tests.nanogpt_dist.distributed import traced
@@ -229,3 +231,14 @@ def test_each_fall_back_takes_less_until_there_is_no_other(
     assert last.batch_size == 1
     assert last.strategy == settings.get("strategy", "fsdp")
     assert (last.activation_checkpointing == "none") == ("activation_checkpointing" in settings)
+
+
+def test_a_strategy_that_there_is_not_on_so_many_ranks_is_refused() -> None:
+    for ranks in (1, 2):
+        check_ranks(TrainConfig(strategy="ddp"), ranks)
+    check_ranks(TrainConfig(strategy="single"), 1)
+    with pytest.raises(ConfigError, match="single on 2 ranks would train 2 models"):
+        check_ranks(TrainConfig(strategy="single"), 2)
+    check_ranks(TrainConfig(strategy="fsdp", mesh="2x2"), 4)
+    with pytest.raises(ConfigError, match="mesh 2x2 is for 4 ranks, there are 6; give 1x6, 2x3"):
+        check_ranks(TrainConfig(strategy="fsdp", mesh="2x2"), 6)

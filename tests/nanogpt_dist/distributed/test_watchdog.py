@@ -294,6 +294,22 @@ def test_the_stacks_of_all_threads_are_written_on_demand_and_nothing_otherwise(
     assert (stacks / "rank-00000.txt").read_text().count("test_the_stacks_of_all_threads") == 2
 
 
+def test_a_rank_that_does_nothing_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_S", 0.01)
+    alone, told = Watchdog(0, 1, None, timeout_s=0.1), ""
+    deadline = time.monotonic() + 60
+    with alone.over(tmp_path, pytest.fail):
+        for step in (3, 4):
+            alone.beat(step)
+            while f"nothing for 0.1 s after step {step}; see {tmp_path}" not in told:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)  # several looks
+                told += capsys.readouterr().err
+    assert (told + capsys.readouterr().err).count("nanogpt: rank 0: nothing for") == 2
+
+
 def test_a_wait_takes_little_of_a_core() -> None:
     alone, end = Watchdog(0, 1, None), time.monotonic() + 1
     before = time.process_time()

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, StorageError
 from nanogpt_dist.storage import durable
+from nanogpt_dist.storage.durable import fsync_and_hash
+from tests.faults.disk import FailingDisk
 
 
 def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -111,3 +113,12 @@ def test_the_storage_code_loads_neither_torch_nor_numpy() -> None:
         ).returncode
         == 0
     )
+
+
+def test_what_is_hashed_is_on_the_disk(tmp_path: Path) -> None:
+    """Each rank sees to its own files: another machine's fsync does not write them."""
+    (tmp_path / "a").write_bytes(b"abc")
+    disk = FailingDisk()
+    with disk.watch():
+        assert fsync_and_hash(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert disk.operations == [("fsync", str(tmp_path / "a"))]

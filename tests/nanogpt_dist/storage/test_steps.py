@@ -204,6 +204,16 @@ def failing(name: str, after: int = 0) -> Callable[..., Any]:
     return call
 
 
+def test_what_is_pinned_is_never_pruned(tmp_path: Path) -> None:
+    make(tmp_path, range(1, 6))
+    assert storage.read_pins(tmp_path) == set()
+    storage.write_pins(tmp_path, {step_name(2), step_name(4)})
+    assert storage.read_pins(tmp_path) == {step_name(2), step_name(4)}
+    assert storage.prune(tmp_path, keep=1, also=set(), every=3) == [step_name(1)]
+    (tmp_path / storage.PINS).write_bytes(b"step-00000002\nnonsense\n\xff")
+    assert storage.read_pins(tmp_path) == {step_name(2)}
+
+
 def test_a_damaged_one_does_not_push_out_a_good_one(tmp_path: Path) -> None:
     make(tmp_path, [1, 2, 3])
     (tmp_path / step_name(3) / "w").write_bytes(b"short")
