@@ -62,7 +62,7 @@ def empty_documents(choose: random.Random, folder: Path) -> None:
         texts = [""] * choose.randrange(1, 50) + choose.choice([[], ["one"]])
         (folder / "few").mkdir()
         source = write_documents(folder / "few", texts, choose)
-        refused(source, folder, "--val-fraction" if "one" in texts else "no text in the sources")
+        refused(source, folder, "got none of" if "one" in texts else "no text in the sources")
         line = ["prepare", "text", "--source", source, "--tokenizer", "byte", "--out", "out"]
         damage.line_of(commands.run(*line, folder=folder, code=65))
         return
