@@ -224,10 +224,11 @@ def load_model(
 
 def load_config(checkpoint: Path) -> TrainConfig:
     """The settings in a checkpoint. Raises BadDataError."""
+    path = checkpoint / "config.toml"
     try:
-        return resolve(read_toml(checkpoint / "config.toml"))
+        return resolve(read_toml(path), name=shown(path))
     except ConfigError as error:
-        raise BadDataError(f"{checkpoint / 'config.toml'}: {error}") from None
+        raise BadDataError(str(error)) from None
 
 
 def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, Any]]:

@@ -169,6 +169,23 @@ def test_json_made_to_harm_is_refused(text: str, trained: Path, tmp_path: Path) 
         checkpoint.load_state(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("of_later = 1", "unknown setting of_later"),
+        ("{", "is not TOML"),
+        ("n_layer = 0", "n_layer"),
+    ],
+)
+def test_settings_that_cannot_be_taken_name_their_file_once(
+    text: str, words: str, trained: Path, tmp_path: Path
+) -> None:
+    folder = plant(trained, tmp_path / "run", "config.toml", text.encode(), resealed=True)
+    with pytest.raises(BadDataError, match=words) as caught:
+        checkpoint.load_config(folder)
+    assert str(caught.value).count("config.toml") == 1
+
+
 def test_settings_made_to_harm_do_not_end_a_save(trained: Path, tmp_path: Path) -> None:
     text = f"keep_every = {'[' * 100_000}".encode()
     folder = plant(trained, tmp_path / "run", "config.toml", text, resealed=True)
