@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: quickstart test thorough campaign seeded mutants gpu setup check lint type fmt docs dist clean help
+.PHONY: quickstart test thorough campaign seeded mutants gpu setup check lint type fmt audit docs dist clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -45,6 +45,9 @@ type: $(STAMP)   ## static types
 fmt: $(STAMP)    ## format in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: $(STAMP)  ## what is installed beside .ci/lock.txt: versions, files, known advisories
+	$(BIN)/python .ci/audit.py
 
 docs: $(STAMP)   ## the docs site, into docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html
