@@ -81,8 +81,8 @@ def test_planted_secrets_reach_no_file_and_no_line(tmp_path: Path) -> None:
         given = {**variables, "HF_HUB_OFFLINE": offline}
         done = fork_server().run(*line, folder=tmp_path, variables=given, code=None)
         if line in LINES:
-            # what the machine is like decides how doctor ends
-        assert done.code == 0 or line[0] == "doctor", done.stderr  # doctor finds the hub's address wrong
+            # doctor ends as the machine is, and finds the hub's address wrong
+            assert done.code == 0 or line[0] == "doctor", done.stderr
         else:
             assert done.code in (2, 65, 66, 69, 78), done.stderr
         said += done.stdout + done.stderr
