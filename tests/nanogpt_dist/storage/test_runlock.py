@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.errors import MAX_LINE, CannotCreateError
-from nanogpt_dist.storage import RunLock
+from nanogpt_dist.storage import RunLock, is_held
 
 ROOT = Path(__file__).parents[3]
 HOLD = """
@@ -100,6 +100,15 @@ def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
         with pytest.raises(CannotCreateError, match=r"cannot lock .*--out-dir"), RunLock(folder):
             pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_whether_it_is_held_can_be_asked(tmp_path: Path) -> None:
+    assert is_held(tmp_path / "run.lock") is False
+    with holder(tmp_path):
+        assert is_held(tmp_path / "run.lock") is True
+    assert is_held(tmp_path / "run.lock") is False
+    (tmp_path / "link").symlink_to("link")
+    assert is_held(tmp_path / "link") is True  # it cannot be asked
 
 
 def test_a_refused_lock_leaves_nothing_open(tmp_path: Path) -> None:

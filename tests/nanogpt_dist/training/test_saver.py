@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nanogpt_dist import checkpoint, storage
-from nanogpt_dist.checkpoint import load_state
+from nanogpt_dist.checkpoint import TrainState, load_state
 from nanogpt_dist.errors import ConfigError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluation
 from nanogpt_dist.signals import StopRequest
@@ -167,6 +167,19 @@ def test_a_size_that_cannot_be_read_is_null_in_the_event(tmp_path: Path) -> None
     Saver._note_save(saver, 4, tmp_path / "gone", 0.5)
     [event] = events_of(tmp_path)
     assert (event["event"], event["step"], event["bytes"]) == ("save", 4, None)
+
+
+def test_what_is_being_written_counts_among_the_best() -> None:
+    """A commit beside the training may be of a lower val loss than all that are noted."""
+    saver: Any = SimpleNamespace(writing=SimpleNamespace(state=TrainState(best_val_loss=2.0)))
+    state = TrainState(val_loss=2.5, best_val_loss=3.0)
+    assert not Saver.improves(saver, state)
+    assert Saver.improves(saver, replace(state, val_loss=1.5))
+    saver.writing = None
+    assert Saver.improves(saver, state)
+    assert Saver.improves(saver, replace(state, best_val_loss=None))
+    assert not Saver.improves(saver, replace(state, val_loss=3.0))
+    assert not Saver.improves(saver, replace(state, val_loss=None))
 
 
 def test_what_keep_every_promised_is_kept_also_when_resumed_without_it(
