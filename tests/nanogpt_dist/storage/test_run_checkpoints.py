@@ -82,6 +82,17 @@ def test_a_bad_copy_is_not_begun_with(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+def test_a_damaged_checkpoint_is_not_branched_from(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "step-00000008"
+    shutil.copytree(trained / "checkpoints" / "step-00000008", damaged)
+    (damaged / "state.json").write_bytes(b"{}")
+    with pytest.raises(BadDataError, match=r"state\.json has 2 bytes instead of"):
+        go(tiny(corpus, tmp_path / "branch"), branch_from=damaged)
+    assert not (tmp_path / "branch" / "checkpoints").exists()
+
+
 def test_a_checkpoint_stands_for_a_run_by_its_folder_its_config_and_after_a_move(
     trained: Path,
     tmp_path: Path,
