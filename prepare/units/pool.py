@@ -117,6 +117,9 @@ def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             return pool.submit(_work, job, trace)
+        except (OSError, ValueError):  # its pipes were closed while a worker was being started
+            pool.submit(int)  # raises BrokenProcessPool, if a worker's death is why
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

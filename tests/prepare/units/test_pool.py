@@ -8,7 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from prepare.readers.documents import Part
 from prepare.readers.formats import Format
 from prepare.units.encode import Job, unit_path
 from prepare.units.plan import Slice
-from prepare.units.pool import encode_units
+from prepare.units.pool import _submit, encode_units
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)
 
@@ -103,6 +106,24 @@ def test_the_document_that_kills_its_worker_is_named(jobs: list[Job], tmp_path: 
     finally:
         stop.set()
         killer.join()
+
+
+def test_a_pool_that_breaks_while_a_worker_is_being_started_is_a_broken_one(
+    jobs: list[Job],
+) -> None:
+    """What the library raises then: its other thread has closed the pipes meanwhile."""
+
+    class Breaking(ProcessPoolExecutor):
+        tried = 0
+
+        def submit(self, *_: object) -> Any:  # type: ignore[override]
+            self.tried += 1
+            if self.tried == 1:
+                raise ValueError("bad value(s) in fds_to_keep")
+            raise BrokenProcessPool
+
+    with pytest.raises(BrokenProcessPool):
+        _submit(Breaking(1), jobs[0])
 
 
 def test_a_worker_that_cannot_start_is_an_error(jobs: list[Job], tmp_path: Path) -> None:
