@@ -179,6 +179,8 @@ def _understood(answer: bytes, at: str) -> list[Node]:
         found = json.loads(answer)
         if "error" in found:
             raise ConfigError(str(found["error"]))
+        if not found["nodes"]:
+            raise ValueError("no nodes")
         return [_node(node) for node in found["nodes"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadDataError(

@@ -56,6 +56,7 @@ KNOWN = [
     ("nodes", "answer.json", DEEP),
     ("nodes", "caller.json", DEEP[:9000]),
     ("nodes", "answer.json", b'{"nodes": [{"rank": "0"}]}'),
+    ("nodes", "answer.json", b'{"nodes": []}'),
     ("prepare-journal", "data/.prepare/units/000000.json", UNIT),
     ("prepare-journal", "data/.prepare/units/000000.json", DEEP),
     ("prepare-journal", "data/.prepare/plan.json", DEEP),
