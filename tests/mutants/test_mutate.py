@@ -57,7 +57,10 @@ def test_each_change_is_where_it_says_and_leaves_the_other_lines() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [*QUICK, *(pytest.param(one, marks=pytest.mark.thorough) for one in MODULES.keys() - QUICK)],
+    [
+        *sorted(QUICK),
+        *(pytest.param(one, marks=pytest.mark.thorough) for one in sorted(MODULES.keys() - QUICK)),
+    ],
 )
 def test_each_change_of_a_module_is_another_program(module: str) -> None:
     source = (CLONE / module).read_bytes()

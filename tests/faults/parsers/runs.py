@@ -5,11 +5,14 @@ import os
 import platform
 import random
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from launch import preflight, torchrun, verdict
@@ -265,7 +268,6 @@ def make_answers(folder: Path) -> None:
 def read_answers(folder: Path) -> None:
     """What the hub's client, fed these answers, hands on; no byte goes through a network."""
     import httpx
-    import huggingface_hub.constants
 
     from nanogpt_dist import hub, hub_retries
     from nanogpt_dist.interop import init_from
@@ -284,28 +286,49 @@ def read_answers(folder: Path) -> None:
         body = (folder / f"{name}.json").read_bytes()
         return httpx.Response(200, content=body, headers={"Content-Type": "application/json"})
 
-    hub_retries.FIRST_WAIT_S, hub_retries.FAULT_BUDGET_S, hub_retries.UNHEARD_S = 0.0, 0.01, 0.01
-    init_from.HUB_BUDGET_S = 0.01
-    huggingface_hub.constants.HF_HUB_OFFLINE = False
-    huggingface_hub.constants.HF_HOME = str(folder)
-    huggingface_hub.constants.AGENT_HARNESSES_PATH = str(folder / "harnesses.json")
-    huggingface_hub.constants.HF_HUB_CACHE = str(folder / "hub")
-    transport = httpx.MockTransport(answer)
-    huggingface_hub.set_client_factory(lambda: httpx.Client(transport=transport))
-    huggingface_hub.close_session()
     faults = []
     looks: list[Callable[[], object]] = [
         lambda: list(sources._facts("a/b", "1" * 40, ["README.md", "data/train-00000.parquet"])),
         lambda: init_from._fetched("a/b", True),
         lambda: _recalled(folder),
     ]
-    for look in looks:
-        try:
-            with hub_retries.retrying(hub_retries.RetryPolicy()), hub.hub_errors("a/b"):
-                look()
-        except Exception as error:
-            faults.append(error)
+    with _client_in(folder, lambda: httpx.Client(transport=httpx.MockTransport(answer))):
+        for look in looks:
+            try:
+                with hub_retries.retrying(hub_retries.RetryPolicy()), hub.hub_errors("a/b"):
+                    look()
+            except Exception as error:
+                faults.append(error)
     _raise_the_worst(faults)
+
+
+@contextmanager
+def _client_in(folder: Path, client: Callable[[], Any]) -> Iterator[None]:
+    """The hub's client with its files in `folder`, which gives up at once; as it was behind it."""
+    from huggingface_hub import close_session, constants
+    from huggingface_hub.utils import _http
+
+    from nanogpt_dist import hub_retries
+    from nanogpt_dist.interop import init_from
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in (("FIRST_WAIT_S", 0.0), ("FAULT_BUDGET_S", 0.01), ("UNHEARD_S", 0.01)):
+            patch.setattr(hub_retries, name, seconds)
+        patch.setattr(hub_retries, "_answered", threading.Event())
+        patch.setattr(init_from, "HUB_BUDGET_S", 0.01)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name, file in (
+            ("HF_HOME", "."),
+            ("HF_HUB_CACHE", "hub"),
+            ("HF_TOKEN_PATH", "token"),
+            ("HF_STORED_TOKENS_PATH", "stored_tokens"),
+            ("AGENT_HARNESSES_PATH", "harnesses.json"),
+        ):
+            patch.setattr(constants, name, str(folder / file), raising=False)
+        patch.setattr(_http, "_GLOBAL_CLIENT_FACTORY", client)
+        close_session()
+        yield
+        close_session()
 
 
 def _recalled(folder: Path) -> object:
