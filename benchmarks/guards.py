@@ -105,7 +105,7 @@ def seconds_of_a_step(config: Any, world: Any, guarded: bool, calls: Calls) -> f
     from nanogpt_dist.training import loop as loop_module
     from nanogpt_dist.training import spikes
     from nanogpt_dist.training.replicas import Replicas
-    from nanogpt_dist.training.spikes import NO_LIMITS
+    from nanogpt_dist.training.step import NO_LIMITS
     from nanogpt_dist.training.telemetry import Telemetry
 
     times: list[float] = []

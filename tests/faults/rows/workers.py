@@ -43,9 +43,10 @@ def worker_killed(choose: random.Random, folder: Path) -> float:
     if choose.random() < 0.2:
         return all_killed(started, folder)
     seen = wait_for_workers(started, set())
-    time.sleep(choose.uniform(0.0, 2.0))
-    victims = workers_of(started) or seen
-    os.kill(choose.choice(sorted(victims)), signal.SIGKILL)
+    time.sleep(choose.uniform(0.0, 1.0))
+    victims = workers_of(started)
+    if victims:  # else they are done by now
+        processes.send(signal.SIGKILL, [choose.choice(sorted(victims))])
     killed = time.monotonic()
     wait_for_workers(started, seen | victims)
     noticed = time.monotonic() - killed
