@@ -78,7 +78,8 @@ class Campaign:
             if not open_rows:
                 break
             for row in order.sample(open_rows, len(open_rows)):
-                self._turn(row, min(deadline, time.monotonic() + ROUND_S))
+                if time.monotonic() < deadline:
+                    self._turn(row, min(deadline, time.monotonic() + ROUND_S))
         while self.running:
             self._gather()
 
