@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt_dist import storage
-from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
@@ -84,7 +83,8 @@ def recheck_step(config: TrainConfig, step: int, world: World) -> Recheck:
         with world.raise_on_all_ranks():
             micro_batches = stage(plan.batches.of(state.step))
         result = train_step.step(state.step, micro_batches, spikes.limits(state))
-        _count(state, config.ramp.at(state.step).tokens, result.skipped)
+        state.count(config.ramp.at(state.step).tokens)
+        state.skipped += result.skipped
         if not result.skipped:
             spikes.remember(state, result.loss, result.grad_norm)
     found = Recheck(step, since, result.loss, logged_loss, result.grad_norm, logged_norm)
@@ -97,11 +97,6 @@ def recheck_step(config: TrainConfig, step: int, world: World) -> Recheck:
         error.agreed = True
         raise error
     return found
-
-
-def _count(state: TrainState, tokens: int, skipped: bool) -> None:
-    state.count(tokens)
-    state.skipped += skipped
 
 
 def _logged(run: Path, step: int) -> tuple[float, float]:
