@@ -2,7 +2,7 @@
 
 plan.py         the units, by the sources alone
 encode.py       one unit to ids
-pool.py         workers, that may die
+pool.py         units to workers, that may die; worker.py: one of them
 schedule.py     which units this process takes; ranks.py: several processes at one folder
 journal.py      what is done already
 limits.py       how much is taken of what

@@ -3,21 +3,19 @@
 A document that kills workers again and again is named.
 """
 
-import signal
-import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import active_children, connection, get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Self
 
 from nanogpt_dist.errors import StorageError, one_line
-from nanogpt_dist.signals import SIGNALS
-from nanogpt_dist.tokenizer import Tokenizer, load
+from nanogpt_dist.tokenizer import load
 from prepare.units.encode import Job, UnitRecord, encode_unit
+from prepare.units.worker import Worker, WorkerDiedError
 
-AGAIN = 2  # times that a unit is tried by itself, after a worker has died while it was at hand
+DEATHS = 2  # of workers at a unit, after which it is encoded while no other is
+AHEAD = 2  # units that a worker is given, the one at hand included
 
 
 def encode_units(
@@ -37,141 +35,105 @@ def encode_units(
     """
     if workers == 1:
         loaded = load(tokenizer)
-        for job in jobs:
-            yield encode_unit(job, loaded, folder)
+        yield from (encode_unit(job, loaded, folder) for job in jobs)
         return
     source = iter(jobs)
-    at_hand: Job | None = None  # taken from the source, not handed out yet
-    while True:
-        running: dict[Future[UnitRecord], Job] = {}
-        with _pool(workers, tokenizer, folder) as pool:
-            try:
-                while True:
-                    while (
-                        len(running) < 2 * workers
-                        and (at_hand := at_hand or next(source, None)) is not None
-                    ):
-                        running[_submit(pool, at_hand)] = at_hand
-                        at_hand = None
-                    if not running:
-                        return
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        record = future.result()
-                        del running[future]
-                        yield record
-            except BrokenProcessPool:
-                pass
-        suspects = []  # at hand, or about to be, when a worker died
-        for future, job in running.items():
-            if future.done() and not future.cancelled() and future.exception() is None:
-                yield future.result()
+    with _Workers(workers, tokenizer, folder) as pool:
+        while True:
+            while pool.has_room and (job := pool.lost() or next(source, None)) is not None:
+                pool.give(job)
+            if pool.is_busy:
+                yield from pool.take()
+            elif pool.suspects:
+                yield pool.encode_alone(pool.suspects.pop(), trace)
             else:
-                suspects.append(job)
-        for job in suspects:
-            yield _alone(job, tokenizer, folder, trace)
+                return
 
 
-def _alone(job: Job, tokenizer: Path, folder: Path, trace: Path) -> UnitRecord:
-    """A unit in a process of its own, AGAIN times if that dies.
+class _Workers:
+    """Up to `most` workers, which are killed when the block is left.
 
-    Then the trace tells at which document.
+    suspects: units at which DEATHS workers have died; until they are encoded, no other is begun.
     """
-    for _ in range(AGAIN):
-        trace.unlink(missing_ok=True)
-        with _pool(1, tokenizer, folder) as pool:
+
+    def __init__(self, most: int, tokenizer: Path, folder: Path) -> None:
+        self.most, self.tokenizer, self.folder = most, tokenizer, folder
+        self.workers: list[Worker] = []
+        self.suspects: list[Job] = []
+        self._lost: list[Job] = []
+        self._deaths: Counter[int] = Counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.kill()
+
+    @property
+    def is_busy(self) -> bool:
+        return any(worker.jobs for worker in self.workers)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a worker, one that starts for it too, may have another unit."""
+        given = sum(len(worker.jobs) for worker in self.workers)
+        return not self.suspects and given < AHEAD * self.most
+
+    def lost(self) -> Job | None:
+        """A unit that a worker has taken with it; to be given to another."""
+        return self._lost.pop() if self._lost else None
+
+    def give(self, job: Job) -> None:
+        """To a worker that has nothing to do, or a new one, or the one with the least to do."""
+        worker = min(self.workers, key=lambda worker: len(worker.jobs), default=None)
+        if worker is None or (worker.jobs and len(self.workers) < self.most):
+            worker = self._start()
+        worker.give(job)
+
+    def take(self) -> Iterator[UnitRecord]:
+        """The records that are there, or will be first."""
+        busy = [worker for worker in self.workers if worker.jobs]
+        ready = wait([worker.pipe for worker in busy])
+        for worker in (worker for worker in busy if worker.pipe in ready):
             try:
-                return _submit(pool, job, trace).result()
-            except BrokenProcessPool:
-                pass
-    document = (
-        one_line(trace.read_text(errors="replace"), 80)
-        if trace.exists()
-        else "the start of the worker"
-    )
-    raise StorageError(
-        f"a worker died {AGAIN + 1} times, now at {document}: killed, or out of memory; see the "
-        "system log"
-    )
+                record = worker.take()
+            except WorkerDiedError:
+                self._bury(worker)
+            else:
+                yield record
 
-
-@contextmanager
-def _pool(workers: int, tokenizer: Path, folder: Path) -> Iterator[ProcessPoolExecutor]:
-    """Workers that are gone when the block is left, at once if it fails."""
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, folder))
-    try:
-        yield pool
-    except BaseException:
-        for child in active_children():
-            child.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _submit(pool: ProcessPoolExecutor, job: Job, trace: Path | None = None) -> "Future[UnitRecord]":
-    """Hand out a unit.
-
-    Workers start in here, and inherit that they do not hear Ctrl-C: the parent stops them.
-    """
-    with _undisturbed():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    def encode_alone(self, job: Job, trace: Path) -> UnitRecord:
+        """By a worker of its own; the trace tells at which document that dies, if it does."""
+        trace.unlink(missing_ok=True)
+        worker = self._start()
+        worker.give(job, trace)
         try:
-            return pool.submit(_work, job, trace)
-        except (OSError, ValueError):  # its pipes were closed while a worker was being started
-            pool.submit(int)  # raises BrokenProcessPool, if a worker's death is why
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            record = worker.take()
+        except WorkerDiedError:
+            where = "the start of the worker"
+            if trace.exists():
+                where = one_line(trace.read_text(errors="replace"), 80)
+            raise StorageError(
+                f"a worker died {DEATHS + 1} times, now at {where}: killed, or out of memory; "
+                "see the system log"
+            ) from None
+        self._end(worker)
+        return record
 
+    def _start(self) -> Worker:
+        self.workers.append(worker := Worker(self.tokenizer, self.folder))
+        worker.start()
+        return worker
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hear a request to stop at the end of the block only.
+    def _bury(self, worker: Worker) -> None:
+        """It has died: others are to encode what it was given."""
+        at_hand, *others = worker.jobs
+        self._deaths[at_hand.unit] += 1
+        (self.suspects if self._deaths[at_hand.unit] == DEATHS else self._lost).append(at_hand)
+        self._lost += others
+        self._end(worker)
 
-    A process half started cannot be cleaned up.
-
-    Blocking signals would not do: another thread may take them, and the handler runs in this one
-    all the same.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: heard.append(number))
-        for number in SIGNALS
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for signum in heard:
-            signal.raise_signal(signum)
-
-
-# ---- in a worker process
-
-_worker: tuple[Tokenizer, Path] | None = None
-
-
-def _start_worker(tokenizer: Path, folder: Path) -> None:
-    global _worker
-    # the pool itself stops workers by SIGTERM
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = load(tokenizer), folder
-
-
-def _die_with_parent() -> None:
-    import os
-
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _work(job: Job, trace: Path | None) -> UnitRecord:
-    assert _worker is not None
-    return encode_unit(job, *_worker, trace)
+    def _end(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        worker.kill()

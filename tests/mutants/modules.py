@@ -94,6 +94,6 @@ MODULES: dict[str, list[str]] = {
         f"prepare/units/{name}.py": PREPARE
         for name in ("assemble", "encode", "journal", "limits", "manifest", "plan", "pool")
     },
-    **{f"prepare/units/{name}.py": PREPARE for name in ("ranks", "schedule", "split")},
+    **{f"prepare/units/{name}.py": PREPARE for name in ("ranks", "schedule", "split", "worker")},
     "prepare/build.py": PREPARE,
 }

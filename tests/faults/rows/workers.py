@@ -197,5 +197,6 @@ ROWS = [
         holds="the same bytes, noticed within 5 s; else one line that names the document",
         goal=50,
         attempt=worker_killed,
+        short=1,
     ),
 ]

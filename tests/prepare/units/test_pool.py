@@ -7,11 +7,11 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.popen_spawn_posix import Popen
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ from prepare.readers.documents import Part
 from prepare.readers.formats import Format
 from prepare.units.encode import Job, unit_path
 from prepare.units.plan import Slice
-from prepare.units.pool import _submit, encode_units
+from prepare.units.pool import encode_units
+from prepare.units.worker import _portable
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)
 
@@ -108,28 +109,91 @@ def test_the_document_that_kills_its_worker_is_named(jobs: list[Job], tmp_path: 
         killer.join()
 
 
-def test_a_pool_that_breaks_while_a_worker_is_being_started_is_a_broken_one(
+def test_a_worker_killed_while_another_starts_costs_nothing(
     jobs: list[Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the library raises then: its other thread has closed the pipes meanwhile."""
+    """concurrent.futures waits for ever for the one that starts."""
+    launch, first = Popen._launch, []  # type: ignore[attr-defined]
 
-    class Breaking(ProcessPoolExecutor):
-        tried = 0
+    def launch_and_kill_the_first(self: Popen, process: object) -> None:
+        launch(self, process)
+        first.append(self.pid)
+        if len(first) == 2:
+            os.kill(first[0], signal.SIGKILL)
+            time.sleep(0.2)
 
-        def submit(self, *_: object) -> Any:  # type: ignore[override]
-            self.tried += 1
-            if self.tried == 1:
-                raise ValueError("bad value(s) in fds_to_keep")
-            raise BrokenProcessPool
-
-    with pytest.raises(BrokenProcessPool):
-        _submit(Breaking(1), jobs[0])
+    monkeypatch.setattr(Popen, "_launch", launch_and_kill_the_first)
+    units = encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace")
+    assert {record.unit for record in units} == set(range(40))
+    assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_cannot_start_is_an_error(jobs: list[Job], tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("no tokenizer")
+def test_units_that_a_dead_worker_was_given_are_given_again_at_once(
+    jobs: list[Job],
+    tmp_path: Path,
+) -> None:
+    """Others go on meanwhile: none is stopped, and a unit runs alone after two deaths only."""
+    records = encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 3, tmp_path / "trace")
+    done = {next(records).unit}
+    killed, *others = multiprocessing.active_children()
+    killed.kill()
+    done |= {next(records).unit for _ in range(20)}
+    assert set(others) <= set(multiprocessing.active_children())
+    assert done | {record.unit for record in records} == set(range(40))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_workers_that_are_killed_as_they_start_are_an_error(
+    jobs: list[Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Popen._launch  # type: ignore[attr-defined]
+
+    def launch_and_kill(self: Popen, process: object) -> None:
+        launch(self, process)
+        os.kill(self.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Popen, "_launch", launch_and_kill)
     with pytest.raises(StorageError, match="died 3 times, now at the start of the worker"):
         list(encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace"))
+
+
+def test_a_tokenizer_that_workers_cannot_read_is_named(jobs: list[Job], tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("no tokenizer")
+    with pytest.raises(BadDataError, match=r"t\.json"):
+        list(encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace"))
+
+
+class Clumsy(Exception):
+    """It cannot be made of what it says."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+@pytest.mark.parametrize(
+    ("error", "arrives"),
+    [
+        (BadDataError("a.txt: odd"), BadDataError),
+        (OSError(28, "full"), OSError),
+        (Clumsy("a", "bug"), RuntimeError),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_says_where(
+    error: Exception,
+    arrives: type[Exception],
+) -> None:
+    try:
+        raise error
+    except Exception as raised:
+        sent = ForkingPickler.loads(ForkingPickler.dumps(_portable(raised)))
+    assert type(sent) is arrives
+    told = "".join(traceback.format_exception(sent))
+    assert str(error) in told
+    assert "test_what_goes_wrong_in_a_worker_says_where" in told
 
 
 @pytest.mark.parametrize("workers", [1, 2])
