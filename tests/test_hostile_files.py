@@ -20,9 +20,9 @@ from nanogpt_dist.data import DataFolder, verify_folder
 from nanogpt_dist.data.importing import import_shards
 from nanogpt_dist.errors import BadDataError, Exit, HubUnavailableError, explain
 from nanogpt_dist.hub_retries import _refuse_paths
-from nanogpt_dist.inspect import run_record
-from nanogpt_dist.inspect.run_record import JsonLines
 from nanogpt_dist.interop import nanogpt_ckpt
+from nanogpt_dist.storage import json_lines
+from nanogpt_dist.storage.json_lines import JsonLines
 from nanogpt_dist.tokenizer import byte
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
@@ -256,10 +256,10 @@ def test_usual_answers_of_a_hub_pass() -> None:
 def test_a_line_without_an_end_is_not_held_whole(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(run_record, "MOST_BYTES", 2 * run_record.BLOCK)
+    monkeypatch.setattr(json_lines, "MOST_BYTES", 2 * json_lines.BLOCK)
     path = tmp_path / "metrics.jsonl"
     with path.open("wb") as file:
-        file.truncate(5 * run_record.BLOCK)
+        file.truncate(5 * json_lines.BLOCK)
         file.seek(0, 2)
         file.write(b'\n{"step": 1}\n')
     assert JsonLines(path).read() == [{"step": 1}]

@@ -37,6 +37,10 @@ class Ramp:
         """The piece of step number `step` (from 0)."""
         return next(piece for piece in reversed(self.pieces) if piece.first <= step)
 
+    def begins_at(self, step: int) -> bool:
+        """Whether a piece begins with step number `step` (from 0)."""
+        return self.at(step).first == step
+
     def sequences_before(self, step: int, length: int) -> int:
         """Sequences of `length` tokens in the first `step` steps."""
         return sum(

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from nanogpt_dist.config import TrainConfig, read_toml, resolve, settings_where
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
-from nanogpt_dist.inspect.run_record import MOST_STEPS, JsonLines, number, require_run
+from nanogpt_dist.inspect.run_record import MOST_STEPS, number, require_run
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.durable import shown, storage_errors
+from nanogpt_dist.storage.json_lines import JsonLines
 from nanogpt_dist.storage.user_file import write_user_file
 from nanogpt_dist.training.metrics import RECORD
 

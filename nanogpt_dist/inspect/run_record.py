@@ -5,7 +5,6 @@ A file that is missing, torn or of another version leaves its part of the record
 
 import contextlib
 import itertools
-import json
 import socket
 import sys
 import time
@@ -20,64 +19,17 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, read_toml, resolve
 from nanogpt_dist.errors import MissingInputError, NanogptError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.durable import MOST_BYTES, open_regular, shown
+from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.storage.events import EVENTS
+from nanogpt_dist.storage.json_lines import JsonLines, Line
 from nanogpt_dist.storage.run_folder import SAMPLES, checkpoints_of
 from nanogpt_dist.training.metrics import RECORD
 
-Line = dict[str, Any]
 Floats = NDArray[np.float64]
-TAIL = 64  # bytes before the end of what was read, which tell whether a file was replaced
-BLOCK = 4 << 20  # bytes that are read at once
 MOST_STEPS = 2**53  # from there on a step is no step, but a damaged line
 SILENT_S = 120.0  # without a line: a run elsewhere, whose lock cannot be asked, counts as killed
 LATE = 10  # logged steps
 SILENT_INTERVALS = 10  # and as many times its longest interval between two logged steps of late
-
-
-class JsonLines:
-    """The objects of a file of JSON lines that grows; each line is read once.
-
-    What is no object is left out; a last line without its end waits until it is whole.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._objects: list[Line] = []
-        self._offset, self._tail = 0, b""
-
-    def read(self) -> list[Line]:
-        """All objects, oldest first; [] where there is no file. The list grows with the file.
-
-        Raises OSError where the file cannot be read.
-        """
-        try:
-            with open_regular(self.path) as file:
-                file.seek(self._offset - len(self._tail))
-                if file.read(len(self._tail)) != self._tail:  # another file by now
-                    self._forget()
-                    file.seek(0)
-                pending = b""
-                while block := file.read(BLOCK):
-                    pending = self._take(pending + block)
-                    if len(pending) > MOST_BYTES:  # no line of ours, and it would be held whole
-                        pending = self._take(pending, whole=True)
-                if pending and _object(pending) is not None:  # others' may lack the last end
-                    self._take(pending, whole=True)
-        except (FileNotFoundError, NotADirectoryError):
-            self._forget()
-        return self._objects
-
-    def _forget(self) -> None:
-        self._objects, self._offset, self._tail = [], 0, b""
-
-    def _take(self, data: bytes, whole: bool = False) -> bytes:
-        """Read the lines of `data`; returns what stands behind the last that has its end."""
-        end = len(data) if whole else data.rfind(b"\n") + 1
-        read = data[:end]
-        self._objects += [found for line in read.split(b"\n") if (found := _object(line))]
-        self._offset, self._tail = self._offset + end, (self._tail + read[-TAIL:])[-TAIL:]
-        return data[end:]
 
 
 def _read(file: JsonLines) -> list[Line]:
@@ -94,14 +46,6 @@ def _is_event(line: Line) -> bool:
 
 def _is_step(value: Any) -> bool:
     return type(value) is int and 0 <= value < MOST_STEPS
-
-
-def _object(line: bytes) -> Line | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(line)
-        # the keys of all lines are the same few texts
-        return {sys.intern(key): found[key] for key in found} if isinstance(found, dict) else None
-    return None
 
 
 @dataclass(frozen=True)

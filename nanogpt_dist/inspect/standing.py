@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from nanogpt_dist.inspect.run_record import Line, RunRecord, is_number, number
+from nanogpt_dist.inspect.run_record import RunRecord, is_number, number
+from nanogpt_dist.storage.json_lines import Line
 from nanogpt_dist.training.stragglers import SLOWER, WINDOWS
 
 RECENT = 10  # logged steps, of which rates and shares are taken

@@ -39,22 +39,6 @@ def duration(seconds: float) -> str:
     return f"{s // 86400}d{s % 86400 // 3600:02d}h"
 
 
-def read_record(path: Path) -> list[dict[str, Any]]:
-    """The objects in metrics.jsonl or samples.jsonl, each of which has a step; torn lines left out.
-
-    [] where there is no file. Raises StorageError.
-    """
-    with storage_errors(path):
-        lines = path.read_bytes().splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(line)
-            if isinstance(content, dict) and type(content.get("step")) is int:
-                found.append(content)
-    return found
-
-
 def cut_record(path: Path, step: int) -> None:
     """Drop what metrics.jsonl or samples.jsonl tells of steps after `step`, and a torn last line.
 

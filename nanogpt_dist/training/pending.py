@@ -67,11 +67,14 @@ class PendingResults:
             self._read(*self._unread.pop(0))
 
     def _read(self, made: TrainState, result: StepResult) -> None:
-        if self.progress.config.ramp.at(made.step - 1).first == made.step - 1:
-            spikes.forget(self.state)  # batches of another shape
         self.skipped = result.skipped
-        if not self.skipped:
-            spikes.remember(self.state, result.loss, result.grad_norm)
+        spikes.remember(
+            self.state,
+            result.loss,
+            result.grad_norm,
+            skipped=self.skipped,
+            begins_anew=self.progress.config.ramp.begins_at(made.step - 1),
+        )
         self.not_finite = 0 if result.finite else self.not_finite + 1
         self.spikes = self.spikes + 1 if result.spiked else 0
         self.state.skipped += self.skipped

@@ -13,9 +13,11 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.durable import storage_errors
+from nanogpt_dist.storage.json_lines import JsonLines, Line
 from nanogpt_dist.training import spikes
 from nanogpt_dist.training.build import build
-from nanogpt_dist.training.metrics import RECORD, Console, read_record
+from nanogpt_dist.training.metrics import RECORD, Console
 from nanogpt_dist.training.plan import make_plan
 from nanogpt_dist.training.resume import ResumePoint
 from nanogpt_dist.training.roll_back import left_out
@@ -83,11 +85,12 @@ def recheck_step(config: TrainConfig, step: int, world: World) -> Recheck:
         with world.raise_on_all_ranks():
             micro_batches = stage(plan.batches.of(state.step))
         result = train_step.step(state.step, micro_batches, spikes.limits(state))
+        loss, grad_norm, skipped = result.loss, result.grad_norm, result.skipped
+        anew = config.ramp.begins_at(state.step)
+        spikes.remember(state, loss, grad_norm, skipped=skipped, begins_anew=anew)
         state.count(config.ramp.at(state.step).tokens)
-        state.skipped += result.skipped
-        if not result.skipped:
-            spikes.remember(state, result.loss, result.grad_norm)
-    found = Recheck(step, since, result.loss, logged_loss, result.grad_norm, logged_norm)
+        state.skipped += skipped
+    found = Recheck(step, since, loss, logged_loss, grad_norm, logged_norm)
     if found.difference > ROUNDING:
         error = BadDataError(
             f"step {step} comes to loss {found.loss:.6f}, norm {found.grad_norm:.4f} now; logged "
@@ -101,12 +104,18 @@ def recheck_step(config: TrainConfig, step: int, world: World) -> Recheck:
 
 def _logged(run: Path, step: int) -> tuple[float, float]:
     """Loss and norm of the step in metrics.jsonl."""
-    logged = {line["step"]: line for line in read_record(run / RECORD) if "loss" in line}
-    if step in logged and isinstance(logged[step]["loss"], float):
+    with storage_errors(run / RECORD):
+        lines = JsonLines(run / RECORD).read()
+    logged = {line["step"]: line for line in lines if _tells_of_a_step(line)}
+    if step in logged:
         return logged[step]["loss"], float(logged[step].get("grad_norm") or math.nan)
     near = min(logged, key=lambda each: abs(each - step), default=None)
     advice = "nothing is logged yet" if near is None else f"type --recheck-step {near}"
     raise UsageError(f"step {step} of {run} was not logged: {advice}")
+
+
+def _tells_of_a_step(line: Line) -> bool:
+    return type(line.get("step")) is int and isinstance(line.get("loss"), float)
 
 
 def _checkpoint_before(run: Path, step: int) -> Path:

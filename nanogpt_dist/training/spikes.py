@@ -67,13 +67,20 @@ def _median_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return median, NORMAL * statistics.median([abs(value - median) for value in values])
 
 
-def remember(state: "TrainState", loss: float, grad_norm: float) -> None:
-    """Let a step's results be looked back on, where they are finite."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
+def remember(
+    state: "TrainState",
+    loss: float,
+    grad_norm: float,
+    *,
+    skipped: bool = False,
+    begins_anew: bool = False,
+) -> None:
+    """Let a step's results be looked back on, where they are finite and it was not skipped.
+
+    begins_anew: its batches, or their windows, are the first of another shape, with another loss.
+    """
+    if begins_anew:
+        state.losses = state.grad_norms = ()
+    if not skipped and math.isfinite(loss) and math.isfinite(grad_norm):
         state.losses = (*state.losses, loss)[-WINDOW:]
         state.grad_norms = (*state.grad_norms, max(grad_norm, SMALLEST))[-WINDOW:]
-
-
-def forget(state: "TrainState") -> None:
-    """Begin anew, where other batches or windows make another loss."""
-    state.losses = state.grad_norms = ()

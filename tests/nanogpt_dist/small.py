@@ -9,9 +9,9 @@ import torch
 from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig, resolve
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.inspect.run_record import JsonLines
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage.events import EVENTS
+from nanogpt_dist.storage.json_lines import JsonLines
 from nanogpt_dist.training.loop import Result, train
 from tests.conftest import TINY
 

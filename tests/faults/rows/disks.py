@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from nanogpt_dist.errors import MAX_LINE, StorageError
-from nanogpt_dist.inspect.run_record import JsonLines
+from nanogpt_dist.storage.json_lines import JsonLines
 from tests.conftest import build, hashes, write_jsonl
 from tests.faults import commands, damage, prepared, small_disk
 from tests.faults.checks import tensors

@@ -1,6 +1,5 @@
 """A run folder read from its files alone: live, torn, old, foreign."""
 
-import itertools
 import json
 import os
 import shutil
@@ -9,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nanogpt_dist.errors import MissingInputError
 from nanogpt_dist.inspect import run_record
-from nanogpt_dist.inspect.run_record import JsonLines, RunReader, RunRecord, read_run, runs_in
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.inspect.run_record import RunReader, RunRecord, read_run, runs_in
+from nanogpt_dist.storage import json_lines, run_folder
 from nanogpt_dist.storage.events import note_event
 from tests.nanogpt_dist.small import go, records, tiny
 
@@ -174,7 +171,7 @@ def test_blocks_that_end_within_lines_are_read_whole(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = read_run(run)
-    monkeypatch.setattr(run_record, "BLOCK", 7)
+    monkeypatch.setattr(json_lines, "BLOCK", 7)
     assert (read_run(run).train, read_run(run).val) == (whole.train, whole.val)
 
 
@@ -191,37 +188,6 @@ def test_a_run_that_cannot_be_read_hides_no_other(
 
     monkeypatch.setattr(run_record, "is_run", refusing)
     assert runs_in(tmp_path) == [run]
-
-
-@settings(max_examples=30)
-@given(
-    st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=5))),
-    st.lists(st.integers(0, 400), max_size=5),
-)
-def test_lines_are_the_same_however_they_arrive(
-    tmp_path_factory: pytest.TempPathFactory,
-    objects: list[dict[str, object]],
-    cuts: list[int],
-) -> None:
-    path = tmp_path_factory.mktemp("lines") / "some.jsonl"
-    data = b"".join(json.dumps(each).encode() + b"\n" for each in objects)
-    reader = JsonLines(path)
-    assert reader.read() == []
-    ends = [0, *sorted(cuts), len(data)]
-    for start, end in itertools.pairwise(ends):
-        with path.open("ab") as file:
-            file.write(data[start:end])
-        reader.read()
-    assert reader.read() == [each for each in objects if each]
-
-
-def test_a_last_line_without_an_end_counts_once_it_is_whole(tmp_path: Path) -> None:
-    reader = JsonLines(tmp_path / "some.jsonl")
-    reader.path.write_bytes(b'{"a": 1}\n{"b": 2}')
-    assert reader.read() == [{"a": 1}, {"b": 2}]
-    with reader.path.open("ab") as file:
-        file.write(b'\n{"c": 3}\n')
-    assert reader.read() == [{"a": 1}, {"b": 2}, {"c": 3}]
 
 
 def test_a_figure_that_nobody_wrote_is_an_empty_series(done: Path) -> None:
