@@ -4,7 +4,6 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.training.auto_layout import to_remember
 from nanogpt_dist.training.metrics import Console, Recorder, duration
-from nanogpt_dist.training.roll_back import LEFT_OUT
+from nanogpt_dist.training.roll_back import for_run_json
 from nanogpt_dist.training.step import StepResult, TrainStep
 from nanogpt_dist.training.stragglers import Slowest
 from nanogpt_dist.training.telemetry import Telemetry, shares
@@ -59,9 +58,10 @@ class Progress:
         self.clock = Moment(world.device)
 
     def _open(self, run: Path, state: TrainState) -> Recorder:
-        remembered: dict[str, Any] = to_remember(self.config, self.layout, self.world)
-        if state.left_out:
-            remembered[LEFT_OUT] = state.left_out
+        remembered = {
+            **to_remember(self.config, self.layout, self.world),
+            **for_run_json(state.left_out),
+        }
         run_folder.write_run_json(
             *(run, self.world.size, torch.get_num_threads()), torch=torch.__version__, **remembered
         )

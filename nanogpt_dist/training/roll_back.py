@@ -4,8 +4,10 @@ run.json says which steps are left out, and so does every later checkpoint: what
 a function of (seed, data, step), and a resumed run, or one on other ranks, leaves out the same.
 """
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState, as_left_out
@@ -22,6 +24,7 @@ from nanogpt_dist.training.saver import Saver
 STEPS = 10  # that are left out, the spike's being the last: what led to it came shortly before
 MAX_TIMES = 3  # back to one checkpoint
 LEFT_OUT = "steps_left_out"  # in run.json: first and last step of each stretch
+DIGEST = "steps_left_out_sha256"  # beside it: a digit that has changed would change the data
 
 Stretches = tuple[tuple[int, int], ...]
 
@@ -46,13 +49,28 @@ def left_out(run: Path, world: World, state: TrainState) -> Stretches:
     return as_left_out(json.loads(world.broadcast_text(told)))
 
 
+def for_run_json(stretches: Stretches) -> dict[str, Any]:
+    """What run.json is to remember of them."""
+    return {LEFT_OUT: stretches, DIGEST: _digest(stretches)} if stretches else {}
+
+
 def _in_run_json(path: Path) -> Stretches:
+    content = run_folder.read_json(path)
+    told = content.get(LEFT_OUT, [])
     try:
-        return as_left_out(run_folder.read_json(path).get(LEFT_OUT, []))
+        stretches = as_left_out(told)
     except (TypeError, ValueError):
+        stretches = ()
+    if told and content.get(DIGEST) != _digest(stretches):
         raise BadDataError(
-            f"{LEFT_OUT} in {path} is not as this program writes it; take it out"
-        ) from None
+            f"{LEFT_OUT} in {path} is not as this program wrote it; take it out: the run spikes, "
+            "and rolls back, again"
+        )
+    return stretches
+
+
+def _digest(stretches: Stretches) -> str:
+    return hashlib.sha256(json.dumps(stretches).encode()).hexdigest()
 
 
 def roll_back(spike: RollBack, run: OpenRun, state: TrainState, saver: Saver) -> None:
@@ -78,8 +96,8 @@ def roll_back(spike: RollBack, run: OpenRun, state: TrainState, saver: Saver) ->
         # killed after it, the run spikes again and comes back here
         aside = set_aside_after(target, "rolled-back") if target is not None else []
         before = run_folder.read_json(run.path / "run.json")
-        stretches = sorted({*state.left_out, (first, spike.step)})
-        run_folder.write_json(run.path / "run.json", {**before, LEFT_OUT: stretches})
+        stretches = tuple(sorted({*state.left_out, (first, spike.step)}))
+        run_folder.write_json(run.path / "run.json", {**before, **for_run_json(stretches)})
         crash_loops.ended(run.path, "rolled back")
         note_event(run.path, "rollback", spike.step, to=begin, first=first, last=spike.step)
         saver.console.line(

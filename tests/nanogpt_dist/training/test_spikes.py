@@ -21,7 +21,7 @@ from nanogpt_dist.training import step as step_module
 from nanogpt_dist.training.optim import named_state
 from nanogpt_dist.training.pending import MAX_SPIKES
 from nanogpt_dist.training.plan import make_plan
-from nanogpt_dist.training.roll_back import MAX_TIMES, STEPS
+from nanogpt_dist.training.roll_back import DIGEST, MAX_TIMES, STEPS, for_run_json
 from nanogpt_dist.training.spikes import FEWEST, WINDOW, Limits, limits, remember
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import in_ranks
@@ -63,6 +63,16 @@ def test_at_first_nothing_is_judged() -> None:
     assert after([3.0] * (FEWEST - 1)) == Limits(math.inf, math.inf)
     assert after([3.0] * FEWEST).loss == pytest.approx(3.3)
     assert after([3.0] * FEWEST).grad_norm == pytest.approx(30)
+
+
+def test_what_is_judged_by_begins_anew_with_other_batches_and_leaves_out_skipped_steps() -> None:
+    state = TrainState(losses=(3.0,) * FEWEST, grad_norms=(1.0,) * FEWEST)
+    remember(state, 9.0, 9.0, skipped=True)
+    assert state.losses == (3.0,) * FEWEST
+    remember(state, 5.0, 2.0, begins_anew=True)
+    assert (state.losses, state.grad_norms) == ((5.0,), (2.0,))
+    remember(state, 9.0, 9.0, skipped=True, begins_anew=True)
+    assert state.losses == state.grad_norms == ()
 
 
 def test_the_limit_follows_the_noise_and_not_a_few_wild_values() -> None:
@@ -260,9 +270,12 @@ def test_ranks_do_what_one_process_does(
 def test_a_damaged_list_of_steps_is_refused(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "a"
     go(tiny(corpus, run))
-    (run / "run.json").write_text('{"steps_left_out": [[1, "x"]]}')
-    with pytest.raises(BadDataError, match=r"steps_left_out in .* take it out"):
-        go(tiny(corpus, run, max_iters=12))
+    good = for_run_json(((3, 4),))
+    damaged = ({"steps_left_out": [[1, "x"]]}, {"steps_left_out": [[2, 4]]}, {DIGEST: "00"})
+    for content in ({**good, **change} for change in damaged):
+        (run / "run.json").write_text(json.dumps(content))
+        with pytest.raises(BadDataError, match=r"steps_left_out in .* take it out"):
+            go(tiny(corpus, run, max_iters=12))
 
 
 def test_documents_of_a_step_are_those_that_its_windows_overlap(
