@@ -1,7 +1,10 @@
 """A run's events: appended, read back, and never in the way."""
 
 import json
+import time
 from pathlib import Path
+
+import pytest
 
 from nanogpt_dist.storage.events import EVENTS, note_event
 from tests.nanogpt_dist.small import events_of
@@ -31,6 +34,13 @@ def test_an_event_after_a_torn_line_is_read(tmp_path: Path) -> None:
 def test_a_number_that_json_does_not_have_becomes_null(tmp_path: Path) -> None:
     note_event(tmp_path, "skip", 7, norm=float("nan"))
     assert json.loads((tmp_path / EVENTS).read_text())["norm"] is None
+
+
+def test_the_time_is_told_in_milliseconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1764450000.12345)
+    note_event(tmp_path, "start", 0)
+    [event] = events_of(tmp_path)
+    assert event["time"] == 1764450000.123
 
 
 def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The manifest of a sealed folder: one made to harm opens nothing."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError
-from nanogpt_dist.storage.manifest import _last_line
+from nanogpt_dist.storage.manifest import MAX_MANIFEST, _last_line
 
 ENTRY: dict[str, object] = {"name": "x", "bytes": 0, "sha256": "0" * 64}
 
@@ -41,6 +42,7 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         {},
         [1],
         [{}],
+        [ENTRY, {}],
         [ENTRY, ENTRY],
         *([{**ENTRY, **wrong}] for wrong in [*WRONG, *[{"name": name} for name in NAMES]]),
     ],
@@ -64,6 +66,31 @@ def test_a_huge_manifest_is_not_read(folder: Path) -> None:
     with open(folder / "manifest.json", "r+b") as file:
         file.truncate(10 << 30)  # sparse
     assert storage.verify(folder) == [("manifest.json", "is larger than 4,194,304 bytes")]
+
+
+def test_a_manifest_is_read_up_to_its_bound(folder: Path) -> None:
+    for more in (0, 1):
+        forge(folder, lambda manifest: manifest.update(padding=""))
+        missing = MAX_MANIFEST + more - (folder / "manifest.json").stat().st_size
+        forge(folder, lambda manifest, n=missing: manifest.update(padding="x" * n))  # type: ignore[misc]
+        assert (folder / "manifest.json").stat().st_size == MAX_MANIFEST + more
+        told = [("manifest.json", "is larger than 4,194,304 bytes")] if more else []
+        assert storage.verify(folder) == told
+
+
+@pytest.mark.parametrize("version", [None, "1", 1.0, True, 0, -1])
+def test_a_format_that_is_no_number_from_1_on_is_refused(folder: Path, version: object) -> None:
+    forge(folder, lambda manifest: manifest.update(format=version))
+    assert storage.verify(folder) == [("manifest.json", "names no format version")]
+
+
+def test_people_can_read_it_and_a_number_that_json_does_not_have_is_not_in_it(
+    folder: Path,
+) -> None:
+    assert (folder / "manifest.json").read_text().startswith('{\n "format": 1,\n "step": 7,\n')
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.commit(folder.parent, "other", lambda staging: None, {"loss": float("nan")})
+    assert os.listdir(folder.parent) == [folder.name]
 
 
 def test_a_newer_format_is_neither_good_nor_damaged(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,122 @@ def test_a_folder_of_checkpoints_may_be_a_link_to_another_disk(
         save_results(run_checkpoints.find_checkpoint(str(run)), {})
         == run / "checkpoints" / "step-00000008.eval.json"
     )
+
+
+def make(run: Path, best: object = None, steps: Iterable[int] = (1, 2, 3)) -> dict[int, Path]:
+    """Checkpoints without weights; best: what their state.json says of the best step."""
+
+    def fill(staging: Path) -> None:
+        (staging / "state.json").write_text(json.dumps({"step": 0, "best_step": best}))
+        (staging / "config.toml").write_text("")
+
+    folder = run / "checkpoints"
+    return {at: storage.commit(folder, storage.step_name(at), fill, {}) for at in steps}
+
+
+def spoil(checkpoint: Path) -> None:
+    (checkpoint / "config.toml").write_text("#")
+
+
+def test_the_good_one_before_is_the_newest_that_is(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    assert run_checkpoints.good_before(made[3]) == made[2]
+    spoil(made[2])
+    assert run_checkpoints.good_before(made[3]) == made[1]
+    assert run_checkpoints.good_before(made[1]) == made[1]  # there is none before
+
+
+def test_a_run_is_resumed_at_its_newest_and_never_started_over_by_itself(tmp_path: Path) -> None:
+    resume = run_checkpoints.checkpoint_to_resume
+    for fresh in (False, True):
+        assert resume(tmp_path, fresh, pytest.fail) is None
+    assert run_checkpoints.is_new(tmp_path)
+    made = make(tmp_path)
+    assert not run_checkpoints.is_new(tmp_path)
+    assert resume(tmp_path, False, pytest.fail) == made[3]
+    with pytest.raises(CannotCreateError, match="holds a run at step-00000003; --fresh needs"):
+        resume(tmp_path, True, pytest.fail)
+    spoil(made[3])
+    warnings: list[str] = []
+    assert resume(tmp_path, False, warnings.append) == made[2]
+    assert "step-00000003 is damaged" in warnings[0]
+    run_folder.write_status(tmp_path, run_folder.Status("failed", 2, "step-00000002"))
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert not run_checkpoints.is_new(tmp_path)
+    assert resume(tmp_path, True, pytest.fail) is None
+    with pytest.raises(MissingInputError, match="has lost its checkpoint step-00000002; restore"):
+        resume(tmp_path, False, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"),
+    [("1", {0, 4, 5, 6}), ("2", {0, 4, 6}), ("4", {0, 4}), ("0", set()), ('"2"', set())],
+)
+def test_each_checkpoint_is_kept_as_its_own_settings_promised(
+    every: str, kept: set[int], tmp_path: Path
+) -> None:
+    for step in (0, 4, 5, 6):
+        folder = tmp_path / storage.step_name(step)
+        folder.mkdir()
+        (folder / "config.toml").write_text(f"keep_every = {every}\n")
+    (tmp_path / storage.step_name(8)).mkdir()  # without settings, as others damaged ones
+    for step, damage in ((2, b"keep_every = 1 1"), (3, b"\xff"), (12, b"keep_every = 1e")):
+        (tmp_path / storage.step_name(step)).mkdir()
+        (tmp_path / storage.step_name(step) / "config.toml").write_bytes(damage)
+    promised = {storage.step_name(step) for step in kept}
+    assert run_checkpoints.kept_by_keep_every(tmp_path) == promised
+    unreadable = tmp_path / storage.step_name(99)
+    unreadable.mkdir()
+    (unreadable / "config.toml").symlink_to("config.toml")
+    assert run_checkpoints.kept_by_keep_every(tmp_path) == promised | {unreadable.name}
+
+
+def test_a_step_may_be_0_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    made = make(tmp_path, steps=[0])
+    assert run_checkpoints.step_of_any(made[0]) == 0
+    made[0].rename(tmp_path / "mine")
+    assert run_checkpoints.step_of_any(tmp_path / "mine") == 0
+
+
+def test_a_reader_takes_the_newest_good_one_and_moves_nothing(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    spoil(made[3])
+    warnings: list[str] = []
+    assert run_checkpoints.find_checkpoint(str(tmp_path), warn=warnings.append) == made[2]
+    assert warnings == [
+        "step-00000003 is damaged (config.toml has 1 bytes instead of 0); using step-00000002"
+    ]
+    assert made[3].is_dir()
+    with pytest.raises(BadDataError, match=r"step-00000003: config\.toml has 1 bytes"):
+        run_checkpoints.find_checkpoint(str(made[3]))
+
+
+@pytest.mark.parametrize("best", [None, True, "2", -1])
+def test_the_best_is_only_found_where_one_was_evaluated(best: object, tmp_path: Path) -> None:
+    make(tmp_path, best)
+    with pytest.raises(MissingInputError, match=r"no evaluation of .*: leave --best out"):
+        run_checkpoints.find_checkpoint(str(tmp_path), best=True)
+    assert run_checkpoints.find_checkpoint(str(tmp_path)).name == "step-00000003"
+
+
+def test_the_best_is_found_and_verified(tmp_path: Path) -> None:
+    made = make(tmp_path / "a", 0, steps=[0, 1, 2])
+    assert run_checkpoints.find_checkpoint(str(tmp_path / "a"), best=True) == made[0]
+    spoil(made[0])
+    with pytest.raises(BadDataError, match=r"step-00000000: config\.toml has 1 bytes"):
+        run_checkpoints.find_checkpoint(str(tmp_path / "a"), best=True)
+
+
+def test_what_is_no_run_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "status.json").write_text("{}")
+    for name in ("nowhere", "status.json"):
+        with pytest.raises(MissingInputError, match=f"{name} does not exist or is no folder; give"):
+            run_checkpoints.find_checkpoint(str(tmp_path / name))
+    with pytest.raises(MissingInputError, match="holds no checkpoint; give a run"):
+        run_checkpoints.find_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(MissingInputError, match=r"folder of Hugging Face's, .* nanogpt import hf"):
+        run_checkpoints.find_checkpoint(str(tmp_path))
+    made = make(tmp_path / "out" / "only")
+    monkeypatch.chdir(tmp_path)
+    assert run_checkpoints.find_checkpoint(None).resolve() == made[3]

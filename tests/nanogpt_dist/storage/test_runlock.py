@@ -1,18 +1,25 @@
 """The run lock, with real processes: the second is refused, and a killed holder is forgotten."""
 
+import errno
+import fcntl
+import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.errors import MAX_LINE, CannotCreateError
-from nanogpt_dist.storage import RunLock, is_held
+from nanogpt_dist.errors import MAX_LINE, CannotCreateError, StorageError
+from nanogpt_dist.storage import RunLock, is_held, runlock
+from nanogpt_dist.storage.runlock import lock_holder
+from tests.faults.disk import FailingDisk
 
 ROOT = Path(__file__).parents[3]
 HOLD = """
@@ -118,3 +125,121 @@ def test_a_refused_lock_leaves_nothing_open(tmp_path: Path) -> None:
         with pytest.raises(CannotCreateError), RunLock(tmp_path):
             pass
         assert os.listdir("/dev/fd") == before
+
+
+def test_messages_name_the_folder_as_it_was_called(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "run") as lock:
+        assert lock.path == tmp_path / "run" / "run.lock"
+        told = (
+            ({}, "/run is in use by process"),
+            ({"called": Path("out/mine")}, "^out/mine is in"),
+        )
+        for given, words in told:
+            with (
+                pytest.raises(CannotCreateError, match=f"{words}.*--out-dir"),
+                RunLock(tmp_path / "run", **given),
+            ):
+                pass
+    flag = "name a folder with --out that"
+    (tmp_path / "file").write_text("?")
+    with (
+        pytest.raises(CannotCreateError, match=f"cannot lock .*/file: File exists; {flag}"),
+        RunLock(tmp_path / "file", flag="--out"),
+    ):
+        pass
+
+
+def test_an_old_note_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text("x" * 2000)
+    with RunLock(tmp_path):
+        note = json.loads((tmp_path / "run.lock").read_text())
+        assert note["pid"] == os.getpid()
+        assert json.loads(lock_holder(tmp_path / "run.lock") or "") == note
+    assert lock_holder(tmp_path / "run.lock") is None
+    assert lock_holder(tmp_path / "nowhere") is None
+
+
+def test_a_full_disk_takes_the_note_and_not_the_lock(tmp_path: Path) -> None:
+    disk = FailingDisk(1, errno.ENOSPC)
+    with disk.watch(), RunLock(tmp_path):
+        assert disk.failed
+        assert disk.failed[0] == "pwrite"
+        assert is_held(tmp_path / "run.lock")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o000])
+def test_others_may_look_at_it_as_the_umask_allows(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        with RunLock(tmp_path) as lock:
+            assert stat.S_IMODE(lock.path.stat().st_mode) == 0o666 & ~mask
+    finally:
+        os.umask(before)
+
+
+def test_one_that_is_only_looked_at_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.lock").touch()
+    waited: list[float] = []
+    looking = (tmp_path / "run.lock").open()
+    fcntl.flock(looking, fcntl.LOCK_SH)
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == runlock.TRIES - 1:
+            looking.close()
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with RunLock(tmp_path):
+        assert is_held(tmp_path / "run.lock")
+    assert len(waited) == 4
+
+
+def test_a_holder_that_removes_the_file_leaves_a_lock_to_be_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.listdir("/dev/fd")
+    first = RunLock(tmp_path)
+    first.__enter__()
+
+    def leave(seconds: float) -> None:
+        first.path.unlink()
+        first.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", leave)
+    with RunLock(tmp_path):
+        assert is_held(tmp_path / "run.lock")
+    assert os.listdir("/dev/fd") == before
+
+
+def test_a_disk_that_knows_no_locks_is_not_called_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CannotCreateError, match=r"cannot lock .*: No locks available"):
+        RunLock(tmp_path).__enter__()
+
+
+def test_a_folder_that_moves_is_noticed_and_its_new_place_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with RunLock(run) as lock:
+        lock.refuse_moved()
+        run.rename(tmp_path / "new")
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"run was renamed .*nanogpt train .*/new$"):
+                lock.refuse_moved()
+            run.mkdir(exist_ok=True)  # another one of that name
+        run.rmdir()
+        (tmp_path / "new" / "run.lock").unlink()
+        (tmp_path / "new").rmdir()
+        with pytest.raises(StorageError, match="run was deleted or moved away"):
+            lock.refuse_moved()
+    with RunLock(tmp_path / "a" / "b") as lock:
+        (tmp_path / "a").rename(tmp_path / "c")
+        (tmp_path / "a").write_text("?")
+        with pytest.raises(StorageError, match="b was renamed"):
+            lock.refuse_moved()

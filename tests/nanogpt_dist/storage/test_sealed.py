@@ -1,5 +1,6 @@
 """Sealed folders: every byte is vouched for, and a good folder is never overwritten."""
 
+import errno
 import hashlib
 import os
 import random
@@ -13,9 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_dist import storage
-from nanogpt_dist.errors import MAX_LINE, BadDataError, MissingInputError, StorageError
+from nanogpt_dist.errors import (
+    MAX_LINE,
+    BadDataError,
+    CannotCreateError,
+    MissingInputError,
+    StorageError,
+)
 from nanogpt_dist.storage.manifest import NAME
-from nanogpt_dist.storage.sealed import wait_for
+from nanogpt_dist.storage.sealed import set_aside, wait_for
+from tests.faults.disk import FailingDisk
 from tests.nanogpt_dist.storage.conftest import FILES, fill
 
 
@@ -87,6 +95,20 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     assert storage.verify(tmp_path) == [("manifest.json", "is missing")]
     with pytest.raises(MissingInputError, match="nowhere is not a folder"):
         storage.require_good(tmp_path / "nowhere")
+    for name in ("", ".", ".."):
+        with pytest.raises(CannotCreateError, match="is no name for a new folder"):
+            storage.begin(tmp_path, name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_one_bad_file_is_named_alone_and_of_more_the_first(folder: Path) -> None:
+    (folder / "state.json").write_bytes(b"")
+    alone = r"step-00000007: state\.json has 0 bytes instead of 11; name another"
+    with pytest.raises(BadDataError, match=alone):
+        storage.require_good(folder)
+    (folder / "empty").unlink()
+    with pytest.raises(BadDataError, match=r"empty is missing \(and 1 more\); name another"):
+        storage.require_good(folder)
 
 
 def test_files_that_another_machine_sees_late_are_waited_for(folder: Path, tmp_path: Path) -> None:
@@ -148,6 +170,86 @@ def test_what_fill_raises_comes_out_and_nothing_stays(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         storage.commit(tmp_path, "step-00000001", stopped, {})
     assert os.listdir(tmp_path) == []
+
+
+def test_what_fill_cannot_write_is_told_with_what_it_needs(tmp_path: Path) -> None:
+    def full(staging: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    told = "disk full: .*step-00000001 needs at least 1,234 bytes"
+    with pytest.raises(StorageError, match=told):
+        storage.commit(tmp_path, "step-00000001", full, {}, needed=1234)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_fill_raises_comes_out_also_where_its_files_cannot_be_removed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def stopped(staging: Path) -> None:
+        monkeypatch.setattr(os, "rmdir", refuse)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage.commit(tmp_path, "step-00000001", stopped, {})
+
+
+def test_a_staging_folder_whose_name_cannot_be_made_durable_is_not_begun(tmp_path: Path) -> None:
+    disk = FailingDisk(1, errno.EIO)  # after the mkdir
+    with disk.watch(), pytest.raises(StorageError, match="Input/output error"):
+        storage.begin(tmp_path, "step-00000001")
+    assert disk.failed == ("fsync", str(tmp_path))
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("?")
+    with pytest.raises(StorageError, match="file/step-00000001: File exists"):
+        storage.begin(tmp_path / "file", "step-00000001")
+    with pytest.raises(StorageError, match="step-00000001: No such file"):
+        storage.seal(tmp_path / "gone", "step-00000001", {})
+
+
+@pytest.mark.parametrize("kind", ["create", "rename"])
+def test_a_seal_that_fails_is_told_by_the_name_and_leaves_what_was_there(
+    kind: str, tmp_path: Path
+) -> None:
+    staging = storage.begin(tmp_path, "step-00000001")
+    fill(staging)
+    whole = FailingDisk()
+    copy = tmp_path / "copy"
+    shutil.copytree(staging, copy)
+    with whole.watch():
+        storage.seal(copy, "step-00000002", {})
+    at = [operation[0] for operation in whole.operations].index(kind)
+    disk = FailingDisk(at, errno.ENOSPC)
+    size = sum(map(len, FILES.values()))
+    with (
+        disk.watch(),
+        pytest.raises(StorageError, match=f"step-00000001 needs at least {size:,} bytes"),
+    ):
+        storage.seal(staging, "step-00000001", {})
+    assert staging.is_dir()
+    assert not (tmp_path / "step-00000001").exists()
+
+
+def test_what_is_set_aside_is_durably_so(folder: Path) -> None:
+    disk = FailingDisk()
+    with disk.watch():
+        aside = set_aside(folder)
+    moved = ("rename", str(folder), str(aside))
+    assert disk.operations == [moved, ("fsync", str(folder.parent))]
+
+
+def test_a_listing_that_fails_says_nothing_of_the_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(StorageError, match="Input/output error"):
+        storage.verify(folder)
 
 
 @settings(max_examples=15, deadline=None)

@@ -137,6 +137,25 @@ def test_if_all_are_bad_nothing_changes(tmp_path: Path) -> None:
     }
 
 
+def test_a_bad_one_that_cannot_be_renamed_is_left_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, [1, 2])
+    spoil(tmp_path / step_name(2))
+    warnings: list[str] = []
+    monkeypatch.setattr(os, "rename", failing("rename"))
+    assert storage.newest_good(tmp_path, warnings.append) == tmp_path / step_name(1)
+    assert "sha256), left in place (Input/output error); using step-00000001" in warnings[0]
+    assert names(tmp_path) == {step_name(1), step_name(2)}
+
+
+def test_what_is_no_folder_of_checkpoints_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("?")
+    for use in (storage.list_steps, storage.sweep):
+        with pytest.raises(StorageError, match="file: Not a directory; check the disk"):
+            use(tmp_path / "file")
+
+
 def test_a_newer_format_stops_instead_of_falling_back(tmp_path: Path) -> None:
     make(tmp_path, [1, 2])
     forge(tmp_path / step_name(2), lambda manifest: manifest.update(format=9))
@@ -162,6 +181,31 @@ def test_prune_keeps_what_latest_names(tmp_path: Path) -> None:
     storage.write_latest(tmp_path, step_name(2))  # what came after could not be noted
     assert storage.prune(tmp_path, keep=1, also=set()) == [step_name(3), step_name(1)]
     assert names(tmp_path) == {step_name(2), step_name(4), "latest"}
+
+
+def test_prune_reads_no_weights(tmp_path: Path) -> None:
+    """It looks at names and sizes: to hash all checkpoints would take minutes, at each save."""
+    make(tmp_path, [1, 2, 3])
+    spoil(tmp_path / step_name(1))
+    assert storage.prune(tmp_path, keep=1, also=set()) == [step_name(2), step_name(1)]
+
+
+def test_a_prune_that_cannot_be_undone_says_why_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, [1, 2, 3])
+    calls, rename = [], os.rename
+
+    def worse(old: Path, new: Path) -> None:
+        calls.append(old)
+        if len(calls) > 1:
+            number = errno.EIO if len(calls) == 2 else errno.EROFS
+            raise OSError(number, os.strerror(number))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", worse)
+    with pytest.raises(StorageError, match="Input/output error"):
+        storage.prune(tmp_path, keep=1, also=set())
 
 
 def test_what_could_not_be_deleted_goes_with_the_next_prune(
@@ -252,7 +296,18 @@ def test_latest_is_a_hint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "left",
-    [".DS_Store", "._w", "Thumbs.db", "desktop.ini", ".nfs0001", "w~", ".w.swp", ".~lock.w#"],
+    [
+        ".DS_Store",
+        "._w",
+        "Thumbs.db",
+        "desktop.ini",
+        ".nfs0001",
+        "w~",
+        ".w.swp",
+        ".~lock.w#",
+        "thumbs.DB",
+        ".a\nb",
+    ],
 )
 def test_what_file_managers_leave_is_no_damage(left: str, tmp_path: Path) -> None:
     make(tmp_path, [1])

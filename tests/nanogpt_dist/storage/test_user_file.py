@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist import storage
-from nanogpt_dist.errors import MAX_LINE, CannotCreateError
+from nanogpt_dist.errors import MAX_LINE, CannotCreateError, StorageError
 from nanogpt_dist.storage import user_file
 
 
@@ -31,7 +31,7 @@ def test_a_probe_that_fails_leaves_no_folder(
 
     (tmp_path / "there").mkdir()
     monkeypatch.setattr(user_file, "write_new", full)
-    with pytest.raises(CannotCreateError, match="No space left"):
+    with pytest.raises(CannotCreateError, match="a/b: No space left on device; name a folder"):
         storage.probe_writable(tmp_path / "there" / "a" / "b")
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
@@ -59,18 +59,40 @@ def test_a_file_of_the_users_stays_what_it_is(tmp_path: Path) -> None:
     assert Path(os.devnull).is_char_device()
     with pytest.raises(CannotCreateError, match="is a folder"):
         storage.write_user_file(tmp_path, b"")
+    with pytest.raises(StorageError, match="below: Not a directory"):
+        storage.write_user_file(real / "below", b"")
+    with pytest.raises(StorageError, match="disk full: /dev/full"):
+        storage.write_user_file(Path("/dev/full"), b"x")
 
 
-def test_a_link_to_standard_output_adds_to_what_was_printed(tmp_path: Path) -> None:
-    link = tmp_path / "stdout"
-    link.symlink_to("/proc/self/fd/1")
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_link_to_a_standard_stream_adds_to_what_was_printed(number: int, tmp_path: Path) -> None:
+    link = tmp_path / "stream"
+    link.symlink_to(f"/proc/self/fd/{number}")
     if not os.path.exists(link):
         pytest.skip("needs /proc")
     code = (
-        "from pathlib import Path; from nanogpt_dist import storage; print('before'); "
-        f"storage.write_user_file(Path({str(link)!r}), b'in between\\n'); print('after')"
+        "import os, sys; from pathlib import Path; from nanogpt_dist import storage; "
+        f"stream = (sys.stdout, sys.stderr)[{number} - 1]; other = 3 - {number}; "
+        "os.close(other); print('before', file=stream); "  # the other one may be closed
+        f"storage.write_user_file(Path({str(link)!r}), b'in between\\n'); "
+        "print('after', file=stream)"
     )
     with open(tmp_path / "said", "wb") as said:
-        subprocess.run([sys.executable, "-c", code], stdout=said, check=True)
+        where = {"stdout" if number == 1 else "stderr": said}
+        subprocess.run([sys.executable, "-c", code], **where, check=True)  # type: ignore[call-overload]
     assert (tmp_path / "said").read_text() == "before\nin between\nafter\n"
     assert link.is_symlink()
+
+
+def test_a_standard_output_that_is_full_is_an_error_in_one_line() -> None:
+    code = (
+        "import sys; from pathlib import Path; from nanogpt_dist import errors, storage\n"
+        "try: storage.write_user_file(Path('/dev/full'), b'x')\n"
+        "except errors.StorageError as error: sys.stderr.write(str(error))"
+    )
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr.startswith("disk full: /dev/full, ")
