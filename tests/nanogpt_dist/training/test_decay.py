@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import nanogpt_dist as ng
 from nanogpt_dist import checkpoint, storage
-from nanogpt_dist.config import resolve
+from nanogpt_dist.config import TrainConfig, resolve, to_run_toml
 from nanogpt_dist.errors import (
     MAX_LINE,
+    BadDataError,
     ConfigError,
     MissingInputError,
     StorageError,
@@ -24,6 +25,7 @@ from nanogpt_dist.storage import run_checkpoints
 from nanogpt_dist.training import decay
 from nanogpt_dist.training.schedule import decay_start
 from tests.conftest import TINY, Run
+from tests.faults.disk import FailingDisk
 from tests.nanogpt_dist.small import go, records, tiny
 
 WSD = {"schedule": "wsd", "decay_fraction": 0.4, "warmup_iters": 2, "min_lr": 0.0}
@@ -415,3 +417,253 @@ def test_the_decay_of_a_branch_starts_exactly_at_its_step(
         assert most == step + 1 or most - 1 - round(fraction * (most - 1)) < step
     found = decay._length(step, {"max_iters": step + more}, 0.2)
     assert decay_start(resolve({"schedule": "wsd", "warmup_iters": 0, **found})) == step
+
+
+def made(run: Path, *at: int, **values: object) -> TrainConfig:
+    """Checkpoints of `run` without weights, made with these settings, which are returned."""
+    config = resolve({"out_dir": str(run), "schedule": "wsd", "decay_fraction": 0.4, **values})
+
+    def fill(staging: Path) -> None:
+        (staging / "config.toml").write_text(to_run_toml(config))
+
+    for step in at:
+        storage.commit(run / "checkpoints", storage.step_name(step), fill, {})
+    run.mkdir(exist_ok=True)
+    (run / "config.toml").write_text(to_run_toml(config))
+    return config
+
+
+MUON = {"optimizer": "muon", "muon_momentum_cooldown": 7}  # of 10 steps: it falls from 3 on
+
+
+@pytest.mark.parametrize(
+    ("values", "newest", "then", "expected"),
+    [
+        ({}, 10, {}, 10),
+        ({}, 6, {"max_iters": 20}, 6),
+        ({}, 7, {"max_iters": 20}, 6),
+        ({}, 10, {"max_iters": 11}, 6),  # it would fall from 7 on
+        ({}, 8, {"max_iters": 9}, 8),  # faster than before
+        ({}, 8, {"max_iters": 20, "decay_fraction": 0.7}, 6),
+        ({}, 8, {"max_iters": 12, "decay_fraction": 0.5}, 8),  # slower, but it does not rise again
+        ({}, 8, {"max_iters": 26, "decay_fraction": 20 / 26}, 6),  # it would rise
+        ({}, 10, {"max_iters": 8, "decay_fraction": 0.5}, 10),
+        ({}, 8, {"max_iters": 20, "decay_fraction": 0.75}, 4),  # from 5 on
+        ({}, 10, {"schedule": "cosine", "max_iters": 20}, 10),
+        ({"schedule": "cosine"}, 10, {"max_iters": 20}, 10),
+        (MUON, 10, {}, 10),
+        (MUON, 7, {"max_iters": 14, "decay_fraction": 9 / 14, "muon_momentum_cooldown": 11}, 2),
+    ],
+)
+def test_a_run_goes_on_where_its_settings_undo_nothing(
+    values: dict[str, object],
+    newest: int,
+    then: dict[str, object],
+    expected: int,
+    tmp_path: Path,
+) -> None:
+    settings = {"max_iters": 10, "warmup_iters": 2, **values}
+    made(tmp_path, *(step for step in (2, 4, 6, 7, 8, 10) if step <= newest), **settings)
+    config = made(tmp_path, **{"schedule": "wsd", **settings, **then})
+    found = decay.before_decay(tmp_path / "checkpoints" / storage.step_name(newest), config)
+    assert storage.step_at(found) == expected
+
+
+def test_a_renamed_checkpoint_that_has_not_decayed_may_be_branched_from(tmp_path: Path) -> None:
+    made(tmp_path, 6, max_iters=10, warmup_iters=2)
+    mine = (tmp_path / "checkpoints" / storage.step_name(6)).rename(tmp_path / "step-00000006")
+    config = made(tmp_path, max_iters=20, warmup_iters=2)
+    assert decay.before_decay(mine, config) == mine
+    decay.refuse_to_branch(mine, config)
+
+
+def test_a_damaged_checkpoint_of_before_the_decay_is_passed_over(tmp_path: Path) -> None:
+    made(tmp_path, 4, 6, 8, max_iters=10, warmup_iters=2)
+    folder = tmp_path / "checkpoints"
+    (folder / storage.step_name(6) / "more").touch()
+    config = made(tmp_path, max_iters=20, warmup_iters=2)
+    newest = folder / storage.step_name(8)
+    assert decay.before_decay(newest, config) == folder / storage.step_name(4)
+    (newest / "config.toml").write_text("max_iters = 'many'")
+    with pytest.raises(BadDataError, match=r"step-00000008/config\.toml: .*max_iters"):
+        decay.before_decay(newest, config)
+
+
+def test_what_is_set_aside_is_durably_so_under_free_names(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    made(tmp_path, 4, 6, 8)
+    (folder / "decayed-step-00000008").mkdir()
+    (folder / "decayed-step-00000008-2").mkdir()
+    (folder / "step-00000008.eval.json").touch()
+    (tmp_path / "metrics.jsonl").write_text("record")
+    chosen = folder / storage.step_name(4)
+    disk = FailingDisk()
+    with disk.watch():
+        names = decay.set_aside_after(chosen)
+    assert names == ["decayed-step-00000008-3", "decayed-step-00000006"]
+    assert (folder / "decayed-step-00000008-3.eval.json").exists()
+    assert storage.read_latest(folder) == "step-00000004"
+    assert (tmp_path / "metrics-decayed-00000008-3.jsonl").read_text() == "record"
+    moved = max(at for at, done in enumerate(disk.operations) if done[1:] == moved_to(folder))
+    assert ("fsync", str(folder)) == disk.operations[moved + 1]
+
+    assert decay.set_aside_after(chosen) == []
+    assert len(list(tmp_path.glob("metrics*"))) == 2  # nothing more was copied
+    (tmp_path / "metrics.jsonl").unlink()
+    made(tmp_path, 5)
+    assert decay.set_aside_after(chosen, "spiked") == ["spiked-step-00000005"]
+
+
+def moved_to(folder: Path) -> tuple[str, str]:
+    """What the rename of step 6 is recorded as."""
+    return str(folder / "step-00000006"), str(folder / "decayed-step-00000006")
+
+
+def test_only_where_the_decay_starts_is_pinned_beside_what_is(tmp_path: Path) -> None:
+    config = made(tmp_path, 6, max_iters=10, warmup_iters=2)
+    folder = tmp_path / "checkpoints"
+    storage.write_pins(folder, {storage.step_name(4)})
+    for step in (5, 7, 6):
+        assert decay.starts_at(step, config) is (step == 6)
+        decay.pin_decay_start(folder, step, config)
+    assert storage.read_pins(folder) == {storage.step_name(4), storage.step_name(6)}
+    cosine = config.model_copy(update={"schedule": "cosine", "warmup_iters": 6})
+    assert not decay.starts_at(6, cosine)
+
+
+@pytest.mark.parametrize(
+    ("newest", "step", "values", "missed"),
+    [
+        (None, 8, {}, True),
+        (None, 6, {}, False),
+        (4, 8, {}, True),
+        (4, 6, {}, False),
+        (6, 8, {}, False),
+        (8, 10, {}, False),
+        (None, 8, {"decay_fraction": 0.9}, True),  # it starts at 1
+        (None, 8, {"decay_fraction": 1.0}, False),  # at 0
+        (None, 8, {"schedule": "cosine", "warmup_iters": 4}, False),
+    ],
+)
+def test_a_missed_start_of_the_decay_is_told_at_the_next_save_only(
+    newest: int | None, step: int, values: dict[str, object], missed: bool, tmp_path: Path
+) -> None:
+    config = made(tmp_path, **{"max_iters": 10, "warmup_iters": 0, **values})
+    before = None if newest is None else tmp_path / storage.step_name(newest)
+    told = decay.missed_start(before, step, config)
+    start = decay_start(config)
+    assert (told is not None) is missed
+    assert not missed or f"no checkpoint was saved at step {start}, where the decay" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "told"),
+    [
+        (3, {"warmup_iters": 4}, "still warms up at step 3, until 4"),
+        (4, {"warmup_iters": 4}, None),
+        (3, {"warmup_iters": 4, "decay_lr": False}, None),
+        (6, {}, None),
+        (7, {}, "its wsd rate falls from step 6 on"),
+        (7, {**MUON, "muon_momentum_cooldown": 4}, "Muon's momentum falls from step 6 on"),
+        (4, MUON, "Muon's momentum falls from step 3 on"),
+    ],
+)
+def test_a_decay_begins_at_the_learning_rate_or_is_refused(
+    step: int, values: dict[str, object], told: str | None, tmp_path: Path
+) -> None:
+    config = made(tmp_path, **{"max_iters": 10, "warmup_iters": 2, **values})
+    if told is None:
+        decay.refuse_decayed(config, tmp_path, step)
+    else:
+        with pytest.raises(ConfigError, match=told):
+            decay.refuse_decayed(config, tmp_path, step)
+
+
+@pytest.mark.parametrize(
+    ("step", "given", "words"),
+    [
+        (6, {}, None),
+        (6, {"schedule": "wsd", "decay_lr": True, "warmup_iters": 6}, None),
+        (6, {"lr_decay_iters": 9}, "leave --schedule, --lr-decay-iters and"),
+        (6, {"decay_lr": False}, "and --no-decay-lr out"),
+        (6, {"schedule": "cosine"}, "leave --schedule"),
+        (6, {"warmup_iters": 7}, "ends after --decay-from 6"),
+        (0, {"max_iters": 5}, None),
+    ],
+)
+def test_what_a_branch_is_given_is_taken_or_refused(
+    step: int, given: dict[str, object], words: str | None, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    made(run, 0, 6, 10, max_iters=10, warmup_iters=0, schedule="constant")
+    if words is None:
+        source, found = decay.settings_of_branch(str(run), step, given)
+        assert source == str(run / "checkpoints" / storage.step_name(step))
+        assert decay_start(resolve({"warmup_iters": 0, **found})) == step
+        assert found["out_dir"] == f"{run}-decay-{step}"
+        assert "warmup_iters" not in found or found["warmup_iters"] == given["warmup_iters"]
+        there = {**given, "out_dir": str(tmp_path / "there")}
+        _, found = decay.settings_of_branch(str(run), step, there)
+        assert found["out_dir"] == str(tmp_path / "there")
+    else:
+        with pytest.raises(UsageError, match=words):
+            decay.settings_of_branch(str(run), step, given)
+
+
+def test_a_branch_of_a_rate_without_warm_up_has_none_either(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made(run, 3, max_iters=10, warmup_iters=100, decay_lr=False, schedule="constant")
+    _, found = decay.settings_of_branch(str(run), 3, {})
+    assert (found["decay_lr"], found["warmup_iters"], found["max_iters"]) == (True, 0, 5)
+
+
+def test_a_folder_that_holds_another_decay_is_not_branched_into(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made(run, 4, 6, max_iters=10, warmup_iters=0)
+    for at, values in (
+        ([6, 9], {"max_iters": 10}),
+        ([6], {"schedule": "constant"}),  # the copy that it began with
+        ([], {}),
+    ):
+        place = tmp_path / f"fits-{len(at)}"
+        made(place, *at, warmup_iters=0, **values)
+        decay.settings_of_branch(str(run), 6, {"out_dir": str(place)})
+    for name, values in (("other", {"max_iters": 11}), ("none", {"schedule": "constant"})):
+        made(tmp_path / name, 8, warmup_iters=0, **{"max_iters": 6, **values})
+        with pytest.raises(ConfigError, match="does not decay from 6; type --out-dir NEW"):
+            decay.settings_of_branch(str(run), 6, {"out_dir": str(tmp_path / name)})
+
+
+def test_a_step_without_checkpoint_is_told_the_nearest_of_the_last(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made(run, max_iters=100)
+    with pytest.raises(MissingInputError, match="has no checkpoint; type nanogpt train"):
+        decay.settings_of_branch(str(run), 6, {})
+    made(run, *range(5, 60, 5), max_iters=100)
+    with pytest.raises(
+        MissingInputError,
+        match=r"at step 9, but at 20, 25, 30, 35, 40, 45, 50, 55: type --decay-from 10$",
+    ):
+        decay.settings_of_branch(str(run), 9, {})
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.2, 1 / 3, 0.5, 0.6, 0.75, 0.9, 0.99])
+def test_a_branch_is_as_short_as_its_fraction_makes_it(fraction: float) -> None:
+    """By trying all lengths."""
+    for step in range(1, 40):
+        starts = {n: n - round(fraction * n) for n in range(5000, step, -1)}
+        shortest = {start: n for n, start in starts.items()}.get(step)
+        if shortest is None:
+            with pytest.raises(ConfigError, match=f"give --max-iters above {step} in place"):
+                decay._length(step, {}, fraction)
+        else:
+            found = decay._length(step, {}, fraction)
+            assert found == {"max_iters": shortest, "decay_fraction": fraction}
+
+
+def test_all_of_a_run_is_its_decay_only_from_step_0_on() -> None:
+    assert decay._length(0, {}, 1.0) == {"max_iters": 1, "decay_fraction": 1.0}
+    with pytest.raises(ConfigError, match="no number of steps"):
+        decay._length(5, {}, 1.0)
+    given = {"max_iters": 20, "decay_fraction": 0.7}
+    assert decay._length(6, given, 0.7) == {"max_iters": 20, "decay_fraction": 0.7}
