@@ -16,6 +16,7 @@ RESUMING = [
 ]
 CHECKPOINT = [
     f"{HERE}/checkpoint/test_state.py",
+    f"{HERE}/checkpoint/test_tensors.py",
     f"{HERE}/checkpoint/test_bombs.py",
     "tests/cli/test_checkpoint.py",
     f"{HERE}/training/test_resume.py",

@@ -71,7 +71,7 @@ def test_a_failure_is_told_at_the_next_update(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ) -> None:
-    slow |= {"release_at": 6, "last": 12, "fails": True}
+    slow |= {"release_at": 10, "last": 16, "fails": True}
     told: list[int] = []
     finish = Saver.finish
 
@@ -86,16 +86,16 @@ def test_a_failure_is_told_at_the_next_update(
             corpus,
             tmp_path / "run",
             async_save=True,
-            save_interval=4,
-            eval_interval=12,
-            max_iters=12,
+            save_interval=8,
+            eval_interval=16,
+            max_iters=16,
         )
     )
-    assert "not saved at step 4, training goes on: disk full" in capsys.readouterr().err
-    assert told[0] <= max(6, slow["at_end"][0][1]) + 2, (
+    assert "not saved at step 8, training goes on: disk full" in capsys.readouterr().err
+    assert told[0] <= max(10, slow["at_end"][0][1]) + 2, (
         "the thread that has failed still has to end"
     )
-    assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(12)
+    assert storage.list_steps(tmp_path / "run" / "checkpoints")[0].name == storage.step_name(16)
 
 
 def test_what_is_written_beside_the_training_is_of_the_step_of_its_name(

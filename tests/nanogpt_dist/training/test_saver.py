@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,17 @@ import torch
 
 from nanogpt_dist import checkpoint, storage
 from nanogpt_dist.checkpoint import TrainState, load_state
+from nanogpt_dist.config import resolve
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import ConfigError, StorageError
 from nanogpt_dist.evaluation.loss import Evaluation
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
-from nanogpt_dist.training.saver import Saver
+from nanogpt_dist.training import optim
+from nanogpt_dist.training import saver as saver_module
+from nanogpt_dist.training.saver import Saver, Writing, due
 from nanogpt_dist.training.step import TrainStep
-from tests.nanogpt_dist.small import events_of, go, records, tiny
+from tests.nanogpt_dist.small import ONE, events_of, go, records, tiny
 
 
 def test_only_improvements_are_saved_on_demand_and_the_newest_and_the_best_are_kept(
@@ -164,9 +169,10 @@ def test_a_checkpoint_is_saved_even_where_it_cannot_be_noted(
 
 def test_a_size_that_cannot_be_read_is_null_in_the_event(tmp_path: Path) -> None:
     saver: Any = SimpleNamespace(run=SimpleNamespace(path=tmp_path))
-    Saver._note_save(saver, 4, tmp_path / "gone", 0.5)
+    Saver._note_save(saver, 4, tmp_path / "gone", 0.12345)
     [event] = events_of(tmp_path)
     assert (event["event"], event["step"], event["bytes"]) == ("save", 4, None)
+    assert event["seconds"] == 0.123
 
 
 def test_what_is_being_written_counts_among_the_best() -> None:
@@ -238,3 +244,143 @@ def test_a_save_that_fails_costs_no_checkpoint(
     with pytest.raises(StorageError, match="made up"):
         go(tiny(corpus, tmp_path, max_iters=12, **settings))
     assert storage.list_steps(tmp_path / "checkpoints") == before
+
+
+EACH: dict[str, object] = {"always_save_checkpoint": True, "save_interval": None}
+BEST: dict[str, object] = {"always_save_checkpoint": False, "save_interval": None}
+THIRD: dict[str, object] = {"always_save_checkpoint": True, "save_interval": 3}
+WSD: dict[str, object] = {"schedule": "wsd", "max_iters": 10, "decay_fraction": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "evaluated", "improved", "saves"),
+    [
+        (EACH, 4, True, False, True),
+        (EACH, 4, False, False, False),
+        (BEST, 4, True, True, True),
+        (BEST, 4, True, False, False),
+        (BEST, 4, False, True, False),
+        (BEST, 4, False, False, False),
+        (THIRD, 3, False, False, True),
+        (THIRD, 4, True, True, False),
+        (THIRD, 5, False, False, False),
+        ({**BEST, "save_interval": 3}, 4, True, True, True),
+        ({**BEST, "save_interval": 3}, 3, True, False, True),
+        ({**EACH, **WSD}, 6, False, False, True),
+        ({**EACH, **WSD}, 7, False, False, False),
+        ({**EACH, **WSD, "schedule": "cosine", "warmup_iters": 6}, 6, False, False, False),
+    ],
+)
+def test_when_a_save_is_due(
+    settings: dict[str, object], step: int, evaluated: bool, improved: bool, saves: bool
+) -> None:
+    config = resolve({"warmup_iters": 0, **settings})
+    assert due(config, step, evaluated, improved) is saves
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_saves_may_fail_twice_in_a_row_and_end_the_run_the_third_time(
+    beside: bool,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save = checkpoint.save
+
+    def full(world: Any, folder: Path, mine: Any, *rest: Any) -> Path:
+        if mine.state.step in (1, 2, 4, 5, 7, 8, 9):
+            raise StorageError("disk full: made up")
+        return save(world, folder, mine, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    values = {"max_iters": 20, "save_interval": 1, "eval_interval": 20, "async_save": beside}
+    with pytest.raises(StorageError, match="made up"):
+        go(tiny(corpus, tmp_path, **values))
+    err = capsys.readouterr().err
+    assert "not saved at step 1, training goes on: disk full" in err
+    for step, good in ((4, 3), (5, 3), (7, 6), (8, 6)):
+        told = f"not saved at step {step}, training goes on; the last good one is step-{good:08d}:"
+        assert told in err
+    saved = [event["step"] for event in events_of(tmp_path) if event["event"] == "save"]
+    assert saved == [3, 6]
+
+
+def test_the_last_save_must_succeed_even_if_it_is_the_first_that_fails(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Path:
+        raise StorageError("disk full: made up")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(StorageError, match="made up"):
+        go(tiny(corpus, tmp_path, max_iters=2, eval_interval=4))
+
+
+def test_each_save_is_an_event_with_its_size_and_its_checkpoint_says_of_what_it_is(
+    corpus: Path, tmp_path: Path
+) -> None:
+    go(tiny(corpus, tmp_path))
+    saves = [event for event in events_of(tmp_path) if event["event"] == "save"]
+    assert [event["step"] for event in saves] == [4, 8]
+    last = tmp_path / "checkpoints" / storage.step_name(8)
+    assert saves[-1]["bytes"] == sum(path.stat().st_size for path in last.iterdir())
+    assert all(0 <= event["seconds"] < 60 for event in saves)
+    data = DataFolder.open(corpus)
+    _, facts = load_state(last)
+    assert facts.keys() == {
+        *("dataset_id", "tokenizer_fingerprint", "world_size", "layout"),
+        *("threads_per_rank", "dtype", "torch", "scaler"),
+    }
+    assert facts["dataset_id"] == data.dataset_id
+    assert facts["tokenizer_fingerprint"] == data.tokenizer.fingerprint
+    assert (facts["world_size"], facts["torch"]) == (1, torch.__version__)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "memory", "local", "shard", "beside"),
+    [
+        (None, 4000, 1, 1, True),
+        (None, 3999, 1, 1, False),
+        (None, 8000, 2, 1, True),
+        (None, 7999, 2, 1, False),
+        (None, 2000, 1, 2, True),
+        (None, 1999, 1, 2, False),
+        (True, 1, 1, 1, True),
+        (False, 10**9, 1, 1, False),
+    ],
+)
+def test_saves_go_on_beside_where_a_quarter_of_the_memory_holds_the_copies(
+    chosen: bool | None,
+    memory: int,
+    local: int,
+    shard: int,
+    beside: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = resolve({"async_save": chosen})
+    monkeypatch.setattr(saver_module, "total_memory_bytes", lambda device: memory)
+    monkeypatch.setattr(optim, "checkpoint_bytes", lambda config: 10)
+    model = SimpleNamespace(num_params=lambda: 100)
+    saver: Any = SimpleNamespace(
+        config=config,
+        train_step=SimpleNamespace(model=model, layout=SimpleNamespace(shard=shard)),
+        world=replace(ONE, local_size=local),
+    )
+    assert Saver._is_to_go_on_beside(saver) is beside
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_what_a_commit_raises_is_known_when_it_has_ended(later: bool) -> None:
+    may_end, error = threading.Event(), KeyboardInterrupt()
+
+    def commit() -> None:
+        assert not later or may_end.wait(60)
+        raise error
+
+    writing = Writing(TrainState(step=4), commit, later)
+    assert writing.ended is not later
+    may_end.set()
+    assert writing.wait() is error
+    assert writing.ended
+    assert Writing(TrainState(), lambda: None, later).wait() is None
