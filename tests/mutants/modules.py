@@ -15,8 +15,7 @@ RESUMING = [
     for name in ("resume", "saver", "loop", "decay", "crash_loops", "pending")
 ]
 CHECKPOINT = [
-    f"{HERE}/checkpoint/test_state.py",
-    f"{HERE}/checkpoint/test_tensors.py",
+    *(f"{HERE}/checkpoint/test_{name}.py" for name in ("state", "tensors", "consolidate")),
     f"{HERE}/checkpoint/test_bombs.py",
     "tests/cli/test_checkpoint.py",
     f"{HERE}/training/test_resume.py",

@@ -375,3 +375,9 @@ def test_a_ramp_says_of_each_step_what_it_reads() -> None:
     assert config.global_batch_size == 128
     assert config.ramp.tokens_before(1001) == 64 * (600 * 256 + 400 * 1024) + 128 * 1024
     assert config.ramp.sequences_before(1001, 1024) == 64 * 400 + 128
+    first = 64 * 600 * 256
+    steps = [config.ramp.steps_of(tokens) for tokens in (0, 1, first, first + 1)]
+    assert steps == [0, 1, 600, 601]
+    plain = resolve({"batch_size": 4, "block_size": 32}).ramp
+    assert [(each.first, each.length) for each in plain.pieces] == [(0, 32)]
+    assert plain.sequences_before(3, 16) == 0

@@ -6,6 +6,7 @@ import math
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.plan import fit_to_data
-from tests.nanogpt_dist.small import go, records, tiny, weights_sha256
+from tests.nanogpt_dist.small import ONE, events_of, go, records, tiny, weights_sha256
 
 
 def test_a_run_learns_and_leaves_what_it_promises(corpus: Path, tmp_path: Path) -> None:
@@ -199,3 +201,69 @@ def test_a_stop_before_the_first_update_is_obeyed_at_once() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_finished_run_says_so_and_reports_what_it_came_to(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = go(tiny(corpus, tmp_path))
+    capsys.readouterr()
+    again = train(tiny(corpus, tmp_path), ONE, StopRequest())
+    told = "is finished: 8 steps made, 8 asked for by --max-iters"
+    assert told in capsys.readouterr().err
+    assert again == replace(first, tokens_per_second=None)
+    assert again.verdict == "done"
+    assert train(tiny(corpus, tmp_path, max_iters=9), ONE, StopRequest()).step == 9
+
+
+def test_a_stop_that_is_asked_for_before_the_first_step_ends_the_run(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = StopRequest("stopped before it began")
+    stop.ask()
+    with pytest.raises(StoppedError, match="stopped before it began"):
+        go(tiny(corpus, tmp_path), stop=stop)
+    assert storage.list_steps(tmp_path / "checkpoints") == []
+    assert "parameters" in capsys.readouterr().err  # what it would have trained was told
+
+
+def test_each_checkpoint_is_saved_once_and_where_it_is_due(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path, max_iters=10, save_interval=3, eval_interval=5, keep_checkpoints=9))
+    saved = [event["step"] for event in events_of(tmp_path) if event["event"] == "save"]
+    assert saved == [3, 6, 9, 10]
+    evaluated = [record["step"] for record in records(tmp_path) if "val_loss" in record]
+    assert evaluated == [5, 10]
+    go(tiny(corpus, tmp_path, max_iters=11, save_interval=3, eval_interval=20))
+    evaluated = [record["step"] for record in records(tmp_path) if "val_loss" in record]
+    assert evaluated == [5, 10, 11]  # the last step always is
+
+
+def test_each_line_of_the_record_says_what_its_time_went_to(corpus: Path, tmp_path: Path) -> None:
+    go(tiny(corpus, tmp_path, log_interval=1, save_interval=2, async_save=False))
+    lines = {int(line["step"]): line for line in records(tmp_path) if "loss" in line}
+    assert all(line["data_s"] > 0 for line in lines.values())
+    # what came after step 4 stands in the line of step 5
+    assert [step for step, line in lines.items() if line["eval_s"] > 0] == [5]
+    assert [step for step, line in lines.items() if line["save_s"] > 0] == [3, 5, 7]
+
+
+def test_a_run_that_cannot_note_its_end_has_ended_all_the_same(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class AtTheEnd(StopRequest):
+        asked = 0
+
+        def __bool__(self) -> bool:
+            self.asked += 1
+            if self.asked == 9:
+                (tmp_path / "status.json").unlink()
+                (tmp_path / "status.json").mkdir()
+            return False
+
+    result = go(tiny(corpus, tmp_path, async_save=False), stop=AtTheEnd())
+    assert (result.step, result.verdict) == (8, "done")
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(told) == 2  # of the save, and of the end
+    assert "step-00000008 is saved, but" in told[0]
+    assert "status.json: is not a regular file" in told[1]
+    assert not storage.verify(Path(result.checkpoint))

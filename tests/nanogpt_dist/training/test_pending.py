@@ -2,22 +2,28 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from nanogpt_dist import storage
-from nanogpt_dist.checkpoint import load_state
+from nanogpt_dist.checkpoint import TrainState, load_state
+from nanogpt_dist.config import resolve
 from nanogpt_dist.distributed.world import World
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.errors import BadDataError, ConfigError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import step as step_module
 from nanogpt_dist.training.check_resume import check_resume
+from nanogpt_dist.training.pending import PendingResults
 from nanogpt_dist.training.progress import Progress
-from nanogpt_dist.training.step import TrainStep
+from nanogpt_dist.training.roll_back import RollBack
+from nanogpt_dist.training.spikes import Limits
+from nanogpt_dist.training.step import StepResult, TrainStep
 from nanogpt_dist.transfers import Readout
-from tests.nanogpt_dist.small import ONE, go, records, tiny, weights_sha256
+from tests.nanogpt_dist.small import ONE, events_of, go, records, tiny, weights_sha256
 
 CLOCK = ("tokens_per_second", "mfu", "memory_bytes", "time", "interval_s")
 CLOCK += ("data_s", "communication_s", "save_s", "eval_s")
@@ -228,3 +234,137 @@ def test_a_first_evaluation_may_take_long_but_not_the_steps_before_it(
     assert order.count("may take long") == 3  # two steps, one evaluation
     last = max(i for i, told in enumerate(order) if told == "may take long")
     assert order[last - 1] == "read 4", order
+
+
+class Pending:
+    """PendingResults without a run: `logged`, `warned` and the events tell what it does."""
+
+    def __init__(self, run: Path, on_spike: str = "log", documents: Any = (), **more: Any) -> None:
+        self.logged: list[int] = []
+        self.warned: list[str] = []
+        self.asked: list[int] = []
+        self.run, self.documents = run, documents
+        self.state = TrainState()
+        progress: Any = SimpleNamespace(
+            config=resolve({"on_spike": on_spike, **more}),
+            run=run,
+            recorder=self,
+            console=SimpleNamespace(line=self.warned.append),
+            log_step=lambda made, result: self.logged.append(made.step),
+        )
+        saver: Any = SimpleNamespace(last_good=lambda state: "there is no checkpoint yet")
+        self.progress = progress
+        self.results = PendingResults(self.state, progress, saver, 3, self.documents_of)
+
+    def documents_of(self, step: int) -> list[int]:
+        self.asked.append(step)
+        if isinstance(self.documents, Exception):
+            raise self.documents
+        return list(self.documents)
+
+    def step(
+        self, loss: float = 2.0, norm: float = 1.0, skipped: bool = False, late: bool = False
+    ) -> None:
+        """Count a step; losses above 3 are spikes."""
+        self.state.count(10)
+        values = torch.tensor([norm, loss, float(skipped or math.isnan(norm))])
+        figures = Late(values, lambda _: None) if late else Readout(values)
+        self.results.add(StepResult(0.1, Limits(loss=3.0), figures, 1))
+
+
+def test_late_results_are_read_one_step_later(tmp_path: Path) -> None:
+    run = Pending(tmp_path)
+    assert run.results.all_read
+    for made in range(1, 4):
+        run.step(late=True)
+        assert run.logged == list(range(1, made))
+        assert not run.results.all_read
+    run.step()
+    assert run.logged == [1, 2, 3, 4]
+    assert run.results.all_read
+    run.step(late=True)
+    run.results.read_all()
+    assert run.logged == [1, 2, 3, 4, 5]
+    assert run.state.losses == (2.0,) * 5
+
+
+def test_skipped_steps_are_counted_and_only_three_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run = Pending(tmp_path, documents=[4, 5000, 6, 7, 8])
+    for bad in (True, True, False, True, True, False):
+        run.step(norm=math.nan if bad else 1.0)
+        assert run.results.skipped is bad
+    assert (run.state.skipped, run.logged) == (4, [1, 2, 3, 4, 5, 6])
+    assert run.state.losses == (2.0, 2.0)
+    assert run.warned[0] == (
+        "warning: step 1 skipped, its gradient's norm is nan (loss 2.0000); documents 4, 5,000, 6 "
+        "and 2 more"
+    )
+    assert [event["step"] for event in events_of(tmp_path)] == run.asked == [1, 2, 4, 5]
+    first = events_of(tmp_path)[0]
+    assert (first["event"], first["documents"]) == ("skip", [4, 5000, 6, 7, 8])
+    for _ in range(2):
+        run.step(norm=math.nan)
+    told = "no finite gradient in 3 steps up to step 9; there is no checkpoint yet: "
+    with pytest.raises(ConfigError, match=told) as ended:
+        run.step(norm=math.nan)
+    assert ended.value.agreed
+    assert run.state.skipped == 7
+
+
+def test_spikes_in_a_row_are_told_of_once_and_each_row_anew(tmp_path: Path) -> None:
+    run = Pending(tmp_path, documents=[1, 2, 3])
+    for loss in (2.0, 9.0, 9.0, 9.0, 2.0, 8.0):
+        run.step(loss)
+    told = "warning: step {} is a spike: loss {:.4f} where 3.0000 is the most; documents 1, 2, 3"
+    assert run.warned == [told.format(2, 9.0), told.format(6, 8.0)]
+    events = events_of(tmp_path)
+    assert [(event["event"], event["step"], event["doing"]) for event in events] == [
+        ("spike", 2, "log"),
+        ("spike", 6, "log"),
+    ]
+    assert (events[0]["loss"], events[0]["grad_norm"]) == (9.0, 1.0)
+    assert (run.state.skipped, len(run.state.losses)) == (0, 6)
+
+
+def test_skipped_spikes_are_all_told_of_and_ten_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run = Pending(tmp_path, "skip")
+    for row in (9, 9):
+        for _ in range(row):
+            run.step(9.0, skipped=True)
+        run.step()
+    assert len(run.warned) == run.state.skipped == 18
+    assert ", skipped: loss 9.0000" in run.warned[0]
+    assert run.warned[0].endswith("is the most")  # it has no documents
+    for _ in range(9):
+        run.step(9.0, skipped=True)
+    with pytest.raises(ConfigError, match="10 spikes in a row up to step 30; there is no check"):
+        run.step(9.0, skipped=True)
+
+
+def test_a_spike_is_rolled_back_at_once(tmp_path: Path) -> None:
+    run = Pending(tmp_path, "rollback")
+    run.step()
+    with pytest.raises(RollBack) as back:
+        run.step(9.0)
+    assert back.value.step == 2
+    assert len(run.warned) == 1
+
+
+def test_other_ranks_note_nothing_and_a_list_of_names_ends_no_run(tmp_path: Path) -> None:
+    run = Pending(tmp_path, documents=BadDataError("a damaged shard"))
+    run.step(9.0)
+    run.step(2.0)
+    run.progress.recorder = None
+    run.step(9.0)
+    assert run.asked == [1]
+    assert [(event["step"], event["documents"]) for event in events_of(tmp_path)] == [(1, [])]
+    assert len(run.warned) == 2
+
+
+def test_a_batch_of_another_shape_is_judged_by_none_before_it(tmp_path: Path) -> None:
+    run = Pending(tmp_path, batch_ramp="0:12,3:24")
+    seen = []
+    for _ in range(5):
+        run.step()
+        seen.append(len(run.state.losses))
+    assert seen == [1, 2, 3, 1, 2]
