@@ -5,19 +5,27 @@ end.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from launch import processes
 from nanogpt_dist import storage
+from nanogpt_dist.checkpoint import TrainState
+from nanogpt_dist.config import resolve
+from nanogpt_dist.data import DataFolder
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
+from nanogpt_dist.evaluation.loss import spread
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.training.resume import ResumePoint
+from nanogpt_dist.training.resume import ResumePoint, forget_lost_best, forget_other_best
 from tests.conftest import TINY, Run, build, command, in_ranks
 from tests.nanogpt_dist.small import ONE, STEPS, go, records, tiny, weights_sha256
 
@@ -279,3 +287,94 @@ def test_ranks_that_see_other_files_start_at_one_checkpoint(corpus: Path, tmp_pa
     """As on a disk that shows new names late to other machines."""
     in_ranks("lagging", 2, corpus, tmp_path / "run")
     assert weights_sha256(tmp_path / "run", 12)
+
+
+def test_an_imported_run_may_go_on_with_any_data_of_its_ids(trained: Path, corpus: Path) -> None:
+    start = ResumePoint.read(trained / "checkpoints" / storage.step_name(8))
+    data = DataFolder.open(corpus)
+    assert start.origin is None
+    start.refuse_another_run(start.config, data)
+    elsewhere = replace(start, facts={**start.facts, "dataset_id": "f" * 64})
+    with pytest.raises(
+        BadDataError, match=f"trained on data set f{{12}}, .* is {data.dataset_id[:12]};"
+    ):
+        elsewhere.refuse_another_run(start.config, data)
+    imported = replace(start, facts={**elsewhere.facts, "imported_from": "gpt2"})
+    assert imported.origin == "gpt2"
+    imported.refuse_another_run(start.config, data)
+    other = replace(start, facts={**imported.facts, "tokenizer_fingerprint": "0"})
+    with pytest.raises(
+        BadDataError, match=r"step-00000008 \(gpt2\) has other ids than .*; give another"
+    ):
+        other.refuse_another_run(start.config, data)
+    begun = replace(start, facts={"began_from": "mine", "imported_from": "gpt2"})
+    assert begun.origin == "mine"
+
+
+def test_what_ranks_and_threads_were_is_noted_where_it_is_known(trained: Path) -> None:
+    start = ResumePoint.read(trained / "checkpoints" / storage.step_name(8))
+    threads = torch.get_num_threads()
+    moved = replace(start, facts={"threads_per_rank": threads + 1})
+    assert moved.notes(start.config, ONE) == [
+        f"threads_per_rank {threads + 1} (now {threads}): the same tokens in the same order, "
+        "rounded otherwise"
+    ]
+    assert replace(start, facts={}).notes(start.config, ONE) == []
+
+
+def test_what_dead_attempts_left_is_cleared_at_the_start(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    left = [tmp_path / ".tmp-status.json-01234567", tmp_path / "checkpoints" / ".trash-x-01234567"]
+    for path in left:
+        path.touch()
+    go(tiny(corpus, tmp_path, max_iters=1, warmup_iters=0))
+    assert not any(path.exists() for path in left)
+
+
+def test_a_run_resumed_where_its_decay_starts_pins_that(corpus: Path, tmp_path: Path) -> None:
+    values = {"schedule": "wsd", "decay_fraction": 0.5, "warmup_iters": 0}
+    go(tiny(corpus, tmp_path, max_iters=4, **{**values, "schedule": "constant"}))
+    go(tiny(corpus, tmp_path, max_iters=8, keep_checkpoints=2, save_interval=1, **values))
+    assert storage.read_pins(tmp_path / "checkpoints") == {storage.step_name(4)}
+    steps = [path.name for path in storage.list_steps(tmp_path / "checkpoints")]
+    assert storage.step_name(4) in steps
+
+
+@pytest.mark.parametrize(("there", "best"), [(7, 7), (0, 0), (7, 6), (7, None), (None, 7)])
+def test_a_best_that_is_gone_is_forgotten(
+    there: int | None, best: int | None, tmp_path: Path
+) -> None:
+    if there is not None:
+        (tmp_path / storage.step_name(there)).mkdir()
+    run: Any = SimpleNamespace(world=ONE, checkpoints=tmp_path)
+    state = TrainState(step=9, best_step=best, best_val_loss=2.0)
+    forget_lost_best(run, state)
+    kept = best is not None and there == best
+    assert (state.best_step, state.best_val_loss) == ((best, 2.0) if kept else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("windows", "best_step", "note"),
+    [
+        (6, 4, None),
+        (7, 4, "the best val loss so far, 2.0000 at step 4, was over 6 windows .* it is over 7"),
+        (7, None, None),
+    ],
+)
+def test_a_best_is_compared_over_the_same_windows_only(
+    windows: int, best_step: int | None, note: str | None
+) -> None:
+    evaluator: Any = SimpleNamespace(
+        split=SimpleNamespace(tokens=1000), windows=spread(1000, 16, windows)
+    )
+    config = resolve({"block_size": 16, "eval_iters": 2, "batch_size": 3})
+    start: Any = SimpleNamespace(config=config)
+    loss = None if best_step is None else 2.0
+    state = TrainState(step=9, best_step=best_step, best_val_loss=loss)
+    told = forget_other_best(start, state, evaluator)
+    if note is None:
+        assert told is None
+        assert (state.best_step, state.best_val_loss) == (best_step, loss)
+    else:
+        assert re.search(note, str(told))
+        assert (state.best_step, state.best_val_loss) == (None, None)
