@@ -63,7 +63,10 @@ MODULES: dict[str, list[str]] = {
         *RESUMING,
         *(f"{HERE}/training/test_{name}.py" for name in ("async_save", "telemetry")),
     ],
-    "nanogpt_dist/training/loop.py": [*RESUMING, *SPIKES, f"{HERE}/training/test_samples.py"],
+    "nanogpt_dist/training/loop.py": [
+        *(*RESUMING, *SPIKES),
+        *(f"{HERE}/training/test_{name}.py" for name in ("samples", "telemetry", "replicas")),
+    ],
     "nanogpt_dist/training/decay.py": [f"{HERE}/training/test_decay.py"],
     "nanogpt_dist/training/pending.py": [*SPIKES, f"{HERE}/training/test_saver.py"],
     "nanogpt_dist/training/roll_back.py": SPIKES,

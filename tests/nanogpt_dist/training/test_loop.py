@@ -191,6 +191,11 @@ def test_a_terminal_that_goes_away_does_not_end_the_run(
 def test_a_stop_before_the_first_update_is_obeyed_at_once() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+        StopRequest("nothing was done").listen()
+        signal.raise_signal(signal.SIGHUP)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         StopRequest("nothing was done").listen()
         with pytest.raises(StoppedError, match="nothing was done"):
             signal.raise_signal(signal.SIGHUP)
