@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nanogpt_dist import checkpoint, storage
-from nanogpt_dist.errors import StorageError
+from nanogpt_dist.errors import ConfigError, StorageError
+from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.saver import Saver
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import Run, in_ranks
@@ -114,6 +115,22 @@ def test_what_is_written_beside_the_training_is_of_the_step_of_its_name(
     assert slow["at_end"][0][1] >= 7
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert storage.sha256_file(beside / file) == storage.sha256_file(between / file)
+
+
+def test_an_error_that_ends_the_run_lets_a_save_end_first(
+    corpus: Path, tmp_path: Path, slow: dict[str, Any]
+) -> None:
+    class Failing(StopRequest):
+        def __bool__(self) -> bool:
+            if slow["updates"] == 6:
+                threading.Timer(0.3, slow["go_on"].set).start()
+                raise ConfigError("made up")
+            return False
+
+    slow |= {"release_at": None, "last": 8}
+    with pytest.raises(ConfigError, match="made up"):
+        go(tiny(corpus, tmp_path, async_save=True), stop=Failing())
+    assert storage.verify(tmp_path / "checkpoints" / storage.step_name(4)) == []
 
 
 @pytest.mark.thorough

@@ -12,12 +12,14 @@ from nanogpt_dist.checkpoint import load_model
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.importing import import_shards
-from nanogpt_dist.errors import StorageError, TextError
+from nanogpt_dist.errors import ConfigError, StorageError, TextError
 from nanogpt_dist.generation.decoder import Decoder
 from nanogpt_dist.generation.sampling import sample
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tokenizer.tokenizer import char
+from nanogpt_dist.training import loop
 from nanogpt_dist.training.odd_settings import odd_settings
 from nanogpt_dist.training.samples import NEW_TOKENS, Sampler, make_sampler, val_beginnings
 from tests.conftest import TINY, Run
@@ -144,6 +146,18 @@ def test_a_prompt_that_cannot_be_encoded_is_told_before_the_first_step() -> None
             continue
         with pytest.raises(TextError, match=r"--sample-prompt: character 'Ü' \(U\+00DC\)"):
             make_sampler(config, data, ONE, torch.float32)
+
+
+def test_a_run_whose_prompts_are_refused_has_failed(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("made up")
+
+    monkeypatch.setattr(loop, "make_sampler", refuse)
+    with pytest.raises(ConfigError, match="made up"):
+        go(tiny(corpus, tmp_path))
+    assert run_folder.verdict_of(tmp_path) == "failed"
 
 
 def test_all_is_saved_when_the_last_samples_are_drawn(
