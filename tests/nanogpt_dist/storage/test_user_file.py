@@ -11,6 +11,10 @@ import pytest
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, CannotCreateError, StorageError
 from nanogpt_dist.storage import user_file
+from tests.conftest import CLONE
+
+# other processes import this clone, whatever is installed
+HERE = {**os.environ, "PYTHONPATH": str(CLONE)}
 
 
 def test_probe_writable(tmp_path: Path) -> None:
@@ -80,7 +84,7 @@ def test_a_link_to_a_standard_stream_adds_to_what_was_printed(number: int, tmp_p
     )
     with open(tmp_path / "said", "wb") as said:
         where = {"stdout" if number == 1 else "stderr": said}
-        subprocess.run([sys.executable, "-c", code], **where, check=True)  # type: ignore[call-overload]
+        subprocess.run([sys.executable, "-c", code], env=HERE, **where, check=True)  # type: ignore[call-overload]
     assert (tmp_path / "said").read_text() == "before\nin between\nafter\n"
     assert link.is_symlink()
 
@@ -93,6 +97,6 @@ def test_a_standard_output_that_is_full_is_an_error_in_one_line() -> None:
     )
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code], env=HERE, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.stderr.startswith("disk full: /dev/full, ")

@@ -6,8 +6,11 @@ import math
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +25,8 @@ from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.plan import fit_to_data
+from nanogpt_dist.training.saver import Saver
+from nanogpt_dist.training.step import TrainStep
 from tests.nanogpt_dist.small import ONE, events_of, go, records, tiny, weights_sha256
 
 
@@ -250,6 +255,28 @@ def test_each_line_of_the_record_says_what_its_time_went_to(corpus: Path, tmp_pa
     # what came after step 4 stands in the line of step 5
     assert [step for step, line in lines.items() if line["eval_s"] > 0] == [5]
     assert [step for step, line in lines.items() if line["save_s"] > 0] == [3, 5, 7]
+
+
+def test_evaluations_and_saves_do_not_count_as_training_time(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, hours = time.perf_counter, list[float]()
+
+    def an_hour(call: Callable[..., Any]) -> Callable[..., Any]:
+        def lasting(*given: Any, **more: Any) -> Any:
+            hours.append(3600)
+            return call(*given, **more)
+
+        return lasting
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + sum(hours))
+    monkeypatch.setattr(TrainStep, "evaluate", an_hour(TrainStep.evaluate))
+    monkeypatch.setattr(Saver, "save", an_hour(Saver.save))
+    result = go(tiny(corpus, tmp_path, log_interval=1, eval_interval=2, save_interval=3))
+    assert len(hours) >= 6
+    lines = [line for line in records(tmp_path) if "loss" in line and line["step"] > 1]
+    speeds = [result.tokens_per_second, *(line["tokens_per_second"] for line in lines)]
+    assert all(speed is not None and speed > 8 * 32 / 1800 for speed in speeds)
 
 
 def test_a_run_that_cannot_note_its_end_has_ended_all_the_same(
