@@ -23,6 +23,7 @@ from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.training import loop
 from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.plan import fit_to_data
 from nanogpt_dist.training.saver import Saver
@@ -299,3 +300,26 @@ def test_a_run_that_cannot_note_its_end_has_ended_all_the_same(
     assert "step-00000008 is saved, but" in told[0]
     assert "status.json: is not a regular file" in told[1]
     assert not storage.verify(Path(result.checkpoint))
+
+
+@pytest.mark.parametrize(("ranks", "ended"), [(1, StoppedError), (2, ConfigError)])
+def test_one_process_stops_at_once_before_the_first_step_and_ranks_only_together(
+    ranks: int,
+    ended: type[Exception],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def signalled(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise ConfigError("went on")
+
+    monkeypatch.setattr(loop, "make_plan", signalled)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        stop = StopRequest().listen()
+        with pytest.raises(ended):
+            train(tiny(corpus, tmp_path), replace(ONE, size=ranks), stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -19,6 +19,7 @@ from nanogpt_dist.training import step as step_module
 from nanogpt_dist.training.check_resume import check_resume
 from nanogpt_dist.training.pending import PendingResults
 from nanogpt_dist.training.progress import Progress
+from nanogpt_dist.training.replicas import Replicas
 from nanogpt_dist.training.roll_back import RollBack
 from nanogpt_dist.training.spikes import Limits
 from nanogpt_dist.training.step import StepResult, TrainStep
@@ -121,6 +122,22 @@ def test_a_result_is_read_while_the_next_step_is_made(
         *("make 5", "make 6", "read 5", "read 6", "make 7", "make 8", "read 7", "read 8"),
         "evaluate 8",
     ]
+
+
+def test_results_are_read_before_copies_are_compared(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    late: None,
+    order: list[str],
+) -> None:
+    monkeypatch.setattr(Replicas, "is_due", lambda self, step: step == 2)
+    compare = lambda self, step, good: order.append(f"compare {step} ({good})")  # noqa: E731
+    monkeypatch.setattr(Replicas, "compare", compare)
+    go(tiny(corpus, tmp_path, max_iters=4, eval_interval=4))
+    first = "compare 2 (there is no checkpoint yet)"
+    assert order[:6] == ["make 1", "make 2", "read 1", "read 2", first, "make 3"]
+    assert order[-2:] == ["evaluate 4", "compare 4 (there is no checkpoint yet)"]
 
 
 def test_what_is_there_is_read_at_once(corpus: Path, tmp_path: Path, order: list[str]) -> None:
