@@ -20,11 +20,13 @@ from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tokenizer.tokenizer import char
 from nanogpt_dist.training import loop
+from nanogpt_dist.training.metrics import read_record
 from nanogpt_dist.training.odd_settings import odd_settings
 from nanogpt_dist.training.samples import NEW_TOKENS, Sampler, make_sampler, val_beginnings
 from tests.conftest import TINY, Run
 from tests.nanogpt_dist.data.test_importing import stream, write_raw
 from tests.nanogpt_dist.small import ALL_OPTIONS, ONE, go, records, tiny, weights_sha256
+from tests.nanogpt_dist.training.test_pending import After
 
 
 def samples(run: Path) -> list[dict[str, Any]]:
@@ -158,6 +160,18 @@ def test_a_run_whose_prompts_are_refused_has_failed(
     with pytest.raises(ConfigError, match="made up"):
         go(tiny(corpus, tmp_path))
     assert run_folder.verdict_of(tmp_path) == "failed"
+
+
+def test_samples_are_drawn_where_they_are_due_and_at_the_end_but_not_of_a_stop(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = tiny(corpus, tmp_path, sample_interval=3)
+    assert go(config, stop=After(5)).step == 5
+    drawn = [line["step"] for line in read_record(tmp_path / run_folder.SAMPLES)]
+    assert sorted(set(drawn)) == [3]
+    go(config)
+    drawn = [line["step"] for line in read_record(tmp_path / run_folder.SAMPLES)]
+    assert sorted(set(drawn)) == [3, 6, 8]
 
 
 def test_all_is_saved_when_the_last_samples_are_drawn(

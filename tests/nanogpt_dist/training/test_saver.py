@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import stat
 import threading
 from dataclasses import replace
@@ -57,7 +58,7 @@ def test_the_best_is_kept_however_old_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     evaluate = TrainStep.evaluate
-    made_up = iter([3.0, 2.0, *([2.5] * 8)])  # the best after 4 steps
+    made_up = iter([3.0, 2.0, *([2.5] * 8), 2.3, 2.4])  # the best after 4 steps
 
     def better_at_first(*given: Any) -> Evaluation:
         return replace(evaluate(*given), val_loss=next(made_up))
@@ -66,7 +67,12 @@ def test_the_best_is_kept_however_old_it_is(
     go(tiny(corpus, tmp_path, max_iters=20, eval_interval=2))
     steps = [storage.step_of(path.name) for path in storage.list_steps(tmp_path / "checkpoints")]
     assert steps == [20, 18, 4]
-    assert find_checkpoint(str(tmp_path), best=True).name == "step-00000004"
+    best = find_checkpoint(str(tmp_path), best=True)
+    assert best.name == "step-00000004"
+    shutil.rmtree(best)  # from then on it is of those that are left
+    result = go(tiny(corpus, tmp_path, max_iters=24, eval_interval=2))
+    assert result.best_val_loss == 2.3
+    assert find_checkpoint(str(tmp_path), best=True).name == "step-00000022"
 
 
 def test_a_checkpoint_that_was_not_evaluated_has_no_val_loss(corpus: Path, tmp_path: Path) -> None:

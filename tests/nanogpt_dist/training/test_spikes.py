@@ -159,7 +159,7 @@ def test_roll_back_leaves_out_the_steps_before_a_spike(
 ) -> None:
     poison(AT_STEP)
     run = tmp_path / "a"
-    result = go(tiny(corpus, run, on_spike="rollback", **SETTINGS))
+    result = go(tiny(corpus, run, on_spike="rollback", **SETTINGS), fresh=True)  # which it is once
     assert result.tokens == (72 - STEPS) * 4 * 2 * 32
     assert json.loads((run / "run.json").read_text())["steps_left_out"] == [list(LEFT_OUT)]
     assert state_of(run, 48).left_out == ()
