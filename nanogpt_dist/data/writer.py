@@ -199,6 +199,7 @@ class _OpenShard:
     def abort(self) -> None:
         self._close()
         for path in (
+            self.path,  # has its name where the folder's fsync has failed
             self.temporary,
             self.path.with_suffix(".crc32"),
             self.path.with_suffix(".ends"),
