@@ -23,8 +23,9 @@ CHECKPOINT = [
     f"{HERE}/distributed/test_strategy.py",
 ]
 DATA = [
-    f"{HERE}/data/test_{name}.py"
-    for name in ("batches", "shards", "documents", "verify", "importing")
+    *(f"{HERE}/data/test_{name}.py" for name in ("batches", "format", "manifest", "reader")),
+    *(f"{HERE}/data/test_{name}.py" for name in ("shards", "verify", "importing", "writer")),
+    f"{HERE}/data/test_documents.py",
 ]
 STEP = [
     f"{HERE}/training/test_{name}.py"

@@ -3,7 +3,10 @@ micro-batch.
 """
 
 import contextlib
+import hashlib
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +75,40 @@ def test_the_order_is_that_of_every_version() -> None:
     assert order.starts(np.arange(6)).tolist() == [11340, 53932, 2284, 35436, 58892, 74732]
     late = Order(7, "other", 8, 10**10).starts(np.arange(3) + 2 * 10**9)  # of the second epoch
     assert late.tolist() == [6_792_714_723, 6_596_757_987, 4_926_756_979]
+
+
+def test_the_permutation_of_every_size_is_that_of_every_version() -> None:
+    """Of one window to 130: on both sides of each power of two, by which its block is cut."""
+    digest = hashlib.sha256()
+    for size in range(1, 131):
+        found = permute(np.arange(size), size, _keys("size", size))
+        assert sorted(found.tolist()) == list(range(size))
+        digest.update(found.astype("<i8").tobytes())
+    assert digest.hexdigest()[:16] == "4f88e8ea7c9b659a"
+
+
+def test_the_shift_of_every_split_is_that_of_every_version() -> None:
+    """Of splits of one window and more, with no token, some, or all but one left over."""
+    starts = [
+        Order(1337, "data", 32, tokens).starts(np.arange(2)).tolist()
+        for tokens in (33, 34, 50, 63, 64, 65, 95, 96, 97, 110)
+    ]
+    assert starts == [
+        [0, 0],
+        [0, 0],
+        [6, 6],
+        [8, 2],
+        [12, 8],
+        [12, 8],
+        [12, 8],
+        [12, 44],
+        [12, 44],
+        [12, 44],
+    ]
+    with pytest.raises(
+        BadDataError, match="has 32 tokens, one window needs 33; type --block-size 31"
+    ):
+        Order(1337, "data", 32, 32)
 
 
 def test_epochs_differ_in_order_and_shift() -> None:
@@ -241,6 +278,13 @@ def test_ranks_that_cannot_share_a_ramps_smallest_batch_are_told() -> None:
     assert batches.micro_batches(batches.pieces[1]) == (1, 3)
 
 
+def test_what_a_ramp_ends_with_is_what_an_update_reads() -> None:
+    split, ramp = Drawn(3000), ramps.ramp("0:4,10:12,20:24", None, 1, 32)
+    batches = Batches(split, Order(7, "data", 32, 3000), 24, 4, 0, 2, ramp)
+    assert [batches.micro_batches(piece) for piece in batches.pieces] == [(1, 2), (2, 3), (3, 4)]
+    assert batches.per_update == 3
+
+
 def test_targets_are_the_inputs_shifted_by_one(corpus: Path) -> None:
     split = DataFolder.open(corpus).split("train")
     x, y = next(Batches(split, Order(1, "id", 32, split.tokens), 4, 4, 0, 1).of(3))
@@ -271,8 +315,46 @@ def test_reading_ahead_changes_nothing_and_tells_of_damage_in_its_turn(
             prefetcher.get(22)
 
 
+def test_each_step_is_read_once_and_the_next_one_ahead() -> None:
+    read: list[int] = []
+
+    class Told(Batches):
+        def of(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            read.append(step)
+            return super().of(step)
+
+    batches = Told(Drawn(3000), Order(7, "data", 32, 3000), 4, 4, 0, 1)
+    with contextlib.closing(Prefetcher(batches, list)) as prefetcher:
+        for step in (0, 1, 2, 7, 8):
+            prefetcher.get(step)
+        prefetcher._next[1].result()  # type: ignore[index]
+    assert read == [0, 1, 2, 3, 7, 8, 9]
+
+
+def test_closing_does_not_wait_for_what_is_being_read_and_ends_the_thread() -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+    staged: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def stage(parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+        if staged:  # it reads ahead
+            begun.set()
+            goes_on.wait(20)
+        staged.extend(parts)
+
+    before = set(threading.enumerate())
+    prefetcher = Prefetcher(Batches(Drawn(3000), Order(7, "data", 32, 3000), 4, 4, 0, 1), stage)
+    prefetcher.get(0)
+    assert begun.wait(20)
+    prefetcher.close()
+    assert len(staged) == 1
+    goes_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 def test_three_ranks_are_told_which_numbers_are_possible() -> None:
     with pytest.raises(
-        ConfigError, match="3 ranks cannot share 8 sequences a step evenly; possible: 1, 2, 4, 8"
+        ConfigError, match=r"3 ranks cannot share 8 sequences a step evenly; possible: 1, 2, 4, 8$"
     ):
         micro_batch_size(4, 8, 3)
