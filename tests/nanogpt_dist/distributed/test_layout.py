@@ -16,6 +16,7 @@ from nanogpt_dist.distributed.layout import (
     check_ranks,
     choose_layout,
     is_allowed,
+    is_compiled,
     next_larger,
     next_layout,
     peak,
@@ -27,6 +28,7 @@ from nanogpt_dist.model.kernels import joined_batch_size
 from tests.nanogpt_dist.distributed import traced
 
 GB = 10**9
+GPT2 = 124_373_760  # parameters of gpt2-124m, without biases
 A100_40GB, A40_48GB, RTX4090_24GB = 42_298_834_944, 47_576_711_168, 25_386_352_640
 CARDS = (16, 24, 40, 48, 80, 141)
 SIZES = ("gpt2-124m", "gpt2-350m", "gpt2-774m", "gpt2-1558m", "shakespeare-char")
@@ -85,6 +87,8 @@ def test_activations_are_counted(preset: str, total: int) -> None:
     [
         ("gpt2-124m", 80, 1, ("single", "none", 60)),  # 12 × 40 sequences are 60 × 8
         ("gpt2-124m", 80, 8, ("ddp", "none", 60)),
+        ("gpt2-124m", 4, 8, ("fsdp", "full", 4)),  # 4,096 tokens keep a card busy, not more
+        ("gpt2-350m", 14, 1, ("single", "none", 4)),
         ("gpt2-774m", 24, 1, ("single", "selective", 6)),
         ("gpt2-1558m", 24, 8, ("fsdp", "none", 4)),
         ("gpt2-1558m", 16, 8, ("fsdp", "full", 10)),
@@ -135,6 +139,128 @@ def test_what_is_given_is_obeyed() -> None:
     assert unjoined.batch_size == 12
     both = {"join_micro_batches": False, "batch_size": 96, "gradient_accumulation_steps": 5}
     assert choose_layout(site_of("gpt2-124m", 80 * GB, **both)).batch_size == 96  # as given
+
+
+def test_a_card_of_any_size_gets_65536_tokens_at_most() -> None:
+    steps = {"batch_size": 8, "gradient_accumulation_steps": 16}
+    assert choose_layout(site_of("gpt2-124m", 10_000 * GB, **steps)).batch_size == 64
+    assert choose_layout(site_of("gpt2-124m", 10_000 * GB, batch_size=128)).batch_size == 128
+
+
+def test_what_is_taken_is_counted_by_strategy() -> None:
+    """Of AdamW 16 bytes a parameter; ddp has its buckets, fsdp a share of the states."""
+    site = site_of("gpt2-124m", 80 * GB, 8)
+    ddp, fsdp = (
+        site.with_usage(Layout(kind, *copies, "none", 12)).usage
+        for kind, copies in (("ddp", (8, 1)), ("fsdp", (1, 8)))
+    )
+    assert ddp is not None
+    assert fsdp is not None
+    assert ddp.weights == 4 * GPT2
+    assert ddp.moments == 8 * GPT2
+    assert ddp.gradients == 8 * GPT2  # its buckets, and those of earlier micro-batches
+    assert (fsdp.weights, fsdp.moments) == (4 * GPT2 // 8, 8 * GPT2 // 8)
+    alone = site_of("gpt2-124m", 80 * GB)
+    every, several = (
+        alone.with_usage(Layout("single", 1, 1, "none", size)).usage
+        for size in (alone.share, alone.share // 2)
+    )
+    assert every is not None
+    assert several is not None
+    assert several.gradients == 4 * GPT2
+    assert every.gradients == 0  # while the activations are most, of the only micro-batch
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_cpu_is_left_its_share(ranks: int) -> None:
+    """Weights, gradients and state may take 0.6 of a rank's part under ddp, and fsdp's a share."""
+    config = load("gpt2-124m", {"join_micro_batches": False})
+    states = 16 * GPT2
+
+    def fits(total: int, layout: Layout) -> bool:
+        return Site(config, Memory(total, None, ranks, "cpu"), ranks, torch.bfloat16, 16).fits(
+            layout
+        )
+
+    whole = Layout("ddp", ranks, 1, "none", 12)
+    assert fits(int(ranks * states / 0.6) + ranks, whole)
+    assert not fits(int(ranks * states / 0.6) - 2 * ranks, whole)
+    assert fits(int(states / 0.6) + ranks, Layout("fsdp", 1, ranks, "none", 12))
+    assert not fits(int(states / 0.6) - 2 * ranks, Layout("fsdp", 1, ranks, "none", 12))
+
+
+def test_auto_leaves_a_cpu_300_mb_and_a_quarter_or_three_heads() -> None:
+    site, layout = auto_site("cpu", 40 * GB), Layout("ddp", 2, 1, "none", 1)
+    layout = site.with_usage(layout)
+    assert site.takes(layout) == int(1.25 * peak(layout)) + 300_000_000
+    assert not auto_site("cpu", site.takes(layout) - 1).fits(layout)
+    assert auto_site("cpu", site.takes(layout)).fits(layout)
+    small = {"n_layer": 1, "n_embd": 64, "n_head": 1, "block_size": 1024, "chunked_loss": False}
+    wide = auto_site("cpu", 40 * GB, **small)
+    layout = wide.with_usage(Layout("ddp", 2, 1, "none", 12))
+    assert layout.usage is not None
+    head = layout.usage.head
+    assert head > 0.5 * peak(layout)
+    assert wide.takes(layout) == 3 * head + 300_000_000
+
+
+def test_all_of_a_machine_share_its_memory() -> None:
+    """Whoever takes of it now; a card is one rank's."""
+    layout = auto_site("cpu", None).with_usage(Layout("ddp", 2, 1, "none", 4))
+    takes = auto_site("cpu", None).takes(layout)
+    for total, there in ((2 * takes, True), (2 * takes - 2, False)):
+        config = auto_site("cpu", None).config
+        for site in (
+            Site(config, Memory(total, None, 2, "cpu"), 2, torch.bfloat16, 16),
+            Site(config, Memory(total, None, 2, "cpu", 80 * GB), 2, torch.bfloat16, 16),
+        ):
+            assert site.fits(layout) == site.fits_in_all(layout) == there
+    on_card = auto_site("cuda", None).with_usage(Layout("ddp", 2, 1, "none", 4))
+    for total, there in ((peak(on_card), True), (peak(on_card) - 1, False)):
+        site = Site(
+            auto_site("cuda", None).config, Memory(total, None, 1, "cuda"), 2, torch.bfloat16, 16
+        )
+        assert site.fits(on_card) == site.fits_in_all(on_card) == there
+
+
+def test_where_nothing_fits_what_takes_least_is_chosen() -> None:
+    site = site_of("gpt2-1558m", GB, 2)
+    chosen = choose_layout(site)
+    assert said(chosen) == ("fsdp", "full", 1)
+    assert peak(chosen) > GB
+
+
+def test_the_next_larger_micro_batch_is_the_next_divisor() -> None:
+    site = auto_site("cuda", None)  # 240 sequences of each rank
+    layout, sizes = choose_layout(auto_site("cuda", 8 * GB)), []
+    larger: Layout | None = Layout(layout.strategy, layout.replicate, layout.shard, "none", 1)
+    while larger is not None:
+        assert is_allowed(site, larger)
+        assert (larger.strategy, larger.activation_checkpointing) == (layout.strategy, "none")
+        sizes.append(larger.batch_size)
+        larger = next_larger(site, larger)
+    assert sizes == [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 24, 30, 40, 48, 60]
+    assert not is_allowed(site, Layout(layout.strategy, layout.replicate, layout.shard, "none", 7))
+
+
+def test_a_rank_has_one_sequence_at_least() -> None:
+    few = {"batch_size": 1, "gradient_accumulation_steps": 2}
+    assert [site_of("gpt2-124m", GB, ranks, **few).share for ranks in (1, 2, 4)] == [2, 1, 1]
+
+
+def test_what_is_compiled_and_what_autocast_does() -> None:
+    compiled = {None: (True, False, False), True: (True,) * 3, False: (False,) * 3}
+    for setting, expected in compiled.items():
+        config = TrainConfig(compile=setting)
+        assert tuple(is_compiled(config, kind) for kind in ("cuda", "cpu", "mps")) == expected
+    for strategy, dtype in (
+        ("single", torch.bfloat16),
+        ("ddp", torch.bfloat16),
+        ("fsdp", torch.float32),
+    ):
+        assert Layout(strategy, 1, 1).autocast_dtype(torch.bfloat16) == dtype
+    layouts = Layout("fsdp", 2, 4), Layout("ddp", 8, 1), Layout("single", 1, 1)
+    assert [*map(str, layouts)] == ["fsdp, 2 copies of 4 shards", "ddp", "single"]
 
 
 def test_a_cpu_is_chosen_for_as_before() -> None:
@@ -240,5 +366,14 @@ def test_a_strategy_that_there_is_not_on_so_many_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match="single on 2 ranks would train 2 models"):
         check_ranks(TrainConfig(strategy="single"), 2)
     check_ranks(TrainConfig(strategy="fsdp", mesh="2x2"), 4)
-    with pytest.raises(ConfigError, match="mesh 2x2 is for 4 ranks, there are 6; give 1x6, 2x3"):
+    with pytest.raises(
+        ConfigError, match=r"mesh 2x2 is for 4 ranks, there are 6; give 1x6, 2x3, 3x2, 6x1$"
+    ):
         check_ranks(TrainConfig(strategy="fsdp", mesh="2x2"), 6)
+    for strategy in ("single", "ddp"):
+        for flag, settings in (("mesh", {"mesh": "1x1"}), ("cpu-offload", {"cpu_offload": True})):
+            with pytest.raises(
+                ConfigError, match=f"--{flag} needs --strategy fsdp, this is {strategy}: add it"
+            ):
+                check_ranks(TrainConfig(strategy=strategy, **settings), 1)
+    check_ranks(TrainConfig(mesh="2x3"), 6)
