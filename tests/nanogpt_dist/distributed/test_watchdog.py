@@ -20,7 +20,7 @@ import torch.distributed as dist
 from launch import processes
 from nanogpt_dist.distributed import roll_call, watchdog
 from nanogpt_dist.distributed.watchdog import Watchdog
-from nanogpt_dist.errors import OutOfMemoryError, StoppedError
+from nanogpt_dist.errors import LostPeerError, OutOfMemoryError, StoppedError, StuckError
 from tests.conftest import start_ranks
 from tests.faults.trainings import Training, prepare
 
@@ -136,6 +136,86 @@ def test_a_store_that_is_gone_is_asked_once(
     # each question makes torch write a page
     assert capfd.readouterr().err.count("[c10d] ") == 1
     assert ranks[0].lost is None
+
+
+@pytest.mark.parametrize(("look_s", "looks"), [(1.0, 4), (2.0, 2)])
+def test_a_neighbour_is_missed_once_it_was_silent_in_all_looks_of_the_timeout(
+    look_s: float, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 3 s. One that never began is silent from the first look on."""
+    monkeypatch.setattr(watchdog, "LOOK_S", look_s)
+    missed = "rank 1 has given no sign for 3 s"
+    store, neighbour = dist.HashStore(), watchdog.Neighbour(1)
+    assert [neighbour.lost(store, 3.0) for _ in range(looks)] == [*[None] * (looks - 1), missed]
+    assert store.check(["leaving"]), "so that nobody else is missed for it"
+
+    store, neighbour = dist.HashStore(), watchdog.Neighbour(1)
+    for _ in range(3):
+        store.add("alive/1", 1)
+        assert [neighbour.lost(store, 3.0) for _ in range(looks)] == [None] * looks
+    assert not store.check(["leaving"])
+    assert neighbour.lost(store, 3.0) == missed
+    store.set("done/1", "")
+    assert neighbour.lost(store, 3.0) is None, "it has left in order"
+
+
+def test_a_rank_that_has_died_or_left_is_told_of_by_the_store_and_the_machine() -> None:
+    store = dist.HashStore()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    watched = [Watchdog(rank, 3, store) for rank in range(3)]
+    members = roll_call.members_of(store, 3)
+    host, place, _ = members[2]
+    dead = {**members, 2: (host, place, ended.pid)}
+    assert watchdog._lost(store, members) is None
+    assert watchdog._lost(store, dead) == "rank 2 has died"
+    watched[2].done()
+    assert watchdog._lost(store, dead) is None
+    watched[1].leave(ValueError("the disk is on fire"))
+    assert watchdog._lost(store, dead) == watchdog._lost(store, members) == "another rank has left"
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_each_rank_is_missed_by_the_one_before_it(
+    silent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_S", 0.05)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [Watchdog(rank, 3, store, 1.0) for rank in range(3)]
+    before, after = ranks[silent - 1], ranks[(silent + 1) % 3]
+    with before.watching(None), after.watching(None):
+        until(lambda: before.lost and after.lost)
+    assert before.lost == f"rank {silent} has given no sign for 1 s"
+    assert after.lost == "another rank has left"
+    with pytest.raises(LostPeerError, match="another rank has left"):
+        after.wait(lambda: False)
+    assert before.ends_process is False
+
+
+def test_a_device_that_is_late_is_given_its_time_and_no_more() -> None:
+    late = Watchdog(0, 2, dist.HashStore(), timeout_s=0.3)
+    answers = iter([False, False, True])
+    late.wait(lambda: next(answers))
+    with pytest.raises(StuckError, match=r"no answer of the device for 0\.3 s"):
+        late.wait(lambda: False)
+
+
+def test_it_is_looked_often_at_first_and_each_millisecond_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    Watchdog(0, 1, None).wait(lambda: len(pauses) == 100)
+    assert pauses == sorted(pauses)
+    assert max(pauses[:2]) < 1e-4
+    assert pauses[-1] == 1e-3
 
 
 def learnt_of_memory(note: Callable[[BaseException], None]) -> tuple[BaseException, list[str]]:
