@@ -7,8 +7,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_dist.distributed.dealing import Grid, Matrix, copy_to_all, deal, gather_whole, total
+from nanogpt_dist.distributed import dealing
+from nanogpt_dist.distributed.dealing import (
+    Grid,
+    Matrix,
+    copy_to_all,
+    deal,
+    gather_whole,
+    give_back,
+    grid_of,
+    parts,
+    total,
+)
 from nanogpt_dist.distributed.memory import MOST
+from nanogpt_dist.distributed.world import World
 
 sizes = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30)
 
@@ -28,6 +40,49 @@ def test_each_matrix_is_dealt_once_and_no_rank_has_much_more_to_do(
     loads = [sum(m.cost for each in rounds for m in each[rank]) for rank in range(ranks)]
     assert max(loads) <= sum(loads) / ranks + max(m.cost for m in matrices)
     assert all(len(each) == ranks for each in rounds)
+
+
+def shapes_of(dealt: tuple[tuple[tuple[Matrix, ...], ...], ...]) -> list[list[list[int]]]:
+    """[round][rank] → the rows of its matrices."""
+    return [[[m.rows for m in mine] for mine in each] for each in dealt]
+
+
+def test_the_costliest_is_dealt_first_and_those_of_one_shape_are_neighbours() -> None:
+    """Costs: of M·R·C multiplications twice, and of M³ once, where M is the smaller of R and C."""
+    costs = {(2, 3): 32, (3, 2): 32, (1, 4): 9, (1, 1): 3, (4, 4): 192}
+    assert {shape: Matrix(0, 0, *shape, shape[0]).cost for shape in costs} == costs
+    assert shapes_of(deal(matrices_of([(1, 1)] * 3 + [(4, 1)]), 2)) == [[[4], [1, 1, 1]]]
+    mixed = matrices_of([(2, 3), (1, 1), (3, 2), (2, 3), (4, 4), (3, 2)])
+    assert shapes_of(deal(mixed, 1)) == [[[4, 2, 2, 3, 3, 1]]]
+
+
+def test_a_round_has_so_many_elements_at_most_or_one_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dealing, "MOST", 10)
+    rows = [12, 5, 5, 1, 9, 11]  # of one column each, dealt by size
+    found = deal.__wrapped__(matrices_of([(n, 1) for n in rows]), 1)
+    assert shapes_of(found) == [[[12]], [[11]], [[9]], [[5, 5]], [[1]]]
+    found = deal.__wrapped__(matrices_of([(n, 1) for n in (12, 6, 5)]), 2)
+    assert shapes_of(found) == [[[12], [6]], [[], [5]]]
+
+
+def test_the_grid_of_what_is_whole_on_each_rank_is_a_column() -> None:
+    weight, device = torch.zeros(2), torch.device("cpu")
+    assert Grid() == Grid(replicate=1, shard=1, row=0, column=0)
+    assert (Grid().size, Grid().rank) == (1, 0)
+    assert (Grid(2, 3, 1, 2).size, Grid(2, 3, 1, 1).rank) == (6, 4)
+    for world in (None, World(0, 0, 1, device, None)):
+        assert grid_of(weight, world) == Grid()
+    for size in (2, 3):
+        world = World(1, 1, size, device, "gloo")
+        assert grid_of(weight, world) == Grid(replicate=size, row=1)
+
+
+def test_the_parts_of_all_ranks_are_the_whole() -> None:
+    matrices = (Matrix(0, 1, 3, 5, 7), Matrix(1, 0, 4, 2, 4))
+    assert [parts(matrices, rank, 3) for rank in range(3)] == [2 * 5 + 2 * 2, 5 + 2 * 2, 0]
+    assert total(matrices) == 3 * 5 + 4 * 2
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8, 12])
@@ -62,4 +117,6 @@ def test_what_the_ranks_hold_is_what_torch_cuts(
 def test_one_rank_neither_sends_nor_copies() -> None:
     values = torch.randn(12)
     assert gather_whole(values, [matrices_of([(3, 4)])], Grid()) is values
-    assert copy_to_all(values, [12], Grid()) == [values]
+    assert give_back(values, [matrices_of([(3, 4)])], Grid()) is values
+    [copy] = copy_to_all(values, [12], Grid())
+    assert copy is values

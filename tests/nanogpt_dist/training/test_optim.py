@@ -17,7 +17,7 @@ from nanogpt_dist.load_config import load
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training import optim
-from nanogpt_dist.training.groups import parameter_groups
+from nanogpt_dist.training.groups import lower_rates, parameter_groups
 from nanogpt_dist.training.loop import train
 from nanogpt_dist.training.optim import make_optimizer
 from nanogpt_dist.training.schedule import learning_rate
@@ -53,6 +53,39 @@ def test_two_updates_equal_adamw_by_hand() -> None:
             m_hat / (v_hat.sqrt() + 1e-8) + 0.1 * expected
         )
     torch.testing.assert_close(weight.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_bytes_of_a_parameter() -> None:
+    """Four of each number: AdamW has two moments, Muon one of the blocks' matrices; an average."""
+    settings = {"vocab_size": 64, "n_layer": 2, "n_embd": 16, "n_head": 2, "bias": False}
+    adamw, muon = (
+        load("shakespeare-char-cpu", {**settings, "optimizer": name}) for name in ("adamw", "muon")
+    )
+    total = sum(p.numel() for p in GPT(muon.architecture()).parameters())
+    matrices = 2 * (3 + 1 + 4 + 4) * 16 * 16
+    for config, state in ((adamw, 8.0), (muon, 8 - 4 * matrices / total)):
+        averaged = config.model_copy(update={"ema_decay": 0.9})
+        assert optim.state_bytes(config) == optim.state_bytes(averaged) == pytest.approx(state)
+        assert optim.training_bytes(config) == pytest.approx(8 + state)
+        assert optim.training_bytes(averaged) == pytest.approx(12 + state)
+        assert optim.checkpoint_bytes(config) == pytest.approx(4 + state)
+        assert optim.checkpoint_bytes(averaged) == pytest.approx(8 + state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "--learning-rate 0.001"),
+        ({"head_learning_rate": 0.5}, "--learning-rate 0.001, --head-learning-rate 0.5"),
+        ({"optimizer": "muon"}, "--learning-rate 0.001, --muon-learning-rate 0.02"),
+    ],
+    ids=str,
+)
+def test_a_run_that_has_diverged_is_told_each_rate_to_lower(
+    settings: dict[str, Any], told: str
+) -> None:
+    rates = {"learning_rate": 1e-3, "muon_learning_rate": 0.02}
+    assert lower_rates(TrainConfig(**{**rates, **settings})) == f"go on with less than {told}"
 
 
 def sgd(

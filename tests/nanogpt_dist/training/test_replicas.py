@@ -3,6 +3,7 @@
 import json
 import random
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist import storage
+from nanogpt_dist.distributed.layout import Layout
+from nanogpt_dist.distributed.world import World
+from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.training.optim import named_state
 from nanogpt_dist.training.replicas import INTEGERS, Replicas, digest, odd_ranks
 from tests.conftest import in_ranks
@@ -40,6 +44,80 @@ def test_any_bit_that_flips_makes_another_digest(
         flipped = (flipped + 2 ** (width - 1)) % 2**width - 2 ** (width - 1)
     bits[place] = flipped
     assert digest(tensors) != before
+
+
+def test_each_bit_of_each_of_several_tensors_counts() -> None:
+    """The highest, too, which an even factor would lose."""
+    tensors = [torch.zeros(2, dtype=torch.int64) for _ in range(4)]
+    tensors += [torch.zeros(2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int16)]
+    before = digest(tensors)
+    for tensor in tensors:
+        width = 8 * tensor.element_size()
+        for bit in range(width):
+            highest = tensor.is_signed() and bit == width - 1
+            tensor[1] = -(1 << bit) if highest else 1 << bit
+            assert digest(tensors) != before, (tensor.dtype, bit)
+            assert -(2**63) <= digest(tensors) < 2**63
+        tensor[1] = 0
+
+
+class Others(World):
+    """This rank and three others, as they answer."""
+
+    def gather_ints(self, value: int) -> list[int]:
+        ASKED.append(value)
+        return [value + ODD[rank] for rank in range(4)]
+
+    def gather_texts(self, text: str) -> list[str]:
+        return [f"host{rank}" for rank in range(4)]
+
+
+ASKED: list[int] = []
+ODD = [0, 0, 0, 0]
+
+
+@pytest.fixture
+def replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Replicas:
+    """Of four ranks of ddp, that compare after each third step."""
+    train_step = a_train_step(tmp_path, ONE, check_replicas_every=3)
+    train_step.layout = Layout("ddp", 4, 1)
+    train_step.world = Others(0, 0, 4, torch.device("cpu"), "gloo")
+    monkeypatch.setattr(sys.modules[__name__], "ASKED", [])
+    monkeypatch.setattr(sys.modules[__name__], "ODD", [0, 0, 0, 0])
+    return Replicas(train_step)
+
+
+def test_copies_are_due_where_there_are_some_and_compared_once(replicas: Replicas) -> None:
+    assert [step for step in range(1, 10) if replicas.is_due(step)] == [3, 6, 9]
+    for steps, times in ((1, 1), (1, 1), (3, 2), (3, 2), (4, 3)):
+        replicas.compare(steps, "none")
+        assert len(ASKED) == times
+    replicas.every = 0
+    replicas.compare(5, "none")
+    assert not replicas.is_due(3)
+    replicas.every, replicas.layout = 1, Layout("fsdp", 1, 4)
+    replicas.compare(5, "none")
+    assert not replicas.is_due(3)
+    assert len(ASKED) == 3
+    replicas.layout = Layout("fsdp", 2, 2)
+    assert replicas.is_due(3)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ([0, 0, 1, 0], "rank 2 on host2 has other weights"),
+        ([0, 0, 1, 1], "ranks 0 on host0, 1 on host1, 2 on host2 have other weights"),
+    ],
+)
+def test_the_ranks_that_are_odd_are_named_three_at_most(
+    odd: list[int], told: str, replicas: Replicas
+) -> None:
+    ODD[:] = odd
+    with pytest.raises(BadDataError, match=f"^{told} than the copies of them after step 1: ") as e:
+        replicas.compare(1, "the last good checkpoint is that of step 0")
+    assert "nothing is saved, the last good checkpoint is that of step 0. Test" in str(e.value)
+    assert e.value.agreed
 
 
 def test_the_order_of_tensors_counts_and_nothing_has_one() -> None:

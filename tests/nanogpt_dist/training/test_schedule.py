@@ -11,10 +11,13 @@ from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.load_config import load
 from nanogpt_dist.training.muon import muon_momentum
 from nanogpt_dist.training.schedule import (
+    cooldown_start,
     decay_end,
     decay_start,
     fallen,
+    is_wsd,
     learning_rate,
+    rate_falls,
     stable_until,
 )
 
@@ -46,6 +49,44 @@ def test_the_rate_is_constant_without_decay_and_ends_at_max_iters_by_default() -
 def test_warm_up_beyond_the_decay_does_not_divide_by_zero() -> None:
     config = load("gpt2-124m", {"max_iters": 5, "warmup_iters": 5})
     assert [learning_rate(step, config) for step in range(7)][-1] == config.min_lr
+
+
+def test_what_is_the_same_however_many_steps_a_run_makes() -> None:
+    for schedule, decays, wsd, falls, stable in (
+        ("wsd", True, True, True, 80),
+        ("wsd", False, False, False, 100),
+        ("cosine", True, False, True, 10),
+        ("constant", True, False, False, 100),
+    ):
+        config = _schedule(schedule, decay_lr=decays, warmup_iters=10, decay_fraction=0.2)
+        assert (is_wsd(config), rate_falls(config)) == (wsd, falls), schedule
+        assert stable_until(config) == stable
+        assert cooldown_start(config) == 100
+        for cooldown, until in ((0, stable), (5, min(stable, 95)), (30, min(stable, 70))):
+            muon = {"optimizer": "muon", "muon_momentum_cooldown": cooldown}
+            config = _schedule(
+                schedule, decay_lr=decays, warmup_iters=10, decay_fraction=0.2, **muon
+            )
+            assert stable_until(config) == until, (schedule, cooldown)
+            assert cooldown_start(config) == 100 - cooldown
+    long = {"optimizer": "muon", "muon_momentum_cooldown": 150}
+    assert stable_until(_schedule("wsd", warmup_iters=10, **long)) == 0
+
+
+def test_what_has_fallen_ends_at_one_and_begins_at_none() -> None:
+    config = _schedule("wsd", warmup_iters=10, decay_fraction=0.2, lr_decay_iters=90)
+    assert [fallen(step, config) for step in (0, 72, 81, 90, 95, 100, 200)] == [
+        (0.0, 0.0),
+        (0.0, 0.0),
+        (0.5, 0.0),
+        (1.0, 0.0),
+        (1.0, 0.0),
+        (1.0, 0.0),
+        (1.0, 1.0),
+    ]
+    all_warm_up = _schedule("wsd", warmup_iters=100, decay_fraction=0.2)
+    assert fallen(100, all_warm_up)[0] == 0.0
+    assert fallen(101, all_warm_up)[0] == 1.0
 
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")

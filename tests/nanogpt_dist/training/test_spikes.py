@@ -21,7 +21,7 @@ from nanogpt_dist.training import step as step_module
 from nanogpt_dist.training.optim import named_state
 from nanogpt_dist.training.pending import MAX_SPIKES
 from nanogpt_dist.training.plan import make_plan
-from nanogpt_dist.training.roll_back import DIGEST, MAX_TIMES, STEPS, for_run_json
+from nanogpt_dist.training.roll_back import DIGEST, STEPS, for_run_json
 from nanogpt_dist.training.spikes import FEWEST, WINDOW, Limits, limits, remember
 from nanogpt_dist.training.step import TrainStep
 from tests.conftest import in_ranks
@@ -73,6 +73,38 @@ def test_what_is_judged_by_begins_anew_with_other_batches_and_leaves_out_skipped
     assert (state.losses, state.grad_norms) == ((5.0,), (2.0,))
     remember(state, 9.0, 9.0, skipped=True, begins_anew=True)
     assert state.losses == state.grad_norms == ()
+
+
+def test_the_limits_are_those_of_every_version() -> None:
+    """By the last 64 steps, from the 32nd on; what they are is in docs, and in runs that resume."""
+    assert after([3.0] * 31) == Limits()
+    assert after([3.0] * 32).loss == pytest.approx(3.3)
+    for first in (1, 2, 7):  # 64 losses around first + 31.5, on average 16 from it
+        found = after([float(n) for n in range(1, first + 64)])
+        assert found.loss == pytest.approx(first + 31.5 + 8 * 1.4826 * 16)
+    noisy = after([math.exp(0.2 * n / 32) for n in range(-32, 33)])
+    assert noisy.grad_norm == pytest.approx(math.exp(0.2 / 64 + 20 * 1.4826 * 0.1), rel=1e-9)
+    wild = after([10.0 ** (6 * (-1) ** n) for n in range(64)])
+    assert wild.grad_norm == pytest.approx(1000, rel=1e-9)
+    assert after([0.0] * 64).grad_norm == pytest.approx(1e-29, rel=1e-9)
+    state = TrainState()
+    remember(state, math.nan, 1.0)
+    remember(state, 1.0, math.inf)
+    assert (state.losses, state.grad_norms) == ((), ())
+
+
+def test_what_stands_out_is_told() -> None:
+    most = Limits(2.0, 3.0)
+    for loss, norm, told in (
+        (2.0, 3.0, ""),
+        (2.5, 3.0, "loss 2.5000 where 2.0000 is the most"),
+        (2.0, 3.5, "norm 3.50 where 3.00 is the most"),
+        (2.5, 3.5, "loss 2.5000 where 2.0000 is the most, norm 3.50 where 3.00 is the most"),
+    ):
+        assert most.told(loss, norm) == told
+        assert most.exceeded_by(loss, norm) == bool(told)
+    for loss, norm in ((math.nan, 9.0), (9.0, math.nan), (math.inf, 1.0), (9.0, math.inf)):
+        assert not most.exceeded_by(loss, norm)
 
 
 def test_the_limit_follows_the_noise_and_not_a_few_wild_values() -> None:
@@ -230,10 +262,10 @@ def test_a_spike_before_the_first_checkpoint_begins_anew(corpus: Path, tmp_path:
 def test_roll_backs_to_one_checkpoint_end(corpus: Path, tmp_path: Path) -> None:
     poison(*range(50, 73))
     run = tmp_path / "a"
-    with pytest.raises(ConfigError, match=rf"is a spike again, {MAX_TIMES} times back at step 32:"):
+    with pytest.raises(ConfigError, match=r"is a spike again, 3 times back at step 32:"):
         go(tiny(corpus, run, on_spike="rollback", **SETTINGS))
     events = [event for event in events_of(run) if event["event"] == "rollback"]
-    assert len(events) == MAX_TIMES
+    assert len(events) == 3
     assert all(event["to"] == 32 for event in events)
     assert json.loads((run / "status.json").read_text())["verdict"] == "failed"
 

@@ -1,5 +1,6 @@
 """One step: what a gradient that is not finite leaves alone, and what DDP is told."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from nanogpt_dist.distributed.strategy import plan_layout, whole
 from nanogpt_dist.distributed.world import World, connect, local_part
 from nanogpt_dist.training.optim import training_bytes
-from nanogpt_dist.training.step import TrainStep, dropout_seed, seed
+from nanogpt_dist.training.schedule import learning_rate
+from nanogpt_dist.training.spikes import Limits
+from nanogpt_dist.training.step import StepResult, TrainStep, dropout_seed, seed
 from tests.conftest import in_ranks
 from tests.nanogpt_dist.small import ONE, tiny
 
@@ -48,6 +51,69 @@ def test_a_skipped_step_does_not_count_for_the_optimizer(tmp_path: Path) -> None
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert train_step.step(2, [(rows, rows)]).finite
     assert train_step.optimizer.state[weight]["step"] == 2
+
+
+def rows_of(train_step: TrainStep) -> list[tuple[np.ndarray, np.ndarray]]:
+    rows = torch.arange(8 * 33).view(8, 33).mul(7).remainder(64).numpy()
+    return [(part[:, :-1], part[:, 1:]) for part in np.split(rows, 2)]
+
+
+@pytest.mark.parametrize("on_spike", ["skip", "log"])
+def test_what_is_beyond_a_limit_and_not_at_it_is_skipped_where_that_is_asked_for(
+    on_spike: str, tmp_path: Path
+) -> None:
+    def made(limits: Limits) -> tuple[StepResult, bool]:
+        """And whether the weights are what they were."""
+        train_step = a_train_step(tmp_path, ONE, on_spike=on_spike)
+        before = [p.detach().clone() for p in train_step.model.parameters()]
+        result = train_step.step(0, rows_of(train_step), limits)
+        return result, all(map(torch.equal, before, train_step.model.parameters()))
+
+    plain, as_before = made(Limits())
+    assert not as_before
+    assert (plain.finite, plain.spiked, plain.skipped) == (True, False, False)
+    assert plain.loss == pytest.approx(math.log(64), rel=0.1)
+    loss, norm = plain.loss, plain.grad_norm
+    for limits, beyond in (
+        (Limits(loss, norm), False),
+        (Limits(0.999 * loss, 2 * norm), True),
+        (Limits(2 * loss, 0.999 * norm), True),
+    ):
+        result, as_before = made(limits)
+        assert result.spiked == beyond
+        assert result.skipped == as_before == (beyond and on_spike == "skip")
+        assert (result.loss, result.grad_norm) == (loss, norm)
+
+
+def test_what_a_benchmark_times_and_what_starts_slowly(tmp_path: Path) -> None:
+    train_step, timed = a_train_step(tmp_path, ONE), []
+
+    @contextlib.contextmanager
+    def clock(name: str) -> Iterator[None]:
+        timed.append(name)
+        yield
+        timed.append(f"/{name}")
+
+    train_step.timed = clock
+    result = train_step.step(0, rows_of(train_step))
+    each = ["forward", "/forward", "backward", "/backward"]
+    assert timed == [*each, *each, "optimizer", "/optimizer"]
+    assert result.learning_rate == learning_rate(0, train_step.config)
+    assert not result.late
+    assert not train_step.starts_slowly
+    train_step.config = train_step.config.model_copy(update={"compile": True})
+    assert train_step.starts_slowly
+
+
+@pytest.mark.parametrize(("dtype", "skipped"), [(torch.float32, 3), (torch.float16, 20)])
+def test_steps_in_a_row_that_may_be_skipped(
+    dtype: torch.dtype, skipped: int, tmp_path: Path
+) -> None:
+    config = tiny(tmp_path, tmp_path / "run", vocab_size=64)
+    layout = plan_layout(config, ONE, training_bytes(config))
+    train_step = TrainStep(config, ONE, layout, dtype)
+    assert train_step.max_skipped == skipped
+    assert train_step.scaler.is_enabled() == (dtype == torch.float16)
 
 
 @pytest.mark.parametrize("strategy", ["single", "fsdp"])
