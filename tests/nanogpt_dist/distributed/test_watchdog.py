@@ -349,6 +349,12 @@ def test_alone_it_waits_as_long_as_it_takes_and_hears_signals() -> None:
         alone.wait(interrupt)
 
 
+def test_alone_nobody_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread"))
+    with Watchdog(0, 1, None).watching(None):
+        pass
+
+
 def test_the_stacks_of_all_threads_are_written_on_demand_and_nothing_otherwise(
     tmp_path: Path,
 ) -> None:
