@@ -13,6 +13,7 @@ from nanogpt_dist.distributed.layout import (
     Layout,
     Memory,
     Site,
+    asks_for_fsdp,
     check_ranks,
     choose_layout,
     is_allowed,
@@ -241,6 +242,17 @@ def test_the_next_larger_micro_batch_is_the_next_divisor() -> None:
         larger = next_larger(site, larger)
     assert sizes == [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 24, 30, 40, 48, 60]
     assert not is_allowed(site, Layout(layout.strategy, layout.replicate, layout.shard, "none", 7))
+
+
+def test_a_mesh_or_offloading_asks_for_fsdp() -> None:
+    for settings, asks in (
+        ({}, False),
+        ({"mesh": "2x2"}, True),
+        ({"cpu_offload": True}, True),
+        ({"strategy": "fsdp", "mesh": "2x2"}, False),
+        ({"strategy": "fsdp"}, False),
+    ):
+        assert asks_for_fsdp(TrainConfig(**settings)) == asks  # type: ignore[arg-type]
 
 
 def test_a_rank_has_one_sequence_at_least() -> None:

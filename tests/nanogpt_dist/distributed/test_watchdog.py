@@ -355,6 +355,67 @@ def test_alone_nobody_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def test_ranks_that_live_are_not_missed_and_the_threads_end_with_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_S", 0.02)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [Watchdog(rank, 2, store, 30.0) for rank in range(2)]
+    with (
+        ranks[0].watching(None),
+        ranks[1].watching(pytest.fail),
+        ranks[0].over(tmp_path, pytest.fail),
+    ):
+        until(lambda: min(store.add(f"alive/{rank}", 0) for rank in range(2)) > 5)
+        assert [rank.lost for rank in ranks] == [None, None]
+        assert [rank.ends_process for rank in ranks] == [False, True]
+        each = [*threads("watch"), *threads("guard")]
+        assert len(each) == 3
+        assert all(thread.daemon for thread in each), "no end waits for them"
+    until(lambda: not threads("watch") and not threads("guard"))
+
+
+@pytest.mark.parametrize("started_by_torchrun", [True, False])
+def test_a_rank_whose_parent_has_died_is_told_once(
+    started_by_torchrun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_S", 0.01)
+    monkeypatch.setattr(os, "getppid", lambda: parents[-1])
+    monkeypatch.delenv("RANK", raising=False)
+    if started_by_torchrun:
+        monkeypatch.setenv("RANK", "0")
+    parents, told = [2], list[int]()
+    with Watchdog(0, 1, None).over(tmp_path, lambda: told.append(1)):
+        time.sleep(0.1)
+        assert not told
+        parents.append(1)
+        if started_by_torchrun:
+            until(lambda: told)
+        time.sleep(0.1)
+    assert told == [1] * started_by_torchrun
+
+
+def test_stacks_of_other_ranks_stay_and_a_folder_that_cannot_be_is_no_trouble(
+    tmp_path: Path,
+) -> None:
+    others = tmp_path / "stacks" / "rank-00001.txt"
+    others.parent.mkdir()
+    others.write_text("where it hung")
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    with Watchdog(0, 1, None).over(tmp_path, pytest.fail):
+        assert others.with_name("rank-00000.txt").exists()
+    assert [path.name for path in others.parent.iterdir()] == [others.name]
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+    (tmp_path / "file").touch()
+    with Watchdog(0, 1, None).over(tmp_path / "file", pytest.fail):
+        pass
+
+
 def test_the_stacks_of_all_threads_are_written_on_demand_and_nothing_otherwise(
     tmp_path: Path,
 ) -> None:
