@@ -18,7 +18,7 @@ from nanogpt_dist.training.schedule import learning_rate
 from nanogpt_dist.training.spikes import Limits
 from nanogpt_dist.training.step import StepResult, TrainStep, dropout_seed, seed
 from tests.conftest import in_ranks
-from tests.nanogpt_dist.small import ONE, tiny
+from tests.nanogpt_dist.small import ONE, go, tiny
 
 
 def a_train_step(folder: Path, world: World, **changes: object) -> TrainStep:
@@ -56,6 +56,42 @@ def test_a_skipped_step_does_not_count_for_the_optimizer(tmp_path: Path) -> None
 def rows_of(train_step: TrainStep) -> list[tuple[np.ndarray, np.ndarray]]:
     rows = torch.arange(8 * 33).view(8, 33).mul(7).remainder(64).numpy()
     return [(part[:, :-1], part[:, 1:]) for part in np.split(rows, 2)]
+
+
+def test_the_loss_is_that_of_the_model_on_inputs_and_targets_before_the_step(
+    tmp_path: Path,
+) -> None:
+    train_step = a_train_step(tmp_path, ONE)
+    given = rows_of(train_step)
+    with torch.no_grad():
+        each = [train_step.model(*map(torch.tensor, part))[1].item() for part in given]
+    first = train_step.step(0, given)
+    assert first.loss == pytest.approx(sum(each) / 2, rel=1e-6)
+    assert train_step.step(1, given).loss < first.loss
+
+
+def test_a_pass_that_settles_buckets_leaves_the_step_as_it_is(tmp_path: Path, alone: World) -> None:
+    norms = []
+    for settles in (False, True):
+        train_step = a_train_step(tmp_path, alone, strategy="ddp")
+        if settles:
+            train_step._settle_buckets()
+        norms.append(train_step.step(0, rows_of(train_step)).grad_norm)
+    assert norms[0] == norms[1]
+
+
+def test_the_scale_of_half_precision_goes_on_where_a_run_does(corpus: Path, tmp_path: Path) -> None:
+    saved = Path(go(tiny(corpus, tmp_path / "run", max_iters=4)).checkpoint)
+    config = tiny(corpus, tmp_path / "run", vocab_size=320)
+    layout = plan_layout(config, ONE, training_bytes(config))
+    for dtype, enabled in ((torch.float16, True), (torch.float32, False)):
+        train_step = TrainStep(config, ONE, layout, dtype)
+        at_first = train_step.scaler.get_scale()
+        facts = {"scaler": {**torch.amp.GradScaler("cpu").state_dict(), "scale": 1024.0}}
+        train_step.load(saved, {})
+        assert train_step.scaler.get_scale() == at_first
+        train_step.load(saved, facts)
+        assert train_step.scaler.get_scale() == (1024.0 if enabled else 1.0)
 
 
 @pytest.mark.parametrize("on_spike", ["skip", "log"])
