@@ -3,6 +3,7 @@ does.
 """
 
 import json
+import math
 import socket
 import subprocess
 import time
@@ -182,6 +183,8 @@ def test_a_world_of_one_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world == World(0, 0, 1, torch.device("cpu"), None)
         assert world.is_rank0
         assert world.local_size == 1
+        by_itself = World(0, 0, 1, torch.device("cpu"), None).watchdog
+        assert (by_itself.rank, by_itself.size, by_itself.timeout_s) == (0, 1, math.inf)
         assert (world.watchdog.rank, world.watchdog.size, world.watchdog.timeout_s) == (0, 1, 5)
         assert not dist.is_initialized()
         assert world.vote([True, False], [0.5, 2]) == ([True, False], [[0.5, 2]])

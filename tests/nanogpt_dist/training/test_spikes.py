@@ -257,6 +257,8 @@ def test_a_spike_before_the_first_checkpoint_begins_anew(corpus: Path, tmp_path:
         *("start", "spike", "rollback", "start"),
     ]
     assert state_of(run, 72).left_out == ((31, 40),)
+    (rolled,) = [event for event in events_of(run) if event["event"] == "rollback"]
+    assert (rolled["step"], rolled["to"], rolled["first"], rolled["last"]) == (40, 0, 31, 40)
 
 
 def test_roll_backs_to_one_checkpoint_end(corpus: Path, tmp_path: Path) -> None:
