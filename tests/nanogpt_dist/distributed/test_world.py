@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -120,6 +121,40 @@ def test_an_environment_that_torchrun_does_not_make_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message), connect("cpu", timeout_s=5):
         pass
+
+
+@pytest.mark.parametrize(("size", "group"), [("1", True), ("2", False), ("3", False)])
+def test_a_device_without_collectives_is_for_one_process_alone(
+    size: str, group: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    meeting = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in meeting.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ConfigError, match="mps has no collectives"),
+        connect("mps", timeout_s=5, group=group),
+    ):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with connect("mps", timeout_s=5) as world:
+        assert (world.device.type, world.backend) == ("mps", None)
+
+
+def test_a_rank_works_on_the_gpu_of_its_number_whose_memory_grows_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", calls.append, raising=False)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with connect("cuda", timeout_s=5) as world:
+        assert world.device == torch.device("cuda", 1)
+    assert calls[-1] == torch.device("cuda", 1)
+    assert calls[:-1] == (["expandable_segments:True"] if sys.platform == "linux" else [])
 
 
 def test_ranks_that_do_not_meet_say_who_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
