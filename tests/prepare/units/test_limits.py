@@ -2,12 +2,18 @@
 any units.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanogpt_dist.data import DataFolder, Manifest
 from nanogpt_dist.errors import BadDataError, UsageError
+from prepare.units.encode import DOCUMENT, EMPTY, REPLACED, SKIPPED, WHOLE
+from prepare.units.limits import Limits
 from tests.conftest import build, hashes, write_jsonl
 
 TEXTS = [f"document {i} " + "x" * (i % 50) for i in range(500)]
@@ -152,3 +158,133 @@ def test_a_part_of_a_mix_that_gives_nothing_is_told(tmp_path: Path) -> None:
     assert [note.rpartition("/")[2] for note in notes] == [
         "one.jsonl gave no tokens: its first document is larger than its part of the mix"
     ]
+
+
+def row(status: int, tokens: int) -> tuple[int, bool, int, int, int, int]:
+    return 0, True, status, 0, tokens, tokens
+
+
+@given(
+    st.lists(
+        st.builds(row, st.sampled_from([WHOLE, REPLACED]), st.integers(1, 6))
+        | st.builds(row, st.sampled_from([EMPTY, SKIPPED]), st.just(0)),
+        max_size=12,
+    ),
+    st.lists(st.integers(0, 12), max_size=3),
+    st.none() | st.integers(1, 8),
+    st.none() | st.integers(0, 30),
+)
+def test_limits_are_those_of_one_document_after_the_other(
+    rows: list[tuple[int, bool, int, int, int, int]],
+    cuts: list[int],
+    max_documents: int | None,
+    max_tokens: int | None,
+) -> None:
+    """However they come in units: the longest row of documents from the first on."""
+    expected: list[int] = []  # their places
+    tokens, reached = 0, False
+    real = [place for place, each in enumerate(rows) if each[2] in (WHOLE, REPLACED)]
+    for place in real:
+        if max_tokens is not None and tokens + rows[place][4] > max_tokens:
+            reached = True
+            break
+        expected.append(place)
+        tokens += rows[place][4]
+        if max_documents == len(expected) or tokens == max_tokens:
+            reached = True
+            break
+    limits = Limits([None, max_documents], [None, max_tokens])
+    found: list[int] = []
+    borders = sorted({0, len(rows), *(min(cut, len(rows)) for cut in cuts)})
+    for start, stop in pairwise(borders):
+        if not limits.full[1]:
+            found += range(start, start + limits.take(1, np.array(rows[start:stop], DOCUMENT)))
+    assert [place for place in found if place in real] == expected
+    assert limits.taken == [0, tokens]
+    assert reached or found == list(range(len(rows)))
+    if expected and len(expected) == max_documents:
+        assert found[-1] == expected[-1]
+    if reached:
+        assert limits.full == [False, True]
+    elif max_tokens != 0:
+        assert limits.full == [False, False]
+
+
+def part_of(texts: list[str], budget: int) -> list[str]:
+    """The first `texts` whose ids, with end of text, are `budget` at most."""
+    stops = np.cumsum([len(text) + 1 for text in texts])
+    return texts[: int((stops <= budget).sum())]
+
+
+@pytest.mark.parametrize("unit_bytes", [60, 1 << 20])
+@pytest.mark.parametrize(
+    ("weights", "max_tokens"),
+    [
+        ((0.5, 0.5), 100),  # a budget that whole documents fill to the last id
+        ((0.5, 0.5), None),
+        ((0.25, 0.75), 400),
+        ((0.9, 0.1), 331),
+        ((0.1, 0.9), 10**6),  # the second has not that many
+        ((0.6, 0.4), 1000),
+    ],
+)
+def test_a_mix_is_what_its_weights_say(
+    weights: tuple[float, float],
+    max_tokens: int | None,
+    unit_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the document: of each part as many from the first on as its share of the tokens holds."""
+    monkeypatch.setattr("prepare.units.plan.UNIT_BYTES", (unit_bytes, unit_bytes))
+    texts = [[f"a{n:03}:{'x' * 4}" for n in range(60)], [f"b{n:03}{'y' * 10}" for n in range(40)]]
+    paths = [write_jsonl(tmp_path / f"{n}.jsonl", each) for n, each in enumerate(texts)]
+    totals_ = [sum(len(text) + 1 for text in each) for each in texts]
+    whole = min(total / weight for total, weight in zip(totals_, weights, strict=True))
+    whole = min(whole, max_tokens or whole)
+    expected = [
+        part_of(each, int(whole * weight + 1e-6))
+        for each, weight in zip(texts, weights, strict=True)
+    ]
+    mix = ",".join(f"{path}={weight}" for path, weight in zip(paths, weights, strict=True))
+    told: list[tuple[int, int]] = []
+    manifest = build(
+        "text",
+        tmp_path / "out",
+        mix=mix,
+        tokenizer="byte",
+        val_fraction=0.3,
+        max_tokens=max_tokens,
+        workers=1,
+        progress=lambda what, done, total, tokens: told.append((done, total)),
+    )
+    assert sorted(documents(tmp_path / "out")) == sorted([*expected[0], *expected[1]])
+    for source, mine in zip(manifest.sources, expected, strict=True):
+        assert source.documents == len(mine)
+        assert source.tokens == sum(len(text) + 1 for text in mine)
+    if unit_bytes == 60 and whole == max_tokens:  # and little more was read than that
+        read = sum(len(text) + 14 for each in expected for text in each)
+        assert told[-1][0] <= read + 4 * unit_bytes
+
+
+@pytest.mark.parametrize("limit", [{"max_documents": 40}, {"max_tokens": 500}])
+def test_no_more_units_are_encoded_than_the_limit_needs(
+    limit: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prepare.units.plan.UNIT_BYTES", (200, 200))
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    bytes_done: list[int] = []
+    manifest = build(
+        "text",
+        tmp_path / "out",
+        [source],
+        tokenizer="byte",
+        val_fraction=0.3,
+        workers=1,
+        progress=lambda what, done, total, tokens: bytes_done.append(done),
+        **limit,
+    )
+    read = sum(len(text) + 13 for text in TEXTS[: totals(manifest)[0]])
+    assert read - 200 <= bytes_done[-1] <= read + 400 < source.stat().st_size

@@ -4,6 +4,7 @@ import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +16,22 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.manifest import SourceRecord, SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, UsageError
 from nanogpt_dist.tokenizer.patterns import KNOWN
+from prepare.corpora import find
+from prepare.options import PrepareConfig
 from prepare.readers import documents
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
+from prepare.readers.tables import row_groups
 from prepare.readers.text import _BORDER
-from prepare.units.split import shuffled_val_rows
+from prepare.recipe import Recipe, make_ingredient, make_recipe
+from prepare.sources.files import LocalFiles, SourceFiles
+from prepare.sources.local import Source
+from prepare.units import plan as plans
+from prepare.units.plan import Slice, Unit, parts_of, plan, plan_key
+from prepare.units.split import by_hash, shuffled_val_rows
 from tests.conftest import build, hashes, write_jsonl
 
 WORDS = [
@@ -217,8 +227,6 @@ def test_bad_long_lines_are_named(
 
 @pytest.mark.parametrize("rows", [1, 10, 2000, 8_013_769])
 def test_rows_are_drawn_as_datasets_draws_them(rows: int) -> None:
-    from nanogpt_dist.data.manifest import SplitRuleRecord
-
     drawn = shuffled_val_rows(
         rows, SplitRuleRecord(rule="shuffled", val_fraction=0.0005, seed=2357)
     )
@@ -235,3 +243,259 @@ def test_rows_can_be_drawn_of_tables_only(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
     with pytest.raises(UsageError, match="give --split-by documents"):
         build("text", tmp_path / "out", [source], tokenizer="byte", split_by="shuffled")
+
+
+def recipe_of(*parts: dict[str, int], **options: Any) -> tuple[Recipe, list[SourceFiles]]:
+    """For files of so many bytes, by their paths; several parts: a mix."""
+    config = PrepareConfig(corpus="text", **{"tokenizer": "byte", "val_fraction": 0.4, **options})
+    ingredients, files = [], []
+    for sizes in parts:
+        found = [
+            SourceRecord(name=Path(path).name, bytes=size, sha256="0" * 64)
+            for path, size in sizes.items()
+        ]
+        weight = 1 / len(parts) if len(parts) > 1 else None
+        ingredients.append(make_ingredient(find("text"), found, None, config, weight))
+        files.append(LocalFiles(tuple(Source(Path(path).name, Path(path)) for path in sizes)))
+    return make_recipe(ingredients, config), list(files)
+
+
+def planned(*parts: dict[str, int], cuttable: bool = True, **options: Any) -> list[Unit]:
+    return plan(*recipe_of(*parts, **options), cuttable)
+
+
+def on_disk(*paths: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_size for path in paths}
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("total", "units", "size"),
+    [
+        (1, 1, 1),
+        (MIB, 1, MIB),
+        (MIB + 1, 2, MIB),
+        (64 * MIB, 64, MIB),
+        (640 * MIB, 64, 10 * MIB),
+        (64 * 64 * MIB, 64, 64 * MIB),
+        (100 * 64 * MIB, 100, 64 * MIB),
+        (100 * 64 * MIB + 1, 101, 64 * MIB),
+    ],
+)
+def test_there_are_enough_units_and_none_is_large(total: int, units: int, size: int) -> None:
+    found = planned({"a.jsonl": total})
+    assert len(found) == units
+    assert [unit.bytes for unit in found[:-1]] == [size] * (units - 1)
+    assert sum(unit.bytes for unit in found) == total
+
+
+def test_units_that_were_done_stay_good() -> None:
+    """Another cut needs another version: the units of an unfinished folder are of the old one."""
+    assert plan_key() == {"plan": 2, "unit_bytes": [1_048_576, 67_108_864], "units": 64}
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=12), min_size=1, max_size=3),
+    st.integers(5, 60),
+)
+def test_each_file_is_in_one_unit_and_a_unit_is_full(sizes: list[list[int]], most: int) -> None:
+    """In order; another file would not have fit."""
+    parts = [{f"{n}.md": size for n, size in enumerate(each)} for each in sizes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "UNIT_BYTES", (most, most))
+        units = planned(*parts, cuttable=False)
+    assert [unit.index for unit in units] == list(range(len(units)))
+    found = [
+        (unit.ingredient, piece.file, piece.start, piece.stop, piece.size)
+        for unit in units
+        for piece in unit.slices
+    ]
+    assert found == [
+        (part, file, 0, size, size)
+        for part, each in enumerate(sizes)
+        for file, size in enumerate(each)
+    ]
+    for unit, following in pairwise(units):
+        assert unit.files == [piece.file for piece in unit.slices]
+        assert unit.bytes <= most or len(unit.slices) == 1
+        if unit.ingredient == following.ingredient:
+            assert unit.bytes + following.slices[0].size > most
+
+
+def test_lines_are_cut_anywhere_unless_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "UNIT_BYTES", (10, 10))
+    for name, expected in (
+        ("a.jsonl", [(0, 10, 10), (10, 20, 10), (20, 25, 5)]),
+        ("a.jsonl.gz", [(0, 25, 25)]),
+        ("a.md.gz", [(0, 25, 25)]),
+    ):
+        units = planned({name: 25})
+        assert [(p.start, p.stop, p.size) for unit in units for p in unit.slices] == expected
+        assert all(p == Slice(0, p.start, p.stop, p.size) for unit in units for p in unit.slices)
+
+
+def test_row_groups_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit into a unit, or one that does not; the drawn rows are those of datasets."""
+    schema = pa.schema([("text", pa.string())])
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, lengths in zip(paths, ([3, 3, 40, 1, 2, 5], [4, 4, 4]), strict=True):
+        with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as file:
+            for rows in lengths:
+                file.write_table(pa.table({"text": ["x" * 50] * rows}, schema))
+    groups = [row_groups(path, "parquet", "text") for path in paths]
+    most = groups[0][0].bytes + groups[0][1].bytes  # so that two fit to the byte
+    monkeypatch.setattr(plans, "UNIT_BYTES", (most, most))
+    for options, drawn_of in (({}, 66), ({"max_documents": 30}, 30), ({"max_documents": 99}, 66)):
+        recipe, files = recipe_of(on_disk(*paths), split_by="shuffled", **options)
+        pieces = [piece for unit in plan(recipe, files, True) for piece in unit.slices]
+        assert [(p.file, p.start, p.stop, p.rows) for p in pieces][:3] == [
+            (0, 0, 2, 6),
+            (0, 2, 3, 40),
+            (0, 3, 5, 3) if groups[0][5].bytes + groups[0][4].bytes > most else (0, 3, 6, 8),
+        ]
+        drawn, first = [], 0
+        for p in pieces:
+            mine = groups[p.file][p.start : p.stop]
+            assert (p.size, p.rows) == (sum(g.bytes for g in mine), sum(g.rows for g in mine))
+            assert p.size <= most or len(mine) == 1
+            if p.stop < len(groups[p.file]):
+                assert p.size + groups[p.file][p.stop].bytes > most
+            assert p.val_rows is not None
+            assert p.val_rows <= set(range(p.rows))
+            drawn += [first + row for row in sorted(p.val_rows)]
+            first += p.rows
+        for file in (0, 1):
+            borders = [0, *(p.stop for p in pieces if p.file == file)]
+            assert borders[-1] == len(groups[file])
+            assert [p.start for p in pieces if p.file == file] == borders[:-1]
+        rule = SplitRuleRecord(rule="shuffled", val_fraction=0.4, seed=2357)
+        assert drawn == shuffled_val_rows(drawn_of, rule).tolist()
+
+
+def test_a_drawn_split_of_a_table_beside_lines_is_refused(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    lines = write_jsonl(tmp_path / "b.jsonl", ["one", "two"])
+    with pytest.raises(UsageError, match="give --split-by documents"):
+        planned(on_disk(tmp_path / "a.parquet", lines), split_by="shuffled")
+
+
+WORDY = "".join(f"wörd {n} 東京 " for n in range(60))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("most", [50, 300, 10_000])
+@pytest.mark.parametrize("rule", ["documents", "characters"])
+def test_one_text_is_cut_into_slices_that_make_it_up(
+    mark: str,
+    most: int,
+    rule: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plans, "UNIT_BYTES", (most, most))
+    path = tmp_path / "a.txt"
+    path.write_text(mark + WORDY, encoding="utf-8")
+    data = path.read_bytes()
+    pieces = [p for unit in planned(on_disk(path), split_by=rule) for p in unit.slices]
+    assert b"".join(data[p.start : p.stop] for p in pieces) == data
+    assert [p.size for p in pieces] == [p.stop - p.start for p in pieces]
+    assert all(p.size < most + 30 for p in pieces)
+    assert len(pieces) >= len(data) // (most + 30)
+    assert not any(p.replaced for p in pieces)
+    if rule == "characters":
+        for split, text in (
+            ("train", WORDY[: int(len(WORDY) * 0.6)]),
+            ("val", WORDY[int(len(WORDY) * 0.6) :]),
+        ):
+            mine = [p for p in pieces if p.split == split]
+            assert data[mine[0].start : mine[-1].stop].decode().removeprefix(mark or "-") == text
+            assert [p.begins for p in mine] == [p is mine[0] for p in mine]
+            assert [p.ends for p in mine] == [p is mine[-1] for p in mine]
+    elif len(data) > most:
+        split = by_hash([WORDY.encode()], SplitRuleRecord(rule=rule, val_fraction=0.4, seed=2357))
+        assert {p.split for p in pieces} == {split}
+        assert [p.begins for p in pieces] == [p is pieces[0] for p in pieces]
+        assert [p.ends for p in pieces] == [p is pieces[-1] for p in pieces]
+    else:
+        assert pieces == [Slice(0, 0, len(data), len(data))]
+
+
+def test_a_text_that_must_stay_whole_is_one_slice(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plans, "UNIT_BYTES", (50, 50))
+    path = tmp_path / "a.txt"
+    path.write_text(WORDY, encoding="utf-8")
+    size = path.stat().st_size
+    whole: list[dict[str, Any]] = [
+        {"cuttable": False},
+        {"errors": "skip"},
+        {"max_tokens": 5},
+        {"max_documents": 5},
+    ]
+    for options in whole:
+        [unit] = planned(on_disk(path), split_by="documents", **options)
+        assert unit.slices == (Slice(0, 0, size, size),)
+    [train, val] = planned(on_disk(path), cuttable=False)
+    assert [piece.split for unit in (train, val) for piece in unit.slices] == ["train", "val"]
+    (tmp_path / "b.txt").write_text("x " * 25)  # which is just one unit
+    [unit] = planned(on_disk(tmp_path / "b.txt"), split_by="documents")
+    assert unit.slices == (Slice(0, 0, 50, 50),)
+
+
+def test_a_split_by_characters_needs_plain_utf8(tmp_path: Path) -> None:
+    packed, bad = tmp_path / "a.txt.gz", tmp_path / "bad.txt"
+    packed.write_bytes(gzip.compress(b"some text"))
+    with pytest.raises(UsageError, match=r"cuts plain text only; unpack a\.txt\.gz"):
+        planned(on_disk(packed), split_by="characters")
+    bad.write_bytes(b"caf\xe9 " * 9)
+    with pytest.raises(BadDataError, match=r"bad\.txt:1:3: byte 0xe9"):
+        planned(on_disk(bad))
+    with pytest.raises(BadDataError, match=r"bad\.txt is not UTF-8, which a split by characters"):
+        planned(on_disk(bad), errors="replace")
+    [unit] = planned(on_disk(bad), errors="skip")  # and is counted as it is met again
+    assert unit.slices == (Slice(0, 0, 45, 45),)
+
+
+def test_a_long_text_that_is_not_utf8_says_so_in_each_slice(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plans, "UNIT_BYTES", (50, 50))
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"words and words " * 9 + b"caf\xe9 " * 9)
+    pieces = [
+        piece
+        for unit in planned(on_disk(bad), errors="replace", split_by="documents")
+        for piece in unit.slices
+    ]
+    assert len(pieces) == 3
+    assert all(piece.replaced for piece in pieces)
+
+
+def test_a_slice_knows_its_split_or_asks_the_text() -> None:
+    rule = SplitRuleRecord(rule="documents", val_fraction=0.4, seed=1)
+    texts = [b"one", b"two", b"three", b"four", b"five", b"six"]
+    for piece, expected in (
+        (Slice(0, 0, 9, 9, "val", val_rows=frozenset()), ["val"] * 6),
+        (
+            Slice(0, 0, 9, 9, val_rows=frozenset({0, 4})),
+            ["val", "train", "train", "train", "val", "train"],
+        ),
+        (Slice(0, 0, 9, 9, val_rows=frozenset()), ["train"] * 6),
+        (Slice(0, 0, 9, 9), [by_hash([text], rule) for text in texts]),
+    ):
+        assert [piece.split_of([text], n, rule) for n, text in enumerate(texts)] == expected
+    assert {by_hash([text], rule) for text in texts} == {"train", "val"}
+
+
+def test_the_parts_of_a_unit_are_parts_of_its_files() -> None:
+    recipe, [files] = recipe_of({"x/a.jsonl": 9, "y/b.md.gz": 5})
+    [unit] = plan(recipe, [files], True)
+    assert parts_of(unit, recipe.ingredients[0], files, "skip") == (
+        (Slice(0, 0, 9, 9), Part(Path("x/a.jsonl"), Format("lines"), 0, 9, "text", "skip")),
+        (Slice(1, 0, 5, 5), Part(Path("y/b.md.gz"), Format("text", ".gz"), 0, 5, "text", "skip")),
+    )

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanogpt_dist.data.manifest import SplitRuleRecord
 from nanogpt_dist.errors import BadDataError
-from prepare.units.split import by_hash
+from prepare.readers.text import TextPart
+from prepare.units.split import by_hash, character_border, shuffled_val_rows
 from tests.conftest import build, write_jsonl
 
 
@@ -31,3 +35,29 @@ def test_the_advice_for_one_document_can_be_followed(tmp_path: Path) -> None:
         .splits["val"]
         .tokens
     )
+
+
+@given(st.text("aé東🙂\n", max_size=40), st.floats(0.01, 0.99), st.integers(1, 9))
+def test_the_border_between_characters_is_where_nanogpt_has_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    text: str,
+    val_fraction: float,
+    chunk_bytes: int,
+) -> None:
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    rule = SplitRuleRecord(rule="characters", val_fraction=val_fraction, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prepare.readers.text.CHUNK_BYTES", chunk_bytes)
+        border = character_border(TextPart(path, "", 0, path.stat().st_size, "strict"), rule)
+    assert border == len(text[: int(len(text) * (1 - val_fraction))].encode())
+
+
+def test_the_drawn_rows_are_a_part_rounded_up() -> None:
+    for rows, count in ((1, 1), (10, 3), (100, 25), (101, 26)):
+        rule = SplitRuleRecord(rule="shuffled", val_fraction=0.25, seed=3)
+        drawn = shuffled_val_rows(rows, rule)
+        assert len(drawn) == count
+        assert list(drawn) == sorted(set(drawn) & set(range(rows)))
+    others = SplitRuleRecord(rule="shuffled", val_fraction=0.25, seed=4)
+    assert not np.array_equal(drawn, shuffled_val_rows(101, others))
