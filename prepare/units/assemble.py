@@ -105,41 +105,41 @@ class Assembler:
         self._open.__exit__(kind, error, at)
 
     def missing(self) -> list[Unit]:
-        """The units to encode: their ids are in no shard and in no file.
+        """The units to encode: some of their ids are in no shard and in no file.
 
         Their records go, so that nobody waits for what is not there.
         """
-        kept = {unit.index for unit in self._needed_no_more()}
+        needed = dict(self._needed())
         missing = [
-            unit for unit in self.units if unit.index not in kept and not self._is_whole(unit)
+            unit for unit in self.units if not self._has(unit, needed.get(unit.index, SPLITS))
         ]
         for unit in missing:
             self.work.forget(unit.index)
         return missing
 
-    def _needed_no_more(self) -> Iterator[Unit]:
-        """The first units, whose ids are in shards, or beyond a limit."""
+    def _needed(self) -> Iterator[tuple[int, Sequence[SplitName]]]:
+        """Of the first units the splits whose ids are not all in shards; none beyond a limit."""
         quotas, position = Quotas(self.work, self.recipe, self.units), dict.fromkeys(SPLITS, 0)
         for unit, _, documents in quotas.new():
             for index, split in enumerate(SPLITS):
                 position[split] += int(documents["tokens"][documents["split"] == index].sum())
-            if all(position[split] <= self.committed[split] for split in SPLITS):
-                yield unit
-        yield from (
-            unit
-            for unit in self.units
-            if not quotas.wants(unit) and self.work.read(unit.index) is None
-        )
+            yield (
+                unit.index,
+                [split for split in SPLITS if position[split] > self.committed[split]],
+            )
+        for unit in self.units:
+            if not quotas.wants(unit) and self.work.read(unit.index) is None:
+                yield unit.index, ()
 
-    def _is_whole(self, unit: Unit) -> bool:
-        """Whether all files of a unit are there."""
+    def _has(self, unit: Unit, splits: Sequence[SplitName]) -> bool:
+        """Whether a unit's ids of `splits` are there, in files of their full length."""
+        if not splits:
+            return True
         found = self.work.read(unit.index)
         if found is None:
             return False
-        record = found[0]
-        return self.work.has(unit.index, "train", record.train) and self.work.has(
-            unit.index, "val", record.val
-        )
+        sizes = {"train": found[0].train, "val": found[0].val}
+        return all(self.work.has(unit.index, split, sizes[split]) for split in splits)
 
     def advance(self) -> bool:
         """Append all finished units whose turn it is; whether that was the last.
