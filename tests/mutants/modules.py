@@ -38,8 +38,9 @@ RANKS = [
 ]
 PREPARE = [
     *(f"tests/prepare/units/test_{name}.py" for name in ("plan", "limits", "split", "journal")),
-    *("tests/prepare/test_build.py", "tests/prepare/units/test_pool.py"),
-    *("tests/prepare/units/test_ranks.py", "tests/prepare/readers/test_skipped.py"),
+    *(f"tests/prepare/units/test_{name}.py" for name in ("encode", "assemble", "manifest")),
+    *(f"tests/prepare/units/test_{name}.py" for name in ("schedule", "ranks", "pool")),
+    *("tests/prepare/test_build.py", "tests/prepare/readers/test_skipped.py"),
 ]
 
 MODULES: dict[str, list[str]] = {
