@@ -24,7 +24,7 @@ from tests.seeded.forked import Calls, Pytest
 from tests.seeded.tree import CLONE, copy_tree
 
 GOAL = 0.85
-JOBS = 2
+JOBS = 1
 MUTANT_S = 60.0  # of tests, as long as they take alone, for a mutant
 KEPT = CLONE / "build" / "mutants.json"  # how long the tests take, and what they call
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")

@@ -303,7 +303,7 @@ def test_leftovers_go_from_a_finished_folder_only(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert work.units.is_dir()
     (tmp_path / "manifest.json").touch()
-    with RunLock(work.folder, LOCK), pytest.raises(CannotCreateError, match="in use .* --out"):
+    with RunLock(work.folder, LOCK), pytest.raises(CannotCreateError, match=r"in use .* --out"):
         remove_leftovers(tmp_path)
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["manifest.json"]
