@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanogpt_dist.data import DataFolder, verify_folder
+from nanogpt_dist.data import DataFolder, Manifest, verify_folder
 from nanogpt_dist.errors import (
     BadDataError,
     CannotCreateError,
@@ -23,8 +24,12 @@ from nanogpt_dist.errors import (
     NanogptError,
     UsageError,
 )
+from prepare.build import Machine
+from prepare.build import build as run_build
 from prepare.corpora import find
+from prepare.options import PrepareConfig
 from prepare.sources.local import find_sources
+from prepare.units.ranks import Ranks
 from tests.conftest import CLONE, SHARED, Run, build, command, hashes, write_jsonl
 
 SHAKESPEARE = SHARED / "data" / "tinyshakespeare.txt"
@@ -298,3 +303,198 @@ def test_nothing_is_written_where_nothing_can_be_read(
         build(corpus, tmp_path / "out", sources, **{"tokenizer": "byte", **options})
     assert sorted(tmp_path.rglob("*")) == before
     assert len(str(caught.value)) < 200
+
+
+STDIN_LINE = "several ranks cannot share standard input; write it to a file"
+
+
+@pytest.mark.parametrize("given", ["-", "-.jsonl"])
+def test_standard_input_is_for_one_process(given: str, source: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(corpus="text", out=tmp_path / "out", source=[source, Path(given)])
+    with pytest.raises(UsageError, match=STDIN_LINE):
+        run_build(config, Machine(ranks=Ranks(0, 2, "slurm:7:0")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
+    """Of the vocabulary, then of the ids; the tokens are those of the manifest."""
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {n}" for n in range(300)])
+    size = source.stat().st_size
+    told: list[tuple[str, int, int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prepare.units.plan.UNIT_BYTES", (1500, 1500))
+        manifest = build(
+            "text",
+            tmp_path / "out",
+            [source],
+            tokenizer="char",
+            workers=1,
+            progress=lambda *figures: told.append(figures),
+        )
+    read = [min(size, 1500 * n) for n in range(1, -(-size // 1500) + 1)]
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    vocabulary = [figures for figures in told if figures[0] == "vocabulary"]
+    assert vocabulary == [("vocabulary", done, size, 0) for done in read]
+    ids = told[len(vocabulary) :]
+    assert [figures[:3] for figures in ids] == [("tokens", done, size) for done in [0, *read]]
+    assert ids[0][3] == 0
+    assert ids[-1][3] == tokens
+
+
+def test_the_tokenizer_of_an_unfinished_folder_is_made_once(tmp_path: Path) -> None:
+    """It is read again, and not learnt again: of the tokenizer all ids that are there depend."""
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {n}" for n in range(300)])
+    whole = build("text", tmp_path / "whole", [source], tokenizer="char", workers=1)
+    for stop_after, learns in ((1, False), (0, True)):
+        out = tmp_path / f"out-{stop_after}"
+        told: list[str] = []
+
+        def stop(what: str, done: int, total: int, tokens: int) -> None:
+            told.append(what)  # noqa: B023
+            if what == "tokens" and told.count(what) > stop_after:  # noqa: B023
+                raise KeyboardInterrupt
+
+        options: dict[str, Any] = {"tokenizer": "char", "workers": 1}
+        with pytest.raises(KeyboardInterrupt):
+            build("text", out, [source], progress=stop, **options)
+        assert (out / "tokenizer.json").exists() is not learns
+        told.clear()
+        found = build("text", out, [source], progress=lambda *of: told.append(of[0]), **options)  # noqa: B023
+        assert found == whole
+        assert ("vocabulary" in told) is learns
+        assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_a_plan_that_is_gone_on_with_may_be_less_strict_only(tmp_path: Path) -> None:
+    """What was done under strict holds under any; what was replaced or skipped does not."""
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {n}" for n in range(300)])
+
+    def stop(what: str, done: int, total: int, tokens: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    for first, then, good in (
+        ("strict", "replace", True),
+        ("strict", "skip", True),
+        ("strict", "strict", True),
+        ("skip", "skip", True),
+        ("skip", "replace", False),
+        ("replace", "strict", False),
+    ):
+        out = tmp_path / f"{first}-{then}"
+        options: dict[str, Any] = {"tokenizer": "byte", "workers": 1}
+        with pytest.raises(KeyboardInterrupt):
+            build("text", out, [source], progress=stop, errors=first, **options)
+        notes: list[str] = []
+        if good:
+            manifest = build("text", out, [source], errors=then, note=notes.append, **options)
+            assert notes == ["going on: 1 of 1 units were done before"]
+            assert manifest.errors == then
+        else:
+            with pytest.raises(
+                CannotCreateError,
+                match=f"holds an unfinished prepare with --errors {first}, not {then}; finish it",
+            ):
+                build("text", out, [source], errors=then, **options)
+
+
+def test_a_finished_folder_says_what_to_do(tmp_path: Path) -> None:
+    """--fresh has nothing to drop; what a kill at the very end has left goes."""
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {n}" for n in range(300)])
+    out = tmp_path / "out"
+    manifest = build("text", out, [source], tokenizer="byte")
+    before = hashes(out)
+    (out / ".prepare" / "units").mkdir(parents=True)
+    notes: list[str] = []
+    assert build("text", out, [source], tokenizer="byte", note=notes.append) == manifest
+    assert notes == []
+    assert hashes(out) == before
+    build("text", out, [source], tokenizer="byte", note=notes.append, fresh=True)
+    assert [note.partition(" is ")[2] for note in notes] == [
+        "finished, so --fresh has nothing to drop; rm -r it to make it again"
+    ]
+    (out / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(CannotCreateError, match="its folder is left alone: remove it, or choose"):
+        build("text", out, [source], tokenizer="byte")
+
+
+def test_what_has_no_plan_is_begun_anew(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {n}" for n in range(300)])
+    build("text", tmp_path / "whole", [source], tokenizer="char")
+    out = tmp_path / "out"
+    (out / ".prepare" / "units").mkdir(parents=True)
+    (out / ".prepare" / "units" / "000000.json").write_text("{}")
+    (out / "tokenizer.json").write_text("{}")
+    (out / "text_train_000000.bin").write_text("of whatever it was")
+    build("text", out, [source], tokenizer="char")
+    assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_ranks_in_one_process_make_the_same_folder(tmp_path: Path) -> None:
+    """The second one encodes its share, and the first one puts all together."""
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {n}" for n in range(300)])
+    config = {"corpus": "text", "source": [source], "tokenizer": "byte", "workers": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prepare.units.plan.UNIT_BYTES", (500, 500))
+        patch.setattr("prepare.units.ranks.POLL_S", 0.005)
+        alone = build("text", tmp_path / "alone", [source], tokenizer="byte", workers=1)
+        out = tmp_path / "out"
+        share: list[int] = []
+
+        def run(rank: int) -> Manifest | None:
+            def progress(what: str, done: int, total: int, tokens: int) -> None:
+                share.append(tokens)
+
+            machine = Machine(ranks=Ranks(rank, 2, "slurm:7:0"), progress=progress)
+            return run_build(PrepareConfig(out=out, **config), machine)  # type: ignore[arg-type]
+
+        with ThreadPoolExecutor(2) as threads:
+            second, first = threads.map(run, (1, 0))
+    assert second is None
+    assert first == alone
+    assert hashes(out) == hashes(tmp_path / "alone")
+    tokens = sum(split.tokens for split in alone.splits.values())
+    assert 0.3 * tokens < max(share) < 0.7 * tokens, "the first has encoded its own share only"
+
+
+def test_a_rank_that_follows_another_plan_is_refused(tmp_path: Path) -> None:
+    """Started with other options than the first one: its units would be none of the folder's."""
+    source = write_jsonl(tmp_path / "a.jsonl", [f"document {n}" for n in range(300)])
+    out = tmp_path / "out"
+    told: list[str] = []
+
+    def follow(what: str, done: int, total: int, tokens: int) -> None:
+        """As rank 0 tells its first progress, its plan is there."""
+        if told:
+            return
+        told.append("")
+        config = PrepareConfig(
+            corpus="text", out=out, source=[source], tokenizer="byte", val_fraction=0.3
+        )
+        with pytest.raises(CannotCreateError, match=r"--val-fraction 0\.1, not 0\.3") as caught:
+            run_build(config, Machine(ranks=Ranks(1, 2, "slurm:7:0")))
+        told[0] = str(caught.value)
+
+    config = PrepareConfig(corpus="text", out=out, source=[source], tokenizer="byte", workers=1)
+    machine = Machine(ranks=Ranks(0, 2, "slurm:7:0"), progress=follow)
+    with pytest.raises(CannotCreateError, match=r"^rank 1: "):
+        run_build(config, machine)
+    assert told[0]
+
+
+def test_a_part_that_gives_nothing_is_called_by_its_corpus(tmp_path: Path) -> None:
+    many = write_jsonl(tmp_path / "many.jsonl", [f"page {n}" for n in range(30)])
+    notes: list[str] = []
+    build(
+        "text",
+        tmp_path / "out",
+        mix=f"{many}=0.9,python-stdlib=0.1",
+        tokenizer="byte",
+        val_fraction=0.2,
+        workers=1,
+        max_tokens=100,
+        note=notes.append,
+    )
+    assert notes == [
+        "python-stdlib gave no tokens: its first document is larger than its part of the mix"
+    ]
