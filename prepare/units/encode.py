@@ -151,8 +151,6 @@ def _encode(
                 _Document(job, tokenizer, piece, row, replace(document, text="", skipped=True)),
                 0,
             )
-        except BadDataError as error:
-            raise BadDataError(f"{part.where(document)}: {error}") from None
         tokens += count
         rows.append(
             (
