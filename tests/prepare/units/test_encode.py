@@ -1,21 +1,25 @@
 """One unit: ids, table and record are those of its documents, however they are buffered."""
 
 import json
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.data.manifest import Eot, Errors, SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, StorageError
-from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.storage.durable import shown
+from nanogpt_dist.tokenizer import Tokenizer, patterns, train_bpe
 from prepare.readers import documents
-from prepare.readers.documents import Part
+from prepare.readers.documents import Document, Part
 from prepare.readers.formats import Format
 from prepare.units import encode
 from prepare.units.encode import DOCUMENT, Job, UnitRecord, encode_unit, unit_path
@@ -27,6 +31,7 @@ RULE = SplitRuleRecord(rule="documents", val_fraction=0.4, seed=1)
 END = "<|endoftext|>"
 TEXTS = ["one", "", f"two{END}", "drei é", f"{END}{END}", "vier" * 9, "", "five"]
 TRAIN, VAL = 0, 1
+BYTES = train_bpe(["a"], 257)  # an id for each byte, but by words
 WHOLE, EMPTY, REPLACED, SKIPPED = range(4)
 
 
@@ -239,14 +244,107 @@ def test_a_long_text_that_has_no_ids_leaves_none(
     assert [(row[2], row[4]) for row in rows] == [(WHOLE, 8), (SKIPPED, 0), (WHOLE, 8)]
 
 
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["🙂", "é 🙂 ", "a b ", "x" * 40]), max_size=5).map("".join),
+        max_size=8,
+    ),
+    st.integers(1, 60),
+    st.sampled_from(["append", "prepend"]),
+)
+def test_what_is_skipped_takes_no_other_document_with_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+    flush_ids: int,
+    eot: Eot,
+) -> None:
+    """However many ids a character has, and wherever the buffers are full."""
+    folder = tmp_path_factory.mktemp("skipped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patterns, "MAX_UNBROKEN", 30)
+        patch.setattr("nanogpt_dist.tokenizer.tokenizer.PIECE_CHARS", 3)
+        whole = encoded(lines(folder / "a.jsonl", texts, eot, "skip"), folder / "whole", BYTES)
+        patch.setattr(encode, "FLUSH_IDS", flush_ids)
+        assert (
+            encoded(lines(folder / "a.jsonl", texts, eot, "skip"), folder / "units", BYTES) == whole
+        )
+
+
+class WatchedPart(Part):
+    """Looks before each document how many ids are in the file of the train split."""
+
+    def documents(self) -> Iterator[Document]:
+        for document in super().documents():
+            [path] = (self.path.parent / "units").glob(".tmp-000003.train*")
+            LOOKS.append(path.stat().st_size // 2)
+            yield document
+
+
+LOOKS: list[int] = []
+
+
+def test_fewer_ids_are_held_than_are_written_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the memory of a worker would grow with its unit."""
+    monkeypatch.setattr(encode, "FLUSH_IDS", 20)
+    LOOKS.clear()
+    texts = ["abcd", "a" * 9, "", "abc" * 10, *["a"] * 40]
+    job = lines(tmp_path / "a.jsonl", texts, None)
+    [(piece, part)] = job.slices
+    watched = WatchedPart(**vars(part))
+    ids, rows = encoded(
+        replace(job, slices=((replace(piece, split="train"), watched),)), tmp_path / "units"
+    )
+    before = [sum(len(text) for text in texts[:n]) for n in range(len(texts))]
+    assert all(0 <= made - held < 20 for made, held in zip(before, LOOKS, strict=True))
+    assert len(set(LOOKS)) < 8, "not each document is written by itself"
+    assert len(ids[TRAIN]) == sum(row[4] for row in rows) == sum(map(len, texts))
+
+
+@pytest.mark.parametrize("long_text", [10, 1 << 20])
+def test_a_long_text_goes_where_a_short_one_goes(
+    long_text: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(documents, "LONG_TEXT_BYTES", long_text)
+    monkeypatch.setattr("prepare.readers.text.CHUNK_BYTES", 7)
+    for number in range(8):
+        path = tmp_path / f"{number}.txt"
+        path.write_text(f"text number {number} é")
+        size = path.stat().st_size
+        _, [row] = encoded(text_job(path, Slice(0, 0, size, size)), tmp_path / f"units {number}")
+        assert row[0] == (VAL if by_hash([path.read_bytes()], RULE) == "val" else TRAIN)
+
+
+def test_a_long_text_that_has_become_bad_is_named_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its split is known, so that it is read here for the first time since the plan."""
+    monkeypatch.setattr(documents, "LONG_TEXT_BYTES", 10)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"some text\ncaf\xe9 and more")
+    (tmp_path / "units").mkdir()
+    job = text_job(path, Slice(0, 0, 23, 23, "train"))
+    with pytest.raises(BadDataError) as caught:
+        encode_unit(job, tokenizers.byte(), tmp_path / "units")
+    assert str(caught.value).startswith(f"{shown(path)}:2:3: byte 0xe9 is not UTF-8;")
+    assert not list((tmp_path / "units").iterdir())
+
+
 def test_the_trace_names_the_document_at_hand(tmp_path: Path) -> None:
     """In as many bytes each time, so that a short name behind a long one is whole."""
     trace = tmp_path / "trace"
+    descriptors = os.listdir("/proc/self/fd")
     encoded(lines(tmp_path / "a.jsonl", ["a", "b", "c"]), tmp_path / "units", trace=trace)
-    assert trace.read_text().rstrip().endswith("a.jsonl:3")
+    assert trace.read_text().rstrip() == f"{shown(tmp_path / 'a.jsonl')}:3"
     trace.write_text("x" * 256)
     encoded(lines(tmp_path / "b.jsonl", ["a"]), tmp_path / "again", trace=trace)
-    assert trace.read_text().rstrip().endswith("b.jsonl:1")
+    assert trace.read_text().rstrip() == f"{shown(tmp_path / 'b.jsonl')}:1"
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
     assert trace.stat().st_mode & 0o777 == (tmp_path / "b.jsonl").stat().st_mode & 0o777
 
 
