@@ -91,8 +91,10 @@ def test_a_stopped_run_is_gone_on_with_where_it_was(shard_tokens: int, tmp_path:
     units = -(-source.stat().st_size // 200)
     for done in (1, 3, units - 1):
         out = tmp_path / f"stopped-{done}"
+        descriptors = os.listdir("/proc/self/fd")
         with pytest.raises(Stopped):
             made(out, source, stop_after=done, **options)
+        assert len(os.listdir("/proc/self/fd")) == len(descriptors)
         shards = {path: path.stat().st_mtime_ns for path in out.glob("*.bin")}
         if shard_tokens == 25 and done > 3:
             assert shards
@@ -197,3 +199,10 @@ def test_a_text_that_begins_in_one_unit_and_ends_in_another_is_one_document(
     assert ends == [0] * (len(ends) - 1) + [1]
     for before, after in pairwise(manifest.splits["train"].shards):
         assert before.file.name < after.file.name
+
+
+def test_a_document_of_one_id_has_an_end(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", list("abcdefgh") * 9)
+    made(tmp_path / "out", source, tokenizer="char")
+    for split in DataFolder.open(tmp_path / "out").splits.values():
+        assert split.document_ends().tolist() == list(range(1, split.tokens + 1))

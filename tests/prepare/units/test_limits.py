@@ -2,6 +2,7 @@
 any units.
 """
 
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_dist.data import DataFolder, Manifest
+from nanogpt_dist.data.manifest import SourceRecord
 from nanogpt_dist.errors import BadDataError, UsageError
-from prepare.units.encode import DOCUMENT, EMPTY, REPLACED, SKIPPED, WHOLE
-from prepare.units.limits import Limits
+from prepare.corpora import find
+from prepare.options import PrepareConfig
+from prepare.recipe import make_ingredient, make_recipe
+from prepare.units.encode import (
+    DOCUMENT,
+    EMPTY,
+    REPLACED,
+    SKIPPED,
+    WHOLE,
+    UnitRecord,
+    unit_path,
+)
+from prepare.units.journal import WorkFolder
+from prepare.units.limits import Limits, Quotas
+from prepare.units.plan import Slice, Unit
 from tests.conftest import build, hashes, write_jsonl
 
 TEXTS = [f"document {i} " + "x" * (i % 50) for i in range(500)]
@@ -288,3 +303,40 @@ def test_no_more_units_are_encoded_than_the_limit_needs(
     )
     read = sum(len(text) + 13 for text in TEXTS[: totals(manifest)[0]])
     assert read - 200 <= bytes_done[-1] <= read + 400 < source.stat().st_size
+
+
+def test_a_part_of_a_mix_that_has_enough_wants_no_more(tmp_path: Path) -> None:
+    """Also of a rank that only encodes, by what others have done meanwhile."""
+    config = PrepareConfig(mix="a=0.5,b=0.5", tokenizer="byte", max_tokens=100, val_fraction=0.3)
+    record = SourceRecord(name="a.jsonl", bytes=9, sha256="0" * 64)
+    ingredients = [make_ingredient(find("text"), [record], None, config, 0.5) for _ in range(2)]
+    units = [Unit(index, index % 2, (Slice(0, 0, 9, 9),)) for index in range(8)]
+    work = WorkFolder(tmp_path)
+    work.units.mkdir(parents=True)
+    quotas = Quotas(work, make_recipe(ingredients, config), units)
+
+    def done(unit: int, tokens: int) -> None:
+        table = np.array([row(WHOLE, tokens)], DOCUMENT).tobytes()
+        record = UnitRecord(unit, "", (0, 0), (0, 0), (len(table), zlib.crc32(table)))
+        unit_path(work.units, unit, "documents").write_bytes(table)
+        unit_path(work.units, unit, "json").write_bytes(record.to_json())
+
+    def wanted() -> list[bool]:
+        return [quotas.wants(unit) for unit in units[:2]]
+
+    assert wanted() == [True, True]
+    done(0, 49)
+    done(4, 30)  # which is behind a gap
+    assert wanted() == [True, True]
+    done(2, 1)
+    assert wanted() == [False, True]
+    assert list(quotas.new()) == []
+    for unit in (1, 3, 5, 7):  # all that there is of it, and less than its share
+        assert wanted() == [False, True]
+        done(unit, 5)
+    assert wanted() == [True, True]  # now what is taken counts: 20 of each
+    taken = [(unit.index, len(documents)) for unit, _, documents in quotas.new()]
+    assert taken == [(0, 0), (1, 1), (3, 1), (5, 1), (7, 1)]  # the first of the other is too large
+    assert wanted() == [False, False]
+    assert quotas.complete
+    assert quotas.without_tokens() == [0]

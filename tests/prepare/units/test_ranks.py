@@ -394,6 +394,9 @@ def test_a_single_process_tells_nobody(work: WorkFolder) -> None:
         (work.folder / "failed-1").write_text("{}")
         Ranks().look_for_failures(work)
         assert not work.run.exists()
+    (work.folder / "failed-1").unlink()
+    (work.folder / "failed-1").mkdir()  # where it cannot be written there is worse to tell
+    SECOND.report(work, BadDataError("the file is bad"))
     gone = WorkFolder(work.out / "nowhere")
     SECOND.report(gone, BadDataError("the file is bad"))
     assert not gone.out.exists()

@@ -132,6 +132,7 @@ def test_a_file_is_fetched_ahead_and_given_up_after_its_last_unit(
             first_read = calls.index(f"path {file}")
             assert calls.index(f"expect {file}") < first_read
             assert calls.index(f"release {file - 1}") > calls.index(f"expect {file}")
+    assert calls.index("expect 2") > calls.index("release 0"), "one file ahead, no more"
     assert calls[-1] == "release 2"
 
 
