@@ -5,8 +5,11 @@ behind.
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -25,6 +28,7 @@ from prepare.units.journal import (
     remove_leftovers,
 )
 from tests.conftest import Run, build, hashes, write_jsonl
+from tests.faults.disk import FailingDisk, Operation, PowerCut
 
 
 def test_other_peoples_folders_are_refused(tmp_path: Path) -> None:
@@ -419,3 +423,48 @@ def test_shards_are_good_up_to_the_first_that_is_not(
         "text_train_000001.json",
     }
     assert all(path.exists() for path in others)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_after_fresh_and_a_power_cut_nothing_of_the_old_run_is_gone_on_with(
+    in_order: bool,
+    tmp_path: Path,
+) -> None:
+    """Neither its vocabulary nor a shard, of which the names may come back with the power."""
+    old = write_jsonl(tmp_path / "old.jsonl", [f"old text {n}" for n in range(300)])
+    new = write_jsonl(tmp_path / "new.jsonl", [f"another {n}" for n in range(300)])
+    options: dict[str, Any] = {"tokenizer": "char", "val_fraction": 0.3, "workers": 1}
+
+    class Stopped(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int, tokens: int) -> None:
+        if (what, done) == ("tokens", total):
+            raise Stopped
+
+    disk = FailingDisk()
+    operations: list[Operation] = []
+
+    def note(what: str, done: int, total: int, tokens: int) -> None:
+        operations[:] = operations or (disk.operations if what == "tokens" else [])
+
+    root = tmp_path / "disk"
+    with pytest.raises(Stopped):
+        build("text", root / "out", [old], progress=stop, shard_tokens=500, **options)
+    cut = PowerCut(root)
+    with disk.watch():
+        build("text", root / "out", [new], fresh=True, progress=note, **options)
+    done = 0
+    for operation in operations:
+        cut.replay([operation])
+        for seed in range(4):
+            state = tmp_path / f"state-{done}"
+            cut.put(state, Random(seed), in_order)
+            plan = WorkFolder(state / "out").read_plan()[0]
+            if plan and plan["sources"][0]["files"][0]["name"] == "new.jsonl":
+                done += 1
+                build("text", state / "out", [new], **options)
+                assert hashes(state / "out") == hashes(root / "out")
+            else:
+                shutil.rmtree(state)
+    assert done > 5
