@@ -197,8 +197,13 @@ def make_recipe(ingredients: list[Ingredient], config: PrepareConfig) -> Recipe:
     if recipe.takes_parts and any(
         ingredient.split.rule == "characters" for ingredient in ingredients
     ):
+        if not mixed:
+            raise UsageError(
+                "a limit takes whole documents, but this is one text cut in two: leave "
+                "--max-documents and --max-tokens out, or give several files"
+            )
         raise UsageError(
-            "limits and mixes take whole documents, but this is one text cut in two; --split-by "
+            "a mix takes whole documents, but a part of it is one text cut in two; type --split-by "
             "documents"
         )
     return recipe

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nanogpt_dist.errors import BadDataError, MissingInputError
+from nanogpt_dist.presets import PRESETS
 from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
 
 DATA = Path("data")  # where `nanogpt prepare CORPUS` writes without --out
@@ -212,6 +213,8 @@ class Manifest(_Record):
             raise BadDataError(
                 f"{shown(folder)} holds files of ids without a manifest: type {line}"
             )
+        if not path.exists() and any(folder.glob("*")) and not ours:
+            raise BadDataError(f"{shown(folder)} is no data folder; {_prepare_text(folder)}")
         if not path.exists():
             raise BadDataError(
                 f"{name} is missing: no nanogpt prepare has finished there; run the same nanogpt "
@@ -261,15 +264,23 @@ class Manifest(_Record):
 
 def _instead(folder: Path) -> str:
     """What to type where `folder` is not there: its name under data/ may be."""
+    if folder.is_file():
+        return _prepare_text(folder)
     if (DATA / folder.name / MANIFEST).is_file():
         return f"{DATA / folder.name} is there: give that"
     there = [path.parent.name for path in DATA.glob(f"*/{MANIFEST}")]
-    if near := difflib.get_close_matches(folder.name, there, n=1):
+    near = difflib.get_close_matches(folder.name, there, n=1)
+    if near and not any(shown(folder) == preset.get("dataset") for preset in PRESETS.values()):
         return f"did you mean {DATA / near[0]}?"
     if folder.parent == DATA:
         own = f"prepare text --source PATH --out {shown(folder)}"
         return f"type: nanogpt prepare {folder.name}, or of your own text: nanogpt {own}"
     return f"type: nanogpt prepare CORPUS --out {shown(folder)}"
+
+
+def _prepare_text(source: Path) -> str:
+    """What to type where text was given instead of the data folder that is made of it."""
+    return f"type: nanogpt prepare text --source {shown(source)} --out {DATA / source.stem}"
 
 
 def _likely_tokenizer(folder: Path) -> str:

@@ -157,6 +157,10 @@ MISTAKES = [
     ("train", 66, "nanogpt prepare openwebtext"),
     ("train --dataset nowhere", 66, "nowhere does not exist"),
     ("train --dataset empty", 65, "prepare"),
+    ("train --dataset essays", 65, "type: nanogpt prepare text --source essays --out data/essays"),
+    ("train --dataset essays/a.txt", 66, "text --source essays/a.txt --out data/a"),
+    ("train finetune-shakespeare", 66, "type: nanogpt prepare shakespeare, or"),
+    ("train --dataset data/shakespear_char", 66, "did you mean data/shakespeare_char?"),
     ("train --dataset truncated --device cpu", 65, "bytes"),
     ("train --dataset {corpus} --vocab-size 100 --device cpu", 78, "--vocab-size 257"),
     (
@@ -187,6 +191,7 @@ MISTAKES = [
     ("prepare", 2, "which corpus?"),
     ("prepare shakespear", 2, "did you mean shakespeare"),
     ("prepare text --source nowhere", 66, "nowhere"),
+    ("prepare text --source essays/a.txt --max-tokens 9", 2, "leave --max-documents"),
     ("show params gpt-2", 78, "did you mean gpt2"),
     ("launch trian", 2, "did you mean train?"),
     ("launch sample", 2, "give one of prepare, train, eval, doctor"),
@@ -223,7 +228,10 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "essays", "data/shakespeare_char"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "essays" / "a.txt").write_text("An essay.")
+    (tmp_path / "data" / "shakespeare_char" / "manifest.json").touch()
     if "truncated" in typed:
         shutil.copytree(corpus, tmp_path / "truncated")
         shard = next((tmp_path / "truncated").glob("*_train_*.bin"))
