@@ -259,6 +259,8 @@ def _machines(
     from nanogpt_dist.estimate.training_plan import Machines
 
     device = accelerator(name, memory, peak)
+    if name == "auto" and device.kind == "cpu" and places[0] > 1:
+        note("no GPU is here, so it is CPUs like this one's; type e.g. --device h100-80gb")
     return Machines(device, *places, network, disk, *money, peak_given=peak is not None)
 
 

@@ -194,6 +194,11 @@ def test_what_is_missing_at_least_is_the_smallest_gap_of_all(words: tuple[object
         assert "--activation-checkpointing full" in flags
 
 
+def test_gpus_without_one_here_are_said_to_be_cpus(nanogpt: Run) -> None:
+    assert "type e.g. --device h100-80gb" in nanogpt("plan", "quickstart", "--gpus", 2).stderr
+    assert not nanogpt("plan", "quickstart", "--gpus", 2, "--device", "cpu").stderr
+
+
 def test_ranks_on_a_cpu_are_said_to_share_its_memory() -> None:
     place = ("--device", "cpu", "--memory", "24GB", "--peak", 1)
     assert "cpu: 24.00 GB that 8 ranks share, 3.00 GB each," in printed(*place, "--gpus", 8)
