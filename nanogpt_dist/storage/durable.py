@@ -50,6 +50,11 @@ def _reason(error: OSError, path: Path, needed: int | None) -> str:
             )
         what = "quota used up" if error.errno == errno.EDQUOT else "disk full"
         return _full(what, path, needed)
+    if error.errno == errno.EFBIG:
+        return (
+            f"{shown(path)}: a larger file than ulimit -f or this disk allows; type ulimit -f "
+            "unlimited, then run the same command again"
+        )
     why = error.strerror or str(error)
     return (
         f"{shown(path)}: {why}; check the disk and the permissions, then run the same command again"

@@ -65,6 +65,12 @@ def test_errors_name_the_file_the_reason_and_what_to_do(tmp_path: Path) -> None:
         ):
             raise OSError(number, os.strerror(number))
         assert len(str(error.value)) < MAX_LINE
+    with (
+        pytest.raises(StorageError, match="type ulimit -f unlimited, then run") as error,
+        durable.storage_errors(tmp_path / ("x" * 200)),
+    ):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert len(str(error.value)) < MAX_LINE
     with pytest.raises(StorageError, match="No such file"):
         storage.sha256_file(tmp_path / "nothing")
 
