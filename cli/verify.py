@@ -45,7 +45,7 @@ def verify(
     """
     _refuse_runs(folder)
     from nanogpt_dist.data.manifest import MANIFEST, Manifest
-    from nanogpt_dist.data.verify import verify_files
+    from nanogpt_dist.data.verify import in_short, verify_files
 
     try:
         manifest, _ = Manifest.read(folder)
@@ -59,10 +59,9 @@ def verify(
     files = len(manifest.files()) + 1
     _report(folder, files, bad, as_json)
     if bad:
-        name, reason = bad[0]
         count = f"{len(bad)} of {files} files are" if len(bad) > 1 else "one file is"
         raise BadDataError(
-            f"{count} bad: {name[-50:]}: {reason[:70]}{', …' if len(bad) > 1 else ''}; restore a "
+            f"{count} bad: {in_short(folder, *bad[0])}{', …' if len(bad) > 1 else ''}; restore a "
             "copy, or prepare again"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from nanogpt_dist.data import SHARD_TOKENS, verify_folder
 from nanogpt_dist.data.manifest import MANIFEST, Manifest
+from nanogpt_dist.data.verify import in_short
 from nanogpt_dist.errors import BadDataError, CannotCreateError, NanogptError, UsageError
 from nanogpt_dist.storage.durable import shown, write_atomic
 from nanogpt_dist.tokenizer import Tokenizer, load
@@ -250,9 +251,8 @@ class _Run:
         if what := difference(key_of(manifest, recipe), recipe.key()):
             raise CannotCreateError(f"{shown(out)} was prepared with {what}; choose another --out")
         if bad := verify_folder(out):
-            name, reason = bad[0]
             raise BadDataError(
-                f"{shown(out)} is damaged ({name}: {reason[:60]}); rm -r it, then run the same "
+                f"{shown(out)} is damaged ({in_short(out, *bad[0])}); rm -r it, then run the same "
                 "command"
             )
         if self.config.fresh:

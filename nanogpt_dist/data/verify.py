@@ -11,9 +11,9 @@ from nanogpt_dist.data.manifest import MANIFEST, FileRecord, Manifest, ShardReco
 from nanogpt_dist.data.reader import DataFolder
 from nanogpt_dist.data.scan import Progress, ReadProgress, in_threads, read_blocks
 from nanogpt_dist.data.shard import check_header
-from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError
+from nanogpt_dist.errors import BadDataError, MissingInputError, NanogptError, clipped
 from nanogpt_dist.storage import is_debris
-from nanogpt_dist.storage.durable import storage_errors
+from nanogpt_dist.storage.durable import shown, storage_errors
 
 Bad = list[tuple[str, str]]
 SHOWN = 6  # ranges of damaged MiB that a reason names
@@ -80,6 +80,12 @@ def verify_files(
         except NanogptError as error:
             bad.append((MANIFEST, str(error)))
     return bad
+
+
+def in_short(folder: Path, name: str, reason: str) -> str:
+    """A bad file and its reason for an error line: without the path again, nor what to type."""
+    what = reason.removeprefix(f"{shown(folder / name)} ").partition("; ")[0]
+    return f"{clipped(name, 50)}: {clipped(what, 60)}"
 
 
 def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:

@@ -49,6 +49,14 @@ def test_bad_files_are_65_and_a_line(nanogpt: Run, data: Path) -> None:
     assert "2 of 8 files are bad: text_train_000000.ends: its sha256" in done.stderr
 
 
+def test_a_cut_shard_is_named_with_its_whole_sizes(nanogpt: Run, data: Path) -> None:
+    shard = data / "text_train_000000.bin"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-7])
+    line = f"bad: text_train_000000.bin: has {size - 7:,} bytes, expected {size:,}; restore a copy,"
+    assert line in nanogpt("verify", "data", code=65).stderr
+
+
 def test_an_unfinished_folder_and_what_is_no_data_folder(
     nanogpt: Run,
     data: Path,
