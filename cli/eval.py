@@ -237,7 +237,7 @@ def _foreign(
 
 def _keep(checkpoint: Path, results: Results) -> None:
     from nanogpt_dist.errors import NanogptError
-    from nanogpt_dist.evaluation.report import save_results
+    from nanogpt_dist.storage.eval_results import save_results
 
     try:
         save_results(checkpoint, results)

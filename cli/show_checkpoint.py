@@ -30,12 +30,12 @@ def checkpoint(
     """
     from nanogpt_dist import storage
     from nanogpt_dist.storage import run_checkpoints, run_folder
+    from nanogpt_dist.storage.eval_results import read_results
 
     folder = run_checkpoints.find_checkpoint(target, best, warn)
     state, manifest = run_folder.read_json(folder / "state.json"), storage.read_manifest(folder)
     named = run_folder.canonical_path(folder)
-    beside = named.with_name(f"{named.name}.eval.json")
-    evaluations = run_folder.read_json(beside).get("results", {})
+    evaluations = read_results(folder)
     if as_json:
         facts: dict[str, Any] = {
             "checkpoint": str(folder),

@@ -1,7 +1,6 @@
 """`nanogpt eval`: a checkpoint's or pretrained weights' loss over a split, and tasks.
 
-Kept in CHECKPOINT.eval.json, in the folder in which the checkpoint lies: {"checkpoint": name,
-"results": {what: figures}}.
+storage/eval_results.py keeps it.
 """
 
 import math
@@ -21,7 +20,6 @@ from nanogpt_dist.evaluation.loss import Evaluator, whole_split
 from nanogpt_dist.evaluation.tasks import jsonl_tasks
 from nanogpt_dist.evaluation.tasks.scoring import Scorer
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.storage import run_folder
 from nanogpt_dist.tokenizer import Tokenizer
 
 SplitName = Literal["train", "val"]
@@ -191,15 +189,3 @@ def run_tasks(names: list[str], scorer: Scorer, limit: int | None) -> dict[str, 
             figures = jsonl_tasks.run(task, Path(file), scorer, limit)
             from_files[task if alone else name] = figures
     return {**from_files, **from_lm_eval}
-
-
-def save_results(checkpoint: Path, results: dict[str, dict[str, Any]]) -> Path:
-    """Write `results` into the file beside the checkpoint, and return its path.
-
-    Results of the same names are replaced, others stay.
-    """
-    checkpoint = run_folder.canonical_path(checkpoint)
-    path = checkpoint.with_name(f"{checkpoint.name}.eval.json")
-    before = run_folder.read_json(path).get("results", {})
-    run_folder.write_json(path, {"checkpoint": checkpoint.name, "results": {**before, **results}})
-    return path

@@ -9,6 +9,7 @@ runlock.py           one run per folder
 run_folder.py        the run folder: its paths and JSON files
 events.py            what happened to a run, and when
 json_lines.py        files of JSON lines, read as they grow
+eval_results.py      what eval found of a checkpoint
 run_checkpoints.py   find a run's checkpoint: to resume, to sample, to branch from
 
 None of them imports torch, so that a test can kill a save at each of its system calls.

@@ -1,6 +1,7 @@
 """`nanogpt show checkpoint`: its files with their hashes."""
 
 import json
+import shutil
 from pathlib import Path
 
 from tests.conftest import Run
@@ -19,3 +20,19 @@ def test_a_checkpoint_with_its_files(tmp_path: Path, nanogpt: Run) -> None:
     assert all(len(entry["sha256"]) == 64 for entry in shown["files"])
     (run / "checkpoints" / "step-00000000" / "model.safetensors").write_bytes(b"")
     nanogpt("show", "checkpoint", run, code=65)
+
+
+def test_figures_of_another_checkpoint_with_its_name_are_not_its_own(
+    tmp_path: Path,
+    nanogpt: Run,
+) -> None:
+    run = make_run(tmp_path / "run", bpe())
+    text = tmp_path / "a.txt"
+    text.write_text("some text")
+    nanogpt("eval", run, "--text", text)
+    shown = json.loads(nanogpt("show", "checkpoint", run, "--json").stdout)
+    assert list(shown["evaluations"]) == [f"text {text}"]
+    shutil.rmtree(run / "checkpoints" / "step-00000000")
+    make_run(run, bpe(), n_layer=1)
+    shown = json.loads(nanogpt("show", "checkpoint", run, "--json").stdout)
+    assert shown["evaluations"] == {}

@@ -15,9 +15,9 @@ from nanogpt_dist.errors import (
     StorageError,
     UsageError,
 )
-from nanogpt_dist.evaluation.report import save_results
 from nanogpt_dist.load_config import load
 from nanogpt_dist.storage import run_checkpoints, run_folder
+from nanogpt_dist.storage.eval_results import save_results
 from tests.conftest import Run
 from tests.nanogpt_dist.small import go, tiny, weights_sha256
 from tests.nanogpt_dist.storage.test_run_folder import all_hashes
