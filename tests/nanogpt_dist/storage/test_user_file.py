@@ -13,8 +13,8 @@ from nanogpt_dist.errors import MAX_LINE, CannotCreateError, StorageError
 from nanogpt_dist.storage import user_file
 from tests.conftest import CLONE
 
-# other processes import this clone, whatever is installed
-HERE = {**os.environ, "PYTHONPATH": str(CLONE)}
+# other processes import this clone, whatever is installed, and buffer what they print
+HERE = {**os.environ, "PYTHONPATH": str(CLONE), "PYTHONUNBUFFERED": ""}
 
 
 def test_probe_writable(tmp_path: Path) -> None:

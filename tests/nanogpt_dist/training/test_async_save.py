@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanogpt_dist import checkpoint, storage
-from nanogpt_dist.errors import ConfigError, StorageError
+from nanogpt_dist.errors import BadDataError, StorageError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.saver import Saver
 from nanogpt_dist.training.step import TrainStep
@@ -124,11 +124,11 @@ def test_an_error_that_ends_the_run_lets_a_save_end_first(
         def __bool__(self) -> bool:
             if slow["updates"] == 6:
                 threading.Timer(0.3, slow["go_on"].set).start()
-                raise ConfigError("made up")
+                raise BadDataError("made up")  # which this rank alone has found
             return False
 
     slow |= {"release_at": None, "last": 8}
-    with pytest.raises(ConfigError, match="made up"):
+    with pytest.raises(BadDataError, match="made up"):
         go(tiny(corpus, tmp_path, async_save=True), stop=Failing())
     assert storage.verify(tmp_path / "checkpoints" / storage.step_name(4)) == []
 
