@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint.consolidate import consolidate, is_sharded
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.strategy import plan_layout, whole
-from nanogpt_dist.distributed.world import World, connect
+from nanogpt_dist.distributed.world import World, connect, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
 from nanogpt_dist.training.loop import train
@@ -229,6 +230,16 @@ def test_low_precision_keeps_the_master_weights(
         norms[numbers] = [update.grad_norm for update in updates]
     assert norms[dtype] == pytest.approx(norms[torch.float32], rel=0.05)
     assert norms[dtype] != norms[torch.float32]
+
+
+def test_one_copy_is_sharded_over_the_usual_group_alone(tmp_path: Path, alone: World) -> None:
+    """Groups of one rank each would be made, and reduced over, for nothing."""
+    config = tiny(tmp_path, tmp_path / "run", strategy="fsdp", vocab_size=64)
+    layout = plan_layout(config, alone, training_bytes(config))
+    for parameter in TrainStep(config, alone, layout, torch.float32).model.parameters():
+        assert is_dtensor(parameter)
+        assert parameter.device_mesh.mesh_dim_names == ("shard",)
+        assert parameter.device_mesh.get_group() == dist.group.WORLD
 
 
 def test_an_infinite_gradient_of_a_shard_lowers_the_scale_and_changes_nothing(
