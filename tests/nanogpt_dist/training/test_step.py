@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_dist.distributed.strategy import plan_layout, whole
-from nanogpt_dist.distributed.world import World, connect, local_part
+from nanogpt_dist.distributed.world import World, connect, is_dtensor, local_part
 from nanogpt_dist.training.optim import training_bytes
 from nanogpt_dist.training.schedule import learning_rate
 from nanogpt_dist.training.spikes import Limits
@@ -78,6 +78,18 @@ def test_a_pass_that_settles_buckets_leaves_the_step_as_it_is(tmp_path: Path, al
             train_step._settle_buckets()
         norms.append(train_step.step(0, rows_of(train_step)).grad_norm)
     assert norms[0] == norms[1]
+
+
+def test_nothing_that_an_evaluation_gathers_is_kept(tmp_path: Path, alone: World) -> None:
+    train_step = a_train_step(tmp_path, alone, strategy="fsdp")
+
+    def evaluator(model: torch.nn.Module) -> float:
+        with torch.no_grad():
+            loss: float = model(*map(torch.tensor, rows_of(train_step)[0]))[1].item()
+        return loss
+
+    assert train_step.evaluate(evaluator) == pytest.approx(math.log(64), rel=0.1)  # type: ignore[arg-type]
+    assert all(map(is_dtensor, train_step.model.parameters())), "shards alone"
 
 
 def test_the_scale_of_half_precision_goes_on_where_a_run_does(corpus: Path, tmp_path: Path) -> None:
