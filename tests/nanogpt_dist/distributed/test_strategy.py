@@ -303,3 +303,10 @@ def test_a_layout_that_does_not_fit_is_refused(
     config = tiny(tmp_path, tmp_path, vocab_size=64, **given)
     with pytest.raises(ConfigError, match=message):
         plan_layout(config, replace(ONE, size=size), training_bytes(config))
+
+
+def test_float8_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    config = tiny(tmp_path, tmp_path, vocab_size=64, fp8=True)
+    layout = plan_layout(config, ONE, training_bytes(config))
+    with pytest.raises(ConfigError, match="--fp8 needs an NVIDIA GPU, this is cpu"):
+        TrainStep(config, ONE, layout, torch.bfloat16)
