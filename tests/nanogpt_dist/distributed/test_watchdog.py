@@ -199,6 +199,14 @@ def test_each_rank_is_missed_by_the_one_before_it(
     assert before.ends_process is False
 
 
+def test_who_has_lost_another_knows_within_2_s_and_is_gone_within_35() -> None:
+    """Beyond the timeout. torchrun's store may be gone for half an hour: the ranks save then."""
+    assert watchdog.LOOK_S < 2
+    assert watchdog.LOOK_S + watchdog.GRACE_S < 15
+    assert watchdog.UNWIND_S < 35
+    assert watchdog.STORE_GONE_S <= 1800
+
+
 def test_a_device_that_is_late_is_given_its_time_and_no_more() -> None:
     late = Watchdog(0, 2, dist.HashStore(), timeout_s=0.3)
     answers = iter([False, False, True])
