@@ -14,7 +14,7 @@ from cli.options import Device, InitFrom, Json, WeightsOf, refuse_both, refuse_e
 from cli.terminal import echo, echo_text
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.generation.settings import Settings
-from nanogpt_dist.storage.run_checkpoints import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
     from nanogpt_dist.api import Choices, Model
@@ -112,7 +112,9 @@ def sample(
     if init_from:
         model = Model.of_pretrained(init_from, device, dtype)
     else:
-        model = Model.of_checkpoint(find_checkpoint(target, best, warn), device, dtype, weights)
+        model = read_checkpoint(
+            target, lambda found: Model.of_checkpoint(found, device, dtype, weights), best, warn
+        )
     numbers = model.prepare_weights(temperature)
     averaged = "averaged " if weights == "ema" else ""
     echo(f"sampling from {model.name}, {averaged}weights in {numbers}", err=True)

@@ -88,11 +88,16 @@ def _of_run(target: str, text: str) -> tuple["GPT", list[int], list[str]]:
     import torch
 
     from nanogpt_dist.checkpoint import load_checkpoint_tokenizer, load_model
-    from nanogpt_dist.storage.run_checkpoints import find_checkpoint
+    from nanogpt_dist.storage.run_checkpoints import read_checkpoint
 
-    found = find_checkpoint(target, warn=warn)
-    model, _ = load_model(found, torch.device("cpu"))
-    tokenizer = load_checkpoint_tokenizer(found)
+    model, tokenizer = read_checkpoint(
+        target,
+        lambda found: (
+            load_model(found, torch.device("cpu"))[0],
+            load_checkpoint_tokenizer(found),
+        ),
+        warn=warn,
+    )
     ids = tokenizer.encode(text).tolist()
     return model, ids, [tokenizer.decode([number]) for number in ids]
 

@@ -10,7 +10,7 @@ from nanogpt_dist import load_config
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import MissingInputError, UsageError
 from nanogpt_dist.generation.settings import Settings
-from nanogpt_dist.storage.run_checkpoints import find_checkpoint
+from nanogpt_dist.storage.run_checkpoints import read_checkpoint
 from nanogpt_dist.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ def load(
     >>> model = ng.load("out/quickstart", device="cpu")
     """
     if name is None or (Path(name).is_dir() and not (Path(name) / "config.json").is_file()):
-        found = find_checkpoint(None if name is None else str(name), best, note)
-        return Model.of_checkpoint(found, device, dtype, weights)
+        return read_checkpoint(
+            None if name is None else str(name),
+            lambda found: Model.of_checkpoint(found, device, dtype, weights),
+            best,
+            note,
+        )
     if best:
         raise UsageError("best chooses among a run's checkpoints: leave it out")
     if weights == "ema":

@@ -8,18 +8,22 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import (
     BadDataError,
     CannotCreateError,
     MissingInputError,
+    NanogptError,
     StorageError,
     UsageError,
 )
 from nanogpt_dist.storage.durable import read_small
 from nanogpt_dist.storage.manifest import file_problem
 from nanogpt_dist.storage.run_folder import CONFIG, OUT, checkpoints_of, is_checkpoint, read_json
+
+Read = TypeVar("Read")
 
 
 def kept_by_keep_every(checkpoints: Path) -> set[str]:
@@ -160,6 +164,25 @@ def find_checkpoint(
     chosen = folder / storage.step_name(step)
     storage.require_good(chosen)
     return chosen
+
+
+def read_checkpoint(
+    target: str | None,
+    read: Callable[[Path], Read],
+    best: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Read:
+    """What `read` makes of find_checkpoint(); of the next one where a run has pruned it meanwhile.
+
+    Raises: as find_checkpoint() and `read`.
+    """
+    while True:
+        found = find_checkpoint(target, best, warn)
+        try:
+            return read(found)
+        except NanogptError:
+            if found.exists():
+                raise
 
 
 def newest_run(out: Path) -> Path:

@@ -256,3 +256,27 @@ def test_what_is_no_run_says_what_to_type(tmp_path: Path, monkeypatch: pytest.Mo
     made = make(tmp_path / "out" / "only")
     monkeypatch.chdir(tmp_path)
     assert run_checkpoints.find_checkpoint(None).resolve() == made[3]
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_read_gives_way_to_the_next(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    go(tiny(corpus, run))
+    newest, *older = storage.list_steps(run / "checkpoints")
+    tried = []
+
+    def read(found: Path) -> Path:
+        tried.append(found)
+        if found == newest:
+            shutil.rmtree(found)
+        storage.require_good(found)
+        return found
+
+    assert run_checkpoints.read_checkpoint(str(run), read) == older[0]
+    assert tried == [newest, older[0]]
+    with pytest.raises(BadDataError):
+        run_checkpoints.read_checkpoint(
+            str(run), lambda found: run_folder.read_json(found / "model.safetensors")
+        )
