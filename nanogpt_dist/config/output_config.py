@@ -1,5 +1,7 @@
 """The settings of what a run writes: evaluations, logs, checkpoints."""
 
+from pydantic import field_validator
+
 from nanogpt_dist.config.setting import PATH, Settings, setting
 
 
@@ -133,3 +135,12 @@ class OutputConfig(Settings):
         on_resume="ignore",
         scope="report",
     )
+
+    @field_validator("sample_prompt")
+    @classmethod
+    def _is_utf8(cls, prompts: list[str] | None) -> list[str] | None:
+        try:
+            "".join(prompts or []).encode()
+        except UnicodeEncodeError:
+            raise ValueError("is no UTF-8; type it in a terminal of UTF-8") from None
+        return prompts

@@ -18,9 +18,9 @@ from nanogpt_dist.generation.sampling import sample
 from nanogpt_dist.generation.settings import Settings
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.json_lines import JsonLines
 from nanogpt_dist.tokenizer.tokenizer import char
 from nanogpt_dist.training import loop
-from nanogpt_dist.training.metrics import read_record
 from nanogpt_dist.training.odd_settings import odd_settings
 from nanogpt_dist.training.samples import NEW_TOKENS, Sampler, make_sampler, val_beginnings
 from tests.conftest import TINY, Run
@@ -132,6 +132,11 @@ def test_typed_prompts_reach_the_run(corpus: Path, nanogpt: Run, tmp_path: Path)
     assert {line["step"] for line in samples(tmp_path / "run")} == {2, 4}
 
 
+def test_a_prompt_that_is_no_utf8_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sample_prompt = .*is no UTF-8; type it in a terminal"):
+        resolve({"sample_prompt": ["a", "a\udcff"]})
+
+
 def test_a_prompt_that_nothing_reads_is_told() -> None:
     idle = resolve({"sample_prompt": ["a"]})
     assert any("without --sample-interval" in line for line in odd_settings(idle, 1))
@@ -167,10 +172,10 @@ def test_samples_are_drawn_where_they_are_due_and_at_the_end_but_not_of_a_stop(
 ) -> None:
     config = tiny(corpus, tmp_path, sample_interval=3)
     assert go(config, stop=After(5)).step == 5
-    drawn = [line["step"] for line in read_record(tmp_path / run_folder.SAMPLES)]
+    drawn = [line["step"] for line in JsonLines(tmp_path / run_folder.SAMPLES).read()]
     assert sorted(set(drawn)) == [3]
     go(config)
-    drawn = [line["step"] for line in read_record(tmp_path / run_folder.SAMPLES)]
+    drawn = [line["step"] for line in JsonLines(tmp_path / run_folder.SAMPLES).read()]
     assert sorted(set(drawn)) == [3, 6, 8]
 
 
