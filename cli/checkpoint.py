@@ -196,11 +196,13 @@ def consolidate(
     """
     from nanogpt_dist.checkpoint.consolidate import consolidate, is_sharded
 
-    found = run_checkpoints.find_checkpoint(str(target), warn=warn)
-    if not is_sharded(found):
-        raise UsageError(f"{found} has whole tensors already: use it as it is")
-    place = out or run_folder.run_of(found) / "consolidated" / run_folder.canonical_path(found).name
-    echo(str(consolidate(found, place)))
+    def write_whole(found: Path) -> Path:
+        if not is_sharded(found):
+            raise UsageError(f"{found} has whole tensors already: use it as it is")
+        name = run_folder.canonical_path(found).name
+        return consolidate(found, out or run_folder.run_of(found) / "consolidated" / name)
+
+    echo(str(run_checkpoints.read_checkpoint(str(target), write_whole, warn=warn)))
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -171,7 +171,7 @@ def _load_model(
 
     One rank chooses the checkpoint, as a run that is still training goes on meanwhile.
     """
-    from nanogpt_dist.errors import UsageError
+    from nanogpt_dist.errors import NanogptError, UsageError
     from nanogpt_dist.evaluation import report
     from nanogpt_dist.storage import run_checkpoints
 
@@ -185,14 +185,20 @@ def _load_model(
         if foreign is not None and best:
             raise UsageError("--best chooses among a run's checkpoints: leave it out")
         refuse_ema(weights, foreign)
-        chosen = ""
-        if foreign is None and world.is_rank0:
-            chosen = str(run_checkpoints.find_checkpoint(target, best, warn))
     if foreign is not None:
         return world.local_rank0_first(lambda: report.load_pretrained(foreign, world.device))
-    found = Path(world.broadcast_text(chosen))
-    with world.raise_on_all_ranks():
-        return report.load_checkpoint(found, world.device, weights)
+    while True:
+        chosen = ""
+        with world.raise_on_all_ranks():
+            if world.is_rank0:
+                chosen = str(run_checkpoints.find_checkpoint(target, best, warn))
+        found = Path(world.broadcast_text(chosen))
+        try:
+            with world.raise_on_all_ranks():
+                return report.load_checkpoint(found, world.device, weights)
+        except NanogptError:
+            if not world.any(world.is_rank0 and not found.exists()):  # else its run has pruned it
+                raise
 
 
 def _dataset_of(loaded: "LoadedModel") -> str:

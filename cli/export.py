@@ -10,6 +10,7 @@ from cli import completing
 from cli.help import command, group
 from cli.options import WeightsOf, warn
 from cli.terminal import echo
+from nanogpt_dist.storage.run_checkpoints import read_checkpoint
 
 export_app = group(
     "nanogpt export hf out/gpt2-124m exported/gpt2-124m",
@@ -47,16 +48,17 @@ def export_hf(target: Target, out: Out, best: Best = False, weights: WeightsOf =
     from nanogpt_dist.interop.import_run import origin_of, read_weights
     from nanogpt_dist.interop.model_card import model_card
 
-    checkpoint = _find(target, best)
-    config, tensors, state = read_weights(checkpoint, weights)
-    tokenizer = load_checkpoint_tokenizer(checkpoint)
+    def read(found: Path) -> Any:
+        return *read_weights(found, weights), load_checkpoint_tokenizer(found), origin_of(found)
+
+    config, tensors, state, tokenizer, origin = read_checkpoint(target, read, best, warn)
     card = model_card(
         out.name,
         config,
         state,
         tokenizer,
         sum(each.numel() for each in tensors.values()),
-        *origin_of(checkpoint),
+        *origin,
     )
     huggingface.export(out, config, tensors, tokenizer, card, state.step)
     echo(f"{out}: step {state.step:,} as GPT2LMHeadModel, with tokenizer {tokenizer.name}")
@@ -87,12 +89,14 @@ def export_nanogpt(
     from nanogpt_dist.interop import nanogpt_ckpt
     from nanogpt_dist.interop.import_run import read_moments, read_weights
 
-    checkpoint = _find(target, best)
-    config, tensors, state = read_weights(checkpoint, weights)
-    tokenizer = load_checkpoint_tokenizer(checkpoint)
-    # AdamW's state is that of the weights themselves
-    ours = weights == "model" and config.optimizer == "adamw"
-    moments = read_moments(checkpoint) if ours else {}
+    def read(found: Path) -> Any:
+        config, tensors, state = read_weights(found, weights)
+        # AdamW's state is that of the weights themselves
+        ours = weights == "model" and config.optimizer == "adamw"
+        moments = read_moments(found) if ours else {}
+        return config, tensors, state, load_checkpoint_tokenizer(found), moments
+
+    config, tensors, state, tokenizer, moments = read_checkpoint(target, read, best, warn)
     nanogpt_ckpt.write(out, config, tensors, moments, state, tokenizer)
     if config.optimizer != "adamw":
         warn(f"nanoGPT has AdamW alone: the state of {config.optimizer} is left out")
@@ -133,16 +137,12 @@ def export_llmc(target: Target, out: Out, best: Best = False, weights: WeightsOf
     from nanogpt_dist.interop import llmc
     from nanogpt_dist.interop.import_run import read_weights
 
-    checkpoint = _find(target, best)
-    config, tensors, state = read_weights(checkpoint, weights)
-    llmc.write(out, config, tensors, load_checkpoint_tokenizer(checkpoint), state.step)
+    def read(found: Path) -> Any:
+        return *read_weights(found, weights), load_checkpoint_tokenizer(found)
+
+    config, tensors, state, tokenizer = read_checkpoint(target, read, best, warn)
+    llmc.write(out, config, tensors, tokenizer, state.step)
     echo(
         f"{out}: step {state.step:,} as {llmc.MODEL} and {llmc.VOCABULARY}; copy both to where "
         "train_gpt2 runs"
     )
-
-
-def _find(target: str, best: bool) -> Any:
-    from nanogpt_dist.storage import run_checkpoints
-
-    return run_checkpoints.find_checkpoint(target, best, warn)

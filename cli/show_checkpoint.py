@@ -1,6 +1,7 @@
 """`nanogpt show checkpoint`: where a checkpoint stands, and its files with their hashes."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,10 +33,12 @@ def checkpoint(
     from nanogpt_dist.storage import run_checkpoints, run_folder
     from nanogpt_dist.storage.eval_results import read_results
 
-    folder = run_checkpoints.find_checkpoint(target, best, warn)
-    state, manifest = run_folder.read_json(folder / "state.json"), storage.read_manifest(folder)
+    def read(found: Path) -> Any:
+        state, manifest = run_folder.read_json(found / "state.json"), storage.read_manifest(found)
+        return found, state, manifest, read_results(found)
+
+    folder, state, manifest, evaluations = run_checkpoints.read_checkpoint(target, read, best, warn)
     named = run_folder.canonical_path(folder)
-    evaluations = read_results(folder)
     if as_json:
         facts: dict[str, Any] = {
             "checkpoint": str(folder),

@@ -78,7 +78,8 @@ def newest_good(
     read, which is no damage; then nothing was changed.
     """
     bad: list[tuple[Path, str]] = []
-    for folder in list_steps(checkpoints):
+    steps = list_steps(checkpoints)
+    for folder in steps:
         problems = verify(folder)
         if not problems:
             for other, reason in bad:
@@ -87,9 +88,10 @@ def newest_good(
                     f"{folder.name}"
                 )
             return folder
-        bad.append((folder, f"{problems[0][0][:40]} {problems[0][1]}"))
+        if folder.exists():  # else its run has pruned it meanwhile
+            bad.append((folder, f"{problems[0][0][:40]} {problems[0][1]}"))
     if not bad:
-        return None
+        return newest_good(checkpoints, warn, rename_bad) if steps else None
     (first, reason), where = bad[0], shown(checkpoints)
     raise BadDataError(
         f"all {len(bad)} checkpoints in {where} are damaged ({first.name}: {clipped(reason, 45)}); "

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from io import BufferedReader
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import MAX_LINE, BadDataError, StorageError
-from nanogpt_dist.storage import manifest
+from nanogpt_dist.storage import manifest, steps
 from nanogpt_dist.storage.durable import open_plain
 from nanogpt_dist.storage.steps import step_name, step_of
 from tests.nanogpt_dist.storage.test_manifest import forge
@@ -80,6 +81,25 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     assert storage.newest_good(tmp_path, pytest.fail) is None
     assert storage.newest_good(tmp_path / "nowhere", pytest.fail) is None
+
+
+def test_one_that_is_pruned_while_it_is_looked_at_is_not_called_damaged(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its run, which goes on: what it has saved meanwhile counts."""
+    make(tmp_path, [1, 2])
+    verify = steps.verify
+
+    def prune_and_verify(folder: Path) -> list[tuple[str, str]]:
+        if folder.name in (step_name(1), step_name(2)):
+            shutil.rmtree(folder)
+            if folder.name == step_name(1):
+                make(tmp_path, [3])
+        return verify(folder)
+
+    monkeypatch.setattr(steps, "verify", prune_and_verify)
+    assert storage.newest_good(tmp_path, pytest.fail, False) == tmp_path / step_name(3)
 
 
 @pytest.mark.parametrize("how", ["flip", "no manifest", "empty", "file"])
