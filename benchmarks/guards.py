@@ -117,7 +117,7 @@ def seconds_of_a_step(config: Any, world: Any, guarded: bool, calls: Calls) -> f
 
     places: list[tuple[Any, str, str, Callable[..., Any]]] = [
         (loop_module, "limits", "limits", lambda state: NO_LIMITS),
-        (spikes, "remember", "remember", lambda *_: None),
+        (spikes, "remember", "remember", lambda *_, **__: None),
         (Replicas, "compare", "compare", lambda *_: None),
         (storage, "require_room", "room", lambda *_: None),
     ]
