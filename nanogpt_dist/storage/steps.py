@@ -88,7 +88,7 @@ def newest_good(
                     f"{folder.name}"
                 )
             return folder
-        if folder.exists():  # else its run has pruned it meanwhile
+        if os.path.lexists(folder):  # else its run has pruned it meanwhile
             bad.append((folder, f"{problems[0][0][:40]} {problems[0][1]}"))
     if not bad:
         return newest_good(checkpoints, warn, rename_bad) if steps else None

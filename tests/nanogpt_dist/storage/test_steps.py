@@ -102,7 +102,7 @@ def test_one_that_is_pruned_while_it_is_looked_at_is_not_called_damaged(
     assert storage.newest_good(tmp_path, pytest.fail, False) == tmp_path / step_name(3)
 
 
-@pytest.mark.parametrize("how", ["flip", "no manifest", "empty", "file"])
+@pytest.mark.parametrize("how", ["flip", "no manifest", "empty", "file", "link"])
 def test_bad_ones_are_set_aside_and_the_newest_good_one_is_taken(tmp_path: Path, how: str) -> None:
     make(tmp_path, [1, 2, 3, 4])
     spoil(tmp_path / step_name(3))
@@ -113,7 +113,10 @@ def test_bad_ones_are_set_aside_and_the_newest_good_one_is_taken(tmp_path: Path,
         (last / "manifest.json").unlink()
     else:
         last.rename(tmp_path / "away")
-        last.mkdir() if how == "empty" else last.write_text("?")
+        if how == "link":
+            last.symlink_to("nowhere")
+        else:
+            last.mkdir() if how == "empty" else last.write_text("?")
     (tmp_path / ".bad-step-00000003-1").mkdir()  # from another time
     warnings: list[str] = []
     assert storage.newest_good(tmp_path, warnings.append) == tmp_path / step_name(2)
