@@ -7,7 +7,8 @@
 A row is a kind of fault and what has to hold after it; docs/faults.md lists them. Each try runs in
 a process and a folder of its own and makes all its choices from its seed, so that one that lost
 something can be made again from the line that tells of it. Prints a table. --record keeps the
-figures in docs/faults.md, --short does what `make test` does.
+figures in docs/faults.md, --add adds them to those of another seed, --short does what `make test`
+does.
 """
 
 import argparse
@@ -229,8 +230,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--short", action="store_true", help="the few tries of `make test`")
     parser.add_argument("--record", action="store_true", help="keep the figures in docs/faults.md")
+    parser.add_argument("--add", action="store_true", help="record, on top of what is kept there")
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")
     options = parser.parse_args()
+    if options.record and options.add:
+        parser.error("--record puts new figures in place of the old, --add on top: give one")
     if options.record and options.tries == 1:
         parser.error("--record with --tries 1 would keep one try's figure: leave one of them out")
     found = run(
@@ -239,8 +243,8 @@ def main() -> None:
         60 * options.minutes,
         options.json,
     )
-    if options.record:
-        figures.keep(found.figures)
+    if options.record or options.add:
+        figures.keep(found.figures, options.add)
     sys.exit(any(figure.lost for figure in found.figures.values()))
 
 

@@ -49,10 +49,19 @@ def kept() -> dict[int, Figure]:
     return {int(number): Figure(**figure) for number, figure in content.items()}
 
 
-def keep(found: Mapping[int, Figure]) -> None:
-    """Keep new figures in place of the old ones of those rows, and write docs/faults.md."""
-    tried = {number: figure for number, figure in found.items() if figure.tried}
-    content = dict(sorted({**kept(), **tried}.items()))
+def keep(found: Mapping[int, Figure], add: bool = False) -> None:
+    """Keep new figures in place of the old ones of those rows, and write docs/faults.md.
+
+    add: add them to the old ones instead.
+    """
+    content = kept()
+    for number, figure in found.items():
+        if add and number in content:
+            content[number].add(figure.tried, figure.worst_s)
+            content[number].lost += figure.lost
+        elif figure.tried:
+            content[number] = figure
+    content = dict(sorted(content.items()))
     text = json.dumps({number: asdict(figure) for number, figure in content.items()}, indent=1)
     KEPT.write_text(text + "\n")
     PAGE.write_text(page(content))

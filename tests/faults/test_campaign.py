@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import CLONE
 from tests.faults import figures
 from tests.faults.campaign import Campaign, chosen, table
+from tests.faults.figures import Figure
 from tests.faults.row import Missing, Row
 from tests.faults.rows import ROWS
 
@@ -107,3 +108,18 @@ def test_tests_that_are_named_are_there() -> None:
             path, _, name = each.partition("::")
             assert (CLONE / path).is_file(), each
             assert f"def {name.partition('[')[0]}" in (CLONE / path).read_text(), each
+
+
+def test_figures_replace_those_that_are_kept_or_are_added_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "KEPT", tmp_path / "figures.json")
+    monkeypatch.setattr(figures, "PAGE", tmp_path / "faults.md")
+    figures.keep({1: Figure(5, 1, 2.0, 200), 2: Figure(3, 0, 1.0, 200)})
+    figures.keep({1: Figure(4, 2, 1.5, 7), 3: Figure(1, 0, 0.5, 80)}, add=True)
+    added = Figure(9, 3, 2.0, 200)
+    assert figures.kept() == {1: added, 2: Figure(3, 0, 1.0, 200), 3: Figure(1, 0, 0.5, 80)}
+    figures.keep({1: Figure(2, 0, 0.1, 200), 2: Figure()})
+    assert figures.kept()[1] == Figure(2, 0, 0.1, 200)
+    assert figures.kept()[2] == Figure(3, 0, 1.0, 200), "a row that was not tried stays"
+    assert figures.PAGE.read_text() == figures.page(figures.kept())
