@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -92,18 +93,25 @@ def start(
         "torchrun": False,
         "environment": {**os.environ, **(variables or {})},
     }
-    if ranks:  # the store in which they meet is the launcher's, as torchrun has it
-        request["port"] = fork_server.free_port()
+    if not ranks:
+        pids, store = fork_server.fork_ranks(request, before), None
+    else:  # the store in which they meet is the launcher's, as torchrun has it
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        port = request["port"] = listener.getsockname()[1]  # nobody else can take it meanwhile
         request["environment"] |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    pids = fork_server.fork_ranks(request, before)
+
+        def in_the_rank(rank: int) -> None:
+            listener.close()
+            before(rank)
+
+        pids = fork_server.fork_ranks(request, in_the_rank)
+        fd = listener.detach()
+        store = TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=fd
+        )
     for pid in pids:
         with suppress(OSError):  # the child does it, too: whoever is first
             os.setpgid(pid, pid)
-    store = (
-        TCPStore("127.0.0.1", request["port"], is_master=True, wait_for_workers=False)
-        if ranks
-        else None
-    )
     return Started(output, pids, store)
 
 
