@@ -135,7 +135,7 @@ def test_a_long_document_is_taken_whole_or_not_at_all(
         assert split.document_ends()[-1] == split.tokens
     source = tmp_path / "one.txt"
     source.write_text("one text " * 1000)
-    with pytest.raises(UsageError, match="--split-by documents"):
+    with pytest.raises(UsageError, match="leave --max-documents"):
         build("text", tmp_path / "one", [source], tokenizer="byte", max_tokens=100)
     with pytest.raises(BadDataError, match="no document fits into --max-tokens 5"):
         build("text", tmp_path / "none", [tmp_path / "texts"], tokenizer="byte", max_tokens=5)
