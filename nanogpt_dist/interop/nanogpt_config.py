@@ -73,6 +73,7 @@ def _assignments(path: Path) -> dict[str, Any]:
         names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
         try:
             value = _value(statement.value, found)
+            repr(value)  # raises for a number with more digits than Python shows
         except (ValueError, TypeError, ArithmeticError, RecursionError):
             if names == ["wandb_run_name"]:  # mostly made from the clock
                 continue
