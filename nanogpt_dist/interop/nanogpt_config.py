@@ -73,7 +73,6 @@ def _assignments(path: Path) -> dict[str, Any]:
         names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
         try:
             value = _value(statement.value, found)
-            repr(value)  # raises for a number with more digits than Python shows
         except (ValueError, TypeError, ArithmeticError, RecursionError):
             if names == ["wandb_run_name"]:  # mostly made from the clock
                 continue
@@ -94,10 +93,10 @@ def to_our_settings(given: dict[str, Any]) -> dict[str, Any]:
         for name, value in given.items()
         if name in TrainConfig.model_fields and value is not None
     }
-    if "dataset" in kept and "/" not in str(kept["dataset"]):
-        kept["dataset"] = f"data/{kept['dataset']}"
-    if "device" in kept:
-        kept["device"] = str(kept["device"]).partition(":")[0]
+    if isinstance(name := kept.get("dataset"), str) and "/" not in name:
+        kept["dataset"] = f"data/{name}"
+    if isinstance(device := kept.get("device"), str):
+        kept["device"] = device.partition(":")[0]
     for name in (
         "learning_rate",
         "min_lr",

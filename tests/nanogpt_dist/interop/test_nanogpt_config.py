@@ -81,7 +81,7 @@ def test_what_it_does_not_set_is_as_nanogpt_has_it(tmp_path: Path) -> None:
     [
         ("batch_size = open('x').read()", r"x\.py:1: batch_size is not a literal"),
         pytest.param(
-            "dataset = 0x" + "f" * 9999, r"x\.py:1: dataset is not", id="no end of digits"
+            "dataset = 0x" + "f" * 9999, "a number of thousands of digits", id="no end of digits"
         ),
         ("import os\nos.system('touch executed')", r"x\.py:2 is no assignment"),
         ("if True:\n    batch_size = 3", "is no assignment"),
