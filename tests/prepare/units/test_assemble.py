@@ -18,6 +18,12 @@ from prepare.units.split import by_hash
 from tests.conftest import build, hashes, write_jsonl
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.3, seed=2357)
+GIVEN: dict[str, Any] = {
+    "tokenizer": "byte",
+    "val_fraction": 0.3,
+    "workers": 1,
+    "shard_tokens": 100,
+}
 TEXTS = [f"text {n} " + "x" * (n % 7) for n in range(60)]
 
 
@@ -45,8 +51,7 @@ def made(
         if told > stop_after >= 0:
             raise Stopped
 
-    given = {"tokenizer": "byte", "val_fraction": 0.3, "workers": 1, "shard_tokens": 100}
-    return build("text", out, [source], progress=progress, **{**given, **options})
+    return build("text", out, [source], **{**GIVEN, "progress": progress, **options})
 
 
 @pytest.mark.parametrize("read_bytes", [2, 6, 64, 8 << 20])
@@ -101,16 +106,12 @@ def test_a_stopped_run_is_gone_on_with_where_it_was(shard_tokens: int, tmp_path:
             assert not (out / WORK / "units" / "000000.train").exists(), "its ids are in shards"
         notes: list[str] = []
         figures: list[tuple[int, int, int]] = []
-        found = build(
-            "text",
+        found = made(
             out,
-            [source],
-            tokenizer="byte",
-            val_fraction=0.3,
-            workers=1,
-            shard_tokens=shard_tokens,
+            source,
             note=notes.append,
             progress=lambda what, *told: figures.append(told),  # noqa: B023
+            **options,
         )
         assert found == manifest
         assert hashes(out) == hashes(tmp_path / "whole")
@@ -132,16 +133,7 @@ def test_files_of_units_go_as_soon_as_their_ids_are_in_shards(tmp_path: Path) ->
         held.append(len(list((out / WORK / "units").glob("*.train"))))
 
     made(tmp_path / "whole", source)
-    build(
-        "text",
-        out,
-        [source],
-        tokenizer="byte",
-        val_fraction=0.3,
-        workers=1,
-        shard_tokens=100,
-        progress=look,
-    )
+    made(out, source, progress=look)
     assert len(held) > 20
     assert 1 <= max(held) <= 4
 
