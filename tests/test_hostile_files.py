@@ -26,7 +26,7 @@ from nanogpt_dist.storage.json_lines import JsonLines
 from nanogpt_dist.tokenizer import byte
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
-from prepare.readers.tables import rows
+from prepare.readers.tables import row_groups, rows
 from prepare.readers.text import TextPart
 from tests.conftest import CLONE
 from tests.faults.fuzz_parsers import PARSERS, fuzz
@@ -189,6 +189,35 @@ def test_an_arrow_file_whose_texts_lie_elsewhere_in_memory(
     path.write_bytes(written[:at] + struct.pack("<2i", *offsets) + written[at + 8 :])
     with pytest.raises(BadDataError, match="no arrow file, or damaged"):
         list(rows(tmp_path / "a.arrow", "arrow", "text", 0, 1))
+
+
+def test_a_parquet_file_with_an_encrypted_column(tmp_path: Path) -> None:
+    """Its other columns can be read; pyarrow ends a process that asks for the size of this one."""
+    import base64
+
+    import pyarrow as pa
+    from pyarrow import parquet
+    from pyarrow.parquet import encryption
+
+    class Keys(encryption.KmsClient):
+        def wrap_key(self, key: bytes, master: str) -> bytes:
+            return base64.b64encode(key)
+
+    path, table = tmp_path / "a.parquet", pa.table({"text": ["a", "b"], "secret": ["c", "d"]})
+    properties = encryption.CryptoFactory(lambda _: Keys()).file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration(
+            "1", column_keys={"2": ["secret"]}, plaintext_footer=True
+        ),
+    )
+    with parquet.ParquetWriter(path, table.schema, encryption_properties=properties) as file:
+        file.write_table(table)
+    for column in ("text", "secret"):
+        [group] = row_groups(path, "parquet", column)
+        assert (group.rows, group.bytes > 0) == (2, True)
+    assert list(rows(path, "parquet", "text", 0, 1)) == ["a", "b"]
+    with pytest.raises(BadDataError, match="no parquet file, or damaged"):
+        list(rows(path, "parquet", "secret", 0, 1))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
