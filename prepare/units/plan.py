@@ -23,8 +23,8 @@ from prepare.units.split import by_hash, character_border, shuffled_val_rows
 
 UNIT_BYTES = (1 << 20, 64 << 20)  # of sources in a unit, from small corpora to large ones
 UNITS = 64  # aimed at in between
-
-PLAN_VERSION = 2  # of how sources are cut, and of what is noted about units
+MOST_DRAWN = 2**32  # rows, of which a split is drawn: 8 bytes of memory each
+PLAN_VERSION = 3  # of how sources are cut, and of what is noted about units
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,12 @@ def _drawn(slices: list[Slice], ingredient: Ingredient, max_documents: int | Non
             "--split-by documents"
         )
     total = sum(piece.rows for piece in slices)
-    val_rows = shuffled_val_rows(min(total, max_documents or total), ingredient.split)
+    total = min(total, max_documents or total)
+    if total > MOST_DRAWN:
+        raise UsageError(
+            f"{total:,} rows are too many to draw a split from; give --split-by documents"
+        )
+    val_rows = shuffled_val_rows(total, ingredient.split)
     drawn, first = [], 0
     for piece in slices:
         low, high = np.searchsorted(val_rows, [first, first + piece.rows])

@@ -293,7 +293,7 @@ def test_there_are_enough_units_and_none_is_large(total: int, units: int, size: 
 
 def test_units_that_were_done_stay_good() -> None:
     """Another cut needs another version: the units of an unfinished folder are of the old one."""
-    assert plan_key() == {"plan": 2, "unit_bytes": [1_048_576, 67_108_864], "units": 64}
+    assert plan_key() == {"plan": 3, "unit_bytes": [1_048_576, 67_108_864], "units": 64}
 
 
 @given(
@@ -379,6 +379,19 @@ def test_a_drawn_split_of_a_table_beside_lines_is_refused(tmp_path: Path) -> Non
     lines = write_jsonl(tmp_path / "b.jsonl", ["one", "two"])
     with pytest.raises(UsageError, match="give --split-by documents"):
         planned(on_disk(tmp_path / "a.parquet", lines), split_by="shuffled")
+
+
+def test_more_rows_than_a_split_is_drawn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged footer may claim any number: it is no size of an array."""
+    parquet.write_table(pa.table({"text": list("abcd")}), tmp_path / "a.parquet")
+    monkeypatch.setattr(plans, "MOST_DRAWN", 4)
+    assert planned(on_disk(tmp_path / "a.parquet"), split_by="shuffled")
+    monkeypatch.setattr(plans, "MOST_DRAWN", 3)
+    assert planned(on_disk(tmp_path / "a.parquet"), split_by="shuffled", max_documents=3)
+    with pytest.raises(UsageError, match=r"^4 rows are too many .* --split-by documents$"):
+        planned(on_disk(tmp_path / "a.parquet"), split_by="shuffled")
 
 
 WORDY = "".join(f"wörd {n} 東京 " for n in range(60))
