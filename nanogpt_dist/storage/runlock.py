@@ -1,5 +1,6 @@
 """One run per folder: a lock that dies with its holder, also by SIGKILL."""
 
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,8 @@ from nanogpt_dist.storage.durable import make_folder, open_regular, read_small, 
 
 LOCK = "run.lock"
 TRIES = 5
+# of flock, on Lustre and NFS that were mounted without it
+WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class RunLock:
@@ -136,6 +139,11 @@ class RunLock:
             return (
                 f"{folder} is in use by {holder}; stop that run, or name another folder with "
                 f"{self.flag}"
+            )
+        if error.errno in WITHOUT_LOCKS:
+            return (
+                f"cannot lock {folder}: its file system has no flock; mount it with flock, or name "
+                f"a folder elsewhere with {self.flag}"
             )
         return (
             f"cannot lock {folder}: {error.strerror}; name a folder with {self.flag} that you may "

@@ -213,14 +213,19 @@ def test_a_holder_that_removes_the_file_leaves_a_lock_to_be_made_anew(
     assert os.listdir("/dev/fd") == before
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_disk_that_knows_no_locks_is_not_called_in_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """NFS, and Lustre without -o flock, answer so."""
+
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(CannotCreateError, match=r"cannot lock .*: No locks available"):
+    with pytest.raises(
+        CannotCreateError, match=r"cannot lock .*: its file system has no flock; .* --out-dir$"
+    ):
         RunLock(tmp_path).__enter__()
 
 
