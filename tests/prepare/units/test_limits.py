@@ -216,7 +216,8 @@ def test_limits_are_those_of_one_document_after_the_other(
             found += range(start, start + limits.take(1, np.array(rows[start:stop], DOCUMENT)))
     assert [place for place in found if place in real] == expected
     assert limits.taken == [0, tokens]
-    assert reached or found == list(range(len(rows)))
+    if max_tokens != 0:  # else nothing is asked for, and a unit of empty documents may be passed by
+        assert reached or found == list(range(len(rows)))
     if expected and len(expected) == max_documents:
         assert found[-1] == expected[-1]
     if reached:
