@@ -67,7 +67,8 @@ MODULES: dict[str, list[str]] = {
     ],
     "nanogpt_dist/training/loop.py": [
         *(*RESUMING, *SPIKES),
-        *(f"{HERE}/training/test_{name}.py" for name in ("samples", "telemetry", "replicas")),
+        *(f"{HERE}/training/test_{name}.py" for name in ("samples", "telemetry", "async_save")),
+        f"{HERE}/training/test_replicas.py",
     ],
     "nanogpt_dist/training/decay.py": [f"{HERE}/training/test_decay.py"],
     "nanogpt_dist/training/pending.py": [*SPIKES, f"{HERE}/training/test_saver.py"],

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from nanogpt_dist import storage
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
-from nanogpt_dist.errors import ConfigError, StoppedError, StorageError
+from nanogpt_dist.errors import BadDataError, ConfigError, StoppedError, StorageError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
@@ -156,14 +156,31 @@ def test_a_run_that_is_renamed_while_it_trains_ends_and_leaves_one_folder(
     with pytest.raises(
         StorageError,
         match=f"was renamed while it trained; go on with: nanogpt train {tmp_path}/moved",
-    ):
+    ) as raised:
         go(tiny(corpus, run, save_interval=2), stop=Tidying())
+    assert raised.value.agreed
     if after == "nothing":
         assert not run.exists()
     else:
         assert run_folder.verdict_of(run) == "done"
     assert run_folder.verdict_of(tmp_path / "moved") == "killed"
     assert go(load(str(tmp_path / "moved"))).step == 8
+
+
+def test_a_damaged_shard_ends_the_run_on_all_ranks_whoever_reads_it(
+    corpus: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    (shard,) = data.glob("*train*.bin")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(content)
+    with pytest.raises(BadDataError, match=f"{shard.name}.*damaged") as raised:
+        go(tiny(data, tmp_path / "run"))
+    assert raised.value.agreed
+    assert storage.list_steps(tmp_path / "run" / "checkpoints") == []
 
 
 def test_a_run_that_is_deleted_while_it_trains_ends(corpus: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ from nanogpt_dist.data.manifest import SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, StorageError
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
-from prepare.units.encode import Job, unit_path
+from prepare.units.encode import Job, UnitRecord, unit_path
 from prepare.units.plan import Slice
-from prepare.units.pool import DEATHS, encode_units
-from prepare.units.worker import _portable
+from prepare.units.pool import AHEAD, DEATHS, encode_units
+from prepare.units.worker import Worker, _portable
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)
 
@@ -144,6 +145,32 @@ def test_units_that_a_dead_worker_was_given_are_given_again_at_once(
     assert set(others) <= set(multiprocessing.active_children())
     assert done | {record.unit for record in records} == set(range(40))
     assert not (tmp_path / "trace").exists()
+
+
+def test_each_worker_is_given_as_many_units_ahead_as_the_others(
+    jobs: list[Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[int, int] = {}  # units of each worker that it has not given back
+    give, take = Worker.give, Worker.take
+
+    def giving(self: Worker, *job: Any) -> None:
+        give(self, *job)
+        given[id(self)] = len(self.jobs)
+
+    def taking(self: Worker) -> UnitRecord:
+        if not taken:
+            assert sorted(given.values()) == [AHEAD] * 3
+        taken.append(self)
+        return take(self)
+
+    taken: list[Worker] = []
+    monkeypatch.setattr(Worker, "give", giving)
+    monkeypatch.setattr(Worker, "take", taking)
+    records = encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 3, tmp_path / "trace")
+    assert {record.unit for record in records} == set(range(40))
+    assert max(given.values()) == AHEAD
 
 
 def test_workers_that_are_killed_as_they_start_are_an_error(
