@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
 from nanogpt_dist.errors import NanogptError
@@ -42,6 +43,8 @@ class Worker:
     def start(self) -> None:
         """Start the process, which does not hear Ctrl-C: we kill it. Raises OSError."""
         with _undisturbed():
+            # which the first start would do, and it leaves SIGINT unblocked for the worker
+            ensure_running()
             before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
                 self._process.start()

@@ -5,10 +5,12 @@ named.
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -20,12 +22,13 @@ import pytest
 from nanogpt_dist import tokenizer as tokenizers
 from nanogpt_dist.data.manifest import SplitRuleRecord
 from nanogpt_dist.errors import BadDataError, StorageError
+from nanogpt_dist.signals import SIGNALS
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
 from prepare.units.encode import Job, UnitRecord, unit_path
 from prepare.units.plan import Slice
 from prepare.units.pool import AHEAD, DEATHS, encode_units
-from prepare.units.worker import Worker, _portable
+from prepare.units.worker import Worker, WorkerDiedError, _portable
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)
 
@@ -193,6 +196,54 @@ def test_a_tokenizer_that_workers_cannot_read_is_named(jobs: list[Job], tmp_path
     (tmp_path / "t.json").write_text("no tokenizer")
     with pytest.raises(BadDataError, match=r"t\.json"):
         list(encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace"))
+
+
+@pytest.fixture
+def worker(jobs: list[Job], tmp_path: Path) -> Iterator[Worker]:
+    """One that has encoded a unit, and waits for the next."""
+    worker = Worker(tmp_path / "t.json", tmp_path / "units")
+    worker.start()
+    try:
+        worker.give(jobs[0])
+        worker.take()
+        yield worker
+    finally:
+        worker.kill()
+
+
+def test_a_request_to_stop_is_heard_again_once_a_worker_has_started(worker: Worker) -> None:
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)
+
+
+def test_a_worker_hears_sigterm_only(worker: Worker) -> None:
+    """multiprocessing ends by it, and waits for, what is left when an interpreter exits."""
+    process = worker._process
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join(0.2)
+    assert process.is_alive()
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_the_first_worker_does_not_hear_ctrl_c(jobs: list[Job], tmp_path: Path) -> None:
+    """multiprocessing's first start of all starts its resource tracker, which unblocks SIGINT."""
+    code = (
+        "import sys; from pathlib import Path; from prepare.units.worker import Worker\n"
+        "worker = Worker(Path(sys.argv[1]), Path(sys.argv[2])); worker.start()\n"
+        "print(Path(f'/proc/{worker._process.pid}/status').read_text()); worker.kill()"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "t.json"), str(tmp_path / "units")]
+    done = subprocess.run(line, check=True, capture_output=True, text=True)
+    blocked = int(done.stdout.partition("SigBlk:")[2].split()[0], 16)
+    assert blocked >> (signal.SIGINT - 1) & 1
+
+
+def test_a_worker_that_fails_outside_of_a_unit_has_died(worker: Worker) -> None:
+    worker.pipe.send_bytes(b"no job")
+    assert worker.pipe.poll(60)
+    with pytest.raises(WorkerDiedError):
+        worker.take()
 
 
 class Clumsy(Exception):
