@@ -5,6 +5,7 @@ them, where all their requests pass: the `send` of the client that they share. A
 off goes on at the byte where it broke.
 """
 
+import re
 import sys
 import threading
 import time
@@ -124,16 +125,18 @@ def retrying_send(client: Any) -> Callable[..., Any]:
     """`client.send` with retries."""
     http, plain = http_module(), client.send
 
-    def once_good(request: Any, retries: Retries, **options: Any) -> Any:
+    def once_good(request: Any, retries: Retries, stream: bool, **options: Any) -> Any:
         while True:
             try:
-                answer = plain(request, **options)
+                answer = plain(request, stream=stream, **options)
             except http.TransportError as error:
                 _refuse_hopeless(http, error, retries.place)
                 retries.wait(first_line(error))
                 continue
             _answered.set()
             _refuse_paths(answer.headers, retries.place)
+            if not stream:
+                _refuse_other_commits(answer, retries.place)
             if answer.status_code < 500 and answer.status_code not in (408, 429):
                 return answer
             answer.close()
@@ -237,6 +240,26 @@ def _refuse_paths(headers: Any, place: str) -> None:
                 f"{place[:60]} answers with a path as {header}, which no hub does; check "
                 "HF_ENDPOINT"
             )
+
+
+def _refuse_other_commits(answer: Any, place: str) -> None:
+    """Raise HubUnavailableError for an answer about a commit whose name is none.
+
+    The library makes file names of it, too.
+    """
+    try:
+        about = answer.json()
+    except (ValueError, RecursionError):
+        return
+    if isinstance(about, dict) and "sha" in about and not is_commit(about["sha"]):
+        raise HubUnavailableError(
+            f"{place[:60]} answers with a commit that is none, which no hub does; check HF_ENDPOINT"
+        )
+
+
+def is_commit(revision: Any) -> bool:
+    """Whether it is the whole name of a commit, as the hub gives it."""
+    return isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def first_line(error: BaseException) -> str:

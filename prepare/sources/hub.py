@@ -34,7 +34,7 @@ from nanogpt_dist.hub import (
     hub_library,
     is_blob,
 )
-from nanogpt_dist.hub_retries import AGAIN, RetryPolicy, retrying
+from nanogpt_dist.hub_retries import AGAIN, RetryPolicy, is_commit, retrying
 from nanogpt_dist.storage.durable import (
     make_folder,
     read_small,
@@ -97,9 +97,8 @@ def list_files(
     HubUnavailableError; StorageError.
     """
     hub = hub_library()
-    commit_given = re.fullmatch("[0-9a-f]{40}", revision or "") is not None
     known = _recall(repo, config, split, revision)
-    if known and (commit_given or hub.constants.HF_HUB_OFFLINE):
+    if known and (is_commit(revision) or hub.constants.HF_HUB_OFFLINE):
         return known
     with retrying(RetryPolicy(note=note)), hub_errors(repo, revision):
         commit = hub.HfApi().dataset_info(repo, revision=revision).sha
@@ -364,7 +363,7 @@ def _recall(repo: str, config: str | None, split: str, revision: str | None) -> 
         return None
     kinds = {"name": str, "bytes": int, "sha256": str}
     good = all(type(getattr(file, key)) is kinds[key] for file in files.files for key in kinds)
-    return files if good and files.repo == repo and isinstance(files.revision, str) else None
+    return files if good and files.repo == repo and is_commit(files.revision) else None
 
 
 def _forget(repo: str) -> None:
