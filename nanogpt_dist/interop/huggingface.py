@@ -8,11 +8,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint.tensors import fill, index, read_into, whole_parts, write
@@ -40,7 +41,25 @@ KNOWN = re.compile(
 )
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers of old files
 
-Weights = Callable[[str], Tensor]  # by our name, whole
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file, by our name for it: its shape, and how to read it whole."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    def first(self, rows: int) -> "Stored":
+        """Its first rows; all where it has fewer."""
+        return Stored((min(rows, self.shape[0]), *self.shape[1:]), lambda: self.read()[:rows])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What files hold: `find` raises BadDataError for a name that is not there. count: of all."""
+
+    count: int
+    find: Callable[[str], Stored]
 
 
 @torch.no_grad()
@@ -57,15 +76,9 @@ def load_weights(source: Pretrained, model: GPT) -> GPT:
         raise BadDataError(
             f"{source.name}: {HEAD} is not the token table, as {CONFIG} says; type the same again"
         )
-    with _opened(source, tied) as weight:
-        for name, target in model.named_parameters():
-            whole = weight(name)
-            if name == "transformer.wpe.weight":
-                whole = whole[: target.size(0)]
-            if whole.shape != target.shape:
-                wanted = f"the model wants {list(target.shape)}"
-                raise BadDataError(f"{source.name}: {name} is {list(whole.shape)}, {wanted}")
-            fill(target, whole)
+    with _opened(source, tied) as weights:
+        for target, stored in _fitting(source, weights, model):
+            fill(target, stored.read())
     return model
 
 
@@ -74,24 +87,49 @@ def load_model(source: Pretrained, config: ModelConfig, device: torch.device) ->
 
     config: its architecture, with a block_size as long or shorter.
     """
-    with torch.device("meta"):
-        model = GPT(config)
+    with _opened(source, config.tie_embeddings) as weights:
+        if config.n_layer > weights.count:  # to lay them out would take minutes
+            raise BadDataError(
+                f"{source.name} is of another architecture: {config.n_layer} layers, and "
+                f"{weights.count} tensors"
+            )
+        with torch.device("meta"):
+            model = GPT(config)
+        list(_fitting(source, weights, model))  # before they take memory
     return load_weights(source, model.to_empty(device=device).tie()).eval()
+
+
+def _fitting(
+    source: Pretrained, weights: Weights, model: GPT
+) -> Iterator[tuple[nn.Parameter, Stored]]:
+    """Each parameter with what is stored of it. Raises BadDataError for one of another shape."""
+    for name, target in model.named_parameters():
+        stored = weights.find(name)
+        if name == "transformer.wpe.weight" and stored.shape:
+            stored = stored.first(target.size(0))
+        if stored.shape != target.shape:
+            wanted = f"the model wants {list(target.shape)}"
+            raise BadDataError(f"{source.name}: {name} is {list(stored.shape)}, {wanted}")
+        yield target, stored
 
 
 @contextmanager
 def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
     if source.ours:
-        stored = index(sorted(source.folder.glob("model*.safetensors")))
+        known = index(sorted(source.folder.glob("model*.safetensors")))
 
-        def ours(name: str) -> Tensor:
-            if name not in stored:
+        def ours(name: str) -> Stored:
+            if name not in known:
                 raise BadDataError(f"{source.name} has no {name}: it is of another architecture")
-            whole = torch.empty(stored[name].shape)
-            read_into({name: whole}, stored)
-            return whole
 
-        yield ours
+            def read() -> Tensor:
+                whole = torch.empty(known[name].shape)
+                read_into({name: whole}, known)
+                return whole
+
+            return Stored(known[name].shape, read)
+
+        yield Weights(len(known), ours)
         return
     with ExitStack() as stack:
         try:
@@ -108,7 +146,7 @@ def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
             raise BadDataError(f"the weights of {source.name} cannot be read: {error}") from None
         _refuse_unknown(source, places)
 
-        def theirs(name: str) -> Tensor:
+        def theirs(name: str) -> Stored:
             short = name.removeprefix("transformer.")
             # a file may hold either name of the two
             if short == TABLE and TABLE not in places and tied:
@@ -118,15 +156,20 @@ def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
                     f"{source.name} has no {short}: it is no GPT-2, or of another architecture"
                 )
             file, stored_as = places[short]
-            try:
-                tensor = file.get_tensor(stored_as).float()
-            except SafetensorError as error:
-                raise BadDataError(
-                    f"the weights of {source.name} cannot be read: {error}"
-                ) from None
-            return tensor.t() if name.endswith(CONV1D) else tensor
+            shape = tuple(file.get_slice(stored_as).get_shape())
 
-        yield theirs
+            def read() -> Tensor:
+                try:
+                    tensor = file.get_tensor(stored_as).float()
+                except SafetensorError as error:
+                    raise BadDataError(
+                        f"the weights of {source.name} cannot be read: {error}"
+                    ) from None
+                return tensor.t() if name.endswith(CONV1D) else tensor
+
+            return Stored(shape[::-1] if name.endswith(CONV1D) else shape, read)
+
+        yield Weights(len(places), theirs)
 
 
 def _refuse_unknown(source: Pretrained, names: Iterable[str]) -> None:

@@ -241,6 +241,9 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
         ({"n_layer": "two"}, BadDataError, "names no sizes"),
         ({"n_layer": 3}, BadDataError, r"has no h\.2"),
         ({"n_embd": 64}, BadDataError, "the model wants"),
+        # what would take terabytes, and minutes
+        ({"n_embd": 1 << 20}, BadDataError, "the model wants"),
+        ({"n_layer": 50_000}, BadDataError, "50000 layers, and 28 tensors"),
     ],
 )
 def test_another_architecture_is_told(
