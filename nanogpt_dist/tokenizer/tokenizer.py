@@ -174,9 +174,17 @@ class Tokenizer:
         return lengths
 
     def probe(self) -> list[int]:
-        """The ids of a fixed text (of those of its characters that a character vocabulary has)."""
+        """The ids of a fixed text (of those of its characters that a character vocabulary has).
+
+        Raises BadDataError where a foreign pattern does not come to an end over it.
+        """
         if self.kind == "bpe":  # the faster way is not worth building for one text
-            return [int(i) for i in self._encode_by_tiktoken(PROBE)]
+            try:
+                return [int(i) for i in self._encode_by_tiktoken(PROBE)]
+            except ValueError:
+                raise BadDataError(
+                    f"tokenizer {self.name}: its pattern takes for ever over a line of text"
+                ) from None
         known = set(self.tokens)
         text = PROBE if self.kind != "char" else "".join(c for c in PROBE if c.encode() in known)
         return [int(i) for i in self.encode(text)]
@@ -294,6 +302,8 @@ def _check_tokens(tokenizer: Tokenizer) -> None:
         raise BadDataError(
             f"tokenizer {name}: not every single byte has an id, so some text could not be encoded"
         )
+    if tokenizer.pattern and tokenizer.pattern.text not in patterns.KNOWN:
+        _check_pattern(name, tokenizer.pattern.text)
     if kind == "char":
         try:
             ordered = sorted({char for token in tokens for char in token.decode()})
@@ -303,6 +313,17 @@ def _check_tokens(tokenizer: Tokenizer) -> None:
             raise BadDataError(
                 f"tokenizer {name}: a character vocabulary is one character per id, in order"
             )
+
+
+def _check_pattern(name: str, text: str) -> None:
+    import tiktoken
+
+    try:
+        tiktoken.Encoding(name, pat_str=text, mergeable_ranks={b"a": 0}, special_tokens={})
+    except ValueError:
+        raise BadDataError(
+            f"tokenizer {name}: its pattern is no regular expression that tiktoken reads"
+        ) from None
 
 
 # ---- where tokenizers come from
