@@ -83,7 +83,7 @@ def make_runs(
             raise StoppedError(f"stopped at {where}, {run.name}; the same command goes on")
         if code != Exit.DONE:
             # one that died early has left the words of an earlier attempt
-            told = run_folder.read_json(status) if _written(status) != before else {}
+            told = run_folder.read_status(sweep.folder(run)) if _written(status) != before else {}
             failures.append(Failure(run.name, code, told.get("message", ""), line))
             note(f"{run.name} failed with exit code {code}")
             if fail_fast:

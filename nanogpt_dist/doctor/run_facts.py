@@ -188,7 +188,7 @@ def _unreadable(run: Path) -> dict[str, NanogptError]:
     """The files of a run that cannot be used, each with its error."""
     looks: dict[str, Callable[[], object]] = {
         run_folder.CONFIG: lambda: resolve(read_toml(run / run_folder.CONFIG)),
-        "status.json": lambda: run_folder.read_json(run / "status.json"),
+        "status.json": lambda: run_folder.read_status(run),
         "run.json": lambda: run_folder.read_json(run / "run.json"),
         "checkpoints": lambda: storage.list_steps(run_folder.checkpoints_of(run)),
     }

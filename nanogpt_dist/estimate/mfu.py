@@ -21,7 +21,7 @@ from typing import Any
 
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.estimate.accelerators import Accelerator
-from nanogpt_dist.storage.durable import shown
+from nanogpt_dist.storage.durable import read_small, shown
 
 MPT = "llm-foundry"
 MODES = ("none", "selective", "full")
@@ -156,18 +156,23 @@ class Bench:
 
 def read_bench(path: Path) -> Bench:
     """The Bench in a file. Raises MissingInputError, BadDataError."""
+    from pydantic import TypeAdapter
+
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = json.loads(read_small(path))
         names = Bench.__dataclass_fields__
-        found = Bench(**{name: values[name] for name in names if name in values})
+        known = {name: values[name] for name in names if name in values}
+        found = TypeAdapter(Bench).validate_python(known)
         if not (0 < found.mfu < 2 and found.peak_tflops > 0 and found.ms_per_update > 0):
+            raise ValueError
+        if not (0 < found.parameters < 2**63 and found.ranks > 0):
             raise ValueError
         if found.activation_checkpointing not in MODES:
             raise ValueError
         return found
     except FileNotFoundError:
         raise MissingInputError(f"{shown(path)} does not exist; {_to_make(path)}") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadDataError(
             f"{shown(path)} is not what bench train prints with --json; {_to_make(_unused())}"
         ) from None

@@ -104,9 +104,9 @@ def _read(sweep: Sweep, run: SweepRun, size: Callable[..., Size]) -> RunResult:
     how = state(folder, config.max_iters)
     try:
         curve = compare_runs.read_curve(folder)
+        saved = run_folder.read_status(folder).get("step", 0)
     except (MissingInputError, BadDataError):
         return RunResult(run, folder, how)
-    saved = int(run_folder.read_json(folder / "status.json").get("step", 0))
     architecture = curve.config.architecture()
     lengths = (piece.length for piece in curve.config.ramp.pieces)
     known = size(architecture, *lengths) if architecture.vocab_size else None

@@ -215,6 +215,6 @@ def state(folder: Path, max_iters: int) -> str:
     done: with all of its max_iters steps; one that was asked for fewer is stopped.
     """
     said = run_folder.verdict_of(folder)
-    if said == "done" and run_folder.read_json(folder / "status.json").get("step", 0) < max_iters:
+    if said == "done" and run_folder.read_status(folder).get("step", 0) < max_iters:
         return "stopped"
     return said or "not begun"

@@ -16,8 +16,11 @@ Results = dict[str, dict[str, Any]]
 def read_results(checkpoint: Path) -> Results:
     """What was found of `checkpoint`; {} where the file tells of another that had its name."""
     content = run_folder.read_json(_path(checkpoint))
+    results = content.get("results")
     of_this = content.get("manifest") == storage.read_manifest(checkpoint)["sha256"]
-    return content.get("results", {}) if of_this else {}
+    if not of_this or not isinstance(results, dict):
+        return {}
+    return {what: figures for what, figures in results.items() if isinstance(figures, dict)}
 
 
 def save_results(checkpoint: Path, results: Results) -> Path:

@@ -21,7 +21,14 @@ from nanogpt_dist.errors import (
 )
 from nanogpt_dist.storage.durable import read_small
 from nanogpt_dist.storage.manifest import file_problem
-from nanogpt_dist.storage.run_folder import CONFIG, OUT, checkpoints_of, is_checkpoint, read_json
+from nanogpt_dist.storage.run_folder import (
+    CONFIG,
+    OUT,
+    checkpoints_of,
+    is_checkpoint,
+    read_json,
+    read_status,
+)
 
 Read = TypeVar("Read")
 
@@ -69,7 +76,7 @@ def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) ->
                 f"{run}"
             )
         return None
-    if not steps and (lost := read_json(run / "status.json").get("checkpoint")):
+    if not steps and (lost := read_status(run).get("checkpoint")):
         raise MissingInputError(
             f"{run} has lost its checkpoint {lost}; restore it, or start over with --fresh"
         )
@@ -78,7 +85,7 @@ def checkpoint_to_resume(run: Path, fresh: bool, warn: Callable[[str], None]) ->
 
 def is_new(run: Path) -> bool:
     """Whether `run` has had no checkpoint yet."""
-    had = read_json(run / "status.json").get("checkpoint")
+    had = read_status(run).get("checkpoint")
     return not had and not storage.list_steps(checkpoints_of(run))
 
 

@@ -170,6 +170,15 @@ class Status:
     message: str = ""
 
 
+KINDS: dict[str, tuple[type, ...]] = {  # of the fields of a Status
+    "verdict": (str,),
+    "step": (int,),
+    "checkpoint": (str, type(None)),
+    "code": (int,),
+    "message": (str,),
+}
+
+
 def write_status(run: Path, status: Status) -> None:
     """Writes status.json."""
     write_json(
@@ -184,15 +193,24 @@ def write_status(run: Path, status: Status) -> None:
     )
 
 
+def read_status(run: Path) -> dict[str, Any]:
+    """What status.json says, {} where there is none. Raises: BadDataError, StorageError."""
+    path = run / "status.json"
+    content = read_json(path)
+    if not all(type(content[name]) in KINDS[name] for name in KINDS.keys() & content.keys()):
+        raise BadDataError(f"{shown(path)} is not as this program wrote it; {_instead(path)}")
+    return content
+
+
 def verdict_of(run: Path) -> str | None:
     """The state of `run`: running | done | stopped | failed | killed; None if status.json lacks it.
 
     killed: status.json says running, but no living process holds the run's lock.
     """
     try:
-        said = read_json(run / "status.json").get("verdict")
+        said: str | None = read_status(run).get("verdict")
     except BadDataError:
         return None
     if said == "running" and not storage.is_held(run / storage.LOCK):
         return "killed"
-    return said if isinstance(said, str) else None
+    return said

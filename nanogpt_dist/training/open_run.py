@@ -74,7 +74,7 @@ class OpenRun:
         code, line = explain(error)
         # a full disk may be what ended the run: its own error says so
         with contextlib.suppress(NanogptError):
-            before = run_folder.read_json(self.path / "status.json")
+            before = run_folder.read_status(self.path)
             verdict = "stopped" if code == Exit.STOPPED else "failed"
             step, newest = before.get("step", 0), before.get("checkpoint")
             status = run_folder.Status(verdict, step, newest, code, one_line(line))

@@ -32,6 +32,12 @@ def test_figures_of_another_checkpoint_with_its_name_are_not_its_own(
     nanogpt("eval", run, "--text", text)
     shown = json.loads(nanogpt("show", "checkpoint", run, "--json").stdout)
     assert list(shown["evaluations"]) == [f"text {text}"]
+    results = run / "checkpoints" / "step-00000000.eval.json"
+    for edited in ([], {"a": 3}):  # by hand
+        kept = json.loads(results.read_text())
+        results.write_text(json.dumps({**kept, "results": edited}))
+        assert "model.safetensors" in nanogpt("show", "checkpoint", run).stdout
+        nanogpt("eval", run, "--text", text)
     shutil.rmtree(run / "checkpoints" / "step-00000000")
     make_run(run, bpe(), n_layer=1)
     shown = json.loads(nanogpt("show", "checkpoint", run, "--json").stdout)

@@ -70,6 +70,11 @@ def test_a_bench_says_its_mfu_of_its_own_peak(tmp_path: Path) -> None:
         json.dumps({**BENCH, "mfu": "x"}),
         json.dumps({**BENCH, "mfu": 0}),
         json.dumps({**BENCH, "activation_checkpointing": "some"}),
+        json.dumps({**BENCH, "parameters": "many"}),
+        json.dumps({**BENCH, "parameters": 1 << 70}),
+        json.dumps({**BENCH, "ranks": 0}),
+        json.dumps({**BENCH, "device": 3}),
+        "[" * 100_000,
     ],
 )
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:

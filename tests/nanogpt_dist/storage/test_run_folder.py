@@ -7,6 +7,7 @@ import pytest
 
 from nanogpt_dist import storage
 from nanogpt_dist.errors import BadDataError, StorageError
+from nanogpt_dist.ladder.sweep import state
 from nanogpt_dist.storage import run_folder
 from tests.conftest import Run
 from tests.nanogpt_dist.small import go, tiny, weights_sha256
@@ -159,6 +160,21 @@ def test_the_status_has_the_exit_code_and_is_no_verdict_without_one(tmp_path: Pa
     }
     run_folder.write_json(tmp_path / "status.json", {"verdict": 3})
     assert run_folder.verdict_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"step": "8"}, {"step": 8.5}, {"step": True}, {"checkpoint": 8}, {"message": ["a"]}],
+)
+def test_a_status_that_somebody_edited_is_told(wrong: dict[str, object], tmp_path: Path) -> None:
+    assert run_folder.read_status(tmp_path) == {}
+    good = {"verdict": "done", "step": 8, "checkpoint": None, "code": 0, "message": ""}
+    run_folder.write_json(tmp_path / "status.json", good)
+    assert run_folder.read_status(tmp_path) == good
+    run_folder.write_json(tmp_path / "status.json", {**good, **wrong})
+    with pytest.raises(BadDataError, match=r"status\.json is not as this .* it; remove it$"):
+        run_folder.read_status(tmp_path)
+    assert state(tmp_path, 8) == "not begun"
 
 
 def all_hashes(folder: Path) -> dict[str, str]:
