@@ -19,18 +19,18 @@ from nanogpt_dist.checkpoint.tensors import index
 from nanogpt_dist.data import DataFolder, verify_folder
 from nanogpt_dist.data.importing import import_shards
 from nanogpt_dist.errors import BadDataError, Exit, HubUnavailableError, explain
-from nanogpt_dist.hub_retries import _refuse_paths
-from nanogpt_dist.interop import nanogpt_ckpt
+from nanogpt_dist.hub_retries import RetryPolicy, _refuse_paths, retrying
+from nanogpt_dist.interop import init_from, nanogpt_ckpt
 from nanogpt_dist.storage import json_lines
 from nanogpt_dist.storage.json_lines import JsonLines
-from nanogpt_dist.tokenizer import byte
+from nanogpt_dist.tokenizer import Tokenizer, byte
 from prepare.readers.documents import Part
 from prepare.readers.formats import Format
 from prepare.readers.tables import row_groups, rows
 from prepare.readers.text import TextPart
 from tests.conftest import CLONE
 from tests.faults.fuzz_parsers import PARSERS, fuzz
-from tests.faults.parsers import data, models
+from tests.faults.parsers import data, models, runs
 from tests.faults.parsers.formats import KINDS, _replace, good_files
 
 DIGITS, HEX = b"9" * 5000, b"0x" + b"f" * 5000
@@ -277,6 +277,24 @@ def test_a_hub_cannot_choose_where_its_files_go(name: str) -> None:
             _refuse_paths({header: name}, "hub")
 
 
+@pytest.mark.parametrize("commit", ["/etc/x", "../../x", "main", "f" * 39, "", None, ["f" * 40]])
+def test_a_hub_cannot_choose_it_by_the_name_of_a_commit_either(
+    commit: object, tmp_path: Path
+) -> None:
+    """The library writes refs/NAME and snapshots/NAME/ in its cache."""
+    runs.make_answers(tmp_path)
+    about = json.loads((tmp_path / "info.json").read_text())
+    (tmp_path / "info.json").write_text(json.dumps({**about, "sha": commit}))
+    before = {path.name for path in tmp_path.iterdir()}
+    with (
+        runs.answering(tmp_path),
+        pytest.raises(HubUnavailableError, match="answers with a commit that is none"),
+        retrying(RetryPolicy()),
+    ):
+        init_from._fetched("a/b", True)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
 def test_usual_answers_of_a_hub_pass() -> None:
     for etag in ('"d41d8cd98f-12"', 'W/"0815"', "a" * 64, "", "ab/cd+ef=="):
         _refuse_paths({"etag": etag, "x-repo-commit": "f" * 40}, "hub")
@@ -292,6 +310,18 @@ def test_a_line_without_an_end_is_not_held_whole(
         file.seek(0, 2)
         file.write(b'\n{"step": 1}\n')
     assert JsonLines(path).read() == [{"step": 1}]
+
+
+def test_a_pattern_that_is_none_or_takes_for_ever() -> None:
+    bytes_ = [bytes([i]) for i in range(256)]
+    for pattern in ("(", r"\p{Nothing}"):
+        with pytest.raises(BadDataError, match="its pattern is no regular expression"):
+            Tokenizer("odd", "bpe", bytes_, pattern)
+    slow = Tokenizer("odd", "bpe", bytes_, r"(?:(?=(.*)(.*)(.*)(.*)(.*)\1\2\3\4\5~{9}))x|.")
+    with pytest.raises(BadDataError, match="takes for ever"):
+        slow.probe()
+    with pytest.raises(BadDataError, match="cut the document or leave it out"):
+        slow.encode("To be, or not to be, that is the question. " * 3)
 
 
 def test_a_panic_of_the_library_is_an_error_of_the_file(

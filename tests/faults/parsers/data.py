@@ -1,5 +1,6 @@
 """Readers of texts, token shards and what prepare keeps while it works."""
 
+import functools
 import gzip
 import hashlib
 import json
@@ -21,14 +22,14 @@ from nanogpt_dist.storage.runlock import lock_holder
 from nanogpt_dist.tokenizer import byte
 from prepare.corpora import CORPORA
 from prepare.readers.documents import Part
-from prepare.readers.formats import format_of
+from prepare.readers.formats import Format, format_of
 from prepare.readers.tables import row_groups
 from prepare.sources.local import find_sources
 from prepare.units.encode import DOCUMENT
 from prepare.units.journal import LOCK, WorkFolder, read_json
 from prepare.units.ranks import Ranks
 from tests.conftest import build
-from tests.faults.parsers.formats import Parser
+from tests.faults.parsers.formats import Parser, try_all
 
 LINES = [
     {"text": "To be, or not to be.", "id": 1, "meta": {"a": [1, 2.5, None]}},
@@ -126,50 +127,41 @@ def read_foreign(folder: Path) -> None:
     """Each as it is, said to be 16-bit, and 32-bit."""
     tokenizer = byte()
     lengths = tokenizer.byte_lengths()
-    faults = []
-    for path in sorted(folder.glob("*.bin")):
-        for uint32 in (None, False, True):
-            try:
-                file = foreign_shards.look_at(path, uint32, tokenizer.n_vocab)
-                meter = ReadProgress(file.bytes, None)
-                found = foreign_shards.read_through(file, tokenizer, lengths, meter)
-                foreign_shards.document_ends([file.tokens], [found.eots], file.eot)
-            except Exception as error:
-                faults.append(error)
-    _raise_the_worst(faults)
 
+    def read(path: Path, uint32: bool | None) -> None:
+        file = foreign_shards.look_at(path, uint32, tokenizer.n_vocab)
+        meter = ReadProgress(file.bytes, None)
+        found = foreign_shards.read_through(file, tokenizer, lengths, meter)
+        foreign_shards.document_ends([file.tokens], [found.eots], file.eot)
 
-def _raise_the_worst(errors: list[Exception]) -> None:
-    """A bug, where one of several readings ended in one."""
-    from nanogpt_dist.errors import Exit, explain
-
-    for error in errors:
-        if explain(error)[0] == Exit.BUG:
-            raise error
+    try_all(
+        functools.partial(read, path, uint32)
+        for path in sorted(folder.glob("*.bin"))
+        for uint32 in (None, False, True)
+    )
 
 
 def _documents(names: tuple[str, ...]) -> Callable[[Path], None]:
     """All documents of the folder's files of these endings, for each way to treat bad text."""
 
+    def read_one(path: Path, form: Format, errors: Errors) -> None:
+        find_sources(CORPORA["text"], [path])
+        stop = path.stat().st_size
+        if form.kind in ("parquet", "arrow"):
+            stop = len(row_groups(path, form.kind, "text"))
+        part = Part(path, form, 0, stop, "text" if form.has_fields else None, errors)
+        for document in part.documents():
+            "".join(document.text).encode()
+            part.where(document)
+
     def read(folder: Path) -> None:
-        faults = []
-        for path in sorted(folder.iterdir()):
-            form = format_of(path.name)
-            if form is None or not path.name.endswith(names):
-                continue
-            for errors in ALL_ERRORS:
-                try:
-                    find_sources(CORPORA["text"], [path])
-                    stop = path.stat().st_size
-                    if form.kind in ("parquet", "arrow"):
-                        stop = len(row_groups(path, form.kind, "text"))
-                    part = Part(path, form, 0, stop, "text" if form.has_fields else None, errors)
-                    for document in part.documents():
-                        "".join(document.text).encode()
-                        part.where(document)
-                except Exception as error:
-                    faults.append(error)
-        _raise_the_worst(faults)
+        known = ((path, format_of(path.name)) for path in sorted(folder.iterdir()))
+        try_all(
+            functools.partial(read_one, path, form, errors)
+            for path, form in known
+            if form is not None and path.name.endswith(names)
+            for errors in ALL_ERRORS
+        )
 
     return read
 
@@ -238,7 +230,7 @@ def make_journal(folder: Path) -> None:
 
 
 def read_journal(folder: Path) -> None:
-    work, faults = WorkFolder(folder / "data"), []
+    work = WorkFolder(folder / "data")
     name = "data" if (work.out / "data_train_000000.bin").exists() else "source"
     ranks = Ranks(1, 2, "torchrun:x")
     looks: list[Callable[[], object]] = [
@@ -250,12 +242,7 @@ def read_journal(folder: Path) -> None:
         lambda: lock_holder(work.folder / LOCK),
         lambda: read_json(work.run),
     ]
-    for look in looks:
-        try:
-            look()
-        except Exception as error:
-            faults.append(error)
-    _raise_the_worst(faults)
+    try_all(looks)
 
 
 PARSERS = [

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogpt_dist.errors import Exit, explain
 from tests.faults.parsers.mutations import Mutate, by_name
 
 # what is too wrong to be sealed
@@ -31,6 +32,18 @@ class Parser:
     seal: Callable[[Path], None] | None = None
     mutate: Mutate | None = None
     other_kinds: bool = True
+
+
+def try_all(looks: Iterable[Callable[[], object]]) -> None:
+    """Several readings of a case. Raises, once all are made, what in one of them was a bug."""
+    bugs = []
+    for look in looks:
+        try:
+            look()
+        except Exception as error:
+            bugs += [error] if explain(error)[0] == Exit.BUG else []
+    if bugs:
+        raise bugs[0]
 
 
 def good_files(parser: Parser, folder: Path) -> dict[str, bytes]:

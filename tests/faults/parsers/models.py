@@ -1,6 +1,9 @@
 """Readers of checkpoints, weights, tokenizers and settings."""
 
+import contextlib
+import functools
 import hashlib
+import io
 import json
 import pickle
 import random
@@ -10,18 +13,22 @@ from typing import Any
 
 import torch
 
+from cli.checkpoint import list_checkpoints
+from cli.show_checkpoint import checkpoint as show_checkpoint
+from cli.terminal import PLAIN
 from nanogpt_dist import checkpoint, load_config, storage
 from nanogpt_dist.checkpoint.tensors import read_whole, whole_parts, write
 from nanogpt_dist.config import TrainConfig, resolve, to_run_toml
 from nanogpt_dist.interop import huggingface, import_run, init_from, nanogpt_ckpt, nanogpt_config
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_checkpoints
+from nanogpt_dist.storage.eval_results import save_results
 from nanogpt_dist.storage.manifest import _last_line
 from nanogpt_dist.tokenizer import Tokenizer, byte, tokenizer, tokenizer_json
 from nanogpt_dist.tokenizer.bpe import format_ranks
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.training.crash_loops import starts_in_vain
-from tests.faults.parsers.formats import Parser
+from tests.faults.parsers.formats import Parser, try_all
 from tests.nanogpt_dist.interop.models import weights as drawn_weights
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "vocab_size": 257}
@@ -64,7 +71,8 @@ def make_checkpoint(folder: Path) -> None:
     weights = drawn_weights(config)
     moments = {f"{name}.exp_avg": weight for name, weight in weights.items()}
     model = import_run.ImportedModel(config, weights, byte(), "a test", moments)
-    import_run.write_run(model, folder / "run")
+    step = import_run.write_run(model, folder / "run")
+    save_results(step, {"val of data": {"val_loss": 4.0, "tokens": 99, "dataset": "data"}})
 
 
 def seal_checkpoint(folder: Path) -> None:
@@ -77,11 +85,28 @@ def seal_checkpoint(folder: Path) -> None:
         content.pop("sha256", None)
         head = json.dumps(content, indent=1).removesuffix("\n}").encode()
         path.write_bytes(head + _last_line(head))
+        evaluated = path.parents[1] / f"{path.parent.name}.eval.json"
+        found = json.loads(evaluated.read_bytes())
+        found["manifest"] = storage.read_manifest(path.parent)["sha256"]
+        evaluated.write_text(json.dumps(found))
 
 
 def read_checkpoint(folder: Path) -> None:
-    """As resuming, sampling, exporting and verifying read it."""
+    """As resuming, sampling, exporting, verifying, and showing it read it."""
     run = folder / "run"
+    as_commands_do = io.TextIOWrapper(io.BytesIO(), "utf-8", errors=PLAIN)
+    with contextlib.redirect_stdout(as_commands_do), contextlib.redirect_stderr(as_commands_do):
+        try_all(
+            [
+                lambda: list_checkpoints(run),
+                lambda: show_checkpoint(str(run)),
+                lambda: show_checkpoint(str(run), as_json=True),
+                lambda: _resume(run, folder / "copy"),
+            ]
+        )
+
+
+def _resume(run: Path, copy: Path) -> None:
     for path in run.glob("checkpoints/*"):
         if path.is_dir():
             storage.verify(path)
@@ -103,7 +128,7 @@ def read_checkpoint(folder: Path) -> None:
     checkpoint.load_moments(
         found, lambda: {f"{name}.exp_avg": p.detach() for name, p in model.named_parameters()}
     )
-    run_checkpoints.copy_to_run(found, folder / "copy")
+    run_checkpoints.copy_to_run(found, copy)
 
 
 def make_tensors(folder: Path) -> None:
@@ -228,16 +253,8 @@ def use(found: Tokenizer) -> None:
 
 
 def _each(pattern: str, read: Callable[[Path], object]) -> Callable[[Path], None]:
-    from tests.faults.parsers.data import _raise_the_worst
-
     def read_all(folder: Path) -> None:
-        faults = []
-        for path in sorted(folder.glob(pattern)):
-            try:
-                read(path)
-            except Exception as error:
-                faults.append(error)
-        _raise_the_worst(faults)
+        try_all(functools.partial(read, path) for path in sorted(folder.glob(pattern)))
 
     return read_all
 

@@ -1,5 +1,6 @@
 """Readers of run folders, task files, the environment, other nodes and the hub."""
 
+import functools
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import torch
 
 from launch import preflight, torchrun, verdict
 from nanogpt_dist import start_again
+from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.distributed import world
 from nanogpt_dist.doctor.bundle import write_bundle
 from nanogpt_dist.doctor.machine import Machine
@@ -24,22 +26,24 @@ from nanogpt_dist.doctor.run_checks import check_run
 from nanogpt_dist.doctor.scheduler import check_scheduler
 from nanogpt_dist.doctor.variables import check_variables
 from nanogpt_dist.errors import MissingInputError
+from nanogpt_dist.estimate.mfu import read_bench
 from nanogpt_dist.evaluation.tasks import harness, jsonl_tasks
 from nanogpt_dist.evaluation.tasks.scoring import Scorer
 from nanogpt_dist.html_report.page import page
 from nanogpt_dist.inspect.compare_runs import read_curve, summary
 from nanogpt_dist.inspect.run_record import read_run
 from nanogpt_dist.inspect.standing import standing
+from nanogpt_dist.ladder import results
+from nanogpt_dist.ladder.sweep import Sweep, SweepRun
 from nanogpt_dist.model.gpt import GPT
-from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage import run_checkpoints, run_folder
 from nanogpt_dist.storage.events import note_event
 from nanogpt_dist.tokenizer import byte
-from nanogpt_dist.training import crash_loops
+from nanogpt_dist.training import auto_layout, crash_loops, roll_back
 from nanogpt_dist.training.metrics import cut_record
 from prepare.units.ranks import Ranks
 from prepare.units.schedule import default_workers
-from tests.faults.parsers.data import _raise_the_worst
-from tests.faults.parsers.formats import Parser
+from tests.faults.parsers.formats import Parser, try_all
 from tests.faults.parsers.models import tiny_config
 from tests.faults.parsers.mutations import VALUES, mutated_json
 from tests.nanogpt_dist.html_report.runs import write_run
@@ -73,6 +77,16 @@ ENVIRONMENT = {
     "PYTHONPATH": "a:b",
     "NANOGPT_FALL_BACKS": "1",
 }
+BENCH = {
+    "mfu": 0.25,
+    "peak_tflops": 2.0,
+    "ms_per_update": 500.0,
+    "first_step_seconds": 3.0,
+    "parameters": 10_000_000,
+    "ranks": 2,
+    "device": "cpu",
+    "evaluation_tokens_per_second": 900.0,
+}
 EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("start", {"ranks": 2, "host": "a"}),
     ("save", {"seconds": 0.8, "bytes": 22_085_632}),
@@ -95,6 +109,12 @@ def make_run(folder: Path) -> None:
     (run / "run.lock").write_text('{"host": "a", "pid": 1, "started": "2026-01-01"}\n')
     (run / "checkpoints/step-00000100").mkdir()
     (run / "checkpoints/latest").write_text("step-00000100\n")
+    (run / "bench.json").write_text(json.dumps(BENCH))
+    about, automatic = run_folder.read_json(run / "run.json"), tiny_config(auto_batch_size=True)
+    layout = auto_layout.choose(automatic, ONE, auto_layout.Known(None, 0, ""))[0]
+    chosen = auto_layout.to_remember(automatic, layout, ONE)
+    left_out = roll_back.for_run_json(((40, 44),))
+    run_folder.write_json(run / "run.json", {**about, **chosen, **left_out})
     launcher = folder / "launcher"
     launcher.mkdir()
     said = {"code": 1, "message": "x", "rank": 0, "agreed": True}
@@ -103,8 +123,9 @@ def make_run(folder: Path) -> None:
 
 
 def read_run_folder(folder: Path) -> None:
-    """As watch, report, compare, doctor and a launcher read a run."""
+    """As watch, report, compare, sweeps, doctor, a launcher and training itself read a run."""
     run = folder / "run"
+    automatic = tiny_config(out_dir=str(run), auto_batch_size=True)
     looks: list[Callable[[], object]] = [
         lambda: run_folder.to_json(standing(read_run(run), time.time())),
         lambda: page([read_run(run)]),
@@ -117,14 +138,13 @@ def read_run_folder(folder: Path) -> None:
         lambda: crash_loops.steps_back(run, 0, "x"),
         lambda: write_bundle(folder / "b.tar.gz", {}, Machine({}, root=folder), run),
         lambda: cut_record(run / "metrics.jsonl", 100),
+        lambda: roll_back.left_out(run, ONE, TrainState()),
+        lambda: auto_layout.choose(automatic, ONE, auto_layout.look_up(automatic, ONE)),
+        lambda: run_checkpoints.is_new(run),
+        lambda: results.read(Sweep("quickstart", folder, (SweepRun("run", {}, {}),))),
+        lambda: read_bench(run / "bench.json").as_mfu("a file"),
     ]
-    faults = []
-    for look in looks:
-        try:
-            look()
-        except Exception as error:
-            faults.append(error)
-    _raise_the_worst(faults)
+    try_all(looks)
 
 
 def _scorer() -> Scorer:
@@ -144,19 +164,14 @@ def make_tasks(folder: Path) -> None:
 
 
 def read_tasks(folder: Path) -> None:
-    scorer, faults = _scorer(), []
+    scorer = _scorer()
     looks: list[Callable[[], object]] = [
         lambda: jsonl_tasks.run("hellaswag", folder / "hellaswag.jsonl", scorer),
         lambda: jsonl_tasks.run("lambada", folder / "lambada.jsonl", scorer),
         lambda: jsonl_tasks.text(folder / "lambada.jsonl", scorer),
         lambda: harness._local(str(folder / "task.yaml")),
     ]
-    for look in looks:
-        try:
-            look()
-        except Exception as error:
-            faults.append(error)
-    _raise_the_worst(faults)
+    try_all(looks)
 
 
 def make_environment(folder: Path) -> None:
@@ -178,7 +193,7 @@ def mutated_environment(data: bytes, others: Sequence[bytes], choose: random.Ran
 def read_environment(folder: Path) -> None:
     """As a rank, a task of an array, a launcher and doctor read the variables around them."""
     variables = json.loads((folder / "environment.json").read_text())
-    before, faults = dict(os.environ), []
+    before = dict(os.environ)
     looks: list[Callable[[], object]] = [
         lambda: Ranks.of(variables),
         lambda: [world._from_torchrun(name, 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")],
@@ -197,15 +212,10 @@ def read_environment(folder: Path) -> None:
         for name in ENVIRONMENT.keys() - variables.keys():
             os.environ.pop(name, None)
         os.environ[verdict.VARIABLE] = str(folder / "verdict.json")
-        for look in looks:
-            try:
-                look()
-            except Exception as error:
-                faults.append(error)
+        try_all(looks)
     finally:
         os.environ.clear()
         os.environ.update(before)
-    _raise_the_worst(faults)
 
 
 def _rank() -> int:
@@ -267,15 +277,33 @@ def make_answers(folder: Path) -> None:
 
 def read_answers(folder: Path) -> None:
     """What the hub's client, fed these answers, hands on; no byte goes through a network."""
-    import httpx
-
     from nanogpt_dist import hub, hub_retries
     from nanogpt_dist.interop import init_from
     from prepare.sources import hub as sources
 
+    def ask(look: Callable[[], object]) -> None:
+        with hub_retries.retrying(hub_retries.RetryPolicy()), hub.hub_errors("a/b"):
+            look()
+
+    looks: list[Callable[[], object]] = [
+        lambda: list(sources._facts("a/b", "1" * 40, ["README.md", "data/train-00000.parquet"])),
+        lambda: init_from._fetched("a/b", True),
+        lambda: _recalled(folder),
+    ]
+    with answering(folder):
+        try_all(functools.partial(ask, look) for look in looks)
+
+
+@contextmanager
+def answering(folder: Path) -> Iterator[None]:
+    """The hub's client gets the files of `folder` for answers, and keeps its own there."""
+    import httpx
+
     def answer(request: httpx.Request) -> httpx.Response:
         steps = request.url.path.strip("/").split("/")
         name = "info"
+        if "agent-harnesses" in steps:  # the library remembers it as long as the process lives
+            return httpx.Response(404)
         if "tree" in steps:
             name = "tree"
         elif "paths-info" in steps:
@@ -286,20 +314,8 @@ def read_answers(folder: Path) -> None:
         body = (folder / f"{name}.json").read_bytes()
         return httpx.Response(200, content=body, headers={"Content-Type": "application/json"})
 
-    faults = []
-    looks: list[Callable[[], object]] = [
-        lambda: list(sources._facts("a/b", "1" * 40, ["README.md", "data/train-00000.parquet"])),
-        lambda: init_from._fetched("a/b", True),
-        lambda: _recalled(folder),
-    ]
     with _client_in(folder, lambda: httpx.Client(transport=httpx.MockTransport(answer))):
-        for look in looks:
-            try:
-                with hub_retries.retrying(hub_retries.RetryPolicy()), hub.hub_errors("a/b"):
-                    look()
-            except Exception as error:
-                faults.append(error)
-    _raise_the_worst(faults)
+        yield
 
 
 @contextmanager
