@@ -29,6 +29,7 @@ from prepare.units.encode import Job, UnitRecord, unit_path
 from prepare.units.plan import Slice
 from prepare.units.pool import AHEAD, DEATHS, encode_units
 from prepare.units.worker import Worker, WorkerDiedError, _portable
+from tests.conftest import CLONE
 
 RULE = SplitRuleRecord(rule="documents", val_fraction=0.1, seed=1)
 
@@ -176,6 +177,27 @@ def test_each_worker_is_given_as_many_units_ahead_as_the_others(
     assert max(given.values()) == AHEAD
 
 
+def test_a_unit_that_is_encoded_alone_leaves_no_worker_behind(
+    jobs: list[Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch, started = Popen._launch, []  # type: ignore[attr-defined]
+
+    def launch_and_kill_the_first(self: Popen, process: object) -> None:
+        launch(self, process)
+        started.append(self.pid)
+        if len(started) <= DEATHS:
+            os.kill(self.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Popen, "_launch", launch_and_kill_the_first)
+    records = encode_units(jobs[:1], tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace")
+    assert next(records).unit == 0
+    assert len(started) == DEATHS + 1
+    assert not multiprocessing.active_children()
+    assert list(records) == []
+
+
 def test_workers_that_are_killed_as_they_start_are_an_error(
     jobs: list[Job],
     tmp_path: Path,
@@ -188,6 +210,7 @@ def test_workers_that_are_killed_as_they_start_are_an_error(
         os.kill(self.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Popen, "_launch", launch_and_kill)
+    (tmp_path / "trace").write_text("what another run was at")
     with pytest.raises(StorageError, match="died 3 times, now at the start of the worker"):
         list(encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace"))
 
@@ -226,17 +249,91 @@ def test_a_worker_hears_sigterm_only(worker: Worker) -> None:
     assert process.exitcode == -signal.SIGTERM
 
 
-def test_the_first_worker_does_not_hear_ctrl_c(jobs: list[Job], tmp_path: Path) -> None:
-    """multiprocessing's first start of all starts its resource tracker, which unblocks SIGINT."""
-    code = (
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_request_to_stop_waits_for_a_worker_that_starts(
+    elsewhere: bool, jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """elsewhere: in another thread, which no handler runs in, and which may set none."""
+    launch = Popen._launch  # type: ignore[attr-defined]
+    started: list[bool] = []
+
+    def launch_and_ask(self: Popen, process: object) -> None:
+        if not elsewhere:
+            signal.raise_signal(signal.SIGTERM)
+        launch(self, process)
+        started.append(True)
+
+    monkeypatch.setattr(Popen, "_launch", launch_and_ask)
+    heard: list[list[bool]] = []
+    handlers = [lambda *_: heard.append([*started]), signal.default_int_handler]
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    before = [signal.signal(*pair) for pair in zip(numbers, handlers, strict=True)]
+    worker = Worker(tmp_path / "t.json", tmp_path / "units")
+    try:
+        if elsewhere:
+            thread = threading.Thread(target=worker.start)
+            thread.start()
+            thread.join()
+        else:
+            worker.start()
+        assert worker._process.is_alive()
+        assert [signal.getsignal(number) for number in numbers] == handlers
+    finally:
+        worker.kill()
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert heard == ([] if elsewhere else [[True]])
+    assert worker.pipe.closed
+
+
+def of_a_process_of_its_own(code: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """One that has started `worker`, runs `code`, and prints what that prints."""
+    begin = (
         "import sys; from pathlib import Path; from prepare.units.worker import Worker\n"
         "worker = Worker(Path(sys.argv[1]), Path(sys.argv[2])); worker.start()\n"
-        "print(Path(f'/proc/{worker._process.pid}/status').read_text()); worker.kill()"
+        "process = Path(f'/proc/{worker._process.pid}')\n"
     )
-    line = [sys.executable, "-c", code, str(tmp_path / "t.json"), str(tmp_path / "units")]
-    done = subprocess.run(line, check=True, capture_output=True, text=True)
-    blocked = int(done.stdout.partition("SigBlk:")[2].split()[0], 16)
+    line = [sys.executable, "-c", begin + code, str(tmp_path / "t.json"), str(tmp_path / "units")]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=CLONE)
+
+
+def test_the_first_worker_does_not_hear_ctrl_c(jobs: list[Job], tmp_path: Path) -> None:
+    """multiprocessing's first start of all starts its resource tracker, which unblocks SIGINT."""
+    code = "print((process / 'status').read_text()); worker.kill()"
+    said, _ = of_a_process_of_its_own(code, tmp_path).communicate(timeout=60)
+    blocked = int(said.partition("SigBlk:")[2].split()[0], 16)
     assert blocked >> (signal.SIGINT - 1) & 1
+
+
+def test_a_worker_that_is_left_ends_with_its_interpreter(jobs: list[Job], tmp_path: Path) -> None:
+    said, _ = of_a_process_of_its_own("print(process)", tmp_path).communicate(timeout=60)
+    assert not Path(said.strip()).exists()
+
+
+def test_a_busy_worker_ends_with_a_parent_that_is_killed(jobs: list[Job], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.jsonl")  # a text that does not come to its end
+    code = (
+        "from tests.prepare.units.test_pool import job; import signal, time, os\n"
+        "unit = job(0, Path(sys.argv[1]).parent / 'endless.jsonl'); worker.give(unit)\n"
+        "print(process, flush=True); time.sleep(60)"
+    )
+    parent = of_a_process_of_its_own(code, tmp_path)
+    assert parent.stdout is not None
+    worker = Path(parent.stdout.readline().strip())
+    with (tmp_path / "endless.jsonl").open("w") as file:  # waits for the worker to read
+        parent.kill()
+        parent.wait()
+        until = time.monotonic() + 30
+        while worker.exists() and (worker / "stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        del file
+
+
+def test_a_worker_without_a_pipe_has_nothing_more_to_do(worker: Worker) -> None:
+    worker.pipe.close()
+    worker._process.join(60)
+    assert worker._process.exitcode == 0
 
 
 def test_a_worker_that_fails_outside_of_a_unit_has_died(worker: Worker) -> None:
