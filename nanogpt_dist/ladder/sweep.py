@@ -14,8 +14,10 @@ n_embd = 256
 
 import hashlib
 import itertools
+import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from nanogpt_dist.storage.durable import shown
 SWEEPS = run_folder.OUT / "sweeps"
 PLAIN = "base"  # name of a run in which nothing differs
 MAX_NAME = 100  # characters of a run's name
+MAX_RUNS = 10_000
 NAME = re.compile(r"[\w][\w.+=,@-]*")
 Settings = dict[str, Any]
 
@@ -114,7 +117,7 @@ def expand(content: dict[str, Any], out: Path) -> Sweep:
         given = dict(one)
         found.append(_named(given.pop("name", None), by_own_names(given), shared))
     names = [run.name for run in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise ConfigError(f"two runs are called {twice}; give one a name: [[run]] name = …")
     return Sweep(preset, out, tuple(found))
 
@@ -146,6 +149,9 @@ def _check(preset: Any, grid: Any, runs: Any, shared: Settings) -> None:
             raise ConfigError(f"{name} in [grid] is no list of values; write {name} = [1, 2]")
         if name in shared:
             raise ConfigError(f"{name} stands in [grid] and above it; leave out one of them")
+    count = len(runs) + (math.prod(map(len, grid.values())) if grid else 0)
+    if count > MAX_RUNS:
+        raise ConfigError(f"that makes {count:,} runs, and {MAX_RUNS:,} are the most; try fewer")
     if any(not isinstance(one, dict) for one in runs):
         raise ConfigError("a run is a table: write [[run]], and its settings below")
     for table in (shared, grid, *runs):

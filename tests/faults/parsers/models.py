@@ -20,6 +20,7 @@ from nanogpt_dist import checkpoint, load_config, storage
 from nanogpt_dist.checkpoint.tensors import read_whole, whole_parts, write
 from nanogpt_dist.config import TrainConfig, resolve, to_run_toml
 from nanogpt_dist.interop import huggingface, import_run, init_from, nanogpt_ckpt, nanogpt_config
+from nanogpt_dist.ladder import sweep
 from nanogpt_dist.model.gpt import GPT
 from nanogpt_dist.storage import run_checkpoints
 from nanogpt_dist.storage.eval_results import save_results
@@ -50,6 +51,17 @@ min_lr = learning_rate / 10
 beta2 = 0.99
 device = 'cpu'
 compile = False
+"""
+SWEEP = """preset = "quickstart"
+out = "sweeps/rates"
+max_iters = 200
+[grid]
+muon_learning_rate = [1e-2, 2e-2]
+seed = [1, 2]
+[[run]]
+name = "wide"
+n_embd = 256
+compile = false
 """
 
 
@@ -305,6 +317,16 @@ def make_meta(folder: Path) -> None:
 def make_toml(folder: Path) -> None:
     more = {"batch_ramp": "0:2,2:4", "sample_prompt": ["a", "b"], "init_from": None}
     (folder / "a.toml").write_text(to_run_toml(tiny_config(**more)))
+    (folder / "sweep.toml").write_text(SWEEP)
+
+
+def read_toml(path: Path) -> None:
+    """As settings, and as a sweep."""
+    if path.name == "a.toml":
+        load_config.load(str(path))
+        return
+    for run in (found := sweep.read(path)).runs:
+        found.arguments(run)
 
 
 def make_recipe(folder: Path) -> None:
@@ -348,6 +370,6 @@ PARSERS = [
         "tiktoken", make_ranks, _each("*.tiktoken", lambda path: use(open_tokenizer(str(path))))
     ),
     Parser("meta-pkl", make_meta, _each("*.pkl", lambda path: use(open_tokenizer(str(path))))),
-    Parser("toml", make_toml, _each("*.toml", lambda path: load_config.load(str(path)))),
+    Parser("toml", make_toml, _each("*.toml", read_toml)),
     Parser("nanogpt-config", make_recipe, _each("*.py", read_recipe)),
 ]

@@ -118,6 +118,10 @@ def test_a_long_name_is_cut_and_stays_another() -> None:
         ("[grid]\nsed = [1]", "unknown setting sed, did you mean seed?"),
         ('[grid]\nseed = ["a"]', "seed = 'a'"),
         ("[grid]\nseed = [1, 1]", "two runs are called seed=1"),
+        (
+            "[grid]\n" + "".join(f"{name} = [{'1, ' * 101}]\n" for name in ("seed", "n_head")),
+            "that makes 10,201 runs, and 10,000 are the most",
+        ),
         ('[[run]]\nname = "a/b"', "the name 'a/b' is no folder's"),
         ('[[run]]\nname = "-x"', "the name '-x' is no folder's"),
         ('[[run]]\nout_dir = "x"', "leave out out_dir"),
