@@ -191,6 +191,22 @@ def test_an_arrow_file_whose_texts_lie_elsewhere_in_memory(
         list(rows(tmp_path / "a.arrow", "arrow", "text", 0, 1))
 
 
+def test_a_table_of_nothing_without_end(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    path, most = tmp_path / "a.arrow", 2**31 - 1
+    batch = pa.record_batch([pa.nulls(most)], ["text"])
+    with pa.ipc.new_stream(str(path), batch.schema) as file:
+        file.write_batch(batch)
+    written = path.read_bytes()
+    assert len(written) < 1000
+    assert row_groups(path, "arrow", "text")[0].rows == most
+    for length in (most + 1, 2**60, -1):
+        path.write_bytes(written.replace(struct.pack("<q", most), struct.pack("<q", length)))
+        with pytest.raises(BadDataError, match=r"arrow (claims|is no arrow file).*; get it"):
+            row_groups(path, "arrow", "text")
+
+
 def test_a_parquet_file_with_an_encrypted_column(tmp_path: Path) -> None:
     """Its other columns can be read; pyarrow ends a process that asks for the size of this one."""
     import base64

@@ -11,6 +11,7 @@ from nanogpt_dist.storage.durable import shown
 from prepare.readers.formats import Kind
 
 BATCH_ROWS = 256
+MOST_ROWS = 2**31  # of a group, as of parquet's own writers
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def row_groups(path: Path, kind: Kind, column: str) -> list[RowGroup]:
             for batch in batches:
                 _check_column(batch.schema, column, shown(path))
                 batch.column(column).validate()
-                groups.append(RowGroup(batch.num_rows, batch.column(column).nbytes))
+                groups.append(_group(batch.num_rows, batch.column(column).nbytes, shown(path)))
             return groups
 
 
@@ -50,7 +51,13 @@ def groups_of_metadata(metadata: Any, schema: Any, column: str, name: str) -> li
     # A column's own size is not asked for: where the footer is damaged, or a column is encrypted,
     # pyarrow's RowGroupMetaData.column() ends the process instead of raising.
     groups = map(metadata.row_group, range(metadata.num_row_groups))
-    return [RowGroup(group.num_rows, group.total_byte_size) for group in groups]
+    return [_group(group.num_rows, group.total_byte_size, name) for group in groups]
+
+
+def _group(rows: int, size: int, name: str) -> RowGroup:
+    if not 0 <= rows < MOST_ROWS:  # nulls take no bytes, but hours
+        raise BadDataError(f"{name} claims {rows:,} rows in one group; get it again")
+    return RowGroup(rows, size)
 
 
 def rows(
