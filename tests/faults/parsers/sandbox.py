@@ -149,7 +149,6 @@ def _be_the_child(
         for descriptor in (0, 1, 2):
             os.dup2(silence, descriptor)
         limit_this_process()
-        os.environ["HOME"] = f"{sys.prefix}/home"  # nothing, and no secrets in it
         guard = Guard()
         for seed in seeds:
             if time.monotonic() > until:
@@ -163,7 +162,8 @@ def _be_the_child(
 
 
 def limit_this_process() -> None:
-    """Of memory, of files, of what signals do."""
+    """Of memory, of files, of what signals do; and its home."""
+    os.environ["HOME"] = f"{sys.prefix}/home"  # nothing, and no secrets in it
     sys.dont_write_bytecode = True
     size = _status("VmSize") + ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
