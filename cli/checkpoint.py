@@ -58,7 +58,7 @@ def list_checkpoints(run: Run, as_json: Json = False) -> None:
     found = [_describe(folder, _marks(run)) for folder in _checkpoints(run)]
     verdict = run_folder.verdict_of(run)
     if as_json:
-        echo(json.dumps({"run": str(run), "verdict": verdict, "checkpoints": found}))
+        echo(run_folder.to_json({"run": str(run), "verdict": verdict, "checkpoints": found}))
         return
     for one in found:
         loss = "–" if one["val_loss"] is None else f"{one['val_loss']:.4f}"

@@ -45,7 +45,8 @@ def checkpoint(
             "step": storage.step_of(named.name),
             **state,
         }
-        echo(json.dumps({**facts, "files": manifest["files"], "evaluations": evaluations}))
+        found = {**facts, "files": manifest["files"], "evaluations": evaluations}
+        echo(run_folder.to_json(found))
         return
     echo(f"{folder}")
     for key, value in state.items():

@@ -35,6 +35,10 @@ from tests.faults.parsers.formats import KINDS, _replace, good_files
 
 DIGITS, HEX = b"9" * 5000, b"0x" + b"f" * 5000
 DEEP = b"[" * 100_000
+BEYOND = b"".join(
+    b'{"step": %d, "loss": 1e308, "save_s": 1e300, "interval_s": 1e-300}\n' % step
+    for step in range(1, 3000)
+)
 SLOW = {"checkpoint", "checkpoint-manifest", "hugging-face", "hf-tokenizer", "hub", "run-folder"}
 UNIT = b'{"unit": 0, "plan": "", "train": [1e999, 1], "val": [0, 0], "documents": [0, 0]}'
 STEP = "run/checkpoints/step-00000000"
@@ -45,6 +49,8 @@ KNOWN = [
     ("toml", "a.toml", b"seed = " + DEEP),
     ("checkpoint", f"{STEP}/config.toml", b"seed = " + DEEP),
     ("run-folder", "run/config.toml", b"seed = " + DIGITS),
+    ("run-folder", "run/metrics.jsonl", BEYOND),
+    ("run-folder", "run/metrics.jsonl", BEYOND.replace(b"1e-300", b"1")),
     ("nanogpt-config", "a.py", b"n_layer = " + b"-" * 20_000 + b"1"),
     ("nanogpt-config", "a.py", b"learning_rate = " + HEX),
     ("nanogpt-config", "a.py", b"n_layer = " + HEX),

@@ -166,7 +166,8 @@ def means_of_thinned(values: Floats, limit: int) -> Floats:
     """For each of thin()'s places the mean of its stretch; (n,) → (at most limit,)."""
     if len(values) <= limit:
         return values
-    means = [values[stretch].mean() for stretch in _stretches(len(values), limit)]
+    with np.errstate(over="ignore"):  # _rounded() bounds it
+        means = [values[stretch].mean() for stretch in _stretches(len(values), limit)]
     return np.concatenate([values[:1], np.repeat(means, 2), values[-1:]])
 
 
@@ -216,4 +217,5 @@ def _points(
 
 
 def _rounded(values: Floats) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]
+    """As JSON has numbers: a quotient or a mean of what somebody has edited may be beyond them."""
+    return [float(f"{value:.6g}") for value in np.nan_to_num(values)]
