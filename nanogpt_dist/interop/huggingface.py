@@ -43,15 +43,15 @@ MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers of old files
 
 
 @dataclass(frozen=True)
-class Stored:
+class LazyTensor:
     """A tensor of a file, by our name for it: its shape, and how to read it whole."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
-    def first(self, rows: int) -> "Stored":
+    def first(self, rows: int) -> "LazyTensor":
         """Its first rows; all where it has fewer."""
-        return Stored((min(rows, self.shape[0]), *self.shape[1:]), lambda: self.read()[:rows])
+        return LazyTensor((min(rows, self.shape[0]), *self.shape[1:]), lambda: self.read()[:rows])
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,9 @@ class Weights:
     """What files hold: `find` raises BadDataError for a name that is not there. count: of all."""
 
     count: int
-    find: Callable[[str], Stored]
+    find: Callable[[str], LazyTensor]
 
 
-@torch.no_grad()
 def load_weights(source: Pretrained, model: GPT) -> GPT:
     """Fill `model`, whole or sharded, with the weights of `source`.
 
@@ -70,16 +69,8 @@ def load_weights(source: Pretrained, model: GPT) -> GPT:
 
     One tensor at a time is in memory. Raises BadDataError where they are of another architecture.
     """
-    tied = model.config.tie_embeddings
-    # fetched just now, after the model was laid out
-    if tied and not source.ours and has_other_head(source.folder):
-        raise BadDataError(
-            f"{source.name}: {HEAD} is not the token table, as {CONFIG} says; type the same again"
-        )
-    with _opened(source, tied) as weights:
-        for target, stored in _fitting(source, weights, model):
-            fill(target, stored.read())
-    return model
+    with _opened(source, model.config.tie_embeddings) as weights:
+        return _filled(source, weights, model)
 
 
 def load_model(source: Pretrained, config: ModelConfig, device: torch.device) -> GPT:
@@ -96,12 +87,19 @@ def load_model(source: Pretrained, config: ModelConfig, device: torch.device) ->
         with torch.device("meta"):
             model = GPT(config)
         list(_fitting(source, weights, model))  # before they take memory
-    return load_weights(source, model.to_empty(device=device).tie()).eval()
+        return _filled(source, weights, model.to_empty(device=device).tie()).eval()
+
+
+@torch.no_grad()
+def _filled(source: Pretrained, weights: Weights, model: GPT) -> GPT:
+    for target, stored in _fitting(source, weights, model):
+        fill(target, stored.read())
+    return model
 
 
 def _fitting(
     source: Pretrained, weights: Weights, model: GPT
-) -> Iterator[tuple[nn.Parameter, Stored]]:
+) -> Iterator[tuple[nn.Parameter, LazyTensor]]:
     """Each parameter with what is stored of it. Raises BadDataError for one of another shape."""
     for name, target in model.named_parameters():
         stored = weights.find(name)
@@ -115,10 +113,15 @@ def _fitting(
 
 @contextmanager
 def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
+    # fetched just now, after the model was laid out
+    if tied and not source.ours and has_other_head(source.folder):
+        raise BadDataError(
+            f"{source.name}: {HEAD} is not the token table, as {CONFIG} says; type the same again"
+        )
     if source.ours:
         known = index(sorted(source.folder.glob("model*.safetensors")))
 
-        def ours(name: str) -> Stored:
+        def ours(name: str) -> LazyTensor:
             if name not in known:
                 raise BadDataError(f"{source.name} has no {name}: it is of another architecture")
 
@@ -127,7 +130,7 @@ def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
                 read_into({name: whole}, known)
                 return whole
 
-            return Stored(known[name].shape, read)
+            return LazyTensor(known[name].shape, read)
 
         yield Weights(len(known), ours)
         return
@@ -146,7 +149,7 @@ def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
             raise BadDataError(f"the weights of {source.name} cannot be read: {error}") from None
         _refuse_unknown(source, places)
 
-        def theirs(name: str) -> Stored:
+        def theirs(name: str) -> LazyTensor:
             short = name.removeprefix("transformer.")
             # a file may hold either name of the two
             if short == TABLE and TABLE not in places and tied:
@@ -167,7 +170,7 @@ def _opened(source: Pretrained, tied: bool) -> Iterator[Weights]:
                     ) from None
                 return tensor.t() if name.endswith(CONV1D) else tensor
 
-            return Stored(shape[::-1] if name.endswith(CONV1D) else shape, read)
+            return LazyTensor(shape[::-1] if name.endswith(CONV1D) else shape, read)
 
         yield Weights(len(places), theirs)
 
