@@ -115,22 +115,34 @@ def test_the_document_that_kills_its_worker_is_named(jobs: list[Job], tmp_path: 
         killer.join()
 
 
+def after_each_launch(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[list[int]], None]
+) -> list[int]:
+    """The ids of the processes launched so far, the newest last; `act` is given them each time."""
+    launch, launched = Popen._launch, list[int]()  # type: ignore[attr-defined]
+
+    def launch_and_act(self: Popen, process: object) -> None:
+        launch(self, process)
+        launched.append(self.pid)
+        act(launched)
+
+    monkeypatch.setattr(Popen, "_launch", launch_and_act)
+    return launched
+
+
 def test_a_worker_killed_while_another_starts_costs_nothing(
     jobs: list[Job],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """concurrent.futures waits for ever for the one that starts."""
-    launch, first = Popen._launch, []  # type: ignore[attr-defined]
 
-    def launch_and_kill_the_first(self: Popen, process: object) -> None:
-        launch(self, process)
-        first.append(self.pid)
-        if len(first) == 2:
-            os.kill(first[0], signal.SIGKILL)
+    def kill_the_first(launched: list[int]) -> None:
+        if len(launched) == 2:
+            os.kill(launched[0], signal.SIGKILL)
             time.sleep(0.2)
 
-    monkeypatch.setattr(Popen, "_launch", launch_and_kill_the_first)
+    after_each_launch(monkeypatch, kill_the_first)
     units = encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace")
     assert {record.unit for record in units} == set(range(40))
     assert not multiprocessing.active_children()
@@ -182,15 +194,11 @@ def test_a_unit_that_is_encoded_alone_leaves_no_worker_behind(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch, started = Popen._launch, []  # type: ignore[attr-defined]
+    def kill_the_first(launched: list[int]) -> None:
+        if len(launched) <= DEATHS:
+            os.kill(launched[-1], signal.SIGKILL)
 
-    def launch_and_kill_the_first(self: Popen, process: object) -> None:
-        launch(self, process)
-        started.append(self.pid)
-        if len(started) <= DEATHS:
-            os.kill(self.pid, signal.SIGKILL)
-
-    monkeypatch.setattr(Popen, "_launch", launch_and_kill_the_first)
+    started = after_each_launch(monkeypatch, kill_the_first)
     records = encode_units(jobs[:1], tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace")
     assert next(records).unit == 0
     assert len(started) == DEATHS + 1
@@ -203,13 +211,7 @@ def test_workers_that_are_killed_as_they_start_are_an_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = Popen._launch  # type: ignore[attr-defined]
-
-    def launch_and_kill(self: Popen, process: object) -> None:
-        launch(self, process)
-        os.kill(self.pid, signal.SIGKILL)
-
-    monkeypatch.setattr(Popen, "_launch", launch_and_kill)
+    after_each_launch(monkeypatch, lambda launched: os.kill(launched[-1], signal.SIGKILL))
     (tmp_path / "trace").write_text("what another run was at")
     with pytest.raises(StorageError, match="died 3 times, now at the start of the worker"):
         list(encode_units(jobs, tmp_path / "t.json", tmp_path / "units", 2, tmp_path / "trace"))
@@ -313,21 +315,20 @@ def test_a_worker_that_is_left_ends_with_its_interpreter(jobs: list[Job], tmp_pa
 def test_a_busy_worker_ends_with_a_parent_that_is_killed(jobs: list[Job], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "endless.jsonl")  # a text that does not come to its end
     code = (
-        "from tests.prepare.units.test_pool import job; import signal, time, os\n"
+        "from tests.prepare.units.test_pool import job; import time\n"
         "unit = job(0, Path(sys.argv[1]).parent / 'endless.jsonl'); worker.give(unit)\n"
         "print(process, flush=True); time.sleep(60)"
     )
     parent = of_a_process_of_its_own(code, tmp_path)
     assert parent.stdout is not None
     worker = Path(parent.stdout.readline().strip())
-    with (tmp_path / "endless.jsonl").open("w") as file:  # waits for the worker to read
+    with (tmp_path / "endless.jsonl").open("w"):  # waits for the worker to read
         parent.kill()
         parent.wait()
         until = time.monotonic() + 30
         while worker.exists() and (worker / "stat").read_text().split()[2] != "Z":
             assert time.monotonic() < until
             time.sleep(0.05)
-        del file
 
 
 def test_a_worker_without_a_pipe_has_nothing_more_to_do(worker: Worker) -> None:
