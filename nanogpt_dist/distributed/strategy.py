@@ -71,8 +71,8 @@ def lay_out(
     layout: Layout,
     world: World,
     dtype: torch.dtype,
-    init: bool = True,
-    n_vocab: int | None = None,
+    init: bool,
+    n_vocab: int | None,
 ) -> tuple[GPT, nn.Module]:
     """The model, and what to call for a training pass: model(idx, targets) → (logits, loss).
 

@@ -143,7 +143,7 @@ def test_mps_would_draw_another_dropout_in_a_pass_that_is_computed_again() -> No
     world = World(rank=0, local_rank=0, size=1, device=MPS, backend=None)
     layout = Layout("single", 1, 1, activation_checkpointing="full")
     with pytest.raises(ConfigError, match="another dropout"):
-        lay_out(config, layout, world, torch.float32)
+        lay_out(config, layout, world, torch.float32, init=True, n_vocab=None)
     # torch.utils.checkpoint keeps the state of a device's generator where there is this mark
     assert not hasattr(torch.mps, "_initialized")
 

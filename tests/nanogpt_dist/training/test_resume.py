@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,18 @@ from nanogpt_dist import storage
 from nanogpt_dist.checkpoint import TrainState
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
+from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, MissingInputError
 from nanogpt_dist.evaluation.loss import spread
 from nanogpt_dist.signals import StopRequest
-from nanogpt_dist.training.resume import ResumePoint, forget_lost_best, forget_other_best
+from nanogpt_dist.training.metrics import Console
+from nanogpt_dist.training.open_run import OpenRun
+from nanogpt_dist.training.resume import (
+    ResumePoint,
+    find_start,
+    forget_lost_best,
+    forget_other_best,
+)
 from tests.conftest import TINY, Run, build, command, in_ranks
 from tests.nanogpt_dist.small import ONE, STEPS, go, records, tiny, weights_sha256
 
@@ -287,6 +296,23 @@ def test_ranks_that_see_other_files_start_at_one_checkpoint(corpus: Path, tmp_pa
     """As on a disk that shows new names late to other machines."""
     in_ranks("lagging", 2, corpus, tmp_path / "run")
     assert weights_sha256(tmp_path / "run", 12)
+
+
+def test_a_rank_that_sees_the_chosen_checkpoint_late_waits_for_it(
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = trained / "checkpoints" / storage.step_name(8)
+    hidden = chosen.rename(trained / chosen.name)
+    monkeypatch.setattr(World, "broadcast_text", lambda self, text: chosen.name)
+    run = OpenRun(trained, replace(ONE, rank=1), SimpleNamespace())  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(config=tiny(trained, trained))
+    appears = threading.Timer(0.5, hidden.rename, [chosen])
+    appears.start()
+    start = find_start(run, plan, fresh=False, console=Console(enabled=False))
+    appears.join()
+    assert start is not None
+    assert (start.path, start.state.step) == (chosen, 8)
 
 
 def test_an_imported_run_may_go_on_with_any_data_of_its_ids(trained: Path, corpus: Path) -> None:
