@@ -63,7 +63,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def permute(index: Positions, size: int, keys: NDArray[np.uint64]) -> Positions:
     """Where a keyed permutation of range(size) sends each element of `index` (any shape)."""
     # bits in one half of the Feistel block
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    half = np.uint64(((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
     x = index.astype(np.uint64)
     walking = np.ones(x.shape, dtype=bool)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from nanogpt_dist.checkpoint import tensors as tensors_of_files
 from nanogpt_dist.checkpoint.tensors import (
     Part,
     fill,
@@ -181,6 +182,28 @@ def test_rank_0_alone_writes_what_is_not_sharded_and_a_copy_stays_as_it_was() ->
     again = parts_to_write(tensors, True, copies)
     assert not again["a"].data.any()
     assert {name: copy.data_ptr() for name, copy in copies.items()} == memory
+
+
+@settings(max_examples=50, deadline=None)
+@given(cuts=st.tuples(*[st.integers(1, 6)] * 2), here=st.tuples(*[st.integers(0, 7)] * 4))
+def test_a_rank_reads_its_own_box_whichever_parts_it_lies_in(
+    cuts: tuple[int, int],
+    here: tuple[int, int, int, int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """As where other ranks, or another number of them, have written the parts."""
+    folder = tmp_path_factory.mktemp("parts")
+    whole = torch.arange(49.0).view(7, 7)
+    for number, rows in enumerate(((0, cuts[0]), (cuts[0], 7))):
+        for beside, columns in enumerate(((0, cuts[1]), (cuts[1], 7))):
+            part = box(whole, rows, columns)
+            write(folder / f"part-{number}{beside}.safetensors", {"a": part})
+    mine = box(whole, (min(here[:2]), max(here[:2])), (min(here[2:]), max(here[2:])))
+    local = torch.full_like(mine.data, -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors_of_files, "_held", lambda target: (target, mine.offsets))
+        read_into({"a": local}, index(sorted(folder.iterdir())))
+    assert torch.equal(local, mine.data)
 
 
 def test_a_plain_tensor_is_filled_with_the_whole() -> None:

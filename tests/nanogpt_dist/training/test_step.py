@@ -153,6 +153,18 @@ def test_what_a_benchmark_times_and_what_starts_slowly(tmp_path: Path) -> None:
     assert train_step.starts_slowly
 
 
+def test_a_rank_whose_own_shards_are_finite_lowers_the_scale_as_the_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tmp_path, tmp_path / "run", vocab_size=64)
+    layout = plan_layout(config, ONE, training_bytes(config))
+    train_step = TrainStep(config, ONE, layout, torch.float16)
+    rows, scale = rows_of(train_step), train_step.scaler.get_scale()
+    monkeypatch.setattr(train_step, "_clip_gradient", lambda: torch.tensor(math.inf))
+    assert train_step.step(0, rows).skipped
+    assert train_step.scaler.get_scale() == scale / 2
+
+
 @pytest.mark.parametrize(("dtype", "skipped"), [(torch.float32, 3), (torch.float16, 20)])
 def test_steps_in_a_row_that_may_be_skipped(
     dtype: torch.dtype, skipped: int, tmp_path: Path
