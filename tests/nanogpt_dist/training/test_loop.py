@@ -58,6 +58,16 @@ def test_a_run_learns_and_leaves_what_it_promises(corpus: Path, tmp_path: Path) 
     assert storage.read_latest(tmp_path / "run" / "checkpoints") == last.name
 
 
+def test_steps_that_are_left_out_are_counted_and_not_made(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "left_out", lambda *run: ((3, 4),))
+    result = go(tiny(corpus, tmp_path / "run", max_iters=6, log_interval=1))
+    assert (result.step, result.tokens) == (6, 4 * 8 * 32)
+    made = [record["step"] for record in records(tmp_path / "run") if "loss" in record]
+    assert made == [1, 2, 5, 6]
+
+
 def test_the_config_it_leaves_can_be_given_back(corpus: Path, tmp_path: Path) -> None:
     go(tiny(corpus, tmp_path / "run"))
     from nanogpt_dist.load_config import load
