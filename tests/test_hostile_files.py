@@ -4,6 +4,7 @@ What tests/faults/fuzz_parsers.py has found stands here by name; beside it a few
 reader.
 """
 
+import dataclasses
 import json
 import pickle
 import re
@@ -96,6 +97,17 @@ def test_cases_of_each_reader(name: str) -> None:
     made, faults = fuzz(PARSERS[name], 0, 8 if name in SLOW else 40, float("inf"))
     assert made, "the good files, at least"
     assert not faults, "\n".join(map(str, faults))
+
+
+def test_a_case_that_cannot_be_made_ends_the_campaign() -> None:
+    """It was tried again and again in silence, and its minutes were counted as of a reader."""
+
+    def seal(folder: Path) -> None:
+        raise BadDataError("not sealed")
+
+    broken = dataclasses.replace(PARSERS["toml"], seal=seal)
+    with pytest.raises(RuntimeError, match="not sealed"):
+        fuzz(broken, 1, 40, float("inf"))
 
 
 @pytest.mark.parametrize(("name", "file", "content"), KNOWN)

@@ -99,7 +99,7 @@ def seal_checkpoint(folder: Path) -> None:
         path.write_bytes(head + _last_line(head))
         evaluated = path.parents[1] / f"{path.parent.name}.eval.json"
         found = json.loads(evaluated.read_bytes())
-        found["manifest"] = storage.read_manifest(path.parent)["sha256"]
+        found["manifest"] = json.loads(path.read_bytes())["sha256"]
         evaluated.write_text(json.dumps(found))
 
 

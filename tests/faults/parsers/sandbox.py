@@ -107,7 +107,10 @@ def _in_an_import() -> bool:
 def run_cases(
     parser: Parser, good: dict[str, bytes], seeds: Sequence[int], until: float
 ) -> Iterator[Fault | None]:
-    """Of each seed what was wrong, None where all was well; ends at `until` of the clock."""
+    """Of each seed what was wrong, None where all was well; ends at `until` of the clock.
+
+    Raises RuntimeError where a case cannot be made, or looked at.
+    """
     waiting = list(seeds)
     while waiting and time.monotonic() < until:
         ours, theirs = os.pipe()
@@ -127,6 +130,8 @@ def run_cases(
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
                 said = json.loads(line)
+                if "broken" in said:
+                    raise RuntimeError(said["broken"])
                 begun = said if "begun" in said else None
                 if begun is None:
                     waiting.remove(said["seed"])
@@ -156,7 +161,7 @@ def _be_the_child(
             for said in run_case(parser, good, seed, guard):
                 os.write(pipe, json.dumps(said).encode() + b"\n")
     except BaseException:
-        traceback.print_exc()
+        os.write(pipe, json.dumps({"broken": traceback.format_exc()}).encode() + b"\n")
     finally:
         os._exit(0)
 
