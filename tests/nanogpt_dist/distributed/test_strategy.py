@@ -17,7 +17,7 @@ from torch import Tensor
 from nanogpt_dist import storage
 from nanogpt_dist.checkpoint.consolidate import consolidate, is_sharded
 from nanogpt_dist.config import TrainConfig
-from nanogpt_dist.distributed.strategy import plan_layout, whole
+from nanogpt_dist.distributed.strategy import needs_group, plan_layout, whole
 from nanogpt_dist.distributed.world import World, connect, is_dtensor
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.signals import StopRequest
@@ -44,6 +44,22 @@ def matrix(
 
 def losses(run: Path, name: str) -> list[float]:
     return [record[name] for record in records(run) if name in record]
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({}, False),
+        ({"strategy": "ddp"}, True),
+        ({"strategy": "fsdp"}, True),
+        ({"mesh": "1x1"}, True),
+        ({"cpu_offload": True}, True),
+    ],
+)
+def test_one_process_has_a_group_where_its_strategy_needs_one(
+    settings: dict[str, object], needed: bool, tmp_path: Path
+) -> None:
+    assert needs_group(tiny(tmp_path, tmp_path / "run", **settings)) is needed
 
 
 @pytest.mark.thorough

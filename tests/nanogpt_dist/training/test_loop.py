@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from nanogpt_dist import storage
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
+from nanogpt_dist.data.batches import Prefetcher
 from nanogpt_dist.errors import BadDataError, ConfigError, StoppedError, StorageError
 from nanogpt_dist.load_config import load
 from nanogpt_dist.signals import SIGNALS, StopRequest
@@ -191,6 +192,26 @@ def test_a_damaged_shard_ends_the_run_on_all_ranks_whoever_reads_it(
         go(tiny(data, tmp_path / "run"))
     assert raised.value.agreed
     assert storage.list_steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_failure_is_noted_before_what_is_closed_may_wait_for_the_device(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: TrainStep, *about: object) -> None:
+        raise BadDataError("a device that does not come back")
+
+    noted: list[str | None] = []
+    close = Prefetcher.close
+
+    def closing(self: Prefetcher[Any]) -> None:
+        noted.append(run_folder.verdict_of(tmp_path / "run"))
+        close(self)
+
+    monkeypatch.setattr(TrainStep, "step", fail)
+    monkeypatch.setattr(Prefetcher, "close", closing)
+    with pytest.raises(BadDataError, match="does not come back"):
+        go(tiny(corpus, tmp_path / "run"))
+    assert noted == ["failed"]
 
 
 def test_a_run_that_is_deleted_while_it_trains_ends(corpus: Path, tmp_path: Path) -> None:
