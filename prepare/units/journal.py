@@ -196,7 +196,7 @@ def refuse_strangers(work: WorkFolder) -> None:
         if WORK in names
         else names
     )
-    if others and not work.finished:
+    if others:
         raise CannotCreateError(
             f"{shown(out)} holds {others[0][:40]}, no leftover of prepare; choose another --out"
         )
@@ -209,7 +209,7 @@ def _sweep(work: WorkFolder) -> None:
         _make_folders(work)
         _remove_begun(work)
         for path in work.folder.glob("failed-*"):
-            path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def _remove_begun(work: WorkFolder) -> None:

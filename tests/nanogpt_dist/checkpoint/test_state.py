@@ -17,13 +17,16 @@ from nanogpt_dist.checkpoint import (
     load_moments,
     load_state,
     load_weights,
+    save,
     weight_files,
 )
 from nanogpt_dist.checkpoint.tensors import index, whole_parts, write
 from nanogpt_dist.config import resolve
 from nanogpt_dist.errors import BadDataError, ConfigError, MissingInputError
 from nanogpt_dist.model.gpt import GPT
+from nanogpt_dist.tokenizer import byte
 from tests.conftest import in_ranks
+from tests.nanogpt_dist.small import ONE
 
 
 def test_a_checkpoint_has_the_files_of_all_ranks_or_is_none(tmp_path: Path) -> None:
@@ -34,6 +37,15 @@ def test_a_checkpoint_has_the_files_of_all_ranks_or_is_none(tmp_path: Path) -> N
     listed = {entry["name"] for entry in storage.read_manifest(saved)["files"]}
     assert {f"model-{part}-of-00002.safetensors" for part in ("00001", "00002")} <= listed
     assert storage.verify(saved) == []
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_averaged_weights_have_a_file_where_there_are_some(averaged: bool, tmp_path: Path) -> None:
+    parts = whole_parts({"a": torch.ones(2)})
+    mine = Contents(TrainState(step=1), parts, parts, parts if averaged else {})
+    saved = save(ONE, tmp_path, mine, resolve({}), byte(), {})
+    expected = {"model", "optimizer", "ema"} if averaged else {"model", "optimizer"}
+    assert {path.stem for path in saved.glob("*.safetensors")} == expected
 
 
 def test_a_tied_head_is_tied_when_loaded(trained: Path) -> None:
