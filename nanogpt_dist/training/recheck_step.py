@@ -5,6 +5,7 @@ its gradient's norm come to the same bits. Where they do not, memory, a GPU or t
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,12 @@ def recheck_step(config: TrainConfig, step: int, world: World) -> Recheck:
     plan = make_plan(config, world)
     start: ResumePoint | None = None
     with world.with_long_timeout.raise_on_all_ranks():
-        logged_loss, logged_norm = _logged(run, step)
+        logged = _logged(run)
+        if step not in logged:
+            raise UsageError(f"step {step} of {run} was not logged: {_instead(run, step, logged)}")
+        logged_loss, logged_norm = logged[step]
         if world.is_rank0:
-            start = ResumePoint.read(_checkpoint_before(run, step))
+            start = ResumePoint.read(_checkpoint_before(run, step, logged))
             start.refuse_another_run(plan.config, plan.data)
     name = world.broadcast_text(start.path.name if start else "")
     with world.with_long_timeout.raise_on_all_ranks():
@@ -102,28 +106,40 @@ def recheck_step(config: TrainConfig, step: int, world: World) -> Recheck:
     return found
 
 
-def _logged(run: Path, step: int) -> tuple[float, float]:
-    """Loss and norm of the step in metrics.jsonl."""
+def _logged(run: Path) -> dict[int, tuple[float, float]]:
+    """Loss and norm of each step in metrics.jsonl."""
     with storage_errors(run / RECORD):
         lines = JsonLines(run / RECORD).read()
-    logged = {line["step"]: line for line in lines if _tells_of_a_step(line)}
-    if step in logged:
-        return logged[step]["loss"], float(logged[step].get("grad_norm") or math.nan)
-    near = min(logged, key=lambda each: abs(each - step), default=None)
-    advice = "nothing is logged yet" if near is None else f"type --recheck-step {near}"
-    raise UsageError(f"step {step} of {run} was not logged: {advice}")
+    return {
+        line["step"]: (line["loss"], float(line.get("grad_norm") or math.nan))
+        for line in lines
+        if _tells_of_a_step(line)
+    }
 
 
 def _tells_of_a_step(line: Line) -> bool:
     return type(line.get("step")) is int and isinstance(line.get("loss"), float)
 
 
-def _checkpoint_before(run: Path, step: int) -> Path:
+def _checkpoint_before(run: Path, step: int, logged: Iterable[int]) -> Path:
     """The newest good checkpoint of a step below `step`."""
-    steps = storage.list_steps(run_folder.checkpoints_of(run))
-    for path in steps:
+    for path in _checkpoints(run):
         if storage.step_at(path) < step and not storage.verify(path):
             return path
-    later = [storage.step_at(path) for path in steps]
-    advice = f"give one after {min(later)}" if later else "the run has none"
+    advice = _instead(run, step, logged)
     raise MissingInputError(f"no good checkpoint of {run} is from before step {step}: {advice}")
+
+
+def _instead(run: Path, step: int, logged: Iterable[int]) -> str:
+    """What to type: the nearest step that was logged after a good checkpoint."""
+    oldest = next((path for path in reversed(_checkpoints(run)) if not storage.verify(path)), None)
+    if oldest is None:
+        return "the run has no good checkpoint"
+    after = [each for each in logged if each > storage.step_at(oldest)]
+    if not after:
+        return f"nothing is logged yet after {oldest.name}, its first one"
+    return f"type --recheck-step {min(after, key=lambda each: abs(each - step))}"
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return storage.list_steps(run_folder.checkpoints_of(run))

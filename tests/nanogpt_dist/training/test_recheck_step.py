@@ -1,10 +1,12 @@
 """`nanogpt train RUN --recheck-step`: it makes a step again, and would notice."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import BadDataError, MissingInputError, UsageError
 from nanogpt_dist.storage import write_atomic
@@ -59,8 +61,30 @@ def test_another_figure_in_the_log_is_told_of(corpus: Path, tmp_path: Path) -> N
 def test_what_cannot_be_made_again_is_said(logged: TrainConfig) -> None:
     with pytest.raises(UsageError, match=r"step 40 of .* was not logged: type --recheck-step 12"):
         recheck_step(logged, 40, ONE)
-    with pytest.raises(MissingInputError, match="from before step 3: give one after 4"):
+    with pytest.raises(MissingInputError, match="from before step 3: type --recheck-step 5"):
         recheck_step(logged, 3, ONE)
+
+
+def test_the_step_to_type_instead_has_a_good_checkpoint_before_it(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Logged are 2, 4, 6, 8; good checkpoints are of steps 6 and 8, the one of 3 is damaged."""
+    settings = {**EVERY, "log_interval": 2, "save_interval": 3, "max_iters": 8}
+    config = tiny(corpus, tmp_path / "a", **settings)
+    go(config)
+    damaged = tmp_path / "a" / "checkpoints" / storage.step_name(3)
+    (damaged / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"step 5 of .* was not logged: type --recheck-step 8$"):
+        recheck_step(config, 5, ONE)
+    with pytest.raises(MissingInputError, match=r"before step 4: type --recheck-step 8$"):
+        recheck_step(config, 4, ONE)
+    assert recheck_step(config, 8, ONE).since == 6
+    (tmp_path / "a" / "metrics.jsonl").write_text("")
+    with pytest.raises(UsageError, match="nothing is logged yet after step-00000006, its first"):
+        recheck_step(config, 8, ONE)
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    with pytest.raises(UsageError, match=r"was not logged: the run has no good checkpoint$"):
+        recheck_step(config, 8, ONE)
 
 
 def test_steps_that_were_left_out_are_left_out_again(corpus: Path, tmp_path: Path) -> None:
