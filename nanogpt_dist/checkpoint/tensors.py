@@ -189,13 +189,29 @@ def index(files: Iterable[Path]) -> dict[str, Stored]:
             known.parts.append(StoredPart(path, offsets, sizes))
     for name, known in found.items():
         elements = sum(math.prod(part.sizes) for part in known.parts)
-        distinct = len({part.offsets for part in known.parts}) == len(known.parts)
-        if elements != math.prod(known.shape) or not distinct:
+        if elements != math.prod(known.shape):
             raise BadDataError(
                 f"the parts of {name} have {elements:,} elements, the whole "
                 f"{math.prod(known.shape):,}"
             )
+        _refuse_overlap(name, known.parts)
     return found
+
+
+def _refuse_overlap(name: str, parts: list[StoredPart]) -> None:
+    """Raise BadDataError where two parts share an element: another one would be in none."""
+    ordered = sorted(parts, key=lambda part: part.offsets)
+    for number, part in enumerate(ordered):
+        for at in range(number + 1, len(ordered)):
+            other = ordered[at]
+            if other.offsets and other.offsets[0] >= part.offsets[0] + part.sizes[0]:
+                break  # nor do those that follow begin in it
+            sides = zip(part.offsets, part.sizes, other.offsets, other.sizes, strict=True)
+            if all(max(a, b) < min(a + n, b + m) for a, n, b, m in sides):
+                raise BadDataError(
+                    f"{part.path}: its part of {name} overlaps that in {other.path.name}; use "
+                    "another checkpoint"
+                )
 
 
 def _entries(path: Path) -> list[tuple[str, torch.dtype, Shape, Shape, Shape]]:

@@ -96,7 +96,19 @@ Forge = Callable[[], list[dict[str, Part]]]
         (lambda: [{"a": box(WHOLE, (0, 2), (0, 4))}] * 2, "have 16 elements, the whole 12"),
         (
             lambda: [{"a": box(WHOLE, (0, 1), (0, 4))}, {"a": box(WHOLE, (0, 2), (0, 4))}],
-            "parts of a have 12 elements",  # of them 4 twice
+            "0.safetensors: its part of a overlaps that in 1.safetensors",
+        ),
+        (
+            lambda: [{"a": box(WHOLE, (0, 2), (0, 4))}, {"a": box(WHOLE, (1, 2), (0, 4))}],
+            "overlaps",
+        ),
+        (
+            lambda: [
+                {"a": box(WHOLE, (0, 3), (0, 2))},
+                {"a": box(WHOLE, (2, 3), (1, 3))},
+                {"a": box(WHOLE, (0, 2), (2, 4))},
+            ],
+            "overlaps",
         ),
         (
             lambda: [{"a": box(WHOLE, (0, 2), (0, 4))}, {"a": box(WHOLE.double(), (2, 3), (0, 4))}],
