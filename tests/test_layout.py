@@ -51,7 +51,7 @@ TORCH_FREE += [
 FLOORS = [
     {"errors", "config", "devices", "peaks", "transfers", "signals"}
     | {"gpu_errors", "hub", "hub_retries", "memory_limits", "presets"}
-    | {"start_again", "thread_limits", "waiting"},
+    | {"start_again", "thread_limits", "toml", "waiting"},
     {"storage", "tokenizer", "model"},
     {"data", "distributed", "checkpoint"},
     {"generation", "interop", "evaluation"},

@@ -1,12 +1,12 @@
 """From values to a validated TrainConfig, and from TOML and to it."""
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from nanogpt_dist import toml
 from nanogpt_dist.config.model_config import ModelConfig
 from nanogpt_dist.config.setting import (
     ALIASES,
@@ -86,7 +86,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             "file"
         )
     try:
-        values = tomllib.loads(data.decode("utf-8-sig"))  # Notepad writes a byte order mark
+        values = toml.loads(data.decode("utf-8-sig"))  # Notepad writes a byte order mark
         repr(values)  # raises for a number with more digits than Python shows
         return by_own_names(values)
     except (ValueError, RecursionError) as error:

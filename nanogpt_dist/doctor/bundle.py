@@ -16,14 +16,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from nanogpt_dist import __version__
+from nanogpt_dist import __version__, toml
 from nanogpt_dist.doctor.machine import Machine
 from nanogpt_dist.doctor.scrub import is_secret_name, known_secrets, scrub_text, scrub_values
 from nanogpt_dist.storage.durable import open_plain
@@ -160,7 +159,7 @@ def _named(name: str, secrets: set[str], taken: Mapping[str, str]) -> str:
 def _without_prompts(config: str) -> str:
     """A run's settings but for texts of the user's; where they cannot be read, those before."""
     try:
-        settings = tomllib.loads(config)
+        settings = toml.loads(config)
     except (ValueError, RecursionError):
         return config.partition(PROMPTS)[0]
     if PROMPTS not in settings:

@@ -5,12 +5,11 @@ No torch.
 
 import shlex
 import shutil
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nanogpt_dist import storage
+from nanogpt_dist import storage, toml
 from nanogpt_dist.errors import (
     BadDataError,
     CannotCreateError,
@@ -38,7 +37,7 @@ def kept_by_keep_every(checkpoints: Path) -> set[str]:
     kept = set()
     for folder in storage.list_steps(checkpoints):
         try:
-            every = tomllib.loads(read_small(folder / CONFIG).decode()).get("keep_every")
+            every = toml.loads(read_small(folder / CONFIG).decode()).get("keep_every")
         except (
             *(FileNotFoundError, NotADirectoryError, ValueError, RecursionError),
             BadDataError,

@@ -1,0 +1,24 @@
+"""TOML of anybody's takes no memory beyond its size."""
+
+import pytest
+
+from nanogpt_dist import toml
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a" + ".a" * 501 + " = 1",
+        "[" + '"a".' * 501 + "b]",
+        "a = {" + "'a' . " * 501 + "b = 1}",
+    ],
+)
+def test_a_key_of_many_parts_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="line 2 has more than 500 dots"):
+        toml.loads(f"x = 1\n{line}\n")
+
+
+@pytest.mark.parametrize("line", ['a = "' + "." * 600 + '"', "a = '" + "." * 600 + "'"])
+def test_a_text_may_have_any_number_of_dots(line: str) -> None:
+    assert toml.loads(line) == {"a": "." * 600}
+    assert toml.loads("x.y = [" + "0.5, " * 499 + "]") == {"x": {"y": [0.5] * 499}}
