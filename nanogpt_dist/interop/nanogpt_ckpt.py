@@ -7,9 +7,13 @@ parameters have numbers: first those of two dimensions and more in the order of 
 others.
 """
 
+import math
 import os
 import re
 import warnings
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,10 @@ def read(
     except ConfigError as error:
         raise BadDataError(f"{shown(path)}: {error}") from None
     weights = _weights(raw, path)
+    if config.n_layer > len(weights):  # to lay them out would take minutes
+        raise BadDataError(
+            f"{shown(path)}: {config.n_layer} layers, and {len(weights)} tensors; it is damaged"
+        )
     step, loss = _whole(content.get("iter_num", 0), path), _loss(content.get("best_val_loss"))
     state = TrainState(step=step, tokens=config.ramp.tokens_before(step), val_loss=loss)
     moments = (
@@ -96,8 +104,12 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingInputError(f"{shown(path)} does not exist or is not a file; check the path")
     try:
+        if _is_compressed(path):
+            raise BadDataError(f"{shown(path)} is compressed, as torch writes none; unpack it")
         with warnings.catch_warnings(action="ignore"):  # about pickles of other versions
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except BadDataError:
+        raise
     except Exception as error:  # of any kind: the file may be anything
         if "Weights only load failed" in str(error):
             raise BadDataError(
@@ -110,12 +122,21 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _is_compressed(path: Path) -> bool:
+    """Whether a zip file would grow as it is read: a kilobyte may stand for a megabyte."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist())
+
+
 def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     """The weights by our names, fp32.
 
     Without the causal masks of old versions, and without the head, which is the token embedding.
     """
     found: dict[str, Tensor] = {}
+    _refuse_shared(raw.values(), path)
     for key, tensor in raw.items():
         name = _PREFIX.sub("", str(key))
         if not isinstance(tensor, Tensor):
@@ -128,6 +149,22 @@ def _weights(raw: dict[Any, Any], path: Path) -> dict[str, Tensor]:
             f"{shown(path)}: the head is not the token table, so it is none of nanoGPT's"
         )
     return found
+
+
+def _refuse_shared(values: Iterable[Any], path: Path) -> None:
+    """Raise BadDataError where tensors have the same bytes of the file.
+
+    They would take memory without end, each for itself. The head and the token embedding are one.
+    """
+    views: dict[tuple[int, int], set[tuple[int, int, torch.Size]]] = defaultdict(set)
+    for tensor in values:
+        if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+            memory = tensor.untyped_storage()
+            view = tensor.element_size(), tensor.storage_offset(), tensor.shape
+            views[memory.data_ptr(), memory.nbytes()].add(view)
+    for (_, room), found in views.items():
+        if sum(size * math.prod(shape) for size, _, shape in found) > room:
+            raise BadDataError(f"{shown(path)}: its tensors share bytes; nanoGPT's do not")
 
 
 def _plain(tensor: Tensor, name: str, path: Path) -> Tensor:
@@ -161,6 +198,8 @@ def _moments(optimizer: Any, config: ModelConfig, path: Path) -> dict[str, Tenso
         raise BadDataError(
             f"{shown(path)}: its optimizer has other parameters than its model; add --no-optimizer"
         )
+    kept = (value for of in state.values() if isinstance(of, dict) for value in of.values())
+    _refuse_shared(kept, path)
     found = {}
     for number, name in enumerate(names):
         for kind in MOMENTS:

@@ -4,6 +4,7 @@ its own code.
 
 import contextlib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nanogpt_dist.errors import BadDataError, CannotCreateError, ConfigError, Mi
 from nanogpt_dist.interop import nanogpt_ckpt
 from nanogpt_dist.interop.import_run import read_moments, read_weights, write_run
 from nanogpt_dist.storage.run_checkpoints import find_checkpoint
-from nanogpt_dist.tokenizer import Tokenizer
+from nanogpt_dist.tokenizer import Tokenizer, byte
 from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.tokenizer.meta_pkl import read_plain_pickle, to_plain_pickle
 from nanogpt_dist.training.optim import training_bytes
@@ -292,6 +293,35 @@ def test_cut_off_and_contradictory_files(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"transformer\.h\.1\.\S+ is .*, its sizes ask for none"):
         write_run(nanogpt_ckpt.read(tmp_path / "ckpt.pt", with_optimizer=False), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_would_grow_as_it_is_read_is_refused(tmp_path: Path) -> None:
+    """A small file is no large model."""
+    good = make_ckpt(tmp_path / "good" / "ckpt.pt")
+    content = torch.load(good, weights_only=True)
+
+    def refused(name: str, words: str, **changes: Any) -> None:
+        path = tmp_path / name / "ckpt.pt"
+        path.parent.mkdir()
+        torch.save({**content, **changes}, path)
+        with pytest.raises(BadDataError, match=words):
+            nanogpt_ckpt.read(path, byte())
+
+    deep = {**ARGUMENTS, "n_layer": 9999}
+    refused("deep", "9999 layers, and .* tensors; it is damaged", model_args=deep)
+    table = torch.zeros(1000, dtype=torch.float16)
+    views = {f"{at}": table[at:] for at in range(500)}
+    refused("views", "share bytes", model={**content["model"], **views})
+    state = content["optimizer"]["state"]
+    same = {**state, 0: {**state[0], "exp_avg": table, "exp_avg_sq": table[1:]}}
+    refused("moments", "share bytes", optimizer={**content["optimizer"], "state": same})
+
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for each in old.infolist():
+            new.writestr(each.filename, old.read(each))
+    with pytest.raises(BadDataError, match="is compressed, as torch writes none"):
+        nanogpt_ckpt.read(packed)
 
 
 def test_without_a_meta_file_the_tokenizer_is_asked_for(tmp_path: Path) -> None:
