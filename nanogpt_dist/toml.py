@@ -8,7 +8,7 @@ MOST_DOTS = 500  # of a line, texts left out: more parts than any key has
 _TEXT = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'")
 
 
-def loads(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """tomllib.loads(). Raises ValueError, RecursionError."""
     for number, line in enumerate(text.splitlines(), 1):
         if line.count(".") > MOST_DOTS and _TEXT.sub("", line).count(".") > MOST_DOTS:

@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nanogpt_dist import toml
 from nanogpt_dist.config.model_config import ModelConfig
 from nanogpt_dist.config.setting import (
     ALIASES,
@@ -18,6 +17,7 @@ from nanogpt_dist.config.setting import (
 )
 from nanogpt_dist.config.train_config import TrainConfig
 from nanogpt_dist.errors import ConfigError, MissingInputError
+from nanogpt_dist.toml import parse_toml
 
 MOST_BYTES = 1 << 16  # of a file of settings, prompts included; a run has 2,000
 
@@ -86,7 +86,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             "file"
         )
     try:
-        values = toml.loads(data.decode("utf-8-sig"))  # Notepad writes a byte order mark
+        values = parse_toml(data.decode("utf-8-sig"))  # Notepad writes a byte order mark
         repr(values)  # raises for a number with more digits than Python shows
         return by_own_names(values)
     except (ValueError, RecursionError) as error:

@@ -22,11 +22,12 @@ from typing import Any
 
 import tomli_w
 
-from nanogpt_dist import __version__, toml
+from nanogpt_dist import __version__
 from nanogpt_dist.doctor.machine import Machine
 from nanogpt_dist.doctor.scrub import is_secret_name, known_secrets, scrub_text, scrub_values
 from nanogpt_dist.storage.durable import open_plain
 from nanogpt_dist.storage.user_file import probe_writable, write_user_file
+from nanogpt_dist.toml import parse_toml
 
 MOST_BYTES = 1 << 20  # of a file's end
 MOST_NAMES = 2000  # of a run's files
@@ -159,7 +160,7 @@ def _named(name: str, secrets: set[str], taken: Mapping[str, str]) -> str:
 def _without_prompts(config: str) -> str:
     """A run's settings but for texts of the user's; where they cannot be read, those before."""
     try:
-        settings = toml.loads(config)
+        settings = parse_toml(config)
     except (ValueError, RecursionError):
         return config.partition(PROMPTS)[0]
     if PROMPTS not in settings:

@@ -160,10 +160,10 @@ def _refuse_shared(values: Iterable[Any], path: Path) -> None:
     for tensor in values:
         if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
             memory = tensor.untyped_storage()
-            view = tensor.element_size(), tensor.storage_offset(), tensor.shape
+            view = tensor.element_size(), int(tensor.storage_offset()), tensor.shape
             views[memory.data_ptr(), memory.nbytes()].add(view)
     for (_, room), found in views.items():
-        if sum(size * math.prod(shape) for size, _, shape in found) > room:
+        if len(found) > 1 and sum(size * math.prod(shape) for size, _, shape in found) > room:
             raise BadDataError(f"{shown(path)}: its tensors share bytes; nanoGPT's do not")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nanogpt_dist import storage, toml
+from nanogpt_dist import storage
 from nanogpt_dist.errors import (
     BadDataError,
     CannotCreateError,
@@ -28,6 +28,7 @@ from nanogpt_dist.storage.run_folder import (
     read_json,
     read_status,
 )
+from nanogpt_dist.toml import parse_toml
 
 Read = TypeVar("Read")
 
@@ -37,7 +38,7 @@ def kept_by_keep_every(checkpoints: Path) -> set[str]:
     kept = set()
     for folder in storage.list_steps(checkpoints):
         try:
-            every = toml.loads(read_small(folder / CONFIG).decode()).get("keep_every")
+            every = parse_toml(read_small(folder / CONFIG).decode()).get("keep_every")
         except (
             *(FileNotFoundError, NotADirectoryError, ValueError, RecursionError),
             BadDataError,
