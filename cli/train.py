@@ -82,7 +82,8 @@ def train(
 ) -> None:
     """Train, or go on from the newest good checkpoint of the run folder.
 
-    Ctrl-C or SIGTERM saves and returns 75; the same command again resumes.
+    Ctrl-C or SIGTERM saves after the step and returns 75; the same command again resumes. A second
+    Ctrl-C within 5 s leaves at once.
 
     In several ranks: `torchrun --nproc-per-node 8 nanogpt train …`, or `nanogpt launch train …`.
 

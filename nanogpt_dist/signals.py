@@ -3,6 +3,8 @@
 Obeyed at once before the work begins, else remembered.
 """
 
+import contextlib
+import os
 import signal
 import time
 from types import FrameType
@@ -28,6 +30,7 @@ class StopRequest:
         self.message = message
         self._asked_at: float | None = None
         self._deferred = False
+        self._answer = ""
 
     def __bool__(self) -> bool:
         return self._asked_at is not None
@@ -43,9 +46,12 @@ class StopRequest:
                 signal.signal(number, self._handle)
         return self
 
-    def defer(self) -> None:
-        """From now on whoever looks at us decides when to stop."""
-        self._deferred = True
+    def defer(self, answer: str = "") -> None:
+        """From now on whoever looks at us decides when to stop.
+
+        answer: a line for stderr when a signal comes, since that may take a while.
+        """
+        self._deferred, self._answer = True, answer
 
     def ask(self) -> None:
         """Ask to stop, as a signal does."""
@@ -58,5 +64,12 @@ class StopRequest:
             raise KeyboardInterrupt
         if since is None or since >= IMPATIENT_S:
             self._asked_at = now
+            self._tell()
         if not self._deferred and since is None:
             raise StoppedError(self.message)
+
+    def _tell(self) -> None:
+        if self._deferred and self._answer:
+            clear = "\r\x1b[K" if os.isatty(2) else ""  # the progress line of a terminal
+            with contextlib.suppress(OSError):  # not sys.stderr: it may be writing just now
+                os.write(2, f"{clear}{self._answer}\n".encode())

@@ -42,6 +42,7 @@ from nanogpt_dist.transfers import Staged, stager
 
 # tokens per second of a training in a layout, on rank 0; None: nobody knows
 Expect = Callable[[TrainConfig, Layout, World], float | None]
+STOPPING = "note: stopping as soon as this step is saved; Ctrl-C again within 5 s leaves at once"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def train(
     """
     console = Console(world.is_rank0)
     if world.size > 1:
-        stop.defer()  # a rank that left by itself would take the others for lost
+        # a rank that left by itself would take the others for lost
+        stop.defer(STOPPING if world.is_rank0 else "")
     result = None
     while result is None:
         result = _attempt(config, world, stop, fresh, branch_from, expect, console)
@@ -210,7 +212,7 @@ def loop(run: Run) -> Path:
     save_pending = False  # a save is due, and waits for a good step
     evaluated = has_evaluated = stopping = False
     start, slow = state.step, run.train_step.starts_slowly
-    run.stop.defer()
+    run.stop.defer(STOPPING if run.world.is_rank0 else "")
     while state.step < config.max_iters and not stopping:
         if state.leaves_out_next:
             state.leave_out()

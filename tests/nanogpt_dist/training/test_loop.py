@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanogpt_dist import storage
+from nanogpt_dist import signals, storage
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Prefetcher
@@ -260,6 +260,51 @@ def test_a_stop_before_the_first_update_is_obeyed_at_once() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_is_answered_at_once_where_it_takes_a_while(
+    corpus: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    step = TrainStep.step
+
+    def interrupted(self: TrainStep, number: int, *about: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err.endswith("leaves at once\n")
+        signal.raise_signal(signal.SIGINT)  # torchrun passes on the terminal's
+        assert "leaves at once" not in capfd.readouterr().err
+        return step(self, number, *about)
+
+    monkeypatch.setattr(TrainStep, "step", interrupted)
+    try:
+        result = go(tiny(corpus, tmp_path / "run"), stop=StopRequest().listen())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (result.step, result.verdict) == (1, "stopped")
+
+
+def test_a_late_signal_is_answered_again_and_none_where_nobody_asked_for_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
+    stop = StopRequest()
+    stop.defer("stopping")
+    for seconds, told in ((0, "stopping\n"), (0.5, ""), (6, "stopping\n")):
+        now = 100.0 + seconds
+        stop._handle(signal.SIGINT, None)
+        assert capfd.readouterr().err == told
+    now = 108.0
+    with pytest.raises(KeyboardInterrupt):
+        stop._handle(signal.SIGINT, None)
+    other = StopRequest()
+    other.defer()
+    other._handle(signal.SIGTERM, None)
+    assert (bool(other), capfd.readouterr().err) == (True, "")
 
 
 def test_a_finished_run_says_so_and_reports_what_it_came_to(
