@@ -9,7 +9,11 @@ from nanogpt_dist.data import manifest
 from nanogpt_dist.storage.durable import storage_errors
 from nanogpt_dist.tokenizer import tokenizer
 
-RUN_FILES = ("run.json", "status.json", "metrics.jsonl", "attempts.jsonl", "verdict.json")
+RUN_FILES = {
+    *("run.json", "status.json", "metrics.jsonl", "events.jsonl", "samples.jsonl"),
+    *("attempts.jsonl", "verdict.json"),
+}
+EVALUATED = ".eval.json"  # beside a checkpoint, behind its name
 HEAD_BYTES = 64  # of a JSON file, within which ours say what they are
 _MARKS = tuple(f'"format": "{name}"'.encode() for name in (tokenizer.FORMAT, manifest.FORMAT))
 
@@ -40,6 +44,8 @@ class OwnFiles:
     def is_ours(self, path: Path) -> bool:
         """Whether nanogpt wrote the file, by its folder or by its first bytes."""
         if path.name in RUN_FILES and self._is_run(path.parent):
+            return True
+        if path.name.endswith(EVALUATED) and path.with_name(path.name[: -len(EVALUATED)]).is_dir():
             return True
         if any(self._is_checkpoint(folder) for folder in path.parents):
             return True

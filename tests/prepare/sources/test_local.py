@@ -20,11 +20,13 @@ from nanogpt_dist.errors import (
     MissingInputError,
     UsageError,
 )
+from nanogpt_dist.storage.eval_results import save_results
 from prepare.corpora import CORPORA, find
 from prepare.readers.tables import rows
 from prepare.readers.unsupported import how_to_read
 from prepare.sources.local import find_sources, on_disk, records
 from tests.conftest import build, write_jsonl
+from tests.nanogpt_dist.small import go, tiny
 
 
 def test_folders_are_read_in_order(tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_a_run_a_checkpoint_and_a_tokenizer_below_a_source_are_no_sources(tmp_pa
     for folder, names in [
         (
             step.parents[1],
-            ("config.toml", "run.json", "status.json", "metrics.jsonl", "samples.jsonl"),
+            ("config.toml", "run.json", "status.json", "metrics.jsonl", "notes.jsonl"),
         ),
         (step, ("config.toml", "state.json", "manifest.json", "tokenizer.json")),
     ]:
@@ -257,8 +259,19 @@ def test_a_run_a_checkpoint_and_a_tokenizer_below_a_source_are_no_sources(tmp_pa
             (folder / name).write_text('{"text": "x"}')
     sources = find_sources(find("text"), [tmp_path])
     # the last is the user's
-    assert [file.name for file in sources.files] == ["a.jsonl", "out/a/samples.jsonl"]
+    assert [file.name for file in sources.files] == ["a.jsonl", "out/a/notes.jsonl"]
     assert "nanogpt wrote it (7)" in sources.notes[-1]
+
+
+def test_nothing_that_a_run_leaves_is_a_source(corpus: Path, tmp_path: Path) -> None:
+    prompts = {"sample_interval": 4, "sample_prompt": ["a"]}
+    result = go(tiny(corpus, tmp_path / "out" / "a", **prompts))
+    save_results(Path(result.checkpoint), {"val of a": {"val_loss": 4.0, "tokens": 9}})
+    write_jsonl(tmp_path / "a.jsonl", ["text"] * 9)
+    found = find_sources(find("text"), [tmp_path])
+    assert [file.name for file in found.files] == ["a.jsonl"]
+    made = {path.name for path in (tmp_path / "out").rglob("*.json*")}
+    assert {"samples.jsonl", "events.jsonl", "step-00000008.eval.json"} <= made
 
 
 @pytest.mark.parametrize("given", ["data", "data/text", "data/text/*.json"])
