@@ -47,7 +47,8 @@ def whole_split(tokens: int, block_size: int) -> Windows:
     """Windows that predict each token of a split but the first once; the last may be short."""
     if tokens < 2:
         raise BadDataError(
-            f"a split of {tokens} tokens cannot be evaluated; prepare with another --val-fraction"
+            f"a split with fewer than 2 tokens ({tokens}) cannot be evaluated; prepare more text, "
+            "or with another --val-fraction"
         )
     starts = np.arange(0, tokens - 1, block_size, dtype=np.int64)
     return Windows(starts, np.minimum(block_size, tokens - 1 - starts))

@@ -9,6 +9,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.distributed.world import World
 from nanogpt_dist.errors import (
+    CannotCreateError,
     Exit,
     NanogptError,
     OutOfMemoryError,
@@ -17,7 +18,9 @@ from nanogpt_dist.errors import (
     one_line,
 )
 from nanogpt_dist.storage import run_folder
+from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.storage.events import note_event
+from nanogpt_dist.storage.manifest import MANIFEST
 from nanogpt_dist.training import crash_loops
 
 
@@ -99,7 +102,8 @@ class OpenRun:
 def open_run(config: TrainConfig, world: World) -> Iterator[OpenRun]:
     """config.out_dir, locked by rank 0 against a second run. Raises on all ranks where it is not.
 
-    Raises StorageError where it cannot be written, and what RunLock raises.
+    Raises CannotCreateError in a data set or a checkpoint, StorageError where it cannot be written,
+    and what RunLock raises.
     """
     assert config.out_dir is not None
     path = Path(config.out_dir)
@@ -107,6 +111,10 @@ def open_run(config: TrainConfig, world: World) -> Iterator[OpenRun]:
     with contextlib.ExitStack() as stack:
         with world.raise_on_all_ranks():
             if world.is_rank0:
+                if (path / MANIFEST).exists() and not run_folder.has_begun(path):
+                    raise CannotCreateError(
+                        f"{shown(path)} is a data set or a checkpoint; give another --out-dir"
+                    )
                 storage.probe_writable(path)
                 if run.checkpoints.is_symlink():  # to another disk
                     storage.probe_writable(run.checkpoints)

@@ -20,7 +20,13 @@ from nanogpt_dist import signals, storage
 from nanogpt_dist.config import resolve
 from nanogpt_dist.data import DataFolder
 from nanogpt_dist.data.batches import Prefetcher
-from nanogpt_dist.errors import BadDataError, ConfigError, StoppedError, StorageError
+from nanogpt_dist.errors import (
+    BadDataError,
+    CannotCreateError,
+    ConfigError,
+    StoppedError,
+    StorageError,
+)
 from nanogpt_dist.load_config import load
 from nanogpt_dist.signals import SIGNALS, StopRequest
 from nanogpt_dist.storage import run_folder
@@ -212,6 +218,19 @@ def test_a_failure_is_noted_before_what_is_closed_may_wait_for_the_device(
     with pytest.raises(BadDataError, match="does not come back"):
         go(tiny(corpus, tmp_path / "run"))
     assert noted == ["failed"]
+
+
+def test_no_run_begins_among_shards_or_in_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in corpus.iterdir())
+    with pytest.raises(CannotCreateError, match="is a data set or a checkpoint; give another"):
+        go(tiny(corpus, corpus))
+    assert sorted(path.name for path in corpus.iterdir()) == before
+    run = tmp_path / "run"
+    saved = Path(go(tiny(corpus, run)).checkpoint)
+    with pytest.raises(CannotCreateError, match="is a data set or a checkpoint; give another"):
+        go(tiny(corpus, saved))
+    shutil.copy(corpus / "manifest.json", run)  # one that was begun is gone on with
+    assert go(tiny(corpus, run, max_iters=9)).step == 9
 
 
 def test_a_run_that_is_deleted_while_it_trains_ends(corpus: Path, tmp_path: Path) -> None:
