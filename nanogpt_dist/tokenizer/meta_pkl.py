@@ -64,12 +64,9 @@ class _RefusedError(Exception):
     """An instruction that is none of ours."""
 
 
-class _Mark:
-    """Where the items of a container begin on the stack."""
-
-
 def _run(data: bytes) -> Any:
     stack: list[Any] = []
+    below: list[list[Any]] = []  # the stacks under each mark: items of a container are a stack
     memo: dict[Any, Any] = {}
     for instruction, argument, _ in pickletools.genops(data):
         name = instruction.name
@@ -80,13 +77,14 @@ def _run(data: bytes) -> Any:
         elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
             stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[name])
         elif name == "MARK":
-            stack.append(_Mark())
+            below.append(stack)
+            stack = []
         elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
             memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif name in ("DICT", "SETITEMS", "LIST", "APPENDS", "TUPLE"):
-            items = _since_mark(stack)
+            items, stack = stack, below.pop()
             _fill(stack, name, items)
         elif name == "SETITEM":
             key, value = stack[-2:]
@@ -103,13 +101,6 @@ def _run(data: bytes) -> Any:
         else:
             raise _RefusedError(name)
     raise ValueError("it ends too soon")
-
-
-def _since_mark(stack: list[Any]) -> list[Any]:
-    at = max(i for i, value in enumerate(stack) if isinstance(value, _Mark))
-    items = stack[at + 1 :]
-    del stack[at:]
-    return items
 
 
 def _fill(stack: list[Any], name: str, items: list[Any]) -> None:
