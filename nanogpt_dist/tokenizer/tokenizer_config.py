@@ -44,12 +44,11 @@ def with_more_tokens(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]
     added = {token.get("content"): token for token in _added(content)}
     decoder = _beside(folder, "tokenizer_config.json").get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        if (
-            isinstance(token, dict)
-            and (word := _content(token))
-            and word not in added
-            and number.isdecimal()
-        ):
+        if isinstance(token, dict) and (word := _content(token)) and word not in added:
+            if not (number.isascii() and number.isdecimal()):
+                file = shown(folder / "tokenizer_config.json")
+                wrong = f"added_tokens_decoder has {ascii(number)[:20]}, which is no id"
+                raise BadDataError(f"{file}: {wrong}; write ids in the digits 0 to 9")
             added[word] = {**token, "id": int(number)}
     vocab = content["model"].get("vocab")
     vocab = vocab if isinstance(vocab, dict) else {}

@@ -157,3 +157,10 @@ def test_what_the_library_encodes_is_exported_and_read_back(
     for text in TEXTS:
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False).input_ids
     assert hf_tokenizer.load_folder(tmp_path / "b").fingerprint == ours.fingerprint
+
+
+@pytest.mark.parametrize("number", ["٦٠٢", "-1", "x", "", "６０２"])
+def test_an_id_in_other_digits_is_none(number: str, trained: Tokenizer, tmp_path: Path) -> None:
+    about = {"added_tokens_decoder": {number: {"content": "[MOL]", "special": True}}}
+    with pytest.raises(BadDataError, match="is no id; write ids in the digits 0 to 9"):
+        with_configuration(tmp_path / "a", trained, tokenizer_config=about)
