@@ -163,6 +163,10 @@ def from_nanogpt_meta(path: Path) -> Tokenizer:
     characters = [names[number] for number in range(len(names))]
     if not all(isinstance(character, str) and len(character) == 1 for character in characters):
         raise BadDataError(f"{shown(path)}: its itos does not name one character for each id")
+    half = next((c for c in characters if "\ud800" <= c <= "\udfff"), None)
+    if half:
+        wrong = f"U+{ord(half):04X} in its itos is half of a surrogate pair, no character"
+        raise BadDataError(f"{shown(path)}: {wrong}; make it again, with prepare.py")
     return Tokenizer("char", "char", [character.encode() for character in characters])
 
 

@@ -1,11 +1,12 @@
-"""meta.pkl as an instruction list: containers in containers."""
+"""meta.pkl as an instruction list: containers in containers, and what is no character."""
 
 import pickle
 from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.errors import BadDataError
+from nanogpt_dist.errors import MAX_LINE, BadDataError
+from nanogpt_dist.tokenizer.loading import open_tokenizer
 from nanogpt_dist.tokenizer.meta_pkl import read_plain_pickle
 
 PLAIN = {"itos": {0: "a", 1: "b"}, "more": [1, [2, (3, [4, ()])], {"x": (5, 6, 7, 8)}], "n": None}
@@ -31,3 +32,11 @@ def test_marks_that_are_not_there_are_told(program: bytes, tmp_path: Path) -> No
     path.write_bytes(b"\x80\x02" + program)
     with pytest.raises(BadDataError, match="is no pickle of plain values"):
         read_plain_pickle(path)
+
+
+def test_half_of_a_surrogate_pair_is_no_character(tmp_path: Path) -> None:
+    path, half = tmp_path / "meta.pkl", b"X\x03\0\0\0\xed\xa0\x80"
+    path.write_bytes(b"\x80\x02}X\x04\0\0\0itos}K\0" + half + b"ss.")
+    with pytest.raises(BadDataError, match=r"U\+D800 in its itos is half of a surr") as error:
+        open_tokenizer(str(path))
+    assert len(str(error.value)) <= MAX_LINE
