@@ -146,7 +146,8 @@ class Watchdog(RollCall):
         ended = threading.Event()
         with contextlib.suppress(OSError):  # a full disk is told of elsewhere
             path.parent.mkdir(exist_ok=True)
-            self._stacks = open(path, "w", encoding="utf-8")  # noqa: SIM115
+            path.unlink(missing_ok=True)  # a link or a pipe, in a folder of somebody else's
+            self._stacks = open(path, "x", encoding="utf-8")  # noqa: SIM115
             faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
         self._beat = time.monotonic()
         threading.Thread(

@@ -1,6 +1,7 @@
 """What goes between a run and its disk, as one name: `from nanogpt_dist import storage`.
 
 durable.py           single files, written whole or not at all
+appending.py         files that grow by lines, never behind a link
 user_file.py         output where a user says
 sealed.py            folders that appear complete or not at all
 manifest.py          manifest.json of a sealed folder: files, sizes, sha256

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -16,6 +16,13 @@ from nanogpt_dist.errors import BadDataError, StorageError
 SHOWN = 60  # characters of a path that an error line shows
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST_BYTES = 64 << 20  # of a file that is held in memory whole, where its reader says no other
+
+
+class OddFileError(OSError):
+    """Something else than a regular file has a file's name: a link, a folder, a pipe, a device."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "is not a regular file", str(path))
 
 
 def shown(path: Path) -> str:
@@ -42,6 +49,11 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def _reason(error: OSError, path: Path, needed: int | None) -> str:
+    if isinstance(error, OddFileError):
+        return (
+            f"{shown(path)} is a link, a folder, a pipe or a device where a run keeps a file; "
+            "move it away, then run the same command again"
+        )
     if error.errno in FULL:
         if error.errno == errno.ENOSPC and _is_out_of_files(path):
             return (
@@ -122,19 +134,6 @@ def staging_name(name: str, kind: str = "tmp") -> str:
     """
     # not from `random`: the run's generators stay as they are
     return f".{kind}-{name}-{secrets.token_hex(4)}"
-
-
-def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append `lines`, at once. A last line that was torn is ended first, lest it swallow them.
-
-    Raises OSError; a part may be written then.
-    """
-    text = "".join(f"{line}\n" for line in lines).encode()
-    with path.open("a+b", buffering=0) as file:
-        if end := file.seek(0, os.SEEK_END):
-            file.seek(end - 1)
-            text = text if file.read(1) == b"\n" else b"\n" + text
-        file.write(text)
 
 
 def open_plain(path: Path) -> BufferedReader:

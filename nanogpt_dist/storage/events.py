@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nanogpt_dist.storage.durable import append_lines
+from nanogpt_dist.storage.appending import append_lines
 from nanogpt_dist.storage.run_folder import to_json
 
 EVENTS = "events.jsonl"

@@ -9,12 +9,12 @@ stopped.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.config import TrainConfig, settings_where, to_toml
 from nanogpt_dist.errors import ConfigError, clipped
+from nanogpt_dist.storage.appending import append_lines
 from nanogpt_dist.storage.durable import read_small, storage_errors
 
 ATTEMPTS = "attempts.jsonl"
@@ -68,15 +68,8 @@ def ended(run: Path, verdict: str) -> None:
 
 def _append(run: Path, entry: dict[str, Any]) -> None:
     path = run / ATTEMPTS
-    with storage_errors(path), open(path, "ab") as file:
-        file.write(b"\n" * (_is_torn(path)) + json.dumps(entry).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _is_torn(path: Path) -> bool:
-    data = path.read_bytes()
-    return bool(data) and not data.endswith(b"\n")
+    with storage_errors(path):
+        append_lines(path, [json.dumps(entry)], sync=True)
 
 
 def _read(run: Path) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ def set_aside_after(chosen: Path, what: str = "decayed") -> list[str]:
         places = [_free(checkpoints / f"{what}-{path.name}") for path in later]
         if later and (run / RECORD).is_file():  # numbered as the newest of them
             log = f"metrics-{places[0].name.replace('step-', '')}.jsonl"
+            (run / log).unlink(missing_ok=True)  # a link would be followed
             shutil.copyfile(run / RECORD, run / log)
         # the newest first: those that are left tell where the decay started
         for path, place in zip(later, places, strict=True):

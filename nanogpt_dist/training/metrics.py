@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from nanogpt_dist import storage
 from nanogpt_dist.config import TrainConfig
 from nanogpt_dist.errors import ConfigError
 from nanogpt_dist.storage import run_folder
-from nanogpt_dist.storage.durable import append_lines, storage_errors
+from nanogpt_dist.storage.appending import append_lines, open_to_append, refuse_odd
+from nanogpt_dist.storage.durable import MOST_BYTES, open_plain, storage_errors
+from nanogpt_dist.storage.events import EVENTS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,17 +45,19 @@ def duration(seconds: float) -> str:
 def cut_record(path: Path, step: int) -> None:
     """Drop what metrics.jsonl or samples.jsonl tells of steps after `step`, and a torn last line.
 
-    These steps are about to be made again.
+    These steps are about to be made again. Raises OSError, StorageError.
     """
-    if not path.is_file():
+    refuse_odd(path)
+    if not path.exists():
         return
     kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
+    with open_plain(path) as file:
+        while line := file.readline(MOST_BYTES):  # of a longer line, which is none of ours, a part
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line.rstrip(b"\r\n") + b"\n")
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
     storage.write_atomic(path, b"".join(kept))
 
 
@@ -62,7 +67,10 @@ def put_before_now(board: Path, now: int) -> None:
     TensorBoard reads them in the order of the time in their names.
 
     events.out.tfevents.TIME.…: TIME in seconds; what was written from now on is to come last.
+    Nothing is renamed behind a link: that folder may be of others, too.
     """
+    if board.is_symlink():
+        return
     named = [
         (re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", path.name), path)
         for path in board.glob("events.*")
@@ -111,9 +119,11 @@ class Recorder:
     def __init__(self, run: Path, step: int, config: TrainConfig, console: Console) -> None:
         with storage_errors(run / RECORD):
             cut_record(run / RECORD, step)
-            self._record = (run / RECORD).open("ab", buffering=0)
+            self._record: RawIOBase = open_to_append(run / RECORD)
         with storage_errors(run / run_folder.SAMPLES):
             cut_record(run / run_folder.SAMPLES, step)
+        with storage_errors(run / EVENTS):  # note_event() would leave it out in silence
+            refuse_odd(run / EVENTS)
         self._samples = run / run_folder.SAMPLES
         self._unwritten = b""  # lines that the disk had no room for yet
         self._console = console

@@ -424,6 +424,23 @@ def test_stacks_of_other_ranks_stay_and_a_folder_that_cannot_be_is_no_trouble(
         pass
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_stacks_are_not_written_behind_a_link_and_a_pipe_is_not_waited_for(
+    kind: str, tmp_path: Path
+) -> None:
+    path, mine = tmp_path / "stacks" / "rank-00000.txt", tmp_path / "mine"
+    path.parent.mkdir()
+    mine.write_text("mine")
+    if kind == "link":
+        path.symlink_to(mine)
+    else:
+        os.mkfifo(path)
+    with Watchdog(0, 1, None).over(tmp_path, pytest.fail):
+        assert path.is_file()
+        assert not path.is_symlink()
+    assert mine.read_text() == "mine"
+
+
 def test_the_stacks_of_all_threads_are_written_on_demand_and_nothing_otherwise(
     tmp_path: Path,
 ) -> None:

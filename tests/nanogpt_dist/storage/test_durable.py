@@ -134,12 +134,6 @@ def test_a_small_file_is_read_up_to_its_bound_and_no_longer_one(tmp_path: Path) 
         durable.read_small(tmp_path / "file")
 
 
-def test_lines_are_appended_behind_what_is_there(tmp_path: Path) -> None:
-    durable.append_lines(tmp_path / "file", ["one", "two"])
-    durable.append_lines(tmp_path / "file", ["three"])
-    assert (tmp_path / "file").read_bytes() == b"one\ntwo\nthree\n"
-
-
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o000])
 def test_new_files_have_the_mode_of_the_umask(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt_dist.errors import ConfigError
+from nanogpt_dist.errors import ConfigError, StorageError
 from nanogpt_dist.training import crash_loops
 from tests.conftest import CLONE, TINY
 from tests.nanogpt_dist.small import go, tiny
@@ -132,3 +132,17 @@ def test_a_torn_line_is_no_end(torn: bytes, tmp_path: Path) -> None:
     for _ in range(2):
         crash_loops.begun(tmp_path, 8, 8, "s")
     assert crash_loops.steps_back(tmp_path, 8, "s") == 1
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_no_attempt_is_noted_elsewhere(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "run" / crash_loops.ATTEMPTS
+    path.parent.mkdir()
+    if kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(path)
+    assert crash_loops.steps_back(path.parent, 8, "s") == 0
+    with pytest.raises(StorageError, match=r"attempts\.jsonl is a link, .*; move it away"):
+        crash_loops.begun(path.parent, 8, 8, "s")
+    assert not (tmp_path / "elsewhere").exists()

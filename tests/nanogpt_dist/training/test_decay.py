@@ -514,6 +514,16 @@ def test_what_is_set_aside_is_durably_so_under_free_names(tmp_path: Path) -> Non
     assert decay.set_aside_after(chosen, "spiked") == ["spiked-step-00000005"]
 
 
+def test_what_was_logged_is_not_copied_behind_a_link(tmp_path: Path) -> None:
+    made(tmp_path, 4, 6)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "metrics.jsonl").write_text("record")
+    copy = tmp_path / "metrics-decayed-00000006.jsonl"
+    copy.symlink_to(tmp_path / "mine")
+    decay.set_aside_after(tmp_path / "checkpoints" / storage.step_name(4))
+    assert (copy.read_text(), (tmp_path / "mine").read_text()) == ("record", "mine")
+
+
 def moved_to(folder: Path) -> tuple[str, str]:
     """What the rename of step 6 is recorded as."""
     return str(folder / "step-00000006"), str(folder / "decayed-step-00000006")

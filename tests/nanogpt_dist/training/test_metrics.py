@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_dist.config import resolve
+from nanogpt_dist.errors import StorageError
 from nanogpt_dist.training.metrics import (
     RECORD,
     Console,
@@ -124,3 +125,41 @@ def test_a_clock_that_was_ahead_loses_no_points_of_tensorboard(tmp_path: Path) -
         ["0000000098", "b"],
         ["0000000099", "c"],
     ]
+
+
+@pytest.mark.parametrize("name", [RECORD, "samples.jsonl", "events.jsonl"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
+def test_nothing_is_written_behind_a_link_and_a_pipe_is_not_waited_for(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    run.mkdir()
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to(mine)
+    if kind == "link":
+        mine.write_text('{"step": 9}\n')
+    with pytest.raises(StorageError, match=rf"{name} is a link, .*; move it away"):
+        Recorder(run, 0, resolve({"tensorboard": False}), Console(enabled=False))
+    assert not mine.exists() if kind != "link" else mine.read_text() == '{"step": 9}\n'
+
+
+def test_a_linked_folder_of_tensorboard_is_left_as_it_is(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "events.out.tfevents.9999999999.x").touch()
+    (tmp_path / "tensorboard").symlink_to(shared)
+    put_before_now(tmp_path / "tensorboard", 100)
+    assert os.listdir(shared) == ["events.out.tfevents.9999999999.x"]
+    put_before_now(shared, 100)
+    assert os.listdir(shared) == ["events.out.tfevents.0000000099.x"]
+
+
+def test_a_line_without_an_end_is_cut_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("nanogpt_dist.training.metrics.MOST_BYTES", 64)
+    (tmp_path / RECORD).write_bytes(b'{"step": 1}\r\n' + b"x" * 1000 + b'\n{"step": 2}')
+    cut_record(tmp_path / RECORD, 2)
+    assert lines(tmp_path) == [{"step": 1}, {"step": 2}]
