@@ -135,7 +135,9 @@ def axes_of(record: RunRecord) -> Axes:
     if not len(known):
         return Axes(record, steps, np.zeros(0))
     after = known[np.minimum(np.searchsorted(known, np.arange(len(pace))), len(known) - 1)]
-    return Axes(record, steps, np.cumsum(tokens * pace[after]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        seconds = np.cumsum(tokens * pace[after])
+    return Axes(record, steps, seconds if np.isfinite(seconds[-1]) else np.zeros(0))
 
 
 def _pace(line: dict[str, Any], tokens: float) -> float:

@@ -10,7 +10,7 @@ from nanogpt_dist import storage
 from nanogpt_dist.errors import NanogptError
 from nanogpt_dist.html_report.curves import Axes
 from nanogpt_dist.html_report.markup import MISSING, Markup, joined, number, size, table, tag
-from nanogpt_dist.inspect.run_record import RunRecord, is_number
+from nanogpt_dist.inspect.run_record import RunRecord, is_number, is_step
 from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.events import EVENTS
 
@@ -135,7 +135,7 @@ def samples_data(record: RunRecord) -> list[Line]:
     lines = [
         line
         for line in record.samples
-        if is_number(line.get("step")) and isinstance(line.get("text"), str)
+        if is_step(line.get("step")) and isinstance(line.get("text"), str)
     ]
     steps = sorted({int(line["step"]) for line in lines})
     if len(steps) > MOST_STEPS:

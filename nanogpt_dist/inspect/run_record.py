@@ -6,7 +6,6 @@ A file that is missing, torn or of another version leaves its part of the record
 import contextlib
 import itertools
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from nanogpt_dist.storage.run_folder import SAMPLES, checkpoints_of
 from nanogpt_dist.training.metrics import RECORD
 
 Floats = NDArray[np.float64]
+LARGEST_INT, LARGEST = 2**63 - 1, 1e300
 MOST_STEPS = 2**53  # from there on a step is no step, but a damaged line
 SILENT_S = 120.0  # without a line: a run elsewhere, whose lock cannot be asked, counts as killed
 LATE = 10  # logged steps
@@ -40,11 +40,12 @@ def _read(file: JsonLines) -> list[Line]:
 
 
 def _is_event(line: Line) -> bool:
-    known = isinstance(line.get("event"), str) and _is_step(line.get("step"))
+    known = isinstance(line.get("event"), str) and is_step(line.get("step"))
     return known and is_number(line.get("time"))
 
 
-def _is_step(value: Any) -> bool:
+def is_step(value: Any) -> bool:
+    """Whether it is a number of a step."""
     return type(value) is int and 0 <= value < MOST_STEPS
 
 
@@ -82,7 +83,7 @@ class RunRecord:
         """The last one that was logged, evaluated or saved."""
         saved = self.status.get("step")
         steps = [line["step"] for lines in (self.train, self.val) for line in lines[-1:]]
-        return max([*steps, saved if _is_step(saved) else 0])
+        return max([*steps, saved if is_step(saved) else 0])
 
     @property
     def max_iters(self) -> int | None:
@@ -123,9 +124,13 @@ class RunRecord:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number, and no bool."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and abs(value) <= sys.float_info.max
+    """Whether it is a number that a run can have, and no bool: what is beyond is a damaged line's.
+
+    Whole ones fit 64 bits, as numpy wants them; sums and differences of the others stay finite.
+    """
+    if type(value) is int:
+        return -LARGEST_INT <= value <= LARGEST_INT
+    return isinstance(value, float) and abs(value) <= LARGEST
 
 
 def number(line: Line, key: str) -> Any:
@@ -155,7 +160,7 @@ class _Split:
 
     def _take(self, line: Line) -> None:
         step = line.get("step")
-        if not _is_step(step) or not {"loss", "val_loss"} & line.keys():
+        if not is_step(step) or not {"loss", "val_loss"} & line.keys():
             return
         for kind in self._kinds:
             while kind and kind[-1]["step"] > step:

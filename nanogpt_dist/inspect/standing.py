@@ -90,7 +90,8 @@ def seconds_spent(lines: Sequence[Line]) -> tuple[float, dict[str, float]] | Non
     if not (is_number(seconds) and seconds > 0):
         return None
     parts = {
-        name: float(sum(number(line, key) or 0.0 for line in timed)) for name, key in SPENT.items()
+        name: float(sum(max(0.0, number(line, key) or 0.0) for line in timed))
+        for name, key in SPENT.items()
     }
     return seconds, parts
 

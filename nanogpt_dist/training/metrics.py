@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from nanogpt_dist.training.wandb import WandbBoard
 
 RECORD = "metrics.jsonl"
+NEVER_S = 1e12  # 30,000 years
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 42s, 3m07s, 5h20m, 4d06h."""
+    """Seconds for people: 42s, 3m07s, 5h20m, 4d06h; – for what is no time, as infinity."""
+    if not abs(seconds) < NEVER_S:
+        return "–"
     s = round(seconds)
     if s < 60:
         return f"{s}s"

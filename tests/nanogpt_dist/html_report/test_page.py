@@ -18,6 +18,8 @@ from nanogpt_dist.html_report.page import page
 from nanogpt_dist.html_report.sections import seconds_by_part
 from nanogpt_dist.inspect.compare_runs import at_equal_tokens, read_curve
 from nanogpt_dist.inspect.run_record import read_run
+from nanogpt_dist.inspect.standing import standing
+from nanogpt_dist.storage import run_folder
 from tests.conftest import Run
 from tests.nanogpt_dist.html_report.runs import BEGUN, write_run
 from tests.nanogpt_dist.small import go, tiny
@@ -157,6 +159,34 @@ def test_an_old_run_and_a_damaged_one_have_pages(tmp_path: Path) -> None:
     assert "No step is logged yet." in elements.words
     elements, data = read(old, damaged)
     assert [run["name"] for run in data["runs"]] == ["old", "damaged"]
+
+
+BIG = 10**308
+BEYOND: dict[str, list[dict[str, Any]]] = {
+    "a sum": [{"tokens": 100 * i, "interval_s": 1, "data_s": BIG} for i in range(1, 6)],
+    "a wide integer": [{"tokens": i * 10**30, "interval_s": 1} for i in range(1, 6)],
+    "endless seconds": [{"tokens": i * 1e299, "tokens_per_second": 1e-300} for i in range(1, 6)],
+    "endless parts": [{"tokens": i, "interval_s": 1, "data_s": -1e300} for i in range(1, 6)],
+    "wide swings": [{"tokens": (-1) ** i * 1.7e308, "mfu": BIG} for i in range(1, 6)],
+    "a wide step": [{"tokens": i, "step": 10**300} for i in range(1, 6)],
+}
+
+
+@pytest.mark.parametrize("kind", BEYOND)
+@pytest.mark.parametrize("settings", [True, False])
+def test_numbers_that_no_run_has_are_left_out(kind: str, settings: bool, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=40)
+    with (run / "metrics.jsonl").open("a") as file:
+        for i, line in enumerate(BEYOND[kind], 41):
+            file.write(json.dumps({"step": i, "loss": 1.0, **line}) + "\n")
+    (run / "samples.jsonl").write_text('{"step": 1e300, "prompt": "a", "text": "b"}\n')
+    if not settings:
+        (run / "config.toml").unlink()
+    record = read_run(run)
+    _, data = read(run)
+    assert max(data["runs"][0]["curves"]["loss"]["step"]) in (40, 45)
+    found = run_folder.to_json(standing(record, 0.0))
+    assert json.loads(found)["step"] in (40, 45)
 
 
 def test_the_axis_of_time_has_the_seconds_that_were_spent(tmp_path: Path) -> None:

@@ -104,7 +104,11 @@ def test_a_full_disk_ends_tensorboard_with_one_warning(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(42, "42s"), (187, "3m07s"), (19_200, "5h20m"), (367_200, "4d06h")]
+    ("seconds", "text"),
+    [
+        *((42, "42s"), (187, "3m07s"), (19_200, "5h20m"), (367_200, "4d06h")),
+        *((math.inf, "–"), (-math.inf, "–"), (math.nan, "–"), (1e308, "–")),
+    ],
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
