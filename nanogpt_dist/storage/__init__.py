@@ -9,6 +9,7 @@ steps.py             the checkpoints of a run: name, newest good one, pruning
 runlock.py           one run per folder
 run_folder.py        the run folder: its paths and JSON files
 events.py            what happened to a run, and when
+shallow_json.py      JSON of others, never nested too deep to be written again
 json_lines.py        files of JSON lines, read as they grow
 eval_results.py      what eval found of a checkpoint
 run_checkpoints.py   find a run's checkpoint: to resume, to sample, to branch from

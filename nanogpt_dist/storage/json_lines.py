@@ -1,12 +1,12 @@
 """Files of JSON lines: metrics.jsonl, events.jsonl, samples.jsonl. No torch."""
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from nanogpt_dist.storage.durable import MOST_BYTES, open_regular
+from nanogpt_dist.storage.shallow_json import parse_json
 
 Line = dict[str, Any]
 TAIL = 64  # bytes before the end of what was read, which tell whether a file was replaced
@@ -59,8 +59,8 @@ class JsonLines:
 
 
 def _object(line: bytes) -> Line | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(line)
+    with contextlib.suppress(ValueError):
+        found = parse_json(line)
         # the keys of all lines are the same few texts
         return {sys.intern(key): found[key] for key in found} if isinstance(found, dict) else None
     return None

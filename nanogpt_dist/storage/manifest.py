@@ -8,7 +8,6 @@ be told from "damaged".
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from nanogpt_dist.errors import BadDataError
 from nanogpt_dist.storage.durable import open_plain, shown, storage_errors
+from nanogpt_dist.storage.shallow_json import parse_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -100,17 +100,11 @@ def parse_manifest(folder: Path) -> dict[str, Any]:
     if raw != head + _last_line(head):
         raise ValueError("does not match its own sha256")
     try:
-        manifest = json.loads(raw, parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError) as error:
+        manifest = parse_json(raw, finite=True)
+    except ValueError as error:
         raise ValueError("is not JSON as this program writes it") from error
     _check(manifest, folder)
     return manifest
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
 
 
 def _check(manifest: Any, folder: Path) -> None:

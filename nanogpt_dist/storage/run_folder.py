@@ -17,6 +17,7 @@ from typing import Any
 from nanogpt_dist import __version__, storage
 from nanogpt_dist.errors import BadDataError, clipped
 from nanogpt_dist.storage.durable import read_small, shown, storage_errors
+from nanogpt_dist.storage.shallow_json import parse_json
 
 CONFIG = "config.toml"
 SAMPLES = "samples.jsonl"  # prompts continued while it trains: {"step", "time", "prompt", "text"}
@@ -124,8 +125,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         with storage_errors(path):
             text = read_small(path) if path.exists() else b"{}"
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         why = clipped(str(error), 60)
         raise BadDataError(f"{shown(path)} cannot be read: {why}; {_instead(path)}") from None
     if not isinstance(content, dict):
@@ -135,7 +136,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _instead(path: Path) -> str:
     """What to do about a file that cannot be read; some a run does without."""
-    return "remove it" if path.name in ("run.json", "status.json") else "restore a copy of it"
+    spare = path.name in ("run.json", "status.json") or path.name.endswith(".eval.json")
+    return "remove it" if spare else "restore a copy of it"
 
 
 def write_run_json(run: Path, world_size: int, threads: int, **more: Any) -> None:

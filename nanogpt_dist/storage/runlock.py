@@ -16,6 +16,7 @@ from typing import Self
 
 from nanogpt_dist.errors import CannotCreateError, StorageError
 from nanogpt_dist.storage.durable import make_folder, open_regular, read_small, shown
+from nanogpt_dist.storage.shallow_json import parse_json
 
 LOCK = "run.lock"
 TRIES = 5
@@ -189,7 +190,7 @@ def _holder() -> bytes:
 def _read_holder(fd: int) -> str:
     """Who holds the lock, in words; odd characters of the file become `?`."""
     try:
-        note = json.loads(os.pread(fd, 1000, 0))
+        note = parse_json(os.pread(fd, 1000, 0))
         host, pid, started = (
             re.sub(r"[^\w.:+-]", "?", str(note[key]))[:40] for key in ("host", "pid", "started")
         )

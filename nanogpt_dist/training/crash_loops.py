@@ -16,6 +16,7 @@ from nanogpt_dist.config import TrainConfig, settings_where, to_toml
 from nanogpt_dist.errors import ConfigError, clipped
 from nanogpt_dist.storage.appending import append_lines
 from nanogpt_dist.storage.durable import read_small, storage_errors
+from nanogpt_dist.storage.shallow_json import parse_json
 
 ATTEMPTS = "attempts.jsonl"
 IN_VAIN = 3  # attempts without a new checkpoint, before the run goes back
@@ -83,15 +84,15 @@ def _read(run: Path) -> list[dict[str, Any]]:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parse_json(line)
+    except ValueError:
         return {}
     return entry if isinstance(entry, dict) else {}
 
 
 def _last_words(run: Path) -> str:
     try:
-        message = str(json.loads(read_small(run / "status.json")).get("message", ""))
-    except (OSError, ValueError, AttributeError, RecursionError):
+        message = str(parse_json(read_small(run / "status.json")).get("message", ""))
+    except (OSError, ValueError, AttributeError):
         return ""
     return f" (the last: {clipped(message, 60)})" if message else ""

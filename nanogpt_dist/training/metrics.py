@@ -4,7 +4,6 @@ TensorBoard and W&B are best effort.
 """
 
 import contextlib
-import json
 import re
 import sys
 import threading
@@ -20,6 +19,7 @@ from nanogpt_dist.storage import run_folder
 from nanogpt_dist.storage.appending import append_lines, open_to_append, refuse_odd
 from nanogpt_dist.storage.durable import MOST_BYTES, open_plain, storage_errors
 from nanogpt_dist.storage.events import EVENTS
+from nanogpt_dist.storage.shallow_json import parse_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,9 +57,9 @@ def cut_record(path: Path, step: int) -> None:
     with open_plain(path) as file:
         while line := file.readline(MOST_BYTES):  # of a longer line, which is none of ours, a part
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(line.rstrip(b"\r\n") + b"\n")
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError):
                 continue
     storage.write_atomic(path, b"".join(kept))
 
