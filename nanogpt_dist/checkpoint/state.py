@@ -250,20 +250,31 @@ def _state(known: dict[str, Any]) -> TrainState:
     state = TrainState(**known)
     state.losses, state.grad_norms = tuple(state.losses), tuple(state.grad_norms)
     state.left_out = as_left_out(state.left_out)
-    counts = [state.step, state.tokens, state.skipped, state.best_step or 0]
-    numbers = [state.val_loss or 0.0, state.best_val_loss or 0.0]
-    numbers += [*state.losses, *state.grad_norms]
-    if not all(type(n) is int and n >= 0 for n in counts) or not all(
-        type(number) in (int, float) for number in numbers
-    ):
+    counts = [state.step, state.tokens, state.skipped]
+    counts += [step for step in [state.best_step] if step is not None]
+    losses = [loss for loss in (state.val_loss, state.best_val_loss) if loss is not None]
+    if not all(map(_is_count, counts)) or not all(map(_is_loss, [*losses, *state.losses])):
         raise ValueError("a number is none")
+    if not all(_is_loss(norm) and norm > 0 for norm in state.grad_norms):  # it has a logarithm
+        raise ValueError("a norm is none")
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_loss(value: Any) -> bool:
+    """Whether it is a finite number; what a run knows nothing of is null."""
+    if type(value) is int:
+        return abs(value) < 2**63  # it is made a float
+    return type(value) is float and math.isfinite(value)
 
 
 def as_left_out(stretches: Any) -> tuple[tuple[int, int], ...]:
     """Stretches of steps left out, from the lists that JSON has. Raises TypeError, ValueError."""
     found = tuple((first, last) for first, last in stretches)
-    if not all(type(step) is int and step > 0 for stretch in found for step in stretch):
+    if not all(_is_count(step) and step > 0 for stretch in found for step in stretch):
         raise ValueError("a step is none")
     return found
 

@@ -22,7 +22,9 @@ FORMAT: Literal["nanogpt-data"] = "nanogpt-data"
 VERSION: Literal[2] = 2
 MAX_BYTES = 256 << 20  # of a manifest: 150 a source file, so 1.7 million of them
 
-Count = Annotated[int, Field(ge=0, strict=True)]
+MOST = 2**63 - 1  # of what is counted
+Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
+CountFromOne = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 SplitName = Literal["train", "val"]
@@ -77,7 +79,7 @@ class TokenizerRecord(_Record):
 
     name: str
     spec: str
-    n_vocab: Annotated[int, Field(ge=1, strict=True)]
+    n_vocab: CountFromOne
     eot_id: Count | None
     fingerprint: Sha256
     probe: list[Count]
@@ -157,8 +159,8 @@ class Manifest(_Record):
     tokenizer: TokenizerRecord
     eot: Eot | None
     errors: Errors
-    max_documents: Annotated[int, Field(ge=1, strict=True)] | None
-    max_tokens: Annotated[int, Field(ge=1, strict=True)] | None
+    max_documents: CountFromOne | None
+    max_tokens: CountFromOne | None
     counts: CountsRecord
     splits: dict[SplitName, SplitRecord]
     sources: list[CorpusRecord]

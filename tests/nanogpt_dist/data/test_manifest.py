@@ -73,6 +73,9 @@ TRAIN, VAL = ("splits", "train"), ("splits", "val")
     [
         (_set("counts", "empty", value=-1), r"counts\.empty .*greater than or equal to 0"),
         (_set("counts", "empty", value="0"), r"counts\.empty .*valid integer"),
+        (_set(*VAL, "bytes", value=10**400), r"splits\.val\.bytes .*less than or equal to"),
+        (_set("max_tokens", value=2**63), r"max_tokens .*less than or equal to"),
+        (_set("tokenizer", "n_vocab", value=10**400), r"tokenizer\.n_vocab .*less than or equal"),
         (_set("name", value="x" * 201), "name String should have at most 200 characters"),
         (_set("name", value=".hidden"), "name String should match pattern"),
         (_set(*TRAIN, "tokens", value=14), "shards of train do not add up to its totals"),
