@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from nanogpt_dist.errors import BadDataError, TextError, clipped
 from nanogpt_dist.tokenizer import bpe, patterns
+from nanogpt_dist.tokenizer.proving import check_size, panics_told, regexes
 from nanogpt_dist.tokenizer.tokenizer import FORMAT, MAX_ID, VERSION, Tokenizer
 
 # Pre-tokenizers that keep every character. A Split may drop what it finds: see _steps.
@@ -121,23 +121,12 @@ class LibraryTokenizer(Tokenizer):
         return library
 
 
-@contextmanager
-def panics_told() -> Iterator[None]:
-    """Turns a panic of the library's, which is no Exception, into BadDataError."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise BadDataError(
-            f"Hugging Face's tokenizers breaks down over it ({clipped(str(error), 60)})"
-        ) from None
-
-
 def read_by_library(content: Mapping[str, Any]) -> Any:
     """A `tokenizers.Tokenizer`. Raises BadDataError for what the library does not read."""
     from tokenizers import Tokenizer as Library
 
+    steps = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+    check_size(text for step in steps for text in regexes(content.get(step)))
     try:
         with panics_told():
             return Library.from_str(json.dumps(content))

@@ -18,11 +18,12 @@ from nanogpt_dist.errors import (
 )
 from nanogpt_dist.storage.durable import shown
 from nanogpt_dist.tokenizer import bpe, patterns
-from nanogpt_dist.tokenizer.hf_library import from_library, panics_told, read_by_library
+from nanogpt_dist.tokenizer.hf_library import from_library, read_by_library
+from nanogpt_dist.tokenizer.proving import panics_told
 from nanogpt_dist.tokenizer.tokenizer import (
     END_OF_TEXT,
     FORMAT,
-    PROBE,
+    PROBES,
     Tokenizer,
     bpe_size,
     byte,
@@ -64,13 +65,6 @@ RANKS = {
 # What no token has that was learnt under GPT-2's pattern: letters at digits, a mark at a letter or
 # a line's end.
 NOT_GPT2S = re.compile(r"[A-Za-z][0-9]|[0-9][A-Za-z]|[!-&(-/:-@\[-`{-~][A-Za-z\r\n]")
-# Letters, marks, contractions, digits, all kinds of space: what two patterns would cut in different
-# ways.
-PROBES = (
-    PROBE,
-    "I'LL we'll 1234567 a1b2\t\tx \n\n  y\r\n\r\nz  .\n ...!\n\u3000\u00a0q  ",
-    "日本語、テスト。Ünïcödé ﬁ ǅ ² ½ ٣",
-)
 FETCH_S = 120.0
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from nanogpt_dist.errors import BadDataError, TextError, UsageError
 from nanogpt_dist.storage.durable import write_atomic
-from nanogpt_dist.tokenizer import bpe, patterns, splintr
+from nanogpt_dist.tokenizer import bpe, patterns, proving, splintr
 
 if TYPE_CHECKING:
     import tiktoken
@@ -34,6 +34,13 @@ PIECE_CHARS = 1 << 20  # longer text is cut, where that does not change its ids
 PROBE = (
     "Hello, world! It's 1984: naïve café, 東京 🙂.\n\n\tdef f(x):    return x ** 2  # "
     "<|endoftext|>\r\n"
+)
+# Letters, marks, contractions, digits, all kinds of space: what two patterns would cut in different
+# ways.
+PROBES = (
+    PROBE,
+    "I'LL we'll 1234567 a1b2\t\tx \n\n  y\r\n\r\nz  .\n ...!\n\u3000\u00a0q  ",
+    "日本語、テスト。Ünïcödé ﬁ ǅ ² ½ ٣",
 )
 
 
@@ -244,11 +251,30 @@ class Tokenizer:
     def _encode_by_tiktoken(self, text: str) -> np.ndarray:
         assert self.pattern is not None
         try:
-            return self._encoding(self.pattern.fast).encode_to_numpy(text, disallowed_special=())
+            return self._under(self.pattern.fast, text)
         except UnicodeEncodeError:
             raise
         except ValueError:  # the regular expression gave up
-            return self._encoding(self.pattern.text).encode_to_numpy(text, disallowed_special=())
+            return self._under(self.pattern.text, text)
+
+    def _under(self, pattern: str, text: str) -> np.ndarray:
+        """tiktoken's ids. Raises TextError for a text that a foreign pattern does not cover."""
+        if self.cuttable:  # known
+            return self._encoding(pattern).encode_to_numpy(text, disallowed_special=())
+        wrong = f"the pattern of tokenizer {self.name} does not cut all of a text into words"
+        wrong = f"{wrong}; take another tokenizer or leave the document out"
+        try:
+            with proving.panics_told("tiktoken"):
+                ids = self._encoding(pattern).encode_to_numpy(text, disallowed_special=())
+        except BadDataError:
+            raise TextError(wrong) from None
+        if self._lengths[ids].sum() != len(text.encode()):
+            raise TextError(wrong)
+        return ids
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.array([len(token) for token in self.tokens])
 
     def _encode_chars(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
@@ -303,7 +329,10 @@ def _check_tokens(tokenizer: Tokenizer) -> None:
             f"tokenizer {name}: not every single byte has an id, so some text could not be encoded"
         )
     if tokenizer.pattern and tokenizer.pattern.text not in patterns.KNOWN:
-        _check_pattern(name, tokenizer.pattern.text)
+        try:
+            proving.check_pattern(tokenizer.pattern.text, PROBE)
+        except BadDataError as error:
+            raise BadDataError(f"tokenizer {name}: {error}") from None
     if kind == "char":
         try:
             ordered = sorted({char for token in tokens for char in token.decode()})
@@ -313,17 +342,6 @@ def _check_tokens(tokenizer: Tokenizer) -> None:
             raise BadDataError(
                 f"tokenizer {name}: a character vocabulary is one character per id, in order"
             )
-
-
-def _check_pattern(name: str, text: str) -> None:
-    import tiktoken
-
-    try:
-        tiktoken.Encoding(name, pat_str=text, mergeable_ranks={b"a": 0}, special_tokens={})
-    except ValueError:
-        raise BadDataError(
-            f"tokenizer {name}: its pattern is no regular expression that tiktoken reads"
-        ) from None
 
 
 # ---- where tokenizers come from

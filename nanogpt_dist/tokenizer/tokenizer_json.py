@@ -10,7 +10,7 @@ from typing import Any, get_args
 from nanogpt_dist.errors import BadDataError, MissingInputError
 from nanogpt_dist.storage.durable import shown, storage_errors
 from nanogpt_dist.tokenizer.hf_library import from_library
-from nanogpt_dist.tokenizer.tokenizer import FORMAT, VERSION, Kind, Tokenizer
+from nanogpt_dist.tokenizer.tokenizer import FORMAT, PROBES, VERSION, Kind, Tokenizer
 
 MAX_FILE_BYTES = 64 << 20  # of a tokenizer file; 200,000 ids need 3 MB
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")  # of a tokenizer: it is shown in messages
@@ -58,7 +58,7 @@ def load(path: Path) -> Tokenizer:
             name, kind, decoded, pattern, specials, end_of_text, content.get("stops", [])
         )
     except BadDataError as error:
-        raise BadDataError(f"{shown(path)}: {error}") from None
+        raise BadDataError(f"{shown(path)}: {error}; give another file") from None
     return _with_its_fingerprint(path, content, tokenizer)
 
 
@@ -75,7 +75,7 @@ def _load_library(path: Path, content: dict[str, Any]) -> Tokenizer:
             f"{shown(path)}: name, end of text or stops are missing or wrong; make it again"
         )
     try:
-        tokenizer = from_library(str(name), content["library"], end_of_text, stops, ())
+        tokenizer = from_library(str(name), content["library"], end_of_text, stops, PROBES)
     except BadDataError as error:
         raise BadDataError(f"{shown(path)}: {error}; make it again") from None
     except (TypeError, KeyError, AttributeError, ValueError):
