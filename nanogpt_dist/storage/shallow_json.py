@@ -13,9 +13,9 @@ def parse_json(data: bytes, finite: bool = False) -> Any:
     json.loads() reads more than Python can walk through afterwards, as to write it again.
     finite: neither does it hold NaN, infinity or a number that is too large for a float.
     """
-    known = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
+    number = _finite if finite else None
     try:
-        value = json.loads(data, **known)
+        value = json.loads(data, parse_float=number, parse_constant=number)
     except RecursionError:
         raise ValueError("nested too deep") from None
     if data.count(b"[") + data.count(b"{") > DEEPEST and _is_deep(value):
