@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,9 +148,9 @@ def _device_in_file(arguments: list[str]) -> str | None:
 
 
 def _number(nnodes: str) -> int:
-    if not nnodes.isdecimal():
+    if not re.fullmatch(torchrun.COUNT, nnodes):
         raise UsageError(
-            f"--nnodes {nnodes}: a job has as many nodes from start to end; give one number"
+            f"--nnodes {nnodes[:40]}: a job has as many nodes from start to end; give one number"
         )
     return int(nnodes)
 

@@ -234,8 +234,8 @@ def warn(text: str) -> None:
 def rank() -> int:
     """This process's rank under torchrun; 0 where RANK is left over from something else."""
     number, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    known = number.isdecimal() and size.isdecimal() and int(number) < int(size)
-    return int(number) if known else 0
+    known = all(re.fullmatch("[0-9]{1,9}", text) for text in (number, size))
+    return int(number) if known and int(number) < int(size) else 0
 
 
 def flush_or_drop() -> None:

@@ -122,7 +122,7 @@ def make(
     Raises: UsageError if something is missing or cannot stand in a job file.
     """
     options = JobOptions(**given)
-    if not nproc_per_node.isdecimal() or int(nproc_per_node) < 1:
+    if not re.fullmatch("[0-9]{1,6}", nproc_per_node) or int(nproc_per_node) < 1:
         raise UsageError(
             "which nodes a job gets is not known yet: say how many ranks each has, "
             "--nproc-per-node 8"

@@ -16,6 +16,7 @@ from nanogpt_dist.errors import UsageError
 
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+COUNT = "[0-9]{1,6}"  # of ranks, nodes or GPUs
 LAST_CALL_S = 10  # that fewer nodes than may come wait for more, once there are enough
 # without a GPU: enough to see that a run is distributed; more ranks make a CPU no faster
 MAX_AUTO_CPU_RANKS = 2
@@ -53,10 +54,12 @@ def nodes_of(nnodes: str, node_rank: int | None, rdzv_endpoint: str | None) -> N
     Raises: UsageError if the settings contradict each other; MissingInputError if the way is not
     known.
     """
-    match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", nnodes)
+    match = re.fullmatch("([0-9]{1,6})(?::([0-9]{1,6}))?", nnodes)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= least <= most:
-        raise UsageError(f"--nnodes {nnodes!r}: give a number, or the fewest and the most like 1:4")
+        raise UsageError(
+            f"--nnodes {nnodes[:40]!r}: give a number, or the fewest and the most like 1:4"
+        )
     nodes = Nodes(least, most, node_rank, rdzv_endpoint)
     _check(nodes)
     if rdzv_endpoint is None:
@@ -81,7 +84,8 @@ def _check(nodes: Nodes) -> None:
         )
     if nodes.endpoint and not _is_address(nodes.endpoint):
         raise UsageError(
-            f"--rdzv-endpoint {nodes.endpoint!r} is not HOST:PORT: write it like 10.0.0.1:29500"
+            f"--rdzv-endpoint {nodes.endpoint[:60]!r} is not HOST:PORT: write it like "
+            "10.0.0.1:29500"
         )
     if nodes.elastic and nodes.rank is not None:
         raise UsageError(f"--nnodes {nodes} numbers the nodes as they come: leave out --node-rank")
@@ -185,9 +189,9 @@ def ranks(nproc_per_node: str) -> int:
     """
     if nproc_per_node == "auto":
         return gpus() or min(cores(), MAX_AUTO_CPU_RANKS)
-    if not nproc_per_node.isdecimal():
+    if not re.fullmatch(COUNT, nproc_per_node):
         raise UsageError(
-            f"--nproc-per-node {nproc_per_node!r} is neither a number nor auto: write "
+            f"--nproc-per-node {nproc_per_node[:40]!r} is neither a number nor auto: write "
             "--nproc-per-node 2"
         )
     return int(nproc_per_node)
@@ -201,10 +205,14 @@ def gpus() -> int:
         return there
     names = [name.strip() for name in visible.split(",")]
     good = [
-        bool(name) and (not name.lstrip("-").isdecimal() or 0 <= int(name) < there)
+        bool(name) and (not re.fullmatch("-*[0-9]+", name) or _is_below(name, there))
         for name in names
     ]
     return good.index(False) if False in good else len(names)  # CUDA ignores what follows a bad one
+
+
+def _is_below(number: str, there: int) -> bool:
+    return bool(re.fullmatch(COUNT, number)) and int(number) < there
 
 
 def _gpus_of_machine() -> int:
@@ -246,4 +254,4 @@ def _rendezvous(nodes: Nodes) -> list[str]:
 
 def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
-    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
+    return bool(host and re.fullmatch("[0-9]{1,5}", port)) and 0 < int(port) < 65536

@@ -14,6 +14,7 @@ that no failure hides a later one.
 
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ def write(verdict: Verdict) -> bool:
     if not os.environ.get(VARIABLE):
         return False
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    path = _of_attempt(Path(os.environ[VARIABLE]), int(attempt) if attempt.isdecimal() else 0)
+    known = re.fullmatch("[0-9]{1,9}", attempt)
+    path = _of_attempt(Path(os.environ[VARIABLE]), int(attempt) if known else 0)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")

@@ -7,6 +7,7 @@ ranks wait at. Its id stays, so that torchrun does not notice. No torch.
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 from typing import NoReturn
@@ -19,7 +20,7 @@ TIMES = "NANOGPT_FALL_BACKS"  # how often this process has started itself again,
 def times() -> int:
     """How often this process has started itself again: all ranks of a run as often."""
     told = os.environ.get(TIMES, "0")
-    return int(told) if told.isdecimal() else 0
+    return int(told) if re.fullmatch("[0-9]{1,9}", told) else 0
 
 
 def start_again() -> NoReturn:

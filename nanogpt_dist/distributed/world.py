@@ -247,7 +247,7 @@ class World:
 
 def _from_torchrun(name: str, otherwise: int) -> int:
     value = os.environ.get(name, str(otherwise))
-    if not value.isdecimal() or len(value) > 9:
+    if not re.fullmatch("[0-9]{1,9}", value):
         raise ConfigError(
             f"{name}={value[:40]!r} is not what torchrun sets: unset it, or start with torchrun"
         )

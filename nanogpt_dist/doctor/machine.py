@@ -1,6 +1,7 @@
 """What is looked at: a machine's variables, files and folders, and what torchrun says to it."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class Machine:
     def number(self, name: str) -> int | None:
         """An environment variable as a number; None where it is none."""
         value = self.environment.get(name, "").strip()
-        return int(value) if value.isdecimal() else None
+        return int(value) if re.fullmatch("[0-9]{1,9}", value) else None
 
     @property
     def rank(self) -> int:
@@ -58,7 +59,7 @@ def is_rank(environment: Mapping[str, str]) -> bool:
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         return False
-    if not (environment["RANK"].isdecimal() and environment["WORLD_SIZE"].isdecimal()):
+    if not all(re.fullmatch("[0-9]{1,9}", environment[name]) for name in ("RANK", "WORLD_SIZE")):
         return False
     return (
         "TORCHELASTIC_RUN_ID" in environment

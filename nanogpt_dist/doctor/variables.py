@@ -118,6 +118,12 @@ def _of_allocator(machine: Machine) -> Iterator[Check]:
             yield Check("allocator", "ok", f"{name}={value[:60]}")
 
 
+def _is_beyond(number: str, there: int) -> bool:
+    digits = number.lstrip("0") or "0"
+    known = re.fullmatch("[0-9]+", number) is not None
+    return known and (len(digits) > 9 or int(digits) >= there)
+
+
 def _of_visible_gpus(machine: Machine) -> Iterator[Check]:
     there = gpu_files(machine)
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
@@ -126,12 +132,15 @@ def _of_visible_gpus(machine: Machine) -> Iterator[Check]:
             continue
         numbers = [part.strip() for part in value.split(",")]
         hides_all = not value.strip() or numbers[0] == "-1"
-        beyond = [part for part in numbers if part.isdecimal() and int(part) >= max(1, there)]
+        beyond = [part for part in numbers if _is_beyond(part, max(1, there))]
         if hides_all and there:
             text = f"{name}={value!r} hides all {there} GPUs"
             yield Check("visible GPUs", "warning", text, f"unset {name}")
         elif beyond and there:
-            text = f"{name}={value}: there is no GPU {beyond[0]}, and those behind it are ignored"
+            text = (
+                f"{name}={value[:60]}: there is no GPU {beyond[0][:9]}, and those behind it are "
+                "ignored"
+            )
             yield Check("visible GPUs", "error", text, f"unset {name}")
         else:
             yield Check("visible GPUs", "ok", f"{name}={value}, {there} on this machine")

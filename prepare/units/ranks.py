@@ -177,7 +177,7 @@ class Ranks:
 
 def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> int:
     value = environment.get(name, otherwise)
-    if not value.isdecimal() or len(value) > MOST_DIGITS:
+    if not (value.isascii() and value.isdecimal()) or len(value) > MOST_DIGITS:
         raise UsageError(
             f"{name}={value[:40]!r} is not what torchrun or Slurm sets: unset it, or start there"
         )

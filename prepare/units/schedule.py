@@ -1,6 +1,7 @@
 """The units that one process sees to: which they are, and encoding them while files come and go."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,8 @@ def default_workers() -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     here = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(cores, 8) // (int(here) if here.isdecimal() and int(here) else 1))
+    ranks = int(here) if re.fullmatch("[0-9]{1,9}", here) else 1
+    return max(1, min(cores, 8) // max(1, ranks))
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.options import nanogpt_style, with_paths
+from cli.options import nanogpt_style, rank, with_paths
 from nanogpt_dist.errors import ConfigError, UsageError
 
 
@@ -62,3 +62,19 @@ def test_both_flags_with_two_values_are_refused() -> None:
     error = CliRunner().invoke(app, line).exception
     assert isinstance(error, ConfigError)
     assert "are the same setting" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "expected"),
+    [
+        ("1", "2", 1),
+        *(("2", "2", 0), ("x", "2", 0), ("", "", 0), ("1", "", 0)),
+        *(("0", "9" * 5000, 0), ("9" * 5000, "2", 0), ("١", "٢", 0)),
+    ],
+)
+def test_a_rank_is_one_where_torchrun_says_so(
+    number: str, size: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", number)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert rank() == expected

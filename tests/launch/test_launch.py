@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import network, processes, supervisor, torchrun, verdict
+from launch import job_options, network, processes, supervisor, torchrun, verdict
 from launch.verdict import Verdict
 from nanogpt_dist.errors import MAX_LINE, NanogptError, StoppedError, UsageError
 
@@ -298,6 +298,10 @@ def test_dry_run_can_be_pasted_and_leaves_the_command_alone() -> None:
         (["trian"], "did you mean train?"),
         (["launch", "train"], "cannot launch 'launch'"),
         (["--nproc-per-node", "two", "train"], "--nproc-per-node 2"),
+        (["--nproc-per-node", "9" * 5000, "train"], "is neither a number nor auto"),
+        (["--nproc-per-node", "٢", "train"], "is neither a number nor auto"),
+        (["--nnodes", "9" * 5000, "train"], "give a number, or the fewest and the most"),
+        (["--nnodes", "2", "--rdzv-endpoint", "a:" + "9" * 5000, "train"], "is not HOST:PORT"),
         (["--no-such-option", "train"], "No such option"),
     ],
 )
@@ -307,12 +311,37 @@ def test_usage_errors(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "٢", "0", "-1", ""])
+def test_a_job_has_a_count_of_ranks(number: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="say how many ranks each has"):
+        job_options.make(1, number, ["train"], {}, 3, 60, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"), [("0,1", 2), ("0,-1,1", 1), ("1," + "9" * 5000, 1), ("GPU-abc,0", 2)]
+)
+def test_gpus_that_are_visible(visible: str, seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchrun, "_gpus_of_machine", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert torchrun.gpus() == seen
+
+
 def test_torch_is_not_imported() -> None:
     code = "import sys, cli.launch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, timeout=60).returncode == 0
 
 
 # ---- the verdict
+
+
+@pytest.mark.parametrize("attempt", ["9" * 5000, "٢", "x"])
+def test_an_attempt_that_is_none_counts_as_the_first(
+    attempt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "verdict.json"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+    assert verdict.write(Verdict(74, "disk full", 1, agreed=False))
+    assert verdict.read(tmp_path / "verdict.json") is not None
 
 
 def test_the_first_failing_rank_wins_and_agreement_overrules(

@@ -105,6 +105,8 @@ def test_the_ranks_have_half_an_hour_until_they_have_settled_and_a_day_to_save(
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1' is not"),
         ({"WORLD_SIZE": "1234567890"}, "WORLD_SIZE='1234567890' is not"),
         ({"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE='' is not"),
+        ({"RANK": "٠", "WORLD_SIZE": "١"}, "RANK='٠' is not what torchrun sets"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE='9{40}' is not"),
         ({"RANK": "1"}, "RANK=1, but WORLD_SIZE is 1: unset RANK"),
         ({"RANK": "123456789"}, "RANK=123456789, but WORLD_SIZE is 1"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT"),

@@ -160,7 +160,11 @@ def test_a_gpu_without_its_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "level"), [("", "warning"), ("-1", "warning"), ("0,5", "error"), ("1,0", None)]
+    ("value", "level"),
+    [
+        *(("", "warning"), ("-1", "warning"), ("0,5", "error"), ("1,0", None), ("01", None)),
+        *(("9" * 5000, "error"), ("0,2", "error"), ("٥", None)),
+    ],
 )
 def test_which_gpus_are_seen(tmp_path: Path, value: str, level: str | None) -> None:
     machine = made(tmp_path, dev__nvidia0="", dev__nvidia1="")
