@@ -48,6 +48,8 @@ MODULES: dict[str, list[str]] = {
         f"nanogpt_dist/storage/{name}.py": STORAGE
         for name in ("durable", "events", "manifest", "sealed", "steps", "user_file")
     },
+    "nanogpt_dist/storage/appending.py": [*STORAGE, f"{HERE}/storage/test_appending.py"],
+    "nanogpt_dist/storage/shallow_json.py": [*STORAGE, f"{HERE}/storage/test_shallow_json.py"],
     "nanogpt_dist/storage/runlock.py": [*STORAGE, f"{HERE}/training/test_loop.py"],
     "nanogpt_dist/storage/run_checkpoints.py": [*STORAGE, *RESUMING, "tests/cli/test_eval.py"],
     "nanogpt_dist/storage/run_folder.py": [*STORAGE, *RESUMING, f"{HERE}/test_load_config.py"],
