@@ -33,6 +33,17 @@ def test_lines_are_appended_behind_what_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes().endswith(b"four\nfive\n")
 
 
+def test_lines_are_made_durable_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.pread(fd, 99, 0)))
+    append_lines(tmp_path / "file", ["one"])
+    assert not synced
+    append_lines(tmp_path / "file", ["two"], sync=True)
+    assert synced == [b"one\ntwo\n"]
+
+
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_no_regular_file_is_refused_in_a_line(kind: str, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("# mine\n")
@@ -58,8 +69,10 @@ def test_a_pipe_that_comes_between_the_look_and_the_opening(
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     monkeypatch.setattr("nanogpt_dist.storage.appending.refuse_odd", lambda path: None)
+    before = set(os.listdir("/dev/fd"))
     with pytest.raises(OddFileError):
         open_to_append(tmp_path / "pipe")
+    assert set(os.listdir("/dev/fd")) == before
     with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
         open_to_append(tmp_path / "link")
     assert not (tmp_path / "mine").exists()

@@ -28,6 +28,13 @@ def test_the_deepest_is_read_and_the_next_is_not() -> None:
     for text in (nested(DEEPEST + 2), nested(900), "[" * 900 + "]" * 900, "[" * 10**6):
         with pytest.raises(ValueError, match=r"nested too deep|Expecting"):
             parse_json(text.encode())
+    for depth in (DEEPEST, DEEPEST + 1):  # with a list beside, and a number in the innermost
+        text = b"[[]," + b"[" * (depth - 1) + b"1" + b"]" * depth
+        if depth == DEEPEST:
+            assert parse_json(text)[0] == []
+        else:
+            with pytest.raises(ValueError, match="nested too deep"):
+                parse_json(text)
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
