@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from launch.torchrun import COUNT
 from nanogpt_dist.config import setting
 from nanogpt_dist.errors import UsageError
 
@@ -122,7 +123,7 @@ def make(
     Raises: UsageError if something is missing or cannot stand in a job file.
     """
     options = JobOptions(**given)
-    if not re.fullmatch("[0-9]{1,6}", nproc_per_node) or int(nproc_per_node) < 1:
+    if not re.fullmatch(COUNT, nproc_per_node) or int(nproc_per_node) < 1:
         raise UsageError(
             "which nodes a job gets is not known yet: say how many ranks each has, "
             "--nproc-per-node 8"

@@ -54,7 +54,7 @@ def nodes_of(nnodes: str, node_rank: int | None, rdzv_endpoint: str | None) -> N
     Raises: UsageError if the settings contradict each other; MissingInputError if the way is not
     known.
     """
-    match = re.fullmatch("([0-9]{1,6})(?::([0-9]{1,6}))?", nnodes)
+    match = re.fullmatch(f"({COUNT})(?::({COUNT}))?", nnodes)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= least <= most:
         raise UsageError(
